@@ -1,0 +1,1 @@
+"""Where a message goes once it is clean: the deliveries that come with the guard."""

@@ -1,0 +1,21 @@
+"""How text that a stranger chose becomes safe to show: in a reply, in a log line."""
+
+from __future__ import annotations
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
+_WORD = {**_CONTROLS, ord(" "): "\\x20", ord('"'): '\\"', ord("\\"): "\\\\"}
+
+
+def escape_text(text: str) -> str:
+    """Printable ASCII: controls become `\\xNN`, other characters Python's backslash escapes. Spaces stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return text.translate(_CONTROLS).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def escape_word(text: str) -> str:
+    """One word of printable ASCII: as `escape_text`, and space, quote and backslash are escaped too.
+
+    A log line is `name=value name=value`. No value that a client sent can end early or forge another name.
+    """
+    return text.translate(_WORD).encode("ascii", "backslashreplace").decode("ascii")

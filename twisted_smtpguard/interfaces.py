@@ -1,0 +1,139 @@
+"""What plugs into the guard, and what the guard promises it. Imports no reactor.
+
+A hook answers now, or with a Deferred; `async def` is welcome (it is converted once). One hook of a session
+runs at a time. Raise `Refused` to refuse; any other exception is logged with its traceback and is a
+`451 4.3.0` to the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from twisted_smtpguard.smtp.replies import Reply
+
+T = TypeVar("T")
+Later: TypeAlias = T | Deferred[T] | Awaitable[T]
+Address: TypeAlias = IPv4Address | IPv6Address
+
+
+class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook says
+    """Raised by a hook to refuse with `reply`, a 4xx or 5xx. Anything else is our fault: `451 4.3.0`."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+@attrs.frozen
+class Peer:
+    """Who connects, as far as it is known before the greeting."""
+
+    address: Address | None
+    """None: a UNIX socket. An IPv4-mapped IPv6 address is given as IPv4."""
+    port: int | None
+    local_address: Address | None
+    local_port: int | None
+    tls: bool
+    """Implicit TLS; the handshake may still be going on."""
+    proxied: bool
+    """The values are the real client's, told by a trusted proxy in front."""
+
+
+@attrs.frozen
+class Client:
+    """The session at MAIL: a value, never the session itself."""
+
+    peer: Peer
+    session: str
+    """The id in the log."""
+    helo: str
+    """What the client called itself, as sent: any one printable word. Not verified."""
+    protocol: str
+    """The "with" word of RFC 3848 and RFC 6531: SMTP, ESMTP, ESMTPS, UTF8SMTP and so on."""
+    identity: str | None
+    """The authenticated user."""
+    trusted: bool
+
+
+@attrs.frozen
+class Path:
+    """The address of a MAIL or RCPT command with its parameters."""
+
+    address: str
+    """"" is the null sender; quoting is kept as sent; non-ASCII only under SMTPUTF8."""
+    parameters: Mapping[str, str | None]
+    """Upper-case keyword to value, None for a keyword without one. Only what was advertised."""
+
+
+class IMessageSink(Interface):
+    """One message on its way in. Octets as after dot-unstuffing: CRLF line ends, no final dot, no field
+    added by the guard."""
+
+    def write(data: bytes) -> Deferred[None] | None:
+        """Take the next octets, at most 64 KiB a call.
+
+        While a returned Deferred is pending there is no other call but `abort()`, and the client is not read.
+        `Refused`: the rest of the message is swallowed, and the reply comes at the end of the data.
+        """
+
+    def finish() -> Later[Reply | None]:
+        """The message is whole and within the limits. Answer when it is safe; None is `250 2.0.0`.
+
+        Never cancelled by a disconnect: it runs to its time limit (Limits.delivery_timeout), and
+        `stopService()` waits for it. At the time limit its Deferred is cancelled and the client gets a 451.
+        """
+
+    def abort() -> None:
+        """Instead of `finish()`: nothing may be delivered. May come while a `write()` is pending, never after
+        `finish()`. Must not raise."""
+
+
+class IMailTransaction(Interface):
+    """Ends in exactly one of: `abort()`, or the sink's `finish()` or `abort()`."""
+
+    def recipient(recipient: Path) -> Later[Reply | None]:
+        """Called once a RCPT within the limits. None: `250 2.1.5`. A 2xx Reply replaces its text."""
+
+    def data() -> Later[IMessageSink]:
+        """Called once, at DATA or the first BDAT, with one accepted recipient or more. The 354 follows its
+        answer."""
+
+    def abort() -> None:
+        """RSET, EHLO, QUIT, disconnect, timeout or stop before `data()` has answered. Not after. Must not
+        raise."""
+
+
+class IDelivery(Interface):
+    """Where messages go."""
+
+    extensions: frozenset[str] = Attribute(
+        "The SMTP extensions that it can carry, of 8BITMIME SMTPUTF8 BINARYMIME DSN; read at each EHLO."
+    )
+    max_message_octets: int = Attribute(
+        "The largest message that it takes; 0: no opinion. SIZE is the smaller of this and Limits."
+    )
+
+    def begin(client: Client, sender: Path) -> Later[IMailTransaction]:
+        """Called at MAIL, after the guard's own limits. If its Deferred is cancelled it must take back what
+        it took."""
+
+
+class IDeliveryFactory(Interface):
+    """A plugin for `--deliver NAME:ARGS` provides this and twisted.plugin.IPlugin."""
+
+    name: str = Attribute("What stands before the colon: [a-z][a-z0-9-]*.")
+    summary: str = Attribute("One line for --help-deliveries.")
+    argument_format: str = Attribute("What may stand behind the colon, for --help-delivery NAME.")
+
+    def make_delivery(argument: str, reactor: object) -> IDelivery:
+        """Called before anything listens. ValueError is a usage error; its text is shown.
+
+        A delivery that also provides twisted.application.service.IService becomes a child of the service:
+        started before any listener, stopped after the last session.
+        """

@@ -1,0 +1,1 @@
+"""What SMTP says: grammar, commands, replies, sessions and message data. Knows no transport."""

@@ -1,0 +1,335 @@
+"""Every reply the guard makes, once: its code, its text, when it is sent, and the reason that the log gives.
+
+Code, tests and docs/reference/replies.md use these names. Texts and codes: RFC 5321 4.2, RFC 2034, RFC 3463.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from twisted_smtpguard.escaping import escape_text
+
+MAX_LINE_OCTETS = 512
+"""RFC 5321 4.5.3.1.5: a reply line, its CRLF included."""
+
+
+@attrs.frozen
+class Reply:
+    """One SMTP reply. `lines` is text without code and line end; it is escaped and cut when written.
+
+    A 421 or 521 closes the session after the line, whoever returns it.
+    """
+
+    code: int
+    enhanced: str
+    """An enhanced status code such as `5.1.1` (RFC 3463), put on every line; "" for none."""
+    lines: tuple[str, ...]
+    wire: bytes = attrs.field(init=False, repr=False, eq=False)
+    """The octets to write, made once: most replies are written many times."""
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "wire", b"".join(_render(self)))
+
+    @property
+    def closes(self) -> bool:
+        """Whether the session ends after this reply."""
+        return self.code in (421, 521)
+
+
+def _render(reply: Reply) -> Iterator[bytes]:
+    lines = reply.lines or ("",)
+    for number, text in enumerate(lines, 1):
+        mark = " " if number == len(lines) else "-"
+        code = f"{reply.enhanced} " if reply.enhanced else ""
+        line = escape_text(f"{reply.code}{mark}{code}{text}")
+        yield line[: MAX_LINE_OCTETS - 2].encode("ascii") + b"\r\n"
+
+
+@attrs.frozen
+class Entry:
+    """A row of the catalogue."""
+
+    name: str
+    reply: Reply
+    when: str
+    reason: str
+    """What a `reject` log line gives as its reason; "" where the reply refuses nothing."""
+
+
+_WHEN: dict[Reply, tuple[str, str]] = {}
+
+
+def _reply(code: int, enhanced: str, text: str, when: str, reason: str = "") -> Reply:
+    reply = Reply(code, enhanced, (text,))
+    assert reply not in _WHEN, f"{reply} stands twice"
+    _WHEN[reply] = (when, reason)
+    return reply
+
+
+def reason_of(reply: Reply) -> str:
+    """The log reason of a refusal. A reply that is not ours is the delivery's word."""
+    return _WHEN.get(reply, ("", "delivery"))[1]
+
+
+def catalogue() -> Iterator[Entry]:
+    """Every fixed reply in the order of this file. The reference documentation is checked against it."""
+    for name, value in list(globals().items()):
+        if isinstance(value, Reply):
+            when, reason = _WHEN[value]
+            yield Entry(name, value, when, reason)
+
+
+# Replies that are made for the occasion.
+
+
+def greeting(hostname: str) -> Reply:
+    """The first line. It carries no enhanced code and no version."""
+    return Reply(220, "", (f"{hostname} ESMTP",))
+
+
+def hello(hostname: str, keywords: Iterable[str] = ()) -> Reply:
+    """The answer to HELO, or with `keywords` to EHLO (RFC 5321 4.1.1.1)."""
+    return Reply(250, "", (hostname, *keywords))
+
+
+def chunk_received(octets: int) -> Reply:
+    """The answer to a BDAT that was not the last (RFC 3030)."""
+    return Reply(250, "2.0.0", (f"{octets} octets received",))
+
+
+# Success.
+
+OK = _reply(250, "2.0.0", "OK", "RSET and NOOP")
+SENDER_OK = _reply(250, "2.1.0", "Sender OK", "MAIL")
+RECIPIENT_OK = _reply(250, "2.1.5", "Recipient OK", "RCPT, unless the delivery brings its own text")
+MESSAGE_ACCEPTED = _reply(
+    250, "2.0.0", "Message accepted", "end of data, once the delivery says that the message is safe"
+)
+START_DATA = _reply(354, "", "End data with <CR><LF>.<CR><LF>", "DATA")
+GOODBYE = _reply(221, "2.0.0", "Closing connection", "QUIT")
+CANNOT_VERIFY = _reply(
+    252, "2.0.0", "Cannot verify the user, but will accept a message and attempt delivery", "VRFY"
+)
+HELP = _reply(214, "2.0.0", "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT", "HELP")
+
+# Admission.
+
+TOO_MANY_CONNECTIONS = _reply(
+    421,
+    "4.7.0",
+    "Too many connections, try again later",
+    "at accept, above the cap of all connections",
+    "max_connections",
+)
+NOT_SMTP = _reply(
+    421,
+    "4.7.0",
+    "Not an SMTP client, closing connection",
+    "the first line is an HTTP request, an SSH greeting, a TLS hello or a header field",
+    "not_smtp",
+)
+
+# Commands.
+
+UNRECOGNIZED_COMMAND = _reply(
+    500,
+    "5.5.1",
+    "Command not recognized",
+    "an unknown verb",
+    "unrecognized_command",
+)
+SYNTAX_ERROR = _reply(
+    500,
+    "5.5.2",
+    "Syntax error",
+    "an empty line, a NUL anywhere in it, or a verb that is not ASCII",
+    "syntax_error",
+)
+LINE_TOO_LONG = _reply(500, "5.5.2", "Line too long", "an over-long command line", "max_command_line")
+BAD_LINE_END = _reply(
+    500,
+    "5.5.2",
+    "Line must end with <CR><LF>",
+    "a command line that ends with LF alone, or has a bare CR in it",
+    "bad_line_end",
+)
+BAD_SEQUENCE = _reply(503, "5.5.1", "Bad sequence of commands", "a command out of sequence", "bad_sequence")
+TOO_MANY_INVALID_COMMANDS = _reply(
+    421,
+    "4.4.0",
+    "Too many errors, closing connection",
+    "behind the reply to the last invalid command allowed; a line that never ends",
+    "max_invalid_commands",
+)
+TOO_MANY_ERRORS = _reply(
+    421,
+    "4.7.0",
+    "Too many errors, closing connection",
+    "behind the last error allowed",
+    "max_errors",
+)
+BAD_ARGUMENTS = _reply(
+    501,
+    "5.5.4",
+    "Syntax error in parameters or arguments",
+    "malformed arguments, a bad value of a known parameter, or a parameter given twice",
+    "bad_arguments",
+)
+UNSUPPORTED_PARAMETER = _reply(
+    555,
+    "5.5.4",
+    "Unsupported parameter",
+    "a MAIL or RCPT parameter that was not advertised",
+    "unsupported_parameter",
+)
+BAD_SENDER_ADDRESS = _reply(
+    501, "5.1.7", "Bad sender address syntax", "MAIL with a malformed address", "bad_sender_address"
+)
+BAD_RECIPIENT_ADDRESS = _reply(
+    501, "5.1.3", "Bad recipient address syntax", "RCPT with a malformed address", "bad_recipient_address"
+)
+NON_ASCII_ADDRESS = _reply(
+    553,
+    "5.6.7",
+    "Non-ASCII address needs SMTPUTF8",
+    "MAIL or RCPT with a non-ASCII address, the transaction being without SMTPUTF8",
+    "non_ascii_address",
+)
+EXPN_NOT_IMPLEMENTED = _reply(502, "5.5.1", "EXPN is not implemented", "EXPN", "expn")
+UNEXPECTED_PIPELINING = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: unexpected pipelined input",
+    "input behind EHLO, HELO or DATA before its reply, where the operator refuses it",
+    "unexpected_pipelining",
+)
+TOO_MANY_RECIPIENTS = _reply(
+    452, "5.5.3", "Too many recipients", "RCPT above the cap of recipients", "max_recipients"
+)
+TOO_MANY_RECIPIENTS_STRICT = _reply(
+    452,
+    "4.5.3",
+    "Too many recipients",
+    "the same with --strict-enhanced-codes (RFC 2034 4: the classes agree)",
+    "max_recipients",
+)
+TOO_MANY_REJECTED_RECIPIENTS = _reply(
+    421,
+    "4.7.0",
+    "Too many unknown recipients, closing connection",
+    "behind the last refused recipient allowed",
+    "max_rejected_recipients",
+)
+TOO_MANY_MESSAGES = _reply(
+    421, "4.7.0", "Too many messages, please reconnect", "MAIL above the cap of messages", "max_messages"
+)
+NO_VALID_RECIPIENTS = _reply(
+    554,
+    "5.5.1",
+    "No valid recipients",
+    "DATA or BDAT when every recipient was refused",
+    "no_valid_recipients",
+)
+
+# Messages.
+
+MESSAGE_TOO_LARGE = _reply(
+    552,
+    "5.3.4",
+    "Message size exceeds fixed maximum message size",
+    "MAIL with a SIZE above the maximum, or after the end of the data",
+    "max_message_size",
+)
+DATA_NEVER_ENDS = _reply(
+    421,
+    "4.3.0",
+    "Message too large, closing connection",
+    "data so far above the maximum that it is no longer read to its end",
+    "oversize_drain",
+)
+BARE_NEWLINE = _reply(
+    550,
+    "5.5.2",
+    "Bare <CR> or <LF> received",
+    "after the end of data, where bare newlines are refused",
+    "bare_newline",
+)
+HEADER_TOO_LARGE = _reply(
+    552, "5.3.4", "Message header too large", "after the end of data", "max_header_size"
+)
+ROUTING_LOOP = _reply(
+    554,
+    "5.4.6",
+    "Routing loop detected",
+    "after the end of data with too many Received fields",
+    "max_received_fields",
+)
+MALFORMED_BDAT = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: malformed BDAT",
+    "behind the 501: where the chunk ends cannot be known",
+    "malformed_bdat",
+)
+INSUFFICIENT_STORAGE = _reply(
+    452,
+    "4.3.1",
+    "Insufficient system storage",
+    "MAIL below the free space to keep; end of data on a full disk",
+    "insufficient_storage",
+)
+TOO_MANY_PENDING = _reply(
+    451,
+    "4.3.2",
+    "Too many deliveries pending, try again later",
+    "MAIL while too many verdicts are pending whose clients are gone",
+    "max_pending_deliveries",
+)
+
+# Time, and our own faults.
+
+READ_TIMED_OUT = _reply(
+    421,
+    "4.4.2",
+    "Timeout waiting for client, closing connection",
+    "no whole command, or no progress in the data, within the read timeout",
+    "read_timeout",
+)
+DATA_TOO_SLOW = _reply(
+    421,
+    "4.4.2",
+    "Data transfer too slow, closing connection",
+    "data below the minimum rate",
+    "min_data_rate",
+)
+SESSION_TOO_LONG = _reply(
+    421,
+    "4.4.2",
+    "Session time limit reached, closing connection",
+    "between transactions, past the session time",
+    "max_session_time",
+)
+DELIVERY_TIMED_OUT = _reply(
+    451,
+    "4.3.0",
+    "Delivery timed out, try again later",
+    "the delivery did not answer in time",
+    "delivery_timeout",
+)
+LOCAL_ERROR = _reply(
+    451,
+    "4.3.0",
+    "Internal error, try again later",
+    "an unexpected error in a transaction",
+    "internal_error",
+)
+LOCAL_ERROR_CLOSING = _reply(
+    421,
+    "4.3.0",
+    "Internal error, try again later",
+    "an unexpected error outside a transaction",
+    "internal_error",
+)
+SHUTTING_DOWN = _reply(421, "4.3.2", "Server shutting down", "the service stops", "shutdown")
