@@ -1,0 +1,198 @@
+"""What a command line says: octets in, values out, `Refused` for what SMTP does not allow.
+
+Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 6152 and 6531). The session calls them, once a command.
+No regular expression here may need more than linear time: a client writes the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv6Address
+from types import MappingProxyType
+
+from twisted_smtpguard.interfaces import Path, Refused
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+
+NO_PARAMETERS: Mapping[str, str | None] = MappingProxyType({})
+
+_BLANKS = re.compile(r"[ \t]+")
+_BLANKS_OF_A_LINE = re.compile(rb"[ \t]+")
+_HELLO = re.compile(rb"[!-~]{1,255}")
+_BDAT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?", re.IGNORECASE)
+
+# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line ends of Unicode (RFC 5198 2): an address
+# is written into header fields, where some reader would see a new line. Octets that are no UTF-8 are decoded
+# to lone surrogates, which are not in here either.
+_UTF8 = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_UTF8}-]+"
+_DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
+_QUOTED_STRING = rf'"(?:[ !#-\[\]-~{_UTF8}]|\\[ -~])*"'
+# An underscore is in no RFC and in many host names; Postfix takes it too.
+_LETTER = rf"A-Za-z0-9_{_UTF8}"
+_LABEL = rf"[{_LETTER}](?:[{_LETTER}-]{{0,61}}[{_LETTER}])?"
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_SOURCE_ROUTE = rf"@{_DOMAIN}(?:,@{_DOMAIN})*:"
+_PATH = re.compile(
+    rf"[ \t]*<(?:(?:{_SOURCE_ROUTE})?"
+    rf"(?P<address>(?:{_DOT_STRING}|{_QUOTED_STRING})@(?:(?P<domain>{_DOMAIN})|\[(?P<literal>[!-Z^-~]+)\]))"
+    r"|(?P<bare>[A-Za-z]+))?>"
+)
+MAX_DOMAIN_OCTETS = 255
+
+_IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
+_GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
+
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+_VALUES = {
+    "SIZE": re.compile(r"[0-9]{1,20}"),
+    "BODY": re.compile(r"7BIT|8BITMIME|BINARYMIME"),
+    "SMTPUTF8": None,
+}
+
+# The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What stands behind these four
+# verbs is free text, and may look like the rest of a request line.
+_NOT_SMTP = re.compile(
+    rb"\x16\x03"
+    rb"|SSH-"
+    rb"|[!#$%&'*+.^_`|~0-9A-Za-z-]+:"
+    rb"|(?!(?:NOOP|HELP|VRFY|EXPN) )[!-~]+ [!-~\x80-\xff]+ HTTP/[0-9]\.[0-9]",
+    re.IGNORECASE,
+)
+
+
+def is_not_smtp(start: bytes) -> bool:
+    """Whether `start`, the first line of a connection or the beginning of one, is another protocol's.
+
+    An HTTP request line, an SSH greeting, a TLS hello or a header field. False for every legal SMTP command.
+    """
+    return _NOT_SMTP.match(start) is not None
+
+
+def parse_command(line: bytes) -> tuple[bytes, bytes]:
+    """The upper-case verb of a command line, and its argument.
+
+    `line` comes without its CRLF. Blanks (spaces and tabs) at its end and between verb and argument belong to
+    neither; the rest of the argument is as sent. Refused: an empty line, NUL, a verb that is not ASCII.
+    """
+    line = line.rstrip(b" \t")
+    verb, _, argument = line.partition(b" ")
+    if b"\t" in verb:
+        verb, argument = _BLANKS_OF_A_LINE.split(line, maxsplit=1)
+    if not verb or b"\0" in line or not verb.isascii():
+        raise Refused(replies.SYNTAX_ERROR)
+    return verb.upper(), argument.lstrip(b" \t")
+
+
+def parse_hello(argument: bytes) -> str:
+    """The one word behind HELO, EHLO or LHLO, 1 to 255 octets of printable ASCII."""
+    if _HELLO.fullmatch(argument) is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return argument.decode("ascii")
+
+
+def parse_bdat(argument: bytes) -> tuple[int, bool]:
+    """The octets of a chunk, and whether it is the last (RFC 3030 2)."""
+    match = _BDAT.fullmatch(argument)
+    if match is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return int(match[1]), match[2] is not None
+
+
+def parse_mail(argument: bytes, offered: frozenset[str]) -> Path:
+    """The reverse-path behind MAIL, with its parameters (RFC 5321 4.1.1.2).
+
+    `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, and BINARYMIME if BODY may
+    have that value.
+    """
+    if argument[:5].upper() != b"FROM:":
+        raise Refused(replies.BAD_ARGUMENTS)
+    path, address, rest = _parse_path(argument[5:], replies.BAD_SENDER_ADDRESS)
+    if address is None:
+        if path["bare"] is not None:
+            raise Refused(replies.BAD_SENDER_ADDRESS)
+        address = ""
+    parameters = _parse_parameters(rest, offered)
+    if not path[0].isascii() and "SMTPUTF8" not in parameters:
+        raise Refused(replies.NON_ASCII_ADDRESS)
+    return Path(address, parameters)
+
+
+def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
+    """The forward-path behind RCPT, with its parameters (RFC 5321 4.1.1.3).
+
+    `offered` is as for `parse_mail`; `utf8` says whether the transaction's MAIL had SMTPUTF8.
+    """
+    if argument[:3].upper() != b"TO:":
+        raise Refused(replies.BAD_ARGUMENTS)
+    path, address, rest = _parse_path(argument[3:], replies.BAD_RECIPIENT_ADDRESS)
+    if address is None:
+        # The one local part that needs no domain (RFC 5321 4.1.1.3).
+        address = path["bare"]
+        if address is None or address.lower() != "postmaster":
+            raise Refused(replies.BAD_RECIPIENT_ADDRESS)
+    parameters = _parse_parameters(rest, offered)
+    if not utf8 and not path[0].isascii():
+        raise Refused(replies.NON_ASCII_ADDRESS)
+    return Path(address, parameters)
+
+
+def _parse_path(octets: bytes, bad_address: Reply) -> tuple[re.Match[str], str | None, str]:
+    """The match of `_PATH`, the mailbox without its source route, and what stands behind the bracket."""
+    text = octets.decode("utf-8", "surrogateescape")
+    path = _PATH.match(text)
+    if path is None:
+        raise Refused(bad_address)
+    address, domain, literal = path.group("address", "domain", "literal")
+    if domain is not None and len(domain.encode()) > MAX_DOMAIN_OCTETS:
+        raise Refused(bad_address)
+    if literal is not None and not _is_address_literal(literal):
+        raise Refused(bad_address)
+    return path, address, text[path.end() :]
+
+
+def _is_address_literal(text: str) -> bool:
+    """Whether `text` may stand between square brackets in place of a domain (RFC 5321 4.1.3)."""
+    if text[:5].upper() != "IPV6:":
+        return _IPV4.fullmatch(text) is not None or _GENERAL_LITERAL.fullmatch(text) is not None
+    if _IPV6.fullmatch(text, 5) is None:
+        return False
+    try:
+        IPv6Address(text[5:])
+    except AddressValueError:
+        return False
+    return True
+
+
+def _parse_parameters(rest: str, offered: frozenset[str]) -> Mapping[str, str | None]:
+    """What stands behind a path: blanks and ESMTP parameters, upper-case keyword to value."""
+    if not rest:
+        return NO_PARAMETERS
+    before, *words = _BLANKS.split(rest)
+    if before:
+        raise Refused(replies.BAD_ARGUMENTS)
+    parameters: dict[str, str | None] = {}
+    for word in words:
+        match = _PARAMETER.fullmatch(word)
+        if match is None:
+            raise Refused(replies.BAD_ARGUMENTS)
+        keyword, value = match[1].upper(), match[2]
+        if keyword not in offered or keyword not in _VALUES:
+            raise Refused(replies.UNSUPPORTED_PARAMETER)
+        if keyword in parameters:
+            raise Refused(replies.BAD_ARGUMENTS)
+        parameters[keyword] = _parse_value(keyword, value, offered)
+    return MappingProxyType(parameters)
+
+
+def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> str | None:
+    form = _VALUES[keyword]
+    if form is None and value is None:
+        return None
+    if form is None or value is None or form.fullmatch(value.upper()) is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    if value.upper() == "BINARYMIME" and "BINARYMIME" not in offered:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return value.upper()
