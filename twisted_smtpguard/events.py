@@ -59,7 +59,9 @@ class Events:
         self._logger = logger or Logger(namespace="twisted_smtpguard")
         self._logs_info = level <= LogLevel.info
         self._logs_warn = level <= LogLevel.warn
-        self._budget = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
+        self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
+        # Of its own, so that no flood of refusals hides a fault.
+        self._failures = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
 
     # The service.
 
@@ -82,8 +84,9 @@ class Events:
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
         fields: dict[str, object] = {**self.statistics.snapshot()}
-        if self._budget.suppressed:
-            fields["suppressed"] = self._budget.take_suppressed()
+        suppressed = self._refusals.take_suppressed() + self._failures.take_suppressed()
+        if suppressed:
+            fields["suppressed"] = suppressed
         self._info("stopped", fields)
 
     # A connection.
@@ -130,7 +133,7 @@ class Events:
         if not session:
             counts.connections_refused += 1
         # Under a flood this is where most refusals end, before anything is built.
-        if not self._logs_info or not self._budget.allows(peer, reason, self._clock.seconds()):
+        if not self._logs_info or not self._refusals.allows(peer, reason, self._clock.seconds()):
             return
         fields: dict[str, object] = {"peer": peer, "reason": reason}
         if session:
@@ -149,8 +152,9 @@ class Events:
             fields["recipient"] = _word(recipient)
         if client_gone:
             fields["client_gone"] = True
-        if self._budget.suppressed:
-            fields["suppressed"] = self._budget.take_suppressed()
+        suppressed = self._refusals.take_suppressed()
+        if suppressed:
+            fields["suppressed"] = suppressed
         self._info("reject", fields)
 
     def accept(
@@ -198,15 +202,16 @@ class Events:
         fill the disk with it.
         """
         self.statistics.failures += 1
-        if not self._budget.allows(peer, "failure", self._clock.seconds()):
+        if not self._failures.allows(peer, "failure", self._clock.seconds()):
             return
         fields: dict[str, Any] = {}
         if session:
             fields["session"] = session
         if peer:
             fields["peer"] = peer
-        if self._budget.suppressed:
-            fields["suppressed"] = self._budget.take_suppressed()
+        suppressed = self._failures.take_suppressed()
+        if suppressed:
+            fields["suppressed"] = suppressed
         line = f"{_line('failure', fields)} {escape_text(text)}"
         failure, error = _escaped(failure)
         self._logger.failure("{text}", failure, text=line, event="failure", error=error, **fields)
@@ -227,8 +232,7 @@ class LineBudget:
     """
 
     def __init__(self, lines: int, lines_per_client: int) -> None:
-        self.suppressed = 0
-        """Lines left out since `take_suppressed()`."""
+        self._suppressed = 0
         self._max_lines = lines
         self._max_lines_per_client = lines_per_client
         self._second = -1
@@ -244,13 +248,13 @@ class LineBudget:
             self._lines_by_client.clear()
         # First, so that a flood from ever new addresses adds no key once the second is used up.
         if self._lines >= self._max_lines > 0:
-            self.suppressed += 1
+            self._suppressed += 1
             return False
         if self._max_lines_per_client:
             client = (peer, reason)
             lines = self._lines_by_client.get(client, 0)
             if lines >= self._max_lines_per_client:
-                self.suppressed += 1
+                self._suppressed += 1
                 return False
             if len(self._lines_by_client) >= MAX_TABLE_KEYS:
                 self._lines_by_client.clear()
@@ -260,7 +264,7 @@ class LineBudget:
 
     def take_suppressed(self) -> int:
         """How many lines were left out since this was last asked."""
-        suppressed, self.suppressed = self.suppressed, 0
+        suppressed, self._suppressed = self._suppressed, 0
         return suppressed
 
 
@@ -269,8 +273,8 @@ def _line(event: str, fields: Mapping[str, object]) -> str:
 
 
 def _shown(value: object) -> object:
-    if value is True:
-        return "true"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ",".join([f"{key}:{count}" for key, count in value.items()])
     return value

@@ -137,9 +137,8 @@ class Deadlines:
             self._wake_up = self._clock.callLater(delay, self._wake)
 
     def _wake(self) -> None:
+        # `_wake_tick` stays: what the functions set is scheduled once, when all have been called.
         self._wake_up = None
-        # What the functions set is scheduled once, when all have been called.
-        self._wake_tick = -_NO_TICK
         now = self._clock.seconds()
         due: list[Deadline] = []
         while self._ticks and self._ticks[0] / TICKS_A_SECOND <= now:
