@@ -17,13 +17,12 @@ from twisted_smtpguard.smtp.replies import Reply
 
 NO_PARAMETERS: Mapping[str, str | None] = MappingProxyType({})
 
-_BLANKS = re.compile(r"[ \t]+")
-_BLANKS_OF_A_LINE = re.compile(rb"[ \t]+")
+_BLANKS = re.compile(rb"[ \t]+")
 _HELLO = re.compile(rb"[!-~]{1,255}")
 _BDAT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?", re.IGNORECASE)
 
-# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line ends of Unicode (RFC 5198 2): an address
-# is written into header fields, where some reader would see a new line. Octets that are no UTF-8 are decoded
+# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line ends of Unicode (RFC 5198 2): what is
+# written into header fields must not look like a new line to any reader. Octets that are no UTF-8 are decoded
 # to lone surrogates, which are not in here either.
 _UTF8 = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
 _ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_UTF8}-]+"
@@ -80,7 +79,7 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
     line = line.rstrip(b" \t")
     verb, _, argument = line.partition(b" ")
     if b"\t" in verb:
-        verb, argument = _BLANKS_OF_A_LINE.split(line, maxsplit=1)
+        verb, argument = _BLANKS.split(line, maxsplit=1)
     if not verb or b"\0" in line or not verb.isascii():
         raise Refused(replies.SYNTAX_ERROR)
     return verb.upper(), argument.lstrip(b" \t")
@@ -170,11 +169,11 @@ def _parse_parameters(rest: str, offered: frozenset[str]) -> Mapping[str, str | 
     """What stands behind a path: blanks and ESMTP parameters, upper-case keyword to value."""
     if not rest:
         return NO_PARAMETERS
-    before, *words = _BLANKS.split(rest)
-    if before:
+    if rest[0] not in " \t":
         raise Refused(replies.BAD_ARGUMENTS)
     parameters: dict[str, str | None] = {}
-    for word in words:
+    # Not split(): it would also split at what a parameter must not contain.
+    for word in filter(None, rest.replace("\t", " ").split(" ")):
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise Refused(replies.BAD_ARGUMENTS)

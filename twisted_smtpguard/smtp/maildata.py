@@ -13,6 +13,7 @@ from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 
 _CRLF = b"\r\n"
+_CRLF_DOT = b"\r\n."
 _END_OF_DATA = b"\r\n.\r\n"
 _PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 
@@ -171,31 +172,33 @@ class DataDecoder:
         were consumed. What stands behind the end of the data is not looked at. Not to be called once `ended`.
         """
         held = self._held
-        # Whether an end that began earlier is completed; then the rest, which may be long, is not copied.
-        near = held + data[start : start + len(_END_OF_DATA) - 1]
-        end = near.find(_END_OF_DATA)
+        if held:
+            # An end that began earlier. It is looked for alone, so that what stands behind it is not copied.
+            near = held + data[start : start + len(_END_OF_DATA) - 1]
+            end = near.find(_END_OF_DATA)
+            if end >= 0:
+                self.ended = True
+                return self._take(near[: end + len(_CRLF)], True), end + len(_END_OF_DATA) - len(held)
+        # Most pieces of most messages have no line that begins with a dot, and this one search is all.
+        dot = data.find(_CRLF_DOT, start)
+        end = data.find(_END_OF_DATA, dot) if dot >= 0 else -1
         if end >= 0:
-            return self._end(near[: end + len(_CRLF)], end + len(_END_OF_DATA) - len(held))
-        end = data.find(_END_OF_DATA, start)
-        if end >= 0:
-            return self._end(held + data[start : end + len(_CRLF)], end + len(_END_OF_DATA) - start)
+            self.ended = True
+            return self._take(held + data[start : end + len(_CRLF)], True), end + len(_END_OF_DATA) - start
         text = held + data[start:]
         part = _PART_OF_AN_END.search(text, len(text) - len(_END_OF_DATA) + 1)
         cut = part.start() if part else len(text)
         self._held = text[cut:]
-        return self._take(text[:cut]), len(data) - start
+        return self._take(text[:cut], dot >= 0 or bool(held)), len(data) - start
 
-    def _end(self, piece: bytes, consumed: int) -> tuple[bytes, int]:
-        self.ended = True
-        return self._take(piece), consumed
-
-    def _take(self, piece: bytes) -> bytes:
-        """A piece begins and ends where a line end cannot be split, nor a stuffed dot from its line end."""
-        if not piece:
-            return b""
-        unstuffed = piece.replace(b"\r\n.", _CRLF)[self._virtual :]
-        self._virtual = 0
-        return self._check.take(unstuffed)
+    def _take(self, piece: bytes, dots: bool) -> bytes:
+        """Check a piece, which neither begins nor ends inside a CRLF or a CRLF and dot."""
+        if dots:
+            piece = piece.replace(_CRLF_DOT, _CRLF)
+        if self._virtual and piece:
+            piece = piece[self._virtual :]
+            self._virtual = 0
+        return self._check.take(piece)
 
 
 class ChunkDecoder:
