@@ -276,8 +276,7 @@ class Limits:
     data_rate_window: float = _limit(
         60,
         SECONDS,
-        "Over which the minimum data rate is averaged, and for which a message is spared at its start; 0: "
-        "over the whole message, from its start.",
+        "Over which the minimum data rate is averaged, and for which a message is spared at its start.",
     )
     max_session_time: float = _limit(
         0, SECONDS, "A session, checked between transactions.", "SESSION_TOO_LONG"

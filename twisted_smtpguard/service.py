@@ -1,0 +1,102 @@
+"""The service that applications compose: listeners, the factory behind them, and how they start and stop."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.interfaces import IDelivery
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+
+class SMTPGuardService(MultiService):
+    """A guard on any number of endpoints, with one cap over all of them.
+
+    `reactor` provides the time. `names` are the endpoints' strings, for the log. A delivery that provides
+    IService is started before any listener and stopped after the last session. It can be started again after it
+    was stopped.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: Sequence[IStreamServerEndpoint],
+        delivery: IDelivery,
+        *,
+        limits: Limits | None = None,
+        hostname: str | None = None,
+        events: Events | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.factory = SMTPGuardFactory(reactor, delivery, limits=limits, hostname=hostname, events=events)
+        self._endpoints = list(endpoints)
+        self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
+        self._ports: list[IListeningPort] = []
+        if IService.providedBy(delivery):
+            delivery.setServiceParent(self)
+
+    @property
+    def ports(self) -> Sequence[IListeningPort]:
+        """What is listened on, in the order of the endpoints; empty while the service does not run."""
+        return tuple(self._ports)
+
+    def startService(self) -> None:
+        """Listen. Raises what an endpoint fails with (CannotListenError: the port is taken); then none listens."""
+        super().startService()
+        self.factory.reopen()
+        for name, endpoint in zip(self._names, self._endpoints, strict=True):
+            self._listen(name, endpoint)
+        self._warn_of_descriptors()
+
+    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
+        failures: list[Failure] = []
+        listening = endpoint.listen(self.factory)
+        listening.addCallbacks(self._listening, failures.append, callbackArgs=(name,))
+        if failures:
+            for port in self._ports:
+                port.stopListening()
+            self._ports.clear()
+            super().stopService()
+            failures[0].raiseException()
+
+    def _listening(self, port: IListeningPort, name: str) -> None:
+        self._ports.append(port)
+        self.factory.site.events.listening(name, _address_text(port.getHost()))
+
+    def _warn_of_descriptors(self) -> None:
+        events, cap = self.factory.site.events, self.factory.site.limits.max_connections
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if not cap:
+            events.no_connection_cap(descriptors)
+        elif descriptors != resource.RLIM_INFINITY and cap >= descriptors:
+            events.descriptors_below_cap(descriptors, cap)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening at once, end the sessions, wait for pending verdicts, then stop the delivery.
+
+        Fires at most `Limits.shutdown_grace` + 5 seconds later.
+        """
+        ports, self._ports = self._ports, []
+        closed: Deferred[Any] = gatherResults(
+            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+        )
+        closed.addBoth(lambda _: self.factory.drain())
+        closed.addCallback(lambda _: maybeDeferred(super(SMTPGuardService, self).stopService))
+        closed.addCallback(lambda _: self.factory.site.events.stopped())
+        return closed
+
+
+def _address_text(host: Any) -> str:
+    if hasattr(host, "host"):
+        return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+    name = getattr(host, "name", None)
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name or host)

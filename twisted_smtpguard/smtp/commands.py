@@ -1,0 +1,186 @@
+"""What each command may do: one row a verb. Nobody else looks at verbs.
+
+A row says how the argument is read, in which phases the command is in sequence, what carries it out, and what
+kind of command it is. Handlers return an answer and never write.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from twisted_smtpguard.interfaces import Path, Refused
+from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp.replies import Reply
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.smtp.session import Session
+    from twisted_smtpguard.smtp.transaction import Answer
+
+
+class Phase(enum.Enum):
+    """How far a session has come (RFC 5321 4.1.4)."""
+
+    CONNECTED = "connected"
+    """Greeted, no HELO or EHLO yet."""
+    READY = "ready"
+    """Between transactions."""
+    SENDER = "sender"
+    """MAIL was accepted, no RCPT has been tried."""
+    REFUSED = "refused"
+    """Every RCPT so far was refused."""
+    RECIPIENTS = "recipients"
+    """A recipient was accepted."""
+    CHUNKS = "chunks"
+    """Between two BDATs of a message (RFC 3030)."""
+
+
+_ANY = frozenset(Phase)
+
+
+@attrs.frozen
+class Command:
+    """A row of the table."""
+
+    verb: str
+    parse: Callable[[Session, bytes], Any]
+    """Reads the argument; raises Refused where it is malformed."""
+    phases: frozenset[Phase]
+    """Where the command is in sequence."""
+    run: Callable[[Session, Any], Answer]
+    """Carries it out with what `parse` returned."""
+    junk: bool = False
+    """Counts as junk: it brings no message closer."""
+    ends_group: bool = False
+    """Has to be the last command of a pipelined group (RFC 2920 3.1)."""
+    malformed: Reply | None = None
+    """Ends the session behind the reply to a malformed argument."""
+    misplaced: Callable[[Session, Any], Answer] | None = None
+    """Carries out what has to be done even out of sequence."""
+
+
+# Reading arguments.
+
+
+def _nothing(session: Session, argument: bytes) -> None:
+    if argument:
+        raise Refused(replies.BAD_ARGUMENTS)
+
+
+def _something(session: Session, argument: bytes) -> None:
+    if not argument:
+        raise Refused(replies.BAD_ARGUMENTS)
+
+
+def _anything(session: Session, argument: bytes) -> None:
+    return None
+
+
+def _hello(session: Session, argument: bytes) -> str:
+    return grammar.parse_hello(argument)
+
+
+def _sender(session: Session, argument: bytes) -> Path:
+    return grammar.parse_mail(argument, session.offered)
+
+
+def _recipient(session: Session, argument: bytes) -> Path:
+    return grammar.parse_rcpt(argument, frozenset(), session.utf8)
+
+
+def _chunk(session: Session, argument: bytes) -> tuple[int, bool]:
+    return grammar.parse_bdat(argument)
+
+
+# Carrying out.
+
+
+def _helo(session: Session, name: str) -> Answer:
+    return session.greet(name, extended=False)
+
+
+def _ehlo(session: Session, name: str) -> Answer:
+    return session.greet(name, extended=True)
+
+
+def _mail(session: Session, sender: Path) -> Answer:
+    return session.begin(sender)
+
+
+def _rcpt(session: Session, recipient: Path) -> Answer:
+    return session.add_recipient(recipient)
+
+
+def _data(session: Session, _: None) -> Answer:
+    if session.phase is Phase.REFUSED:
+        return replies.NO_VALID_RECIPIENTS
+    return session.receive_data()
+
+
+def _bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
+    if session.phase is Phase.REFUSED:
+        return session.refuse_chunk(*chunk, replies.NO_VALID_RECIPIENTS)
+    return session.receive_chunk(*chunk)
+
+
+def _misplaced_bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
+    return session.refuse_chunk(*chunk, replies.BAD_SEQUENCE)
+
+
+def _rset(session: Session, _: None) -> Answer:
+    session.reset()
+    return replies.OK
+
+
+def _noop(session: Session, _: None) -> Answer:
+    return replies.OK
+
+
+def _vrfy(session: Session, _: None) -> Answer:
+    return replies.CANNOT_VERIFY
+
+
+def _expn(session: Session, _: None) -> Answer:
+    return replies.EXPN_NOT_IMPLEMENTED
+
+
+def _help(session: Session, _: None) -> Answer:
+    return replies.HELP
+
+
+def _quit(session: Session, _: None) -> Answer:
+    session.reset()
+    session.quit = True
+    return replies.GOODBYE
+
+
+_ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
+
+COMMANDS: dict[bytes, Command] = {
+    row.verb.encode("ascii"): row
+    for row in (
+        Command("HELO", _hello, _ANY, _helo, ends_group=True),
+        Command("EHLO", _hello, _ANY, _ehlo, ends_group=True),
+        Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
+        Command("RCPT", _recipient, _ENVELOPE, _rcpt),
+        Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),
+        Command(
+            "BDAT",
+            _chunk,
+            frozenset({Phase.REFUSED, Phase.RECIPIENTS, Phase.CHUNKS}),
+            _bdat,
+            # Where the chunk of a malformed one ends cannot be known; that of a misplaced one must be read.
+            malformed=replies.MALFORMED_BDAT,
+            misplaced=_misplaced_bdat,
+        ),
+        Command("RSET", _nothing, _ANY, _rset, junk=True),
+        Command("NOOP", _anything, _ANY, _noop, junk=True),
+        Command("VRFY", _something, _ANY, _vrfy, junk=True),
+        Command("EXPN", _anything, _ANY, _expn, junk=True),
+        Command("HELP", _anything, _ANY, _help, junk=True),
+        Command("QUIT", _nothing, _ANY, _quit),
+    )
+}

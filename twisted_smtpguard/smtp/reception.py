@@ -1,0 +1,98 @@
+"""One message on its way from the client's octets through a decoder to the delivery's sink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.transaction import Transaction
+
+
+def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCheck:
+    """What a message must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030)."""
+    return MessageCheck(
+        max_octets=max_octets,
+        drain_octets=limits.oversize_drain,
+        max_header_octets=limits.max_header_size,
+        max_received=limits.max_received_fields,
+        normalize=limits.bare_newline == "normalize",
+        binary=binary,
+    )
+
+
+class Reception:
+    """A message, by DATA or by any number of BDATs. `transaction` None: its octets are only swallowed."""
+
+    def __init__(
+        self,
+        check: MessageCheck,
+        transaction: Transaction | None,
+        *,
+        chunked: bool,
+        refusal: Reply | None = None,
+    ) -> None:
+        self._check = check
+        self._transaction = transaction
+        self._decoder = ChunkDecoder(check) if chunked else DataDecoder(check)
+        self._refusal = refusal
+        if refusal is not None:
+            check.refuse(refusal)
+        self.open = not chunked
+        """What the client sends now belongs to the message."""
+        self.last = True
+        """The end of this part is the end of the message."""
+
+    def start_chunk(self, octets: int, last: bool) -> None:
+        """A BDAT: the next `octets` octets belong to the message."""
+        assert isinstance(self._decoder, ChunkDecoder)
+        self._decoder.start(octets, last)
+        self.open, self.last = not self._decoder.ended, last
+
+    @property
+    def octets(self) -> int:
+        """Of the message so far."""
+        return self._check.octets
+
+    @property
+    def exhausted(self) -> bool:
+        """The client sent so much above the maximum that the session has to end."""
+        return self._check.exhausted
+
+    @property
+    def problem(self) -> Reply | None:
+        """Why the message is refused. The maximum size wins over any other reason."""
+        if self._refusal is not None:
+            return self._refusal
+        problem = self._check.problem
+        if problem is replies.MESSAGE_TOO_LARGE or self._transaction is None:
+            return problem
+        return self._transaction.refusal or problem
+
+    def keep_refusal(self, reply: Reply) -> None:
+        """A chunk was answered with `reply`: every further chunk of the message gets the same."""
+        self._refusal = reply
+        self.settle()
+
+    def feed(self, data: bytes) -> tuple[int, Deferred[Any] | None]:
+        """Take what belongs to the message: (octets taken, what holds the client back or None)."""
+        octets, taken = self._decoder.feed(data)
+        self.open = not self._decoder.ended
+        waiting = None
+        if octets and self._transaction is not None and self.problem is None:
+            waiting = self._transaction.write(octets)
+        if waiting is None:
+            self.settle()
+        return taken, waiting
+
+    def settle(self) -> None:
+        """A refused message is aborted at once, and from then on its octets are only counted."""
+        problem = self.problem
+        if problem is not None:
+            self._check.refuse(problem)
+            if self._transaction is not None:
+                self._transaction.end()

@@ -1,0 +1,394 @@
+"""One SMTP session: its phase, its counts, its transaction. Lines and octets come in, answers go out.
+
+It knows no transport and never writes. The protocol calls `execute` for a line, `receive` for message data,
+`account` for each reply before it is written, and `end` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
+from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp.commands import COMMANDS, Command, Phase
+from twisted_smtpguard.smtp.conduct import Conduct
+from twisted_smtpguard.smtp.maildata import MessageCheck
+from twisted_smtpguard.smtp.reception import Reception, message_check
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.site import Site
+from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
+
+_NOBODY = Path("", {})
+
+
+class Session:
+    """The state of one session, between the wire and the delivery."""
+
+    def __init__(self, site: Site, name: str, peer_name: str, peer: Callable[[], Peer]) -> None:
+        self.site = site
+        self.name = name
+        self.peer_name = peer_name
+        self._peer = peer
+        self.phase = Phase.CONNECTED
+        self.offered: frozenset[str] = frozenset()
+        """MAIL parameters that may be used: none before EHLO."""
+        self.utf8 = False
+        """The transaction was begun with SMTPUTF8."""
+        self.quit = False
+        self.ended = False
+        self.time_is_up = False
+        """The session time has passed; it ends between transactions."""
+        self.messages = 0
+        """Accepted ones."""
+        self.last_command: Command | None = None
+        self._helo = ""
+        self._begun = 0
+        self._conduct = Conduct()
+        self._sender = _NOBODY
+        self._recipients: list[str] = []
+        self._chunk_octets = 0
+        self._transaction: Transaction | None = None
+        self._reception: Reception | None = None
+        self._began_at = 0.0
+        # For the log line of a refusal.
+        self._value: float | None = None
+        self._concerned: str | None = None
+        self._behind: Reply | None = None
+
+    # What the protocol asks.
+
+    @property
+    def receiving(self) -> bool:
+        """What the client sends now is message data, not a command."""
+        return self._reception is not None and self._reception.open
+
+    @property
+    def in_transaction(self) -> bool:
+        """Between MAIL and the verdict."""
+        return self.phase is not Phase.CONNECTED and self.phase is not Phase.READY
+
+    @property
+    def finishing(self) -> bool:
+        """The delivery is deciding on a whole message; nobody may interrupt it."""
+        return self._transaction is not None and self._transaction.finishing
+
+    def execute(self, line: bytes, *, pipelined: bool) -> Answer:
+        """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
+        self._value = self._concerned = self.last_command = None
+        try:
+            verb, argument = grammar.parse_command(line)
+            command = COMMANDS.get(verb)
+            if command is None:
+                raise Refused(replies.UNRECOGNIZED_COMMAND)
+        except Refused as refused:
+            return self.invalid_line(refused.reply)
+        self.last_command = command
+        if self.site.draining and verb != b"QUIT":
+            return replies.SHUTTING_DOWN
+        if pipelined and self.refuses_pipelining:
+            return replies.UNEXPECTED_PIPELINING
+        if command.junk or (self._helo and command.verb in {"HELO", "EHLO"}):
+            self._conduct.count_junk(self.site.limits)
+        try:
+            parsed = command.parse(self, argument)
+            if self.phase not in command.phases:
+                return command.misplaced(self, parsed) if command.misplaced else self._misplaced()
+            return command.run(self, parsed)
+        except Refused as refused:
+            if refused.reply is replies.BAD_ARGUMENTS:
+                self._behind = command.malformed
+            return refused.reply
+
+    @property
+    def refuses_pipelining(self) -> bool:
+        """Whether input behind the last command, before its reply, ends the session (RFC 2920 3.1)."""
+        return (
+            self.last_command is not None
+            and self.last_command.ends_group
+            and self.site.limits.unexpected_pipelining == "refuse"
+        )
+
+    def invalid_line(self, reply: Reply) -> Reply:
+        """A line that is no command at all."""
+        self._value = self._concerned = self.last_command = None
+        self._conduct.invalid_commands += 1
+        return reply
+
+    def receive(self, data: bytes) -> tuple[int, Answer]:
+        """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
+        assert self._reception is not None
+        taken, waiting = self._reception.feed(data)
+        if waiting is None:
+            return taken, self._received(None)
+        return taken, waiting.addCallback(self._received)
+
+    def account(self, reply: Reply, reason: str = "") -> Reply | None:
+        """Count and log a reply that is about to be written; what comes back ends the session behind it.
+
+        `reason` stands in for the one that the reply has in the catalogue.
+        """
+        if reply.code >= 400:
+            self.log_refusal(reason or replies.reason_of(reply), reply)
+            if not reply.closes:
+                self._conduct.errors += 1
+        if reply.closes or self.quit:
+            return None
+        behind = self._closing_reply()
+        if behind is not None:
+            self.log_refusal(replies.reason_of(behind), behind)
+        return behind
+
+    def broken(self, failure: Failure) -> Reply:
+        """Our own fault: logged with its traceback; the process and the other sessions go on."""
+        self.site.events.failure(failure, "the session failed", self.name, self.peer_name)
+        if not self.in_transaction or self.receiving:
+            return replies.LOCAL_ERROR_CLOSING
+        self.reset()
+        return replies.LOCAL_ERROR
+
+    def expire(self) -> None:
+        """The delivery had its time. The answer that is pending comes now."""
+        if self._transaction is not None:
+            self._transaction.expire()
+
+    def end(self) -> None:
+        """The connection is closing or gone: nothing is delivered any more, but what is being finished is."""
+        if self.ended:
+            return
+        self.ended = True
+        if self.finishing:
+            self.site.orphans += 1
+        elif self._transaction is not None:
+            self._transaction.end()
+
+    # What a row of COMMANDS asks.
+
+    def greet(self, name: str, *, extended: bool) -> Reply:
+        """HELO or EHLO, which also resets a transaction (RFC 5321 4.1.4)."""
+        self._helo = name
+        self.reset()
+        self.offered = self.site.mail_parameters() if extended else frozenset()
+        return replies.hello(self.site.hostname, self.site.keywords() if extended else ())
+
+    def reset(self) -> None:
+        """No transaction any more; what was begun is aborted."""
+        if self._transaction is not None:
+            self._transaction.end()
+        self._transaction = self._reception = None
+        self.utf8 = False
+        self.phase = Phase.READY if self._helo else Phase.CONNECTED
+
+    def begin(self, sender: Path) -> Answer:
+        """MAIL: our own limits in their order, then the delivery."""
+        site = self.site
+        max_octets = site.max_octets
+        declared = int(sender.parameters.get("SIZE") or 0)
+        if max_octets and declared > max_octets:
+            self._value = declared
+            return replies.MESSAGE_TOO_LARGE
+        if site.limits.max_messages and self._begun >= site.limits.max_messages:
+            self._value = self._begun + 1
+            return replies.TOO_MANY_MESSAGES
+        if site.limits.max_pending_deliveries and site.orphans >= site.limits.max_pending_deliveries:
+            self._value = site.orphans + 1
+            return replies.TOO_MANY_PENDING
+        utf8 = "SMTPUTF8" in sender.parameters
+        client = Client(
+            peer=self._peer(),
+            session=self.name,
+            helo=self._helo,
+            protocol=self._protocol_word(utf8),
+            identity=None,
+            trusted=False,
+        )
+        self._transaction = Transaction(site.delivery, self._delivery_failed)
+        return then(self._transaction.begin(client, sender), partial(self._began, sender, utf8))
+
+    def _began(self, sender: Path, utf8: bool, reply: Reply) -> Reply:
+        if reply.code >= 300:
+            self._transaction = None
+            return reply
+        self._begun += 1
+        self._began_at = self.site.seconds()
+        self._sender, self.utf8 = sender, utf8
+        self._recipients = []
+        self._reception = None
+        self.phase = Phase.SENDER
+        return reply
+
+    def _protocol_word(self, utf8: bool) -> str:
+        """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
+        tls = "S" if self._peer().tls else ""
+        if utf8:
+            return f"UTF8SMTP{tls}"
+        return f"ESMTP{tls}" if self.offered else "SMTP"
+
+    def add_recipient(self, recipient: Path) -> Answer:
+        """RCPT: the cap, then the delivery."""
+        limits = self.site.limits
+        self._concerned = recipient.address
+        if limits.max_recipients and len(self._recipients) >= limits.max_recipients:
+            self._value = len(self._recipients) + 1
+            strict = limits.strict_enhanced_codes
+            return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
+        assert self._transaction is not None
+        return then(self._transaction.recipient(recipient), partial(self._recipient_answered, recipient))
+
+    def _recipient_answered(self, recipient: Path, reply: Reply) -> Reply:
+        transaction = self._transaction
+        if transaction is None or transaction.over:
+            self.reset()
+        elif reply.code < 300:
+            self.phase = Phase.RECIPIENTS
+            self._recipients.append(recipient.address)
+        else:
+            if reply.code >= 500:
+                self._conduct.rejected_recipients += 1
+            if self.phase is Phase.SENDER:
+                self.phase = Phase.REFUSED
+        return reply
+
+    def receive_data(self) -> Answer:
+        """DATA with a recipient: the delivery's sink, then the 354."""
+        if self._binary:
+            return self._misplaced()
+        assert self._transaction is not None
+        return then(self._transaction.data(), self._data_answered)
+
+    def _data_answered(self, refusal: Reply | None) -> Reply:
+        if refusal is not None:
+            self.reset()
+            return refusal
+        self._reception = Reception(self._check(), self._transaction, chunked=False)
+        return replies.START_DATA
+
+    def receive_chunk(self, octets: int, last: bool) -> Answer:
+        """BDAT in sequence: with the first chunk the delivery's sink is asked for."""
+        if self._reception is not None:
+            return self._start_chunk(octets, last)
+        assert self._transaction is not None
+        return then(self._transaction.data(), partial(self._first_chunk, octets, last))
+
+    def _first_chunk(self, octets: int, last: bool, refusal: Reply | None) -> Answer:
+        if refusal is not None:
+            return self.refuse_chunk(octets, last, refusal)
+        self._reception = Reception(self._check(), self._transaction, chunked=True)
+        self.phase = Phase.CHUNKS
+        return self._start_chunk(octets, last)
+
+    def refuse_chunk(self, octets: int, last: bool, reply: Reply) -> Answer:
+        """A BDAT that cannot be taken: its octets are swallowed, then comes the reply (RFC 3030 2)."""
+        if self._reception is None:
+            if reply is replies.BAD_SEQUENCE:
+                self._conduct.invalid_commands += 1
+            self._reception = Reception(self._check(), None, chunked=True, refusal=reply)
+        if self.in_transaction:
+            if self._transaction is not None:
+                self._transaction.end()
+            self.phase = Phase.CHUNKS
+        return self._start_chunk(octets, last)
+
+    def _start_chunk(self, octets: int, last: bool) -> Answer:
+        assert self._reception is not None
+        self._reception.start_chunk(octets, last)
+        self._chunk_octets = octets
+        # BDAT 0 is complete as it stands.
+        return None if self._reception.open else self.receive(b"")[1]
+
+    # Inside.
+
+    def _check(self) -> MessageCheck:
+        return message_check(self.site.limits, self.site.max_octets, binary=self._binary)
+
+    @property
+    def _binary(self) -> bool:
+        return self.in_transaction and self._sender.parameters.get("BODY") == "BINARYMIME"
+
+    def _received(self, _: object) -> Answer:
+        reception = self._reception
+        assert reception is not None
+        reception.settle()
+        if reception.exhausted:
+            self._value = reception.octets
+            return replies.DATA_NEVER_ENDS
+        if reception.open:
+            return None
+        problem = reception.problem
+        self._value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
+        if not reception.last:
+            if problem is None:
+                return replies.chunk_received(self._chunk_octets)
+            reception.keep_refusal(problem)
+            return problem
+        if problem is not None:
+            self.reset()
+            return problem
+        assert self._transaction is not None
+        accepted = partial(self._accepted, reception.octets, self._sender.address, self._recipients)
+        finished = self._transaction.finish(late=partial(accepted, late=True))
+        return then(finished, partial(self._verdict, accepted))
+
+    def _verdict(self, accepted: Callable[[], None], reply: Reply) -> Reply:
+        if reply.code < 300:
+            self.messages += 1
+            self._conduct.message_accepted()
+            accepted()
+        self.reset()
+        if self.ended:
+            if reply.code >= 400:
+                self.log_refusal(replies.reason_of(reply), reply)
+            self.site.orphans -= 1
+            self.site.orphan_settled()
+        return reply
+
+    def _accepted(self, octets: int, sender: str, recipients: list[str], *, late: bool = False) -> None:
+        site = self.site
+        site.events.accept(
+            self.name,
+            self.peer_name,
+            sender=sender,
+            recipients=recipients,
+            octets=octets,
+            seconds=site.seconds() - self._began_at,
+            client_gone=self.ended,
+            late=late,
+        )
+
+    def _misplaced(self) -> Reply:
+        self._conduct.invalid_commands += 1
+        return replies.BAD_SEQUENCE
+
+    def _closing_reply(self) -> Reply | None:
+        self._value = None
+        if self._behind is not None:
+            return self._behind
+        verdict = self._conduct.verdict(self.site.limits)
+        if verdict is not None:
+            reply, self._value = verdict
+            return reply
+        if not self.in_transaction:
+            if self.site.draining:
+                return replies.SHUTTING_DOWN
+            if self.time_is_up:
+                return replies.SESSION_TOO_LONG
+        return None
+
+    def log_refusal(self, reason: str, reply: Reply | None = None) -> None:
+        """Log and count a refusal. `reply` None: there was nobody to say it to."""
+        self.site.events.reject(
+            self.peer_name,
+            reason,
+            session=self.name,
+            reply=reply,
+            limit=getattr(self.site.limits, reason, None),
+            value=self._value,
+            command=self.last_command.verb if self.last_command else "",
+            recipient=self._concerned,
+            client_gone=self.ended,
+        )
+
+    def _delivery_failed(self, failure: Failure, what: str) -> None:
+        self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.peer_name)

@@ -1,0 +1,99 @@
+"""The header fields that a delivery puts on top of a message: Return-Path, Delivered-To, Received.
+
+Each is whole lines of octets with CRLF. Addresses stand as they were given, UTF-8 and quoted local parts
+included. No value, whatever is in it, ends a field early or begins another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from email.utils import format_datetime
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+
+from twisted_smtpguard.interfaces import Address, Client, Path
+
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_IPV4_LITERAL = re.compile(r"\[([0-9.]{7,15})\]")
+# Only these characters: Python would take anything at all behind a "%" as a scope.
+_IPV6_LITERAL = re.compile(r"\[IPv6:([0-9A-Fa-f:.]{2,45})\]", re.IGNORECASE)
+_NOT_ATOM = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~-]")
+# The operator's own choice of a name: an underscore is no forgery.
+_NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+_CONTROLS = dict.fromkeys((*range(32), 127), "?")
+
+
+def return_path(sender: Path) -> bytes:
+    """`Return-Path: <a@b>`, for the null sender `<>` (RFC 5321 4.4)."""
+    return b"Return-Path: <%b>\r\n" % _address(sender)
+
+
+def delivered_to(recipient: Path) -> bytes:
+    """`Delivered-To: a@b`, one line a recipient."""
+    return b"Delivered-To: %b\r\n" % _address(recipient)
+
+
+def received(client: Client, hostname: str, recipients: Sequence[Path], when: float) -> bytes:
+    """The Received field of a message taken by `hostname` at `when`, in seconds since 1970 (RFC 5321 4.4).
+
+    The recipient is named where there is only one: two would tell each of the other (RFC 5321 7.2). A HELO
+    word that is neither a domain nor an address literal could forge any part of the field, so the client's
+    address stands in its place.
+    """
+    origin = _literal(client.peer.address)
+    name = client.helo if _is_host(client.helo) else origin or "localhost"
+    here = _NOT_HOST.sub("", hostname) or "localhost"
+    protocol = _clause("with", client.protocol)
+    session = _clause("id", client.session)
+    recipient = b"\r\n\tfor <%b>" % _address(recipients[0]) if len(recipients) == 1 else b""
+    return b"Received: from %b (%b)\r\n\tby %b%b%b%b;\r\n\t%b\r\n" % (
+        name.encode("ascii"),
+        (origin or "UNIX socket").encode("ascii"),
+        here.encode("ascii"),
+        protocol,
+        session,
+        recipient,
+        _date(int(when)),
+    )
+
+
+def _address(path: Path) -> bytes:
+    return path.address.translate(_CONTROLS).encode("utf-8", "replace")
+
+
+def _literal(address: Address | None) -> str:
+    """An address literal (RFC 5321 4.1.3), without the scope that a link-local address may have; "" for a
+    UNIX socket."""
+    if address is None:
+        return ""
+    text = str(address).partition("%")[0]
+    return f"[IPv6:{text}]" if address.version == 6 else f"[{text}]"
+
+
+def _is_host(word: str) -> bool:
+    """Whether `word` is a Domain or an IPv4 or IPv6 address literal (RFC 5321 4.1.2, 4.1.3)."""
+    if len(word) <= 255 and _DOMAIN.fullmatch(word):
+        return True
+    try:
+        if match := _IPV4_LITERAL.fullmatch(word):
+            IPv4Address(match[1])
+        elif match := _IPV6_LITERAL.fullmatch(word):
+            IPv6Address(match[1])
+    except ValueError:
+        return False
+    return match is not None
+
+
+def _clause(keyword: str, value: str) -> bytes:
+    """` keyword value`, the value an Atom; nothing where no character of it may stand in one."""
+    atom = _NOT_ATOM.sub("", value)
+    return f" {keyword} {atom}".encode("ascii") if atom else b""
+
+
+# To format a date costs more than all the rest, and a busy guard asks for the same one again and again.
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return format_datetime(datetime.fromtimestamp(second, timezone.utc)).encode("ascii")

@@ -1,0 +1,252 @@
+"""One mail transaction with the delivery: every hook call, its outcome as a reply, and exactly one end.
+
+The delivery may answer now or later, refuse, raise, never answer, or answer after its time limit. Here all of
+that becomes a Reply, or a Deferred of one; the session only reads `Transaction.over` and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.interfaces import (
+    Client,
+    IDelivery,
+    IMailTransaction,
+    IMessageSink,
+    Path,
+    Refused,
+)
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Answer: TypeAlias = Reply | Deferred[Reply | None] | None
+"""What answers a command: a reply now, one later, or None: nothing is to be said yet."""
+
+MAX_WRITE_OCTETS = 64 * 1024
+"""What a sink's write() is given at most."""
+
+
+def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
+    """`go_on(result)`, now where the result is there: no Deferred exists where nothing waits."""
+    if isinstance(result, Deferred):
+        later: Deferred[Reply | None] = result.addCallback(go_on)
+        return later
+    return go_on(result)
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+class Transaction:
+    """From MAIL to the verdict. `report(failure, what)` is told of what the delivery did wrong."""
+
+    def __init__(self, delivery: IDelivery, report: Callable[[Failure, str], None]) -> None:
+        self._delivery = delivery
+        self._report = report
+        self._mail: IMailTransaction | None = None
+        self._sink: IMessageSink | None = None
+        self._inner: Deferred[Any] | None = None
+        self._outer: Deferred[Any] | None = None
+        self._expired = False
+        self._handing_over = False  # begin() or data() is pending: what it hands over has to be aborted too
+        self._late: Callable[[], None] = _never
+        self.over = False
+        """The delivery has heard of the end, or hears of it as soon as its pending hook answers."""
+        self.finishing = False
+        """finish() was called and has not answered: neither the client nor a stop cancels it."""
+        self.refusal: Reply | None = None
+        """The sink's own refusal; the rest of the message is swallowed."""
+
+    # The hooks, in their order.
+
+    def begin(self, client: Client, sender: Path) -> Reply | Deferred[Reply]:
+        """At MAIL. A 2xx reply means that the transaction is open."""
+        self._handing_over = True
+        return self._ask(self._begun, self._refused, self._delivery.begin, client, sender)
+
+    def _begun(self, mail: IMailTransaction) -> Reply:
+        self._handing_over = False
+        self._mail = mail
+        if self.over:
+            self._abort()
+        return replies.SENDER_OK
+
+    def recipient(self, path: Path) -> Reply | Deferred[Reply]:
+        """At RCPT. A 2xx reply means that the recipient was accepted."""
+        assert self._mail is not None
+        return self._ask(self._recipient_answered, self._hook_failed, self._mail.recipient, path)
+
+    def _recipient_answered(self, reply: Reply | None) -> Reply:
+        return replies.RECIPIENT_OK if reply is None else self._checked(reply)
+
+    def data(self) -> Answer:
+        """At DATA or the first BDAT. None means that the sink is there; a reply refuses, and all is over."""
+        assert self._mail is not None
+        self._handing_over = True
+        return self._ask(self._sink_given, self._refused, self._mail.data)
+
+    def _sink_given(self, sink: IMessageSink) -> None:
+        self._handing_over = False
+        self._mail, self._sink = None, sink
+        if self.over:
+            self._abort()
+
+    def write(self, data: bytes) -> Deferred[Any] | None:
+        """The next octets for the sink. A Deferred holds the client back. A refusal is kept in `refusal`."""
+        while data and self._sink is not None:
+            piece, data = data[:MAX_WRITE_OCTETS], data[MAX_WRITE_OCTETS:]
+            result = self._ask(_nothing, self._write_failed, self._sink.write, piece)
+            if isinstance(result, Deferred):
+                return result.addCallback(partial(self._write_on, data)) if data else result
+        return None
+
+    def _write_on(self, data: bytes, _: object) -> Deferred[Any] | None:
+        return self.write(data)
+
+    def _write_failed(self, failure: Failure) -> None:
+        self.refusal = self._hook_failed(failure)
+        self.end()
+
+    def finish(self, late: Callable[[], None]) -> Reply | Deferred[Reply]:
+        """The message is whole. A 2xx reply means that it is safe.
+
+        `late()` is called if it turns out to be safe when the client was already told to try again: the mail
+        may come twice.
+        """
+        sink, self._sink = self._sink, None
+        self._late = late
+        assert sink is not None
+        self.finishing = self.over = True
+        return self._ask(self._finished, self._finish_failed, sink.finish)
+
+    def _finished(self, reply: Reply | None) -> Reply:
+        self.finishing = False
+        return replies.MESSAGE_ACCEPTED if reply is None else self._checked(reply)
+
+    def _finish_failed(self, failure: Failure) -> Reply:
+        self.finishing = False
+        return self._hook_failed(failure)
+
+    # The ends.
+
+    def end(self) -> None:
+        """Without delivery: RSET, a refused message, a client that left, a stop. May be called twice."""
+        if self.over:
+            return
+        self.over = True
+        inner = self._inner
+        if inner is not None:
+            inner.cancel()
+        if not (self._handing_over and self._inner is not None):
+            self._abort()
+        # Else begin() or data() goes on in spite of its cancellation: what it hands over is aborted then.
+
+    def expire(self) -> None:
+        """The pending hook had its time. It is cancelled; whoever waits for it gets a 451 now."""
+        inner, outer = self._inner, self._outer
+        if inner is None or outer is None:
+            return
+        self._expired = True
+        if self.finishing:
+            inner.cancel()
+        else:
+            self.end()
+        if self._outer is outer:
+            # It goes on in spite of its cancellation. Nobody waits for it any more.
+            self._inner = self._outer = None
+            self.finishing = False
+            self.refusal = replies.DELIVERY_TIMED_OUT
+            outer.callback(replies.DELIVERY_TIMED_OUT)
+
+    def _abort(self) -> None:
+        ending: IMessageSink | IMailTransaction | None = self._sink or self._mail
+        self._sink = self._mail = None
+        if ending is None:
+            return
+        try:
+            ending.abort()
+        except Exception:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+            self._report(Failure(), "abort() raised")
+
+    # Calling.
+
+    def _ask(
+        self,
+        answered: Callable[[Any], R],
+        failed: Callable[[Failure], R],
+        hook: Callable[..., Any],
+        *args: object,
+    ) -> R | Deferred[R]:
+        try:
+            result = hook(*args)
+        except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
+            return failed(Failure())
+        if result is None:
+            return answered(None)
+        if not isinstance(result, Deferred):
+            if not hasattr(type(result), "__await__"):
+                return answered(result)
+            result = Deferred.fromCoroutine(_await(result))
+        outer: Deferred[R] = Deferred()
+        self._inner, self._outer = result, outer
+        result.addCallbacks(answered, failed)
+        result.addBoth(self._settle, outer)
+        return outer
+
+    def _settle(self, outcome: Any, outer: Deferred[Any]) -> None:
+        if self._outer is outer:
+            self._inner = self._outer = None
+            if self.over and not self.finishing:
+                self._abort()
+            outer.callback(outcome)
+        elif isinstance(outcome, Reply) and outcome.code < 300:
+            self._late()
+
+    # Outcomes.
+
+    def _hook_failed(self, failure: Failure) -> Reply:
+        if isinstance(failure.value, Refused):
+            return self._checked(failure.value.reply, refused=True)
+        if self._expired and failure.check(CancelledError, TimeoutError):
+            return replies.DELIVERY_TIMED_OUT
+        if not (self.over and failure.check(CancelledError)):
+            self._report(failure, "a hook raised")
+        return replies.LOCAL_ERROR
+
+    def _refused(self, failure: Failure) -> Reply:
+        """begin() or data() failed: there is nothing to go on with."""
+        self._handing_over = False
+        reply = self._hook_failed(failure)
+        if not self.over:
+            self.over = True
+            self._abort()
+        return reply
+
+    def _checked(self, reply: Reply, *, refused: bool = False) -> Reply:
+        """A delivery's reply as it may go out: of a possible code, with an enhanced code (RFC 2034)."""
+        if not isinstance(reply, Reply) or reply.code not in (
+            range(400, 600) if refused else (*range(200, 221), *range(222, 300), *range(400, 600))
+        ):
+            self._report(Failure(ValueError(f"{reply!r}")), "not a reply to give here")
+            return replies.LOCAL_ERROR
+        if not reply.enhanced.startswith(f"{reply.code // 100}."):
+            return attrs.evolve(reply, enhanced=f"{reply.code // 100}.0.0")
+        return reply
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _never() -> None:
+    """finish() has not been called, so it cannot be late."""

@@ -1,0 +1,172 @@
+"""Who has a connection: the cap on all of them, and what they share. One factory serves any number of ports."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from itertools import count
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import ServerFactory
+
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.interfaces import IDelivery
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.site import Site
+from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.wire.deadlines import Deadlines
+from twisted_smtpguard.wire.peers import peer_name
+from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
+from twisted_smtpguard.wire.turnaway import TurnAway
+
+_LAST_WAIT_SECONDS = 5
+"""After the grace of a stop: for verdicts that are still pending."""
+
+
+class SMTPGuardFactory(ServerFactory):
+    """Tracks the live protocols of a guard. Usable on any stream endpoint, alone or in SMTPGuardService.
+
+    `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
+    `events` logs and counts; by default at level info.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        delivery: IDelivery,
+        *,
+        limits: Limits | None = None,
+        hostname: str | None = None,
+        events: Events | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self.site = Site(
+            limits=limits,
+            delivery=delivery,
+            hostname=hostname or socket.gethostname(),
+            events=events or Events(Statistics(), reactor, limits),
+            seconds=reactor.seconds,
+            orphan_settled=self._something_ended,
+        )
+        self.deadlines = Deadlines(reactor)
+        self.greeting = replies.greeting(self.site.hostname)
+        self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
+        self._stopping = TurnAway(replies.SHUTTING_DOWN)
+        self._session_prefix = secrets.token_hex(4)
+        self._session_numbers = count(1)
+        self._holding: set[SMTPGuardProtocol] = set()
+        self._open: set[SMTPGuardProtocol] = set()
+        self._lingering = 0
+        self._drained: Deferred[None] | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted so far."""
+        return self.site.events.statistics
+
+    @property
+    def connections(self) -> int:
+        """Connections that hold a slot of `Limits.max_connections`."""
+        return len(self._holding)
+
+    def next_session_name(self) -> str:
+        """A name for the log that no other session has, in this process or another."""
+        return f"{self._session_prefix}-{next(self._session_numbers):x}"
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
+        cap = self.site.limits.max_connections
+        if self._drained is not None:
+            return self._turn_away(addr, self._stopping, "shutdown", None, None)
+        if cap and len(self._holding) >= cap:
+            return self._turn_away(addr, self._full, "max_connections", cap, len(self._holding) + 1)
+        protocol = SMTPGuardProtocol(self, addr)
+        self._holding.add(protocol)
+        self._open.add(protocol)
+        return protocol
+
+    def _turn_away(
+        self, addr: Any, turn_away: TurnAway, reason: str, limit: int | None, value: int | None
+    ) -> TurnAway:
+        self.site.events.reject(peer_name(addr), reason, reply=turn_away.reply, limit=limit, value=value)
+        return turn_away
+
+    # Called by the protocols.
+
+    def may_linger(self) -> bool:
+        """Whether one more connection may linger; if so it does. Above the cap it is closed plainly."""
+        cap = self.site.limits.max_lingering
+        if cap and self._lingering >= cap:
+            return False
+        self._lingering += 1
+        return True
+
+    def release(self, protocol: SMTPGuardProtocol) -> None:
+        """Our side of the connection is shut down, or the connection is gone: its slot is free. Once counts."""
+        if protocol not in self._holding:
+            return
+        self._holding.discard(protocol)
+        session = protocol.session
+        self.site.events.disconnect(
+            session.name,
+            session.peer_name,
+            protocol.end_reason,
+            self.site.seconds() - protocol.began_at,
+            session.messages,
+        )
+
+    def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
+        """The connection is gone."""
+        self.release(protocol)
+        self._open.discard(protocol)
+        self._lingering -= lingered
+        self._something_ended()
+
+    # Called by the service.
+
+    def drain(self) -> Deferred[None]:
+        """Let no one in, and let everyone out. Fires when every session has ended and every verdict has come.
+
+        A session in a transaction has `Limits.shutdown_grace` seconds to end it; then it is aborted.
+        """
+        drained = self._drained = Deferred()
+        self.site.draining = True
+        for protocol in list(self._open):
+            protocol.shut_down(now=False)
+        grace = self.site.limits.shutdown_grace
+        timers = [
+            self.deadlines.call_later(grace, self._end_all),
+            self.deadlines.call_later(grace + _LAST_WAIT_SECONDS, self._give_up),
+        ]
+
+        def done(result: None) -> None:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
+
+        drained.addCallback(done)
+        self._something_ended()
+        return drained
+
+    def reopen(self) -> None:
+        """After a drain: connections are let in again."""
+        self._drained = None
+        self.site.draining = False
+
+    def _end_all(self) -> None:
+        for protocol in list(self._open):
+            protocol.shut_down(now=True)
+
+    def _give_up(self) -> None:
+        drained = self._drained
+        if drained is not None and not drained.called:
+            drained.callback(None)
+
+    def _something_ended(self) -> None:
+        if not self._open and not self.site.orphans:
+            self._give_up()

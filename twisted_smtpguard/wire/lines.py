@@ -1,0 +1,69 @@
+"""Where one command line ends and the next begins, whatever a stranger sends in between.
+
+Only CRLF ends a command. A line ended by LF alone, or with a bare CR in it, is refused at once, and what stands
+behind it up to the next CRLF is skipped: executing any of it would let one server see a command where another
+sees none. An over-long line is skipped to its CRLF without keeping it.
+"""
+
+from __future__ import annotations
+
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+
+
+class LineSplitter:
+    """Walks the buffer of one connection. The result is the same however the octets were split on their way.
+
+    `max_line_octets`: a command line with its CRLF. `max_endless_octets`: what is skipped of one line before
+    `endless` is set. 0 is no limit.
+    """
+
+    def __init__(self, max_line_octets: int, max_endless_octets: int) -> None:
+        self._max_line = max_line_octets
+        self._max_endless = max_endless_octets
+        self._skipping = False
+        self._skipped = 0
+        self._owed: Reply | None = None
+        self.endless = False
+        """The line that is being skipped does not end: the session has to."""
+
+    def next_line(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
+        """The next line without its CRLF, a refusal of it, or None for "more input is needed".
+
+        With it comes where to go on. What lies before that is not needed any more.
+        """
+        if self._skipping:
+            return self._skip(buffer, offset)
+        stop = offset + self._max_line if self._max_line else len(buffer)
+        end = buffer.find(b"\n", offset, stop)
+        if end >= 0:
+            if end == offset or buffer[end - 1] != 0x0D:
+                return self._refuse(offset, end + 1)
+            line = buffer[offset : end - 1]
+            return (replies.BAD_LINE_END if b"\r" in line else line), end + 1
+        carriage_return = buffer.find(b"\r", offset, stop)
+        if 0 <= carriage_return < min(stop, len(buffer)) - 1:
+            return self._refuse(offset, carriage_return + 1)
+        if self._max_line and len(buffer) >= stop:
+            self._skipping, self._skipped = True, 0
+            self._owed = replies.LINE_TOO_LONG
+            return self._skip(buffer, offset)
+        return None, offset
+
+    def _refuse(self, start: int, offset: int) -> tuple[Reply, int]:
+        self._skipping, self._skipped = True, offset - start
+        return replies.BAD_LINE_END, offset
+
+    def _skip(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
+        end = buffer.find(b"\r\n", offset)
+        # A CR at the end may be the first half of the CRLF.
+        stop = end + 2 if end >= 0 else len(buffer) - buffer.endswith(b"\r", offset)
+        self._skipped += stop - offset
+        self.endless = 0 < self._max_endless < self._skipped
+        if end < 0 and not self.endless:
+            return None, stop
+        owed, self._owed = self._owed, None
+        self._skipping = False
+        if owed is None and not self.endless:
+            return self.next_line(buffer, stop)
+        return owed, stop

@@ -1,0 +1,42 @@
+"""Who is at the other end of a connection: from Twisted's addresses to names for the log and Peer values."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from twisted.internet import address
+from twisted.internet.interfaces import IAddress, ISSLTransport
+
+from twisted_smtpguard.interfaces import Address, Peer
+
+
+def peer_name(peer: IAddress | None) -> str:
+    """What the log calls a peer: its IP address without port, or `unix`."""
+    if isinstance(peer, address.IPv4Address):
+        return str(peer.host)
+    ip, _ = _split(peer)
+    return "unix" if ip is None else str(ip)
+
+
+def make_peer(transport: Any) -> Peer:
+    """The Peer of a connection. Costs a system call, so it is made when it is first needed."""
+    remote, remote_port = _split(transport.getPeer())
+    local, local_port = _split(transport.getHost())
+    return Peer(
+        address=remote,
+        port=remote_port,
+        local_address=local,
+        local_port=local_port,
+        tls=ISSLTransport.providedBy(transport),
+        proxied=False,
+    )
+
+
+def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
+    if not isinstance(end, address.IPv4Address | address.IPv6Address):
+        return None, None
+    ip = ipaddress.ip_address(end.host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped, end.port
+    return ip, end.port

@@ -1,0 +1,365 @@
+"""Octets in: one connection's lines and message data, its time limits, and the ways it can end.
+
+The protocol translates between the transport and the session and decides nothing about SMTP. Input lies in one
+buffer that is walked by offset; the replies to one arrival leave in one write; while a Deferred is pending,
+nothing behind its command is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol
+from twisted.protocols.basic import LineReceiver
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.interfaces import Peer
+from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.session import Session
+from twisted_smtpguard.smtp.transaction import Answer
+from twisted_smtpguard.wire.datarate import DataRate
+from twisted_smtpguard.wire.deadlines import Deadline
+from twisted_smtpguard.wire.lines import LineSplitter
+from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.peers import make_peer, peer_name
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+_PIECE_OCTETS = 16 * 1024
+"""Message data is copied out of the middle of the buffer in pieces of at most this size."""
+
+_PROGRESS_OCTETS = 1024
+"""What has to come of message data within the read timeout, where no line ends sooner."""
+
+_TLS_HELLO = b"\x16\x03"
+
+
+@implementer(IHalfCloseableProtocol)
+class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
+    """One connection that was let in. Made by SMTPGuardFactory only."""
+
+    def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
+        self.factory = factory
+        limits = self._limits = factory.site.limits
+        self.session = Session(factory.site, factory.next_session_name(), peer_name(peer), self._make_peer)
+        self._peer: Peer | None = None
+        self._buffer = b""
+        self._offset = 0
+        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
+        self._first_line = True
+        self._pending: Deferred[Reply | None] | None = None
+        self._walking = False
+        self._paused = False
+        self._peer_closed = False
+        self._closing = False
+        self._lingering = False
+        self._progress = False
+        self._progress_octets = 0
+        self._timed_out: Callable[[], None] | None = None
+        self._session_time: Deadline | None = None
+        self._rate = DataRate(
+            factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
+        )
+        self.end_reason = "lost"
+        """Why the connection ends, for the log."""
+        self.began_at = factory.site.seconds()
+
+    def _make_peer(self) -> Peer:
+        if self._peer is None:
+            self._peer = make_peer(self.transport)
+        return self._peer
+
+    # The connection begins.
+
+    def connectionMade(self) -> None:
+        """Greet."""
+        limits = self._limits
+        self._transport: Any = self.transport
+        self._output = Output(
+            self.transport,
+            self.factory.deadlines,
+            limits.write_timeout,
+            drained=self._walk,
+            stalled=self._write_timed_out,
+            closed=self._our_side_closed,
+        )
+        self.factory.site.events.connect(self.session.name, self.session.peer_name)
+        if limits.max_session_time:
+            self._session_time = self.factory.deadlines.call_later(
+                limits.max_session_time, self._session_time_over
+            )
+        self._output.queue(self.factory.greeting.wire)
+        self._output.flush()
+        self._wait(limits.read_timeout, self._read_timed_out)
+
+    # Octets come in.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Called by the transport. LineReceiver's own would take quadratic time for a pipelined burst."""
+        if self._closing:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        if not self._held:
+            self._walk()
+        elif 0 < self._limits.max_input_buffer <= len(self._buffer):
+            self._pause()
+
+    @property
+    def _held(self) -> bool:
+        return self._pending is not None or self._congested
+
+    @property
+    def _congested(self) -> bool:
+        """Whether so many replies wait for the client to read them that no further command is executed."""
+        return 0 < self._limits.max_output_buffer <= self._output.waiting_octets
+
+    def _walk(self) -> None:
+        """Take what lies in the buffer as far as possible, and send all that is to be said in one write."""
+        self._walking = True
+        while not (self._closing or self._held):
+            try:
+                more = self._receive_data() if self.session.receiving else self._receive_line()
+            except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
+                self._reply(self.session.broken(Failure()))
+                continue
+            if not more:
+                break
+        self._walking = False
+        if self._offset:
+            self._buffer = self._buffer[self._offset :]
+            self._offset = 0
+        self._output.flush()
+        if not self._closing:
+            self._wait_for_what_is_next()
+
+    def _receive_line(self) -> bool:
+        start = self._offset
+        if self._first_line and self._buffer.startswith(_TLS_HELLO):
+            self._reply(replies.NOT_SMTP)
+            return False
+        line, self._offset = self._lines.next_line(self._buffer, start)
+        if line is None and not self._lines.endless:
+            return False
+        self._progress = True
+        if self._first_line:
+            self._first_line = False
+            if grammar.is_not_smtp(self._buffer[start : self._offset]):
+                self._reply(replies.NOT_SMTP)
+                return False
+        if isinstance(line, bytes):
+            self.lineReceived(line)
+        elif line is not None:
+            self._reply(self.session.invalid_line(line))
+        if self._lines.endless and not self._closing:
+            self._reply(replies.TOO_MANY_INVALID_COMMANDS, reason="max_endless_line")
+        return True
+
+    def lineReceived(self, line: bytes) -> None:
+        """One command, without its CRLF."""
+        self._take(self.session.execute(line, pipelined=self._offset < len(self._buffer)))
+
+    def _receive_data(self) -> bool:
+        size = len(self._buffer) - self._offset
+        if not size:
+            return False
+        # The whole arrival without a copy, where it is nothing but message data.
+        piece = self._buffer[self._offset : self._offset + _PIECE_OCTETS] if self._offset else self._buffer
+        self.rawDataReceived(piece)
+        return True
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Message data, and perhaps commands behind it."""
+        taken, answer = self.session.receive(data)
+        self._offset += taken
+        self._rate.count(taken)
+        self._progress_octets += taken
+        if self._progress_octets >= _PROGRESS_OCTETS or data.find(b"\n", 0, taken) >= 0:
+            self._progress_octets = 0
+            self._progress = True
+        self._take(answer)
+
+    # Answers go out.
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Deferred):
+            self._pending = answer
+            answer.addCallbacks(self._answered, self._failed)
+        elif answer is not None:
+            self._reply(answer)
+
+    def _answered(self, reply: Reply | None) -> None:
+        self._pending = None
+        if self._closing:
+            return
+        self._progress = True
+        if reply is not None:
+            if self.session.refuses_pipelining and self._offset < len(self._buffer):
+                reply = replies.UNEXPECTED_PIPELINING
+            self._reply(reply)
+        if not self._walking:
+            self._walk()
+
+    def _failed(self, failure: Failure) -> None:
+        self._answered(self.session.broken(failure))
+
+    def _reply(self, reply: Reply, *, reason: str = "") -> None:
+        self._output.queue(reply.wire)
+        behind = self.session.account(reply, reason)
+        if behind is not None:
+            self._output.queue(behind.wire)
+        last = behind or reply
+        if last.closes:
+            self.end_reason = reason or replies.reason_of(last)
+            self._close(half=True)
+        elif self.session.quit:
+            self.end_reason = "quit"
+            self._close(half=False)
+        elif 0 < self._limits.max_output_buffer <= self._output.queued_octets:
+            # The rest of a long pipelined burst waits if the client does not take this.
+            self._output.flush()
+
+    # Time.
+
+    def callLater(self, period: float, func: Callable[[], object]) -> Any:
+        """TimeoutMixin's way to a timer: the coarse one that all connections share."""
+        return self.factory.deadlines.call_later(period, func)
+
+    def _wait(self, seconds: float, timed_out: Callable[[], None]) -> None:
+        """One thing is waited for at a time: the client, the delivery, or the end of a lingering close."""
+        self._timed_out = timed_out
+        self.setTimeout(seconds or None)
+
+    def timeoutConnection(self) -> None:
+        """Called by TimeoutMixin."""
+        if self._timed_out is not None:
+            self._timed_out()
+
+    def _wait_for_what_is_next(self) -> None:
+        session, limits = self.session, self._limits
+        if session.receiving and not self._held:
+            self._rate.run()
+        elif session.in_transaction:
+            self._rate.hold()
+        else:
+            self._rate.end()
+        if self._pending is not None:
+            self._wait(limits.delivery_timeout, session.expire)
+            if session.receiving:
+                self._pause()
+            return
+        if self._congested:
+            self._wait(0, self._read_timed_out)
+            return
+        if self._peer_closed:
+            self._input_ended()
+            return
+        self._resume()
+        if self._progress or self._timed_out != self._read_timed_out:
+            self._progress = False
+            self._wait(limits.read_timeout, self._read_timed_out)
+
+    def _read_timed_out(self) -> None:
+        self._hang_up(replies.READ_TIMED_OUT)
+
+    def _data_too_slow(self) -> None:
+        self._hang_up(replies.DATA_TOO_SLOW)
+
+    def _session_time_over(self) -> None:
+        self._session_time = None
+        self.session.time_is_up = True
+        if self._idle:
+            self._hang_up(replies.SESSION_TOO_LONG)
+
+    def _write_timed_out(self) -> None:
+        """Nothing can be said to a client that does not read."""
+        self.end_reason = "write_timeout"
+        self.session.log_refusal("write_timeout")
+        self._closing = True
+        self._output.abort()
+
+    # Holding the client back.
+
+    def _pause(self) -> None:
+        if not self._paused and not self._peer_closed:
+            self._paused = True
+            self._transport.pauseProducing()
+
+    def _resume(self) -> None:
+        if self._paused and not self._peer_closed:
+            self._paused = False
+            self._transport.resumeProducing()
+
+    # The ways to end.
+
+    @property
+    def _idle(self) -> bool:
+        """Between transactions, with nothing pending."""
+        return not (self._closing or self._held or self.session.in_transaction or self.session.receiving)
+
+    def shut_down(self, *, now: bool) -> None:
+        """The service stops. A session in a transaction may go on until its verdict, unless `now`."""
+        if self._idle or (now and not self._closing):
+            self._hang_up(replies.SHUTTING_DOWN)
+        if now:
+            self._output.abort()
+
+    def _hang_up(self, reply: Reply) -> None:
+        self._reply(reply)
+        self._output.flush()
+
+    def _close(self, *, half: bool) -> None:
+        """Behind the last line. `half`: linger, so that the line reaches a client that is still sending."""
+        self._closing = True
+        self._stop_waiting()
+        self.session.end()
+        if half and self.factory.may_linger():
+            self._lingering = True
+            self._resume()
+            self._output.half_close()
+        else:
+            self._output.close()
+
+    def _our_side_closed(self) -> None:
+        """Everything has been said. A connection that only lingers holds no slot."""
+        if self._lingering:
+            self.factory.release(self)
+            self._wait(self._limits.linger_timeout, self._output.abort)
+
+    def _stop_waiting(self) -> None:
+        self._rate.end()
+        if self._session_time is not None:
+            self._session_time.cancel()
+            self._session_time = None
+        if not self.session.finishing:
+            self.setTimeout(None)
+
+    def readConnectionLost(self) -> None:
+        """The client has shut down its side. It still gets every reply that is due."""
+        self._peer_closed = True
+        if self._closing:
+            self._transport.loseConnection()
+        elif not self._held:
+            self._input_ended()
+
+    def _input_ended(self) -> None:
+        self.end_reason = "lost" if self.session.receiving else "half_closed"
+        self._close(half=False)
+
+    def writeConnectionLost(self) -> None:
+        """Our side is shut down, see _our_side_closed."""
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """Called by the transport, once, however the connection ended."""
+        self._closing = True
+        self._buffer = b""
+        self._offset = 0
+        self._stop_waiting()
+        self._output.lost()
+        self.session.end()
+        self.factory.connection_ended(self, lingered=self._lingering)

@@ -1,0 +1,46 @@
+"""A connection that gets no session: one line, and it goes. As cheap as it can be, since floods end here."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IProtocol, ISSLTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.smtp.replies import Reply
+
+
+@implementer(IProtocol)
+class TurnAway:
+    """The protocol of every connection that is refused with `reply` at accept. One object serves them all."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    def makeConnection(self, transport: Any) -> None:
+        """Say why, take once what has already come (a close with unread input resets the connection, and the
+        line would be lost), and close. Under TLS nothing can be said without a handshake: abort."""
+        if ISSLTransport.providedBy(transport):
+            transport.abortConnection()
+            return
+        if type(transport) is tcp.Server:
+            try:
+                transport.socket.send(self.reply.wire)
+                transport.socket.recv(65536, socket.MSG_DONTWAIT)
+            except OSError:
+                pass  # nothing has come yet, or the client is gone already
+        else:
+            transport.write(self.reply.wire)
+        transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Nothing that comes now is looked at."""
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """It held nothing."""
+
+    def connectionMade(self) -> None:
+        """makeConnection has done everything."""
