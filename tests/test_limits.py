@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_pages import assert_rows
 
 from twisted_smtpguard.limits import (
     Limits,
@@ -21,7 +21,6 @@ from twisted_smtpguard.limits import (
 )
 from twisted_smtpguard.smtp import replies
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "limits.md"
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
@@ -233,10 +232,4 @@ def row(spec: LimitSpec) -> str:
 
 
 def test_the_reference_page_has_exactly_the_rows_that_are_true() -> None:
-    written = [line for line in REFERENCE.read_text().splitlines() if line.startswith("| `--")]
-    true = list(map(row, SPECS))
-    wrong = [line for line in written if line not in true]
-    missing = [line for line in true if line not in written]
-    message = "\n".join(["", "wrong:", *wrong, "missing:", *missing])
-    assert (wrong, missing) == ([], []), message
-    assert written == true, "the rows stand in another order than in limits.py, or twice"
+    assert_rows("limits.md", "| `--", map(row, SPECS))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_pages import assert_rows
 
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Entry, Reply
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "replies.md"
 CATALOGUE = list(replies.catalogue())
 each_entry = pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
 
@@ -163,10 +161,4 @@ def row(entry: Entry) -> str:
 
 
 def test_the_reference_page_has_exactly_the_rows_that_are_true() -> None:
-    written = [line for line in REFERENCE.read_text().splitlines() if line.startswith("| `")]
-    true = list(map(row, CATALOGUE))
-    wrong = [line for line in written if line not in true]
-    missing = [line for line in true if line not in written]
-    message = "\n".join(["", "wrong:", *wrong, "missing:", *missing])
-    assert (wrong, missing) == ([], []), message
-    assert written == true, "the rows stand in another order than in replies.py, or twice"
+    assert_rows("replies.md", "| `", map(row, CATALOGUE))
