@@ -85,7 +85,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self.transport,
             self.factory.deadlines,
             limits.write_timeout,
-            drained=self._walk,
+            drained=self._drained,
             stalled=self._write_timed_out,
             closed=self._our_side_closed,
         )
@@ -105,10 +105,10 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         if self._closing:
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if not self._held:
+        if self._held:
+            self._bound_buffer()
+        else:
             self._walk()
-        elif 0 < self._limits.max_input_buffer <= len(self._buffer):
-            self._pause()
 
     @property
     def _held(self) -> bool:
@@ -252,9 +252,11 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self._wait(limits.delivery_timeout, session.expire)
             if session.receiving:
                 self._pause()
+            self._bound_buffer()
             return
         if self._congested:
             self._wait(0, self._read_timed_out)
+            self._bound_buffer()
             return
         if self._peer_closed:
             self._input_ended()
@@ -284,6 +286,14 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._output.abort()
 
     # Holding the client back.
+
+    def _bound_buffer(self) -> None:
+        if 0 < self._limits.max_input_buffer <= len(self._buffer):
+            self._pause()
+
+    def _drained(self) -> None:
+        if not self._walking:
+            self._walk()
 
     def _pause(self) -> None:
         if not self._paused and not self._peer_closed:
