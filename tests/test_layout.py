@@ -1,0 +1,129 @@
+"""Which part may use which, and what must never be in the tree."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "twisted_smtpguard"
+MODULES = {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")
+}
+each_module = pytest.mark.parametrize("name", sorted(MODULES))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The full name of everything that is imported below `tree`, functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that they can be searched for"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    """The source of what is called, arguments left out: `self._logger.info`."""
+    return (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def names_reactor(name: str) -> bool:
+    return name in ("twisted.internet.reactor", "twisted.internet.default") or name.endswith(
+        "reactor.install"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("smtp/")))
+def test_the_language_knows_neither_octets_on_the_wire_nor_transports(name: str) -> None:
+    allowed = (
+        "twisted.internet.defer.",
+        "twisted.internet.interfaces.IReactorTime",
+        "twisted.internet.error.",
+    )
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(
+            ("twisted_smtpguard.wire", "twisted_smtpguard.delivery", "twisted.protocols")
+        )
+        assert not imported.startswith(
+            ("twisted_smtpguard.service", "twisted_smtpguard.tap", "twisted_smtpguard.plugins")
+        )
+        assert not imported.startswith("twisted.internet") or imported.startswith(allowed), imported
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("delivery/")))
+def test_a_delivery_knows_no_session_and_no_wire(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(("twisted_smtpguard.wire", "twisted_smtpguard.smtp.session")), imported
+
+
+@each_module
+def test_only_events_logs_at_info(name: str) -> None:
+    informs = [call for call in calls(MODULES[name]) if call.endswith((".info", ".emit", "log.msg"))]
+    assert informs == ([] if name != "events.py" else ["self._logger.info"])
+
+
+@each_module
+def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport(name: str) -> None:
+    if name in ("wire/output.py", "wire/turnaway.py"):
+        return
+    for call in calls(MODULES[name]):
+        receiver, _, method = call.rpartition(".")
+        if method in ("write", "writeSequence", "writeSomeData", "send", "sendall"):
+            assert not name.startswith("wire/"), call
+            assert "transport" not in receiver.lower(), call
+
+
+@each_module
+def test_the_reactor_is_imported_nowhere_but_in_make_service(name: str) -> None:
+    found = [each for each in imports(MODULES[name]) if names_reactor(each)]
+    if name != "tap.py":
+        assert found == []
+        return
+    functions = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.FunctionDef)]
+    (make_service,) = [node for node in functions if node.name == "makeService"]
+    assert found == [each for each in imports(make_service) if names_reactor(each)] != []
+
+
+def modules_after(statement: str) -> set[str]:
+    """What a fresh interpreter has in sys.modules after `statement`."""
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_the_plugin_that_twist_imports_chooses_no_reactor() -> None:
+    modules = modules_after("import twisted.plugins.twisted_smtpguard")
+    assert "twisted.plugins.twisted_smtpguard" in modules
+    assert "twisted.internet.reactor" not in modules
+
+
+def test_importing_every_module_chooses_no_reactor() -> None:
+    names = [f"twisted_smtpguard.{name.removesuffix('.py').replace('/', '.')}" for name in sorted(MODULES)]
+    modules = modules_after(f"import {', '.join(name.removesuffix('.__init__') for name in names)}")
+    assert {name.removesuffix(".__init__") for name in names} <= modules
+    assert "twisted.internet.reactor" not in modules
+
+
+@pytest.mark.parametrize("path", ["twisted/__init__.py", "twisted/plugins/__init__.py"])
+def test_the_folders_that_belong_to_twisted_have_no_init(path: str) -> None:
+    assert not (ROOT / path).exists()
+
+
+def test_the_packages_that_are_built_are_the_folders_that_there_are() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    folders = {path.parent for top in ("twisted_smtpguard", "twisted") for path in (ROOT / top).rglob("*.py")}
+    found = sorted(folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders)
+    assert sorted(setup["options"]["packages"].split()) == found
+
+
+def test_all_metadata_stands_in_setup_cfg() -> None:
+    # A [project] table would override it, mostly without a word.
+    assert "[project]" not in (ROOT / "pyproject.toml").read_text().splitlines()
