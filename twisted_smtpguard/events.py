@@ -214,7 +214,7 @@ class Events:
             fields["suppressed"] = suppressed
         line = f"{_line('failure', fields)} {escape_text(text)}"
         failure, error = _escaped(failure)
-        self._logger.failure("{text}", failure, text=line, event="failure", error=error, **fields)
+        self._logger.failure("{text}", failure, text=line, event="failure", **fields, error=error)
 
     def _info(self, event: str, fields: Mapping[str, object]) -> None:
         if self._logs_info:
