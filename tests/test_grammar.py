@@ -158,6 +158,8 @@ BAD_ADDRESSES = [
     b"<a@b-.c>",
     b"<a@" + LABEL + b"l>",
     b"<a@" + b".".join([LABEL] * 4) + b".l>",
+    b"<a@" + b".".join([LABEL] * 3 + [b"l" * 62, b"l"]) + b">",
+    "<a@{0}.{0}.{0}>".format("ü" * 45).encode(),
     b"<a@b!c>",
     b"<a\x01@b>",
     b"<a@b\x7f>",
@@ -170,6 +172,8 @@ BAD_ADDRESSES = [
     b'<"a\x01"@c>',
     b'<"a\n"@c>',
     b'<"a\\\n"@c>',
+    b'<"a\\\x01"@c>',
+    '<"a\\ü"@c>'.encode(),
     b'<"a\t"@c>',
     b"<a@[]>",
     b"<a@[1.2.3]>",
@@ -227,6 +231,9 @@ def test_a_source_route_in_utf_8_needs_smtputf8_too() -> None:
     text = "TO:<@bücher:a@b>".encode()
     assert refusal(lambda: parse_rcpt(text, NOTHING, False)) == replies.NON_ASCII_ADDRESS
     assert parse_rcpt(text, NOTHING, True).address == "a@b"
+    text = "FROM:<@bücher:a@b>".encode()
+    assert refusal(lambda: parse_mail(text, OFFERED)) == replies.NON_ASCII_ADDRESS
+    assert parse_mail(text + b" SMTPUTF8", OFFERED).address == "a@b"
 
 
 def test_smtputf8_that_was_not_offered_is_an_unsupported_parameter() -> None:
@@ -330,6 +337,7 @@ def test_parameters_are_read_in_any_case_and_order(text: bytes, parameters: dict
         b" BODY=",
         b" BODY=9BIT",
         b" BODY=BINARYMIME",
+        b" BODY=BinaryMime",
         " BODY=B\u0131NARYMIME".encode(),
         b" SMTPUTF8=",
         b" SMTPUTF8=1",
@@ -475,6 +483,7 @@ def test_other_protocols_are_recognised_by_their_first_line(start: bytes) -> Non
         b"EHLO [IPv6:::1]",
         b"EHLO HTTP/1.1",
         b"HELO ssh-gateway.example",
+        b"SSHX",
         b"LHLO host:25",
         b"MAIL FROM:<a@b>",
         b"MAIL FROM:<GET@HTTP> SIZE=1",

@@ -240,13 +240,6 @@ def test_data_ends_with_a_dot_line_and_loses_the_dots_of_transparency(sent: byte
     assert decode([sent + b".\r\nQUIT\r\n"]) == expected
 
 
-def test_data_is_read_from_an_offset_and_not_beyond_its_end() -> None:
-    decoder = DataDecoder(MessageCheck(**UNLIMITED))
-    assert decoder.feed(b"DATA\r\n.a\r\n.", 6) == (b"a", 5)
-    assert decoder.feed(b"junk\r\nQUIT\r\n.\r\n", 4) == (b"\r\n", 2)
-    assert decoder.ended
-
-
 def test_no_more_than_four_octets_are_held_back() -> None:
     sent = b"a\r\n.b\r\n..\r\n\r\n.\rc\r\n.\r"
     decoder = DataDecoder(MessageCheck(**BINARY))
@@ -309,14 +302,6 @@ def test_an_accepted_body_comes_out_of_its_chunks_octet_for_octet(
     octets: bytes, chunk_cuts: list[int], cuts: list[int]
 ) -> None:
     assert decode_chunks(list(split(octets, chunk_cuts)), cuts, **BINARY).message == octets
-
-
-def test_a_chunk_is_read_from_an_offset_and_not_beyond_its_end() -> None:
-    decoder = ChunkDecoder(MessageCheck(**UNLIMITED))
-    decoder.start(3, True)
-    assert decoder.feed(b"BDAT 3\r\na", 8) == (b"a", 1)
-    assert decoder.feed(b"junk\r\nQUIT\r\n", 4) == (b"\r\n", 2)
-    assert decoder.ended
 
 
 def test_a_chunk_announced_beyond_the_maximum_is_refused_before_it_comes() -> None:
@@ -478,6 +463,27 @@ def test_a_line_without_a_colon_in_time_is_body(line: bytes) -> None:
         sent = line + b"\r\n" + b".\r\n"
         pieces = [sent[at : at + octets] for at in range(0, len(sent), octets)]
         assert decode(pieces, max_header_octets=100).message == line + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "problem"),
+    [
+        (b"Received:\r\nReceived:\r\n.\r\n", replies.ROUTING_LOOP),
+        (b"Received:\r\n A\r\nReceived:\r\n.\r\n", replies.HEADER_TOO_LARGE),
+        (b"A:\n\r\nReceived:\r\nReceived:\r\n.\r\n", replies.HEADER_TOO_LARGE),
+        (b"R:\n\r\nB: aaaaaaaaaaaaaaaaaaaaaa\r\n.\r\n", replies.HEADER_TOO_LARGE),
+        (b"\n\r\nReceived:\r\nReceived:\r\n.\r\n", replies.BARE_NEWLINE),
+        (b"A:\r\n\r\n\n\r\nReceived:\r\nReceived:\r\n.\r\n", replies.BARE_NEWLINE),
+    ],
+)
+def test_the_header_s_first_problem_wins_over_a_bare_newline(sent: bytes, problem: Reply) -> None:
+    for pieces in ([sent], single(sent)):
+        assert decode(pieces, max_header_octets=20, max_received=1).problem is problem
+
+
+def test_a_field_of_any_name_that_counts_is_seen_an_octet_at_a_time() -> None:
+    sent = b"N" * 900 + b" " * 98 + b":\r\n" + fields(2) + b"\r\n.\r\n"
+    assert decode(single(sent), max_received=1).problem is replies.ROUTING_LOOP
 
 
 def test_an_endless_field_is_a_header_too_large_long_before_its_end() -> None:

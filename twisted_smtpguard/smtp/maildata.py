@@ -63,10 +63,8 @@ class HeaderScan:
             end = no_field.start()
             size = start + end + len(_CRLF)
             self._offset += end
-            if len(text) - end > _MAX_UNDECIDED_OCTETS or text.find(_CRLF, end + 1) >= 0:
-                self.over = True
-            else:
-                self._unfinished = text[end:]
+            self.over = len(text) - end > _MAX_UNDECIDED_OCTETS
+            self._unfinished = b"" if self.over else text[end:]
         # Fields beyond the limit do not count: else the reply would depend on how the octets were split.
         within = min(end, self._max_octets - start)
         self._received += len(_RECEIVED.findall(text, 0, int(within)))
@@ -167,38 +165,30 @@ class DataDecoder:
         self._virtual = len(_CRLF)
         self.ended = False
 
-    def feed(self, data: bytes, start: int = 0) -> tuple[bytes, int]:
-        """Decode what has arrived in `data` from `start` on: the octets for the sink, and how many octets
-        were consumed. What stands behind the end of the data is not looked at. Not to be called once `ended`.
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
+
+        What stands behind the end of the data is not looked at. Not to be called once `ended`.
         """
-        held = self._held
-        if held:
-            # An end that began earlier. It is looked for alone, so that what stands behind it is not copied.
-            near = held + data[start : start + len(_END_OF_DATA) - 1]
-            end = near.find(_END_OF_DATA)
-            if end >= 0:
-                self.ended = True
-                return self._take(near[: end + len(_CRLF)], True), end + len(_END_OF_DATA) - len(held)
+        text = self._held + data
         # Most pieces of most messages have no line that begins with a dot, and this one search is all.
-        dot = data.find(_CRLF_DOT, start)
-        end = data.find(_END_OF_DATA, dot) if dot >= 0 else -1
+        dot = text.find(_CRLF_DOT)
+        end = text.find(_END_OF_DATA, dot) if dot >= 0 else -1
         if end >= 0:
             self.ended = True
-            return self._take(held + data[start : end + len(_CRLF)], True), end + len(_END_OF_DATA) - start
-        text = held + data[start:]
-        part = _PART_OF_AN_END.search(text, len(text) - len(_END_OF_DATA) + 1)
-        cut = part.start() if part else len(text)
-        self._held = text[cut:]
-        return self._take(text[:cut], dot >= 0 or bool(held)), len(data) - start
-
-    def _take(self, piece: bytes, dots: bool) -> bytes:
-        """Check a piece, which neither begins nor ends inside a CRLF or a CRLF and dot."""
-        if dots:
-            piece = piece.replace(_CRLF_DOT, _CRLF)
+            cut = end + len(_CRLF)
+            consumed = end + len(_END_OF_DATA) - len(self._held)
+        else:
+            part = _PART_OF_AN_END.search(text, len(text) - len(_END_OF_DATA) + 1)
+            cut = part.start() if part else len(text)
+            consumed = len(data)
+            self._held = text[cut:]
+        # The cut is never inside a CRLF, nor between a CRLF and a dot.
+        piece = text[:cut] if dot < 0 else text[:cut].replace(_CRLF_DOT, _CRLF)
         if self._virtual and piece:
             piece = piece[self._virtual :]
             self._virtual = 0
-        return self._check.take(piece)
+        return self._check.take(piece), consumed
 
 
 class ChunkDecoder:
@@ -224,9 +214,9 @@ class ChunkDecoder:
         self.last = last
         self.ended = octets == 0
 
-    def feed(self, data: bytes, start: int = 0) -> tuple[bytes, int]:
+    def feed(self, data: bytes) -> tuple[bytes, int]:
         """As `DataDecoder.feed`; consumes no octet behind the chunk."""
-        piece = data[start : start + self._left]
+        piece = data[: self._left]
         consumed = len(piece)
         self._left -= consumed
         self.ended = self._left == 0
