@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
 import string
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +27,6 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-import twisted_smtpguard
-from twisted_smtpguard import events as events_module
 from twisted_smtpguard.events import MAX_TABLE_KEYS, MAX_VALUE_CHARACTERS, Events, LineBudget
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
@@ -657,26 +651,3 @@ def test_a_flood_of_refusals_does_not_hide_a_failure(log: Log) -> None:
         log.reject_many(1, peer=f"10.0.{number // 256}.{number % 256}")
     log.to.failure(a_failure(), "the session failed", "s1", "1.2.3.4")
     assert log.events[-1]["event"] == "failure"
-
-
-# Where it stands.
-
-
-def test_nothing_else_logs_at_info() -> None:
-    root = Path(twisted_smtpguard.__file__).parent
-    chatty = [
-        f"{path.relative_to(root)}:{node.lineno}"
-        for path in sorted(root.rglob("*.py"))
-        if path != Path(events_module.__file__)
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "info"
-    ]
-    assert chatty == []
-
-
-def test_importing_it_chooses_no_reactor() -> None:
-    code = (
-        "import sys, twisted_smtpguard.events, twisted_smtpguard.wire.deadlines;"
-        "sys.exit('twisted.internet.reactor' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
