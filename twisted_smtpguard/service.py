@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +73,10 @@ class SMTPGuardService(MultiService):
 
     def _warn_of_descriptors(self) -> None:
         events, cap = self.factory.site.events, self.factory.site.limits.max_connections
+        try:
+            import resource  # noqa: PLC0415 - not on every system
+        except ImportError:
+            return
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if not cap:
             events.no_connection_cap(descriptors)
