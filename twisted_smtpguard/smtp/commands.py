@@ -58,6 +58,8 @@ class Command:
     """Has to be the last command of a pipelined group (RFC 2920 3.1)."""
     malformed: Reply | None = None
     """Ends the session behind the reply to a malformed argument."""
+    phases_while_draining: frozenset[Phase] = frozenset()
+    """Where the command is still carried out while the service stops."""
     misplaced: Callable[[Session, Any], Answer] | None = None
     """Carries out what has to be done even out of sequence."""
 
@@ -174,6 +176,7 @@ COMMANDS: dict[bytes, Command] = {
             _bdat,
             # Where the chunk of a malformed one ends cannot be known; that of a misplaced one must be read.
             malformed=replies.MALFORMED_BDAT,
+            phases_while_draining=frozenset({Phase.CHUNKS}),
             misplaced=_misplaced_bdat,
         ),
         Command("RSET", _nothing, _ANY, _rset, junk=True),
@@ -181,6 +184,6 @@ COMMANDS: dict[bytes, Command] = {
         Command("VRFY", _something, _ANY, _vrfy, junk=True),
         Command("EXPN", _anything, _ANY, _expn, junk=True),
         Command("HELP", _anything, _ANY, _help, junk=True),
-        Command("QUIT", _nothing, _ANY, _quit),
+        Command("QUIT", _nothing, _ANY, _quit, phases_while_draining=_ANY),
     )
 }

@@ -22,10 +22,10 @@ class Conduct:
         self.junk = 0
         """Commands that bring no message closer, since the last accepted message."""
 
-    def count_junk(self, limits: Limits) -> None:
-        """A junk command; one above the limit is an error."""
-        self.junk += 1
-        if limits.max_junk_commands and self.junk > limits.max_junk_commands:
+    def count_reply(self, limits: Limits, *, error: bool, junk: bool) -> None:
+        """The reply to a command: an error, or to a junk command, which is one above its limit. Once in any case."""
+        self.junk += junk
+        if error or (junk and 0 < limits.max_junk_commands < self.junk):
             self.errors += 1
 
     def message_accepted(self) -> None:

@@ -57,6 +57,9 @@ class Session:
         self._value: float | None = None
         self._concerned: str | None = None
         self._behind: Reply | None = None
+        # Of the command whose reply has not been accounted for yet.
+        self._junk = False
+        self._ends_group = False
 
     # What the protocol asks.
 
@@ -86,12 +89,12 @@ class Session:
         except Refused as refused:
             return self.invalid_line(refused.reply)
         self.last_command = command
-        if self.site.draining and verb != b"QUIT":
+        if self.site.draining and self.phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
+        self._ends_group = command.ends_group
         if pipelined and self.refuses_pipelining:
             return replies.UNEXPECTED_PIPELINING
-        if command.junk or (self._helo and command.verb in {"HELO", "EHLO"}):
-            self._conduct.count_junk(self.site.limits)
+        self._junk = command.junk or (bool(self._helo) and command.verb in {"HELO", "EHLO"})
         try:
             parsed = command.parse(self, argument)
             if self.phase not in command.phases:
@@ -105,14 +108,12 @@ class Session:
     @property
     def refuses_pipelining(self) -> bool:
         """Whether input behind the last command, before its reply, ends the session (RFC 2920 3.1)."""
-        return (
-            self.last_command is not None
-            and self.last_command.ends_group
-            and self.site.limits.unexpected_pipelining == "refuse"
-        )
+        return self._ends_group and self.site.limits.unexpected_pipelining == "refuse"
 
     def invalid_line(self, reply: Reply) -> Reply:
         """A line that is no command at all."""
+        if self.site.draining:
+            return replies.SHUTTING_DOWN
         self._value = self._concerned = self.last_command = None
         self._conduct.invalid_commands += 1
         return reply
@@ -132,10 +133,10 @@ class Session:
         """
         if reply.code >= 400:
             self.log_refusal(reason or replies.reason_of(reply), reply)
-            if not reply.closes:
-                self._conduct.errors += 1
         if reply.closes or self.quit:
             return None
+        self._conduct.count_reply(self.site.limits, error=reply.code >= 400, junk=self._junk)
+        self._junk = self._ends_group = False
         behind = self._closing_reply()
         if behind is not None:
             self.log_refusal(replies.reason_of(behind), behind)
