@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.application.service import IService, MultiService
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
@@ -14,6 +15,9 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+_BACKLOG = 4096
+"""Connections that wait to be accepted. The kernel takes less where its own maximum is less."""
 
 
 class SMTPGuardService(MultiService):
@@ -68,6 +72,10 @@ class SMTPGuardService(MultiService):
             failures[0].raiseException()
 
     def _listening(self, port: IListeningPort, name: str) -> None:
+        # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
+        # second. An endpoint's own `backlog=` stays.
+        if isinstance(port, tcp.Port) and port.backlog == tcp.Port.backlog:
+            port.socket.listen(_BACKLOG)
         self._ports.append(port)
         self.factory.site.events.listening(name, _address_text(port.getHost()))
 
