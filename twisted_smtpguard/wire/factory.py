@@ -139,10 +139,10 @@ class SMTPGuardFactory(ServerFactory):
         for protocol in list(self._open):
             protocol.shut_down(now=False)
         grace = self.site.limits.shutdown_grace
-        timers = [
-            self.deadlines.call_later(grace, self._end_all),
-            self.deadlines.call_later(grace + _LAST_WAIT_SECONDS, self._give_up),
-        ]
+        timers = []
+        if grace:
+            timers.append(self.deadlines.call_later(grace, self._end_all))
+            timers.append(self.deadlines.call_later(grace + _LAST_WAIT_SECONDS, self._give_up))
 
         def done(result: None) -> None:
             for timer in timers:

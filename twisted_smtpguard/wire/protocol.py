@@ -61,7 +61,8 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._lingering = False
         self._progress = False
         self._progress_octets = 0
-        self._timed_out: Callable[[], None] | None = None
+        self._timed_out: Callable[[], None] = self._read_timed_out
+        self._delivery_time: Deadline | None = None
         self._session_time: Deadline | None = None
         self._rate = DataRate(
             factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
@@ -96,7 +97,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             )
         self._output.queue(self.factory.greeting.wire)
         self._output.flush()
-        self._wait(limits.read_timeout, self._read_timed_out)
+        self.setTimeout(limits.read_timeout or None)
 
     # Octets come in.
 
@@ -131,9 +132,11 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             if not more:
                 break
         self._walking = False
-        if self._offset:
+        if self._closing:
+            self._buffer = b""
+        elif self._offset:
             self._buffer = self._buffer[self._offset :]
-            self._offset = 0
+        self._offset = 0
         self._output.flush()
         if not self._closing:
             self._wait_for_what_is_next()
@@ -148,8 +151,9 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             return False
         self._progress = True
         if self._first_line:
-            self._first_line = False
-            if grammar.is_not_smtp(self._buffer[start : self._offset]):
+            # An over-long line is not kept, and so cannot be told from SMTP. The line behind it can.
+            self._first_line = line is replies.LINE_TOO_LONG
+            if not self._first_line and grammar.is_not_smtp(self._buffer[start : self._offset]):
                 self._reply(replies.NOT_SMTP)
                 return False
         if isinstance(line, bytes):
@@ -190,11 +194,16 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         if isinstance(answer, Deferred):
             self._pending = answer
             answer.addCallbacks(self._answered, self._failed)
+            if self._pending is not None and self._limits.delivery_timeout:
+                self._delivery_time = self.factory.deadlines.call_later(
+                    self._limits.delivery_timeout, self._delivery_timed_out
+                )
         elif answer is not None:
             self._reply(answer)
 
     def _answered(self, reply: Reply | None) -> None:
         self._pending = None
+        self._stop_delivery_time()
         if self._closing:
             return
         self._progress = True
@@ -230,41 +239,40 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         """TimeoutMixin's way to a timer: the coarse one that all connections share."""
         return self.factory.deadlines.call_later(period, func)
 
-    def _wait(self, seconds: float, timed_out: Callable[[], None]) -> None:
-        """One thing is waited for at a time: the client, the delivery, or the end of a lingering close."""
-        self._timed_out = timed_out
-        self.setTimeout(seconds or None)
-
     def timeoutConnection(self) -> None:
         """Called by TimeoutMixin."""
-        if self._timed_out is not None:
-            self._timed_out()
+        self._timed_out()
 
     def _wait_for_what_is_next(self) -> None:
-        session, limits = self.session, self._limits
+        session = self.session
         if session.receiving and not self._held:
             self._rate.run()
         elif session.in_transaction:
             self._rate.hold()
         else:
             self._rate.end()
-        if self._pending is not None:
-            self._wait(limits.delivery_timeout, session.expire)
-            if session.receiving:
+        if self._held:
+            self.setTimeout(None)
+            if self._pending is not None and session.receiving:
                 self._pause()
-            self._bound_buffer()
-            return
-        if self._congested:
-            self._wait(0, self._read_timed_out)
             self._bound_buffer()
             return
         if self._peer_closed:
             self._input_ended()
             return
         self._resume()
-        if self._progress or self._timed_out != self._read_timed_out:
+        if self._progress or self.timeOut is None:
             self._progress = False
-            self._wait(limits.read_timeout, self._read_timed_out)
+            self.setTimeout(self._limits.read_timeout or None)
+
+    def _delivery_timed_out(self) -> None:
+        self._delivery_time = None
+        self.session.expire()
+
+    def _stop_delivery_time(self) -> None:
+        if self._delivery_time is not None:
+            self._delivery_time.cancel()
+            self._delivery_time = None
 
     def _read_timed_out(self) -> None:
         self._hang_up(replies.READ_TIMED_OUT)
@@ -339,15 +347,15 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         """Everything has been said. A connection that only lingers holds no slot."""
         if self._lingering:
             self.factory.release(self)
-            self._wait(self._limits.linger_timeout, self._output.abort)
+            self._timed_out = self._output.abort
+            self.setTimeout(self._limits.linger_timeout or None)
 
     def _stop_waiting(self) -> None:
         self._rate.end()
         if self._session_time is not None:
             self._session_time.cancel()
             self._session_time = None
-        if not self.session.finishing:
-            self.setTimeout(None)
+        self.setTimeout(None)
 
     def readConnectionLost(self) -> None:
         """The client has shut down its side. It still gets every reply that is due."""
@@ -372,4 +380,6 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._stop_waiting()
         self._output.lost()
         self.session.end()
+        if not self.session.finishing:
+            self._stop_delivery_time()
         self.factory.connection_ended(self, lingered=self._lingering)
