@@ -171,8 +171,12 @@ class Session:
         """HELO or EHLO, which also resets a transaction (RFC 5321 4.1.4)."""
         self._helo = name
         self.reset()
-        self.offered = self.site.mail_parameters() if extended else frozenset()
-        return replies.hello(self.site.hostname, self.site.keywords() if extended else ())
+        if extended:
+            offer = self.site.offer()
+            self.offered = offer.mail_parameters
+            return offer.reply
+        self.offered = frozenset()
+        return replies.hello(self.site.hostname)
 
     def reset(self) -> None:
         """No transaction any more; what was begun is aborted."""

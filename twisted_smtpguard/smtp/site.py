@@ -9,6 +9,17 @@ import attrs
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+
+
+@attrs.frozen
+class Offer:
+    """What an EHLO was told."""
+
+    reply: Reply
+    mail_parameters: frozenset[str]
+    """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME."""
 
 
 @attrs.define(eq=False)
@@ -27,6 +38,7 @@ class Site:
     """finish() calls still pending whose clients are gone."""
     orphan_settled: Callable[[], object] = attrs.field(default=lambda: None)
     """Called when one of them has answered."""
+    _offers: dict[tuple[frozenset[str], int], Offer] = attrs.field(factory=dict, init=False)
 
     @property
     def max_octets(self) -> int:
@@ -34,9 +46,18 @@ class Site:
         limits = (self.limits.max_message_size, self.delivery.max_message_octets)
         return min((octets for octets in limits if octets), default=0)
 
-    def keywords(self) -> list[str]:
-        """What EHLO advertises (RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422)."""
-        octets = self.max_octets
+    def offer(self) -> Offer:
+        """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
+        extensions, octets = self.delivery.extensions, self.max_octets
+        offer = self._offers.get((extensions, octets))
+        if offer is None:
+            offer = self._offers[extensions, octets] = Offer(
+                replies.hello(self.hostname, self._keywords(extensions, octets)), _mail_parameters(extensions)
+            )
+        return offer
+
+    def _keywords(self, extensions: frozenset[str], octets: int) -> list[str]:
+        """RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", self.limits.max_recipients), ("MAILMAX", self.limits.max_messages))
         limits = [f"{name}={cap}" for name, cap in caps if cap]
         return [
@@ -44,14 +65,13 @@ class Site:
             f"SIZE {octets}" if octets else "SIZE",
             "ENHANCEDSTATUSCODES",
             "CHUNKING",
-            *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8") if word in self.delivery.extensions),
+            *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
         ]
 
-    def mail_parameters(self) -> frozenset[str]:
-        """The MAIL parameters that EHLO's keywords allow. BINARYMIME stands for BODY=BINARYMIME."""
-        extensions = self.delivery.extensions
-        offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME"})
-        if extensions & {"8BITMIME", "BINARYMIME"}:
-            offered.add("BODY")
-        return frozenset(offered)
+
+def _mail_parameters(extensions: frozenset[str]) -> frozenset[str]:
+    offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME"})
+    if extensions & {"8BITMIME", "BINARYMIME"}:
+        offered.add("BODY")
+    return frozenset(offered)
