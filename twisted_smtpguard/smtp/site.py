@@ -17,6 +17,8 @@ from twisted_smtpguard.smtp.replies import Reply
 class Offer:
     """What an EHLO was told."""
 
+    made_for: tuple[frozenset[str], int]
+    """The delivery's extensions, and the largest message."""
     reply: Reply
     mail_parameters: frozenset[str]
     """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME."""
@@ -38,7 +40,7 @@ class Site:
     """finish() calls still pending whose clients are gone."""
     orphan_settled: Callable[[], object] = attrs.field(default=lambda: None)
     """Called when one of them has answered."""
-    _offers: dict[tuple[frozenset[str], int], Offer] = attrs.field(factory=dict, init=False)
+    _offer: Offer | None = attrs.field(default=None, init=False)
 
     @property
     def max_octets(self) -> int:
@@ -48,13 +50,14 @@ class Site:
 
     def offer(self) -> Offer:
         """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
-        extensions, octets = self.delivery.extensions, self.max_octets
-        offer = self._offers.get((extensions, octets))
-        if offer is None:
-            offer = self._offers[extensions, octets] = Offer(
-                replies.hello(self.hostname, self._keywords(extensions, octets)), _mail_parameters(extensions)
+        made_for = (self.delivery.extensions, self.max_octets)
+        if self._offer is None or self._offer.made_for != made_for:
+            self._offer = Offer(
+                made_for,
+                replies.hello(self.hostname, self._keywords(*made_for)),
+                _mail_parameters(made_for[0]),
             )
-        return offer
+        return self._offer
 
     def _keywords(self, extensions: frozenset[str], octets: int) -> list[str]:
         """RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422."""
