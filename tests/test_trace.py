@@ -1,0 +1,169 @@
+"""The header fields that deliveries put on top of a message."""
+
+from __future__ import annotations
+
+import re
+from email import message_from_bytes
+from ipaddress import IPv4Address, IPv6Address
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_smtpguard.interfaces import Client, Path, Peer
+from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
+
+PEER = Peer(IPv4Address("192.0.2.1"), 4000, None, None, tls=False, proxied=False)
+CLIENT = Client(PEER, "s7", "client.example", "ESMTP", None, trusted=False)
+WHEN = 1_795_369_450.9
+DATE = "Sun, 22 Nov 2026 17:44:10 +0000"
+ONE = [Path("a@b.example", {})]
+
+
+def from_part(helo: str, peer: Peer = PEER) -> str:
+    field = received(attrs.evolve(CLIENT, helo=helo, peer=peer), "mx.example", ONE, WHEN)
+    return field.decode().splitlines()[0].removeprefix("Received: ")
+
+
+def test_the_received_field_names_client_server_protocol_session_recipient_and_date():
+    assert received(CLIENT, "mx.example", ONE, WHEN) == (
+        b"Received: from client.example ([192.0.2.1])\r\n"
+        b"\tby mx.example with ESMTP id s7\r\n"
+        b"\tfor <a@b.example>;\r\n"
+        b"\tSun, 22 Nov 2026 17:44:10 +0000\r\n"
+    )
+
+
+@pytest.mark.parametrize("recipients", [[], ONE * 2])
+def test_no_recipient_is_named_unless_it_is_the_only_one(recipients):
+    assert b"for" not in received(CLIENT, "mx.example", recipients, WHEN)
+
+
+def test_dates_of_different_seconds_differ():
+    fields = [received(CLIENT, "mx.example", ONE, when) for when in (0, 0.9, 1, 0)]
+    assert [field.splitlines()[-1] for field in fields] == [
+        b"\tThu, 01 Jan 1970 00:00:00 +0000",
+        b"\tThu, 01 Jan 1970 00:00:00 +0000",
+        b"\tThu, 01 Jan 1970 00:00:01 +0000",
+        b"\tThu, 01 Jan 1970 00:00:00 +0000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "literal"),
+    [
+        (IPv4Address("192.0.2.1"), "[192.0.2.1]"),
+        (IPv6Address("2001:db8::1"), "[IPv6:2001:db8::1]"),
+        (IPv6Address("fe80::1%eth0"), "[IPv6:fe80::1]"),
+        (None, "UNIX socket"),
+    ],
+)
+def test_the_peer_stands_in_parentheses(address, literal):
+    assert from_part("x", attrs.evolve(PEER, address=address)) == f"from x ({literal})"
+
+
+@pytest.mark.parametrize(
+    "helo",
+    [
+        "localhost",
+        "a.b-c.example",
+        "1.2.3.4",
+        "A1",
+        "[192.0.2.9]",
+        "[IPv6:2001:db8::9]",
+        "[ipv6:::1]",
+        "a" * 63,
+    ],
+)
+def test_a_helo_word_that_is_a_domain_or_an_address_literal_stands_as_sent(helo):
+    assert from_part(helo) == f"from {helo} ([192.0.2.1])"
+
+
+@pytest.mark.parametrize(
+    "helo",
+    [
+        "",
+        "(",
+        "a)(b",
+        "a;b",
+        "my_host",
+        "-a",
+        "a-",
+        "a..b",
+        "a.",
+        ".a",
+        "a@b",
+        '"a"',
+        "\\",
+        "<a>",
+        "a b",
+        "a\r\nX: y",
+        "a\n",
+        "ä.example",
+        "[1.2.3]",
+        "[1.2.3.456]",
+        "[192.0.2.1",
+        "[IPv6:1]",
+        "[IPv6:fe80::1%)(]",
+        "[2001:db8::9]",
+        "[tag:content]",
+        "a" * 64,
+        ".".join(["a" * 60] * 5),
+    ],
+)
+def test_any_other_helo_word_gives_way_to_the_address(helo):
+    assert from_part(helo) == "from [192.0.2.1] ([192.0.2.1])"
+
+
+def test_a_bad_helo_word_on_a_unix_socket_gives_way_to_localhost():
+    assert from_part("(", attrs.evolve(PEER, address=None)) == "from localhost (UNIX socket)"
+
+
+def test_a_server_without_a_usable_name_is_localhost():
+    assert b"by localhost with" in received(CLIENT, "\r\n", ONE, WHEN)
+
+
+def test_the_servers_own_name_may_have_an_underscore():
+    assert b"by my_host with" in received(CLIENT, "my_host", ONE, WHEN)
+
+
+def test_the_null_sender_is_an_empty_return_path():
+    assert return_path(Path("", {})) == b"Return-Path: <>\r\n"
+
+
+@pytest.mark.parametrize("address", ["a@b", '"a \\" > b"@[192.0.2.1]', "jörg@bücher.example", "Postmaster"])
+def test_addresses_stand_as_given(address):
+    path = Path(address, {})
+    assert return_path(path) == f"Return-Path: <{address}>\r\n".encode()
+    assert delivered_to(path) == f"Delivered-To: {address}\r\n".encode()
+    assert f"\tfor <{address}>;".encode() in received(CLIENT, "mx", [path], WHEN).splitlines()
+
+
+ANY = st.text(st.characters() | st.sampled_from('\r\n\0\t ()<>;:\\"'))
+ADDRESSES = st.ip_addresses() | st.none()
+
+
+@given(ANY)
+def test_no_address_ends_its_field(address):
+    for field in (return_path(Path(address, {})), delivered_to(Path(address, {}))):
+        assert re.fullmatch(rb"[A-Z][A-Za-z-]+: [^\x00-\x1f\x7f]*\r\n", field)
+
+
+@given(ADDRESSES, ANY, ANY, ANY, ANY, st.none() | ANY)
+def test_no_value_forges_a_part_of_the_received_field(address, helo, protocol, session, hostname, recipient):
+    client = attrs.evolve(
+        CLIENT, peer=attrs.evolve(PEER, address=address), helo=helo, protocol=protocol, session=session
+    )
+    recipients = [] if recipient is None else [Path(recipient, {})]
+    field = received(client, hostname, recipients, WHEN)
+    atom = rb"[^\x00-\x20\x7f-\xff()<>@,;:\\\".\[\]]+"
+    assert re.fullmatch(
+        rb"Received: from [][A-Za-z0-9.:-]+ \((\[[0-9A-Za-f.:IPv]+\]|UNIX socket)\)\r\n"
+        rb"\tby [][A-Za-z0-9._:-]+( with %b)?( id %b)?"
+        % (atom, atom)
+        + (b"" if recipient is None else rb"\r\n\tfor <[^\x00-\x1f\x7f]*>")
+        + rb";\r\n\t%b\r\n" % re.escape(DATE.encode()),
+        field,
+    )
+    assert message_from_bytes(field + b"\r\n").keys() == ["Received"]

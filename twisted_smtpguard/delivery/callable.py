@@ -1,0 +1,96 @@
+"""Messages into a function of the application that the guard is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import isawaitable
+from io import BytesIO
+from tempfile import TemporaryFile
+from typing import IO, BinaryIO, TypeAlias
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
+from twisted_smtpguard.delivery.spool import Spool, ThreadedReactor
+from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Later, Path
+from twisted_smtpguard.smtp.replies import Reply
+
+DeliveryFunction: TypeAlias = Callable[[Envelope, BinaryIO], Later[Reply | None]]
+
+
+class _TemporaryFile:
+    """A nameless file, used in a thread until it is handed over."""
+
+    def __init__(self) -> None:
+        self.body: IO[bytes] = TemporaryFile()  # noqa: SIM115 - remove() closes it
+
+    def write(self, data: bytearray) -> None:
+        self.body.write(data)
+
+    def rewind(self) -> BinaryIO:
+        self.body.seek(0)
+        return self.body  # type: ignore[return-value]
+
+    def remove(self) -> None:
+        self.body.close()
+
+
+@implementer(IMessageSink)
+class _CallableSink:
+    def __init__(self, reactor: ThreadedReactor, function: DeliveryFunction, envelope: Envelope) -> None:
+        self._function = function
+        self._envelope = envelope
+        self._spool = Spool(reactor, _TemporaryFile)
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        return self._spool.write(data)
+
+    async def finish(self) -> Reply | None:
+        try:
+            held = self._spool.in_memory()
+            if held is not None:
+                with BytesIO(held) as body:
+                    return await self._call(body)
+            return await self._call(await self._spool.finish(_TemporaryFile.rewind))
+        finally:
+            self._spool.discard()
+
+    async def _call(self, body: BinaryIO) -> Reply | None:
+        result = self._function(self._envelope, body)
+        return await result if isawaitable(result) else result
+
+    def abort(self) -> None:
+        self._spool.discard()
+
+
+@implementer(IDelivery)
+class CallableDelivery:
+    """Each message is one call of `function(envelope, body)` in the reactor's thread.
+
+    `body` is a binary file at position 0 that can be sought: the octets as they came, CRLF line ends
+    included. It is closed once the result is there, or the time limit has cancelled it. A body of 64 KiB or
+    more is on disk: read it in a thread where the reactor must not wait.
+
+    `function` answers None (`250 2.0.0`) or a Reply, at once, with a Deferred or as a coroutine, when the
+    message is safe. It raises `Refused` to refuse; any other exception is a 451 and is logged.
+    """
+
+    def __init__(
+        self,
+        function: DeliveryFunction,
+        reactor: ThreadedReactor,
+        *,
+        extensions: frozenset[str] = frozenset({"8BITMIME", "SMTPUTF8"}),
+        max_message_octets: int = 0,
+    ) -> None:
+        self.extensions = extensions
+        self.max_message_octets = max_message_octets
+        self._function = function
+        self._reactor = reactor
+
+    def begin(self, client: Client, sender: Path) -> IMailTransaction:
+        return EnvelopeTransaction(client, sender, self._sink)
+
+    def _sink(self, envelope: Envelope) -> IMessageSink:
+        return _CallableSink(self._reactor, self._function, envelope)

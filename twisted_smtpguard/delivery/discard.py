@@ -1,0 +1,62 @@
+"""Accepts every message and forgets it: for load tests, and for a guard that is being tried out."""
+
+from __future__ import annotations
+
+from zope.interface import implementer
+
+from twisted_smtpguard.interfaces import (
+    Client,
+    IDelivery,
+    IDeliveryFactory,
+    IMailTransaction,
+    IMessageSink,
+    Path,
+)
+
+
+@implementer(IMailTransaction, IMessageSink)
+class _Nothing:
+    """Transaction and sink at once. It has no state, so that one serves everybody."""
+
+    def recipient(self, recipient: Path) -> None:
+        pass
+
+    def data(self) -> IMessageSink:
+        return self
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+_NOTHING = _Nothing()
+
+
+@implementer(IDelivery)
+class DiscardDelivery:
+    """Every message is accepted, and none is kept."""
+
+    extensions = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME"})
+    max_message_octets = 0
+
+    def begin(self, client: Client, sender: Path) -> IMailTransaction:
+        return _NOTHING
+
+
+@implementer(IDeliveryFactory)
+class DiscardFactory:
+    """`--deliver discard`."""
+
+    name = "discard"
+    summary = "Accept every message and throw it away."
+    argument_format = "Nothing may stand behind the name."
+
+    def make_delivery(self, argument: str, reactor: object) -> IDelivery:
+        if argument:
+            raise ValueError("discard takes no argument")
+        return DiscardDelivery()

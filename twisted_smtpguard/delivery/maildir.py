@@ -1,0 +1,192 @@
+"""Messages into one Maildir, one file each.
+
+A message is written to tmp/, made safe, renamed into new/, and new/ is made safe: only then is it accepted.
+So new/ never has a part of a message, and whatever was accepted survives a crash. All of it happens in
+threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path as FilePath
+from typing import cast
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
+from twisted_smtpguard.delivery.freespace import FreeSpace
+from twisted_smtpguard.delivery.maildirfile import MessageFile, NotTakenBack, prepare_maildir, unique_names
+from twisted_smtpguard.delivery.spool import Discarded, Spool, ThreadedReactor
+from twisted_smtpguard.interfaces import (
+    Client,
+    IDelivery,
+    IDeliveryFactory,
+    IMailTransaction,
+    IMessageSink,
+    Path,
+    Refused,
+)
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
+from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
+
+_log = Logger()
+
+
+@implementer(IMessageSink)
+class _MaildirSink:
+    """One message into the Maildir at `path`."""
+
+    def __init__(
+        self,
+        reactor: ThreadedReactor,
+        path: FilePath,
+        names: Iterator[str],
+        hostname: str,
+        envelope: Envelope,
+    ) -> None:
+        self._path = path
+        self._names = names
+        self._hostname = hostname
+        self._envelope = envelope
+        self._when = reactor.seconds()
+        self._spool = Spool(reactor, self._open)
+        self._given_up_late = False
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        pending = self._spool.write(data)
+        return pending.addErrback(self._refusal) if pending else None
+
+    def finish(self) -> Deferred[None]:
+        answer: Deferred[None] = Deferred(self._give_up)
+        delivered = self._spool.finish(lambda file: file.deliver(self._spool.keep))
+        delivered.addErrback(self._refusal).addBoth(self._answer, answer)
+        return answer
+
+    def abort(self) -> None:
+        self._spool.discard()
+
+    def _open(self) -> MessageFile:
+        header = self._header()
+        while True:
+            # A name in use is another process's; the next one will do.
+            with suppress(FileExistsError):
+                return MessageFile(self._path, next(self._names), header)
+
+    def _header(self) -> bytes:
+        to = self._envelope.recipients
+        return b"".join(
+            (
+                return_path(self._envelope.sender),
+                *map(delivered_to, to),
+                received(self._envelope.client, self._hostname, to, self._when),
+            )
+        )
+
+    def _give_up(self, answer: Deferred[None]) -> None:
+        self._given_up_late = not self._spool.discard()
+
+    def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
+        """Hand on the outcome, unless `answer` was cancelled and the client told to come again."""
+        if not answer.called:
+            answer.callback(result)
+        elif self._given_up_late and result is None:
+            self._may_come_twice()
+
+    def _refusal(self, failure: Failure) -> Failure:
+        """What a failure means to the client. Whatever is not a full disk is logged."""
+        if failure.check(Refused, Discarded, CancelledError):
+            return failure
+        _log.failure(
+            "Maildir {path}: a message of session {session} was not stored",
+            failure,
+            path=str(self._path),
+            session=self._envelope.client.session,
+        )
+        if failure.check(NotTakenBack):
+            self._may_come_twice()
+        return Failure(Refused(LOCAL_ERROR))
+
+    def _may_come_twice(self) -> None:
+        _log.warn(
+            "Maildir {path}: a message of session {session} was refused for now, yet stands in new/: "
+            "it may come twice",
+            path=str(self._path),
+            session=self._envelope.client.session,
+        )
+
+
+@implementer(IDelivery)
+class MaildirDelivery:
+    """Every message goes into the Maildir at `path`, whoever its recipients are.
+
+    `hostname` is the guard's name in Received fields and file names. Below `min_free_space` octets of free
+    disk, the declared size of the message included, MAIL is refused; 0: it never is. ValueError: `path`
+    cannot be used.
+    """
+
+    extensions = frozenset({"8BITMIME", "SMTPUTF8"})
+    max_message_octets = 0
+
+    def __init__(
+        self, path: str | os.PathLike[str], reactor: ThreadedReactor, *, hostname: str, min_free_space: int
+    ) -> None:
+        self._path = FilePath(path).absolute()
+        prepare_maildir(self._path)
+        self._reactor = reactor
+        self._hostname = hostname
+        self._names = unique_names(hostname, reactor.seconds)
+        self._min_free_space = min_free_space
+        # Of new/, not of the Maildir: a disk that is no longer mounted is seen at MAIL.
+        self._free_space = FreeSpace(reactor, self._path / "new")
+
+    def begin(self, client: Client, sender: Path) -> IMailTransaction | Deferred[IMailTransaction]:
+        if not self._min_free_space:
+            return self._transaction(client, sender)
+        free = self._free_space.octets()
+        if isinstance(free, Deferred):
+            return free.addCallback(self._begin_with, client, sender)
+        return self._begin_with(free, client, sender)
+
+    def _begin_with(self, free: int | None, client: Client, sender: Path) -> IMailTransaction:
+        if free is None:
+            raise Refused(LOCAL_ERROR)
+        if free - int(sender.parameters.get("SIZE") or 0) < self._min_free_space:
+            raise Refused(INSUFFICIENT_STORAGE)
+        return self._transaction(client, sender)
+
+    def _transaction(self, client: Client, sender: Path) -> IMailTransaction:
+        return EnvelopeTransaction(client, sender, self._sink)
+
+    def _sink(self, envelope: Envelope) -> IMessageSink:
+        return _MaildirSink(self._reactor, self._path, self._names, self._hostname, envelope)
+
+
+@implementer(IDeliveryFactory)
+class MaildirFactory:
+    """`--deliver maildir:PATH`, made from the guard's hostname and limits."""
+
+    name = "maildir"
+    summary = "Store messages in a Maildir."
+    argument_format = (
+        "The path of the Maildir, such as maildir:/var/mail/guard. A missing or empty directory becomes one."
+    )
+
+    def __init__(self, hostname: str, limits: Limits) -> None:
+        self._hostname = hostname
+        self._limits = limits
+
+    def make_delivery(self, argument: str, reactor: object) -> IDelivery:
+        if not argument:
+            raise ValueError("maildir needs a path, such as maildir:./Maildir")
+        return MaildirDelivery(
+            argument,
+            cast(ThreadedReactor, reactor),
+            hostname=self._hostname,
+            min_free_space=self._limits.min_free_space,
+        )
