@@ -136,7 +136,7 @@ def test_a_message_is_readable_by_its_owner_only(delivery, threads, path):
 
 def test_a_name_in_use_is_left_alone(delivery, threads, path, monkeypatch):
     (path / "tmp" / "taken").write_text("somebody else's")
-    delivery._names = iter(["taken", "free"])
+    delivery._new_name = iter(["taken", "free"]).__next__
     done = sink_of(delivery).finish()
     threads.work()
     assert outcome(done) is None
@@ -284,6 +284,28 @@ def test_a_disk_that_fills_up_half_way_refuses_in_write(delivery, threads, path,
     sink.abort()
     threads.work()
     assert files(path) == []
+
+
+def test_a_disk_that_fails_half_way_is_451_with_a_traceback(delivery, threads, path, monkeypatch, logged):
+    failing(monkeypatch, "write", errno.EIO)
+    pending = sink_of(delivery).write(LARGE)
+    threads.work()
+    assert reply_of(pending) == LOCAL_ERROR
+    assert files(path) == []
+    assert [event["log_failure"].type for event in logged] == [OSError]
+
+
+def test_a_descriptor_is_closed_once_even_when_a_later_step_fails(delivery, threads, monkeypatch):
+    # A second close might hit the file of somebody else, who was given the number meanwhile.
+    closed = []
+    real = os.close
+    monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), real(descriptor)))
+    failing(monkeypatch, "rename", errno.EIO)
+    done = sink_of(delivery).finish()
+    threads.work()
+    monkeypatch.undo()
+    assert reply_of(done) == LOCAL_ERROR
+    assert len(closed) == 1
 
 
 def test_a_message_that_a_reader_has_taken_before_it_was_taken_back_may_come_twice(

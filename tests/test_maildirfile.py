@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,8 +121,20 @@ def test_file_names_follow_the_maildir_specification_and_the_host_is_escaped():
     names = unique_names("a/b:c\\ö.example", lambda: 1234.000567)
     pattern = r"1234\.R[0-9a-f]{8}M56[67]P\d+Q%d\.a\\057b\\072c\\134\\303\\266\.example"
     for number in (1, 2):
-        assert re.fullmatch(pattern % number, next(names))
+        assert re.fullmatch(pattern % number, names())
+
+
+def test_several_threads_may_take_names_at_once():
+    name = unique_names("mx", lambda: sum(range(100)) * 0.0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            taken = list(threads.map(lambda _: name(), range(4000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(set(taken)) == 4000
 
 
 def test_no_host_makes_a_file_name_too_long():
-    assert len(next(unique_names("h" * 255, lambda: 2e9))) <= 255
+    assert len(unique_names("h" * 255, lambda: 2e9)()) <= 255

@@ -8,7 +8,7 @@ threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import cast
@@ -46,24 +46,23 @@ class _MaildirSink:
         self,
         reactor: ThreadedReactor,
         path: FilePath,
-        names: Iterator[str],
+        new_name: Callable[[], str],
         hostname: str,
         envelope: Envelope,
     ) -> None:
         self._path = path
-        self._names = names
+        self._new_name = new_name
         self._hostname = hostname
         self._envelope = envelope
         self._when = reactor.seconds()
         self._spool = Spool(reactor, self._open)
-        self._given_up_late = False
 
     def write(self, data: bytes) -> Deferred[None] | None:
         pending = self._spool.write(data)
         return pending.addErrback(self._refusal) if pending else None
 
     def finish(self) -> Deferred[None]:
-        answer: Deferred[None] = Deferred(self._give_up)
+        answer: Deferred[None] = Deferred(lambda _: self.abort())
         delivered = self._spool.finish(lambda file: file.deliver(self._spool.keep))
         delivered.addErrback(self._refusal).addBoth(self._answer, answer)
         return answer
@@ -76,7 +75,7 @@ class _MaildirSink:
         while True:
             # A name in use is another process's; the next one will do.
             with suppress(FileExistsError):
-                return MessageFile(self._path, next(self._names), header)
+                return MessageFile(self._path, self._new_name(), header)
 
     def _header(self) -> bytes:
         to = self._envelope.recipients
@@ -88,14 +87,12 @@ class _MaildirSink:
             )
         )
 
-    def _give_up(self, answer: Deferred[None]) -> None:
-        self._given_up_late = not self._spool.discard()
-
     def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
-        """Hand on the outcome, unless `answer` was cancelled and the client told to come again."""
+        """Hand on the outcome, unless `answer` was cancelled and the client told to come again: then a
+        message that was stored all the same, its rename having begun, is one too many."""
         if not answer.called:
             answer.callback(result)
-        elif self._given_up_late and result is None:
+        elif result is None:
             self._may_come_twice()
 
     def _refusal(self, failure: Failure) -> Failure:
@@ -140,7 +137,7 @@ class MaildirDelivery:
         prepare_maildir(self._path)
         self._reactor = reactor
         self._hostname = hostname
-        self._names = unique_names(hostname, reactor.seconds)
+        self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
         # Of new/, not of the Maildir: a disk that is no longer mounted is seen at MAIL.
         self._free_space = FreeSpace(reactor, self._path / "new")
@@ -164,7 +161,7 @@ class MaildirDelivery:
         return EnvelopeTransaction(client, sender, self._sink)
 
     def _sink(self, envelope: Envelope) -> IMessageSink:
-        return _MaildirSink(self._reactor, self._path, self._names, self._hostname, envelope)
+        return _MaildirSink(self._reactor, self._path, self._new_name, self._hostname, envelope)
 
 
 @implementer(IDeliveryFactory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,20 +44,25 @@ def prepare_maildir(path: Path) -> None:
             raise ValueError(f"{path} cannot be used as a Maildir: {part.name} is not a writable directory")
 
 
-def unique_names(hostname: str, now: Callable[[], float]) -> Iterator[str]:
-    """File names that no other message in a Maildir has, on this machine or another.
+def unique_names(hostname: str, now: Callable[[], float]) -> Callable[[], str]:
+    """A function that makes file names that no other message in a Maildir has, on this machine or another.
+    Any thread may call it, several at once.
 
-    Seconds, random octets (two containers may share process ids and a disk), microseconds, process id and
-    count. In the host name everything but letters, digits, dots and hyphens becomes `\\ooo`, since `/` and
-    `:` mean something there.
+    A name has seconds, random octets (two containers may share process ids and a disk), microseconds, process
+    id and count. In the host name everything but letters, digits, dots and hyphens becomes `\\ooo`, since `/`
+    and `:` mean something there.
     """
     host = re.sub(rb"[^A-Za-z0-9.-]", lambda match: b"\\%03o" % ord(match[0]), hostname.encode()).decode()
     token = os.urandom(4).hex()
-    for number in itertools.count(1):
+    numbers = itertools.count(1)
+
+    def name() -> str:
         when = now()
         micros = int(when % 1 * 1_000_000)
         # 255 octets is the longest name that a file may have.
-        yield f"{int(when)}.R{token}M{micros}P{os.getpid()}Q{number}.{host[:128]}"
+        return f"{int(when)}.R{token}M{micros}P{os.getpid()}Q{next(numbers)}.{host[:128]}"
+
+    return name
 
 
 def _sync_directory(path: Path) -> None:
@@ -100,7 +105,7 @@ class MessageFile:
         # A network disk may tell only here that it is full.
         self._close()
         keep()
-        os.rename(self._tmp, self._new)  # noqa: PTH104 - what may fail is named as the manual names it
+        os.rename(self._tmp, self._new)  # noqa: PTH104 - one of the system calls above
         try:
             _sync_directory(self._new.parent)
         except OSError:

@@ -108,19 +108,16 @@ class Spool(Generic[F]):
         if not self._fate.acquire(blocking=False):
             raise Discarded
 
-    def discard(self) -> bool:
-        """Leave nothing: no file, no descriptor. At any time, any number of times; never raises.
-
-        False: too late, the body is kept.
-        """
+    def discard(self) -> None:
+        """Leave nothing, no file and no descriptor, unless the body is kept already. At any time, any number
+        of times; never raises."""
         if not self._fate.acquire(blocking=False):
-            return self._discarded
+            return
         self._discarded = True
         self._held = bytearray()
         if self._threaded:
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
-        return True
 
     def _trip(self, then: Callable[[F], T]) -> Deferred[T]:
         self._threaded = True
