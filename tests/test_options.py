@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from processes import TWIST
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python import usage
@@ -408,8 +408,6 @@ def test_a_bad_endpoint_in_a_file_is_told_with_its_line(config: Callable[[str], 
 
 
 # Real processes.
-
-TWIST = Path(sys.executable).with_name("twist")
 
 
 def twist(*words: str, cwd: Path) -> tuple[int, str, str]:

@@ -1,0 +1,187 @@
+"""What is built and installed works, with plugins of other distributions beside it. Needs a package index."""
+
+from __future__ import annotations
+
+import shutil
+import smtplib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import attrs
+import pytest
+from processes import GuardProcess
+
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent
+NOT_SOURCE = shutil.ignore_patterns(
+    ".*", "*.egg-info", "__pycache__", "dropin.cache", "build", "dist", "Maildir"
+)
+
+# A distribution needs a package of its own beside twisted.plugins: setuptools gives an editable install of
+# twisted.plugins alone an import hook, in which `twist` finds no plugin.
+PIGEON = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+""",
+    "setup.cfg": """
+[metadata]
+name = pigeon
+version = 1.0
+[options]
+packages =
+    pigeon
+    twisted.plugins
+package_dir =
+    = src
+install_requires = twisted_smtpguard
+""",
+    "src/pigeon/__init__.py": """
+from pathlib import Path
+
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from twisted_smtpguard.delivery.callable import CallableDelivery
+from twisted_smtpguard.interfaces import IDeliveryFactory
+
+
+@implementer(IPlugin, IDeliveryFactory)
+class PigeonFactory:
+    name = "pigeon"
+    summary = "One pigeon a message."
+    argument_format = "The loft: a file that the last message goes into."
+
+    def make_delivery(self, argument, reactor):
+        if not argument:
+            raise ValueError("a pigeon needs a loft")
+
+        def fly(envelope, body):
+            Path(argument).write_bytes(body.read())
+
+        return CallableDelivery(fly, reactor)
+""",
+    "src/twisted/plugins/pigeon_delivery.py": """
+from pigeon import PigeonFactory
+
+pigeon = PigeonFactory()
+""",
+}
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Standard output of a command that has to succeed."""
+    done = subprocess.run(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@attrs.frozen
+class Installed:
+    """A virtual environment with nothing but the guard, its dependencies, and the pigeon beside it."""
+
+    root: Path
+    editable: list[Path]
+    """The source trees of editable installs."""
+
+    @property
+    def twist(self) -> Path:
+        return self.root / "bin" / "twist"
+
+    def forget_plugins(self) -> None:
+        """Back to a plugin cache that was never written, as after an installation."""
+        for folder in (self.root, *self.editable):
+            for cache in folder.rglob("dropin.cache"):
+                cache.unlink()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree: building leaves files behind."""
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "guard", ignore=NOT_SOURCE))
+
+
+@pytest.fixture(scope="module")
+def distributions(source: Path) -> dict[str, Path]:
+    """The sdist, and the wheel built from it."""
+    run(sys.executable, "-m", "build", cwd=source)
+    (sdist,), (wheel,) = (source / "dist").glob("*.tar.gz"), (source / "dist").glob("*.whl")
+    return {"sdist": sdist, "wheel": wheel}
+
+
+@pytest.fixture(scope="module", params=["wheel", "sdist", "editable"])
+def installed(
+    request: pytest.FixtureRequest,
+    source: Path,
+    distributions: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Installed:
+    """The guard and the pigeon, both as the kind of installation that the parameter names."""
+    pigeon = tmp_path_factory.mktemp("pigeon")
+    for name, text in PIGEON.items():
+        (pigeon / name).parent.mkdir(parents=True, exist_ok=True)
+        (pigeon / name).write_text(text)
+    root = tmp_path_factory.mktemp(request.param)
+    run(sys.executable, "-m", "venv", root)
+    if request.param == "editable":
+        run(root / "bin" / "pip", "install", "-e", source, "-e", pigeon)
+        return Installed(root, [source, pigeon])
+    run(root / "bin" / "pip", "install", distributions[request.param], pigeon)
+    return Installed(root, [])
+
+
+def test_the_wheel_has_every_module_and_the_plugin_and_the_types(
+    source: Path, distributions: dict[str, Path]
+) -> None:
+    modules = {path.relative_to(source).as_posix() for path in (source / "twisted_smtpguard").rglob("*.py")}
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    # Twisted's own __init__ files would be overwritten by ours, and deleted with us.
+    assert names == modules | {"twisted_smtpguard/py.typed", "twisted/plugins/twisted_smtpguard.py"}
+
+
+@pytest.mark.parametrize("reactor", ["default", "asyncio"])
+def test_twist_knows_it_on_a_cold_plugin_cache(installed: Installed, reactor: str, tmp_path: Path) -> None:
+    installed.forget_plugins()
+    assert "--max-connections" in run(
+        installed.twist, f"--reactor={reactor}", "smtpguard", "--help", cwd=tmp_path
+    )
+    installed.forget_plugins()
+    table = run(installed.twist, f"--reactor={reactor}", "smtpguard", "--show-limits", cwd=tmp_path)
+    assert "max-connections" in table
+
+
+def send(port: int) -> None:
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        client.sendmail("a@example.org", ["b@example.org"], "Subject: hello\r\n\r\nhello\r\n")
+
+
+@pytest.mark.parametrize("reactor", ["default", "asyncio"])
+def test_it_takes_a_message_into_its_maildir(installed: Installed, reactor: str, tmp_path: Path) -> None:
+    with GuardProcess(tmp_path, reactor=reactor, twist=installed.twist) as guard:
+        send(guard.port)
+    (message,) = (guard.maildir / "new").iterdir()
+    assert message.read_bytes().endswith(b"Subject: hello\n\nhello\n")
+
+
+def test_a_delivery_of_another_distribution_is_listed_and_used(installed: Installed, tmp_path: Path) -> None:
+    installed.forget_plugins()
+    deliveries = run(installed.twist, "smtpguard", "--help-deliveries", cwd=tmp_path)
+    assert "One pigeon a message." in deliveries
+    with GuardProcess(tmp_path, "--deliver=pigeon:loft", twist=installed.twist) as guard:
+        send(guard.port)
+    assert (tmp_path / "loft").read_bytes() == b"Subject: hello\r\n\r\nhello\r\n"
+
+
+def test_what_another_distribution_says_of_a_wrong_value_is_the_sentence_that_is_told(
+    installed: Installed, tmp_path: Path
+) -> None:
+    command = [installed.twist, "smtpguard", "--deliver=pigeon"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (64, "--deliver: a pigeon needs a loft\n")
