@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -21,7 +21,7 @@ from zope.interface import implementer
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import MessageFile, NotTakenBack, prepare_maildir, unique_names
-from twisted_smtpguard.delivery.spool import Discarded, Spool, ThreadedReactor
+from twisted_smtpguard.delivery.spool import Spool, ThreadedReactor
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -58,13 +58,12 @@ class _MaildirSink:
         self._spool = Spool(reactor, self._open)
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        pending = self._spool.write(data)
-        return pending.addErrback(self._refusal) if pending else None
+        return self._spool.write(data)
 
     def finish(self) -> Deferred[None]:
         answer: Deferred[None] = Deferred(lambda _: self.abort())
         delivered = self._spool.finish(lambda file: file.deliver(self._spool.keep))
-        delivered.addErrback(self._refusal).addBoth(self._answer, answer)
+        delivered.addErrback(self._not_taken_back).addBoth(self._answer, answer)
         return answer
 
     def abort(self) -> None:
@@ -95,19 +94,10 @@ class _MaildirSink:
         elif result is None:
             self._may_come_twice()
 
-    def _refusal(self, failure: Failure) -> Failure:
-        """What a failure means to the client. Whatever is not a full disk is logged."""
-        if failure.check(Refused, Discarded, CancelledError):
-            return failure
-        _log.failure(
-            "Maildir {path}: a message of session {session} was not stored",
-            failure,
-            path=str(self._path),
-            session=self._envelope.client.session,
-        )
-        if failure.check(NotTakenBack):
-            self._may_come_twice()
-        return Failure(Refused(LOCAL_ERROR))
+    def _not_taken_back(self, failure: Failure) -> Failure:
+        failure.trap(NotTakenBack)
+        self._may_come_twice()
+        return failure
 
     def _may_come_twice(self) -> None:
         _log.warn(
