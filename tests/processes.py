@@ -1,0 +1,168 @@
+"""A real `twist smtpguard` in a process of its own: start it, wait for what it logs, end it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+LOCAL = "tcp:0:interface=127.0.0.1"
+PATIENCE_SECONDS = 30.0
+"""How long a test waits for what must come soon. Only a failure takes that long."""
+
+Address: TypeAlias = "tuple[str, int] | str"
+"""A host and a port, or the path of a UNIX socket."""
+
+TWIST = Path(sys.executable).with_name("twist")
+"""The one beside the interpreter of the tests: `python -m twisted` also sees what is in the current directory."""
+
+_LISTENING = re.compile(r'\blistening endpoint=\S+ address=([^\s"]+)')
+# Text begins a line with the time, JSON a record with RS (RFC 7464).
+_LINE = re.compile(r"^(?:\x1e|\d{4}-).*\n", re.MULTILINE)
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition()` is true. `what` is the sentence of the failure when it never is."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def command(
+    *options: str,
+    listen: Sequence[str] = (LOCAL,),
+    reactor: str = "default",
+    log_format: str = "text",
+    twist: Path = TWIST,
+) -> list[str]:
+    """The words that start a guard with `options`."""
+    own = [f"--listen={endpoint}" for endpoint in listen]
+    return [str(twist), f"--reactor={reactor}", f"--log-format={log_format}", "smtpguard", *own, *options]
+
+
+class GuardProcess:
+    """A guard that listens, in `directory`: there are its Maildir and its logs, a new one each start.
+
+    As a context manager it is stopped at the end of the block, and must then have logged no traceback.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        listen: Sequence[str] = (LOCAL,),
+        reactor: str = "default",
+        log_format: str = "text",
+        twist: Path = TWIST,
+    ) -> None:
+        self.maildir = directory / "Maildir"
+        number = len(list(directory.glob("*.log")))
+        self._log = directory / f"{number}.log"
+        self._errors = directory / f"{number}.err"
+        with self._log.open("wb") as log, self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command(*options, listen=listen, reactor=reactor, log_format=log_format, twist=twist),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=errors,
+            )
+        try:
+            eventually(lambda: self._is_listening(len(listen)), f"it does not listen, see {self._log}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _is_listening(self, listeners: int) -> bool:
+        assert self._process.poll() is None, f"it has ended: {self._errors.read_text()}{self.log.decode()}"
+        return len(self.addresses) == listeners
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> bytes:
+        """All that it has logged so far, octet for octet."""
+        return self._log.read_bytes()
+
+    @property
+    def lines(self) -> list[str]:
+        """Whole lines of its log, or records of JSON without their RS."""
+        return [line.lstrip("\x1e").rstrip("\n") for line in _LINE.findall(self.log.decode())]
+
+    @property
+    def addresses(self) -> list[Address]:
+        """What it listens on, in the order of its --listen options."""
+        # JSON has the text more than once.
+        found = [_LISTENING.search(line) for line in self.lines]
+        return [_address(listening[1]) for listening in found if listening]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port of its first listener."""
+        address = self.addresses[0]
+        assert isinstance(address, tuple)
+        return address
+
+    @property
+    def port(self) -> int:
+        return self.address[1]
+
+    def wait_for(self, pattern: str) -> str:
+        """The first line of the log that has `pattern` in it, as soon as there is one."""
+        found: list[str] = []
+
+        def look() -> bool:
+            found[:] = [line for line in self.lines if re.search(pattern, line)]
+            return bool(found)
+
+        eventually(look, f"{pattern!r} is not in {self._log}")
+        return found[0]
+
+    def terminate(self) -> None:
+        """SIGTERM. It goes on with what it has begun, see `ended`."""
+        self._process.terminate()
+
+    def ended(self) -> None:
+        """Wait for its end after `terminate`: by that signal, without a word about a fault."""
+        assert self._process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, self._errors.read_text()
+        assert self._errors.read_text() == ""
+        assert b"Traceback" not in self.log, self.log.decode()
+
+    def stop(self) -> None:
+        self.terminate()
+        self.ended()
+
+    def kill(self) -> None:
+        """kill -9: from one instant to the next it is not there any more."""
+        self._process.kill()
+        self._process.wait(PATIENCE_SECONDS)
+
+    def __enter__(self) -> GuardProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is not None:
+            return
+        if kind is not None:
+            self.kill()
+            return
+        try:
+            self.stop()
+        finally:
+            self.kill()
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if colon else text
