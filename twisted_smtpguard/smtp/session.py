@@ -69,6 +69,11 @@ class Session:
         return self._reception is not None and self._reception.open
 
     @property
+    def amid_message(self) -> bool:
+        """Message data has begun and is not complete: it is expected, though perhaps behind another BDAT."""
+        return self.receiving or self.phase is Phase.CHUNKS
+
+    @property
     def in_transaction(self) -> bool:
         """Between MAIL and the verdict."""
         return self.phase is not Phase.CONNECTED and self.phase is not Phase.READY

@@ -40,7 +40,8 @@ class LineSplitter:
             if end == offset or buffer[end - 1] != 0x0D:
                 return self._refuse(offset, end + 1)
             line = buffer[offset : end - 1]
-            return (replies.BAD_LINE_END if b"\r" in line else line), end + 1
+            bare = line.find(b"\r")
+            return (line, end + 1) if bare < 0 else self._refuse(offset, offset + bare + 1)
         carriage_return = buffer.find(b"\r", offset, stop)
         if 0 <= carriage_return < min(stop, len(buffer)) - 1:
             return self._refuse(offset, carriage_return + 1)

@@ -65,7 +65,11 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._delivery_time: Deadline | None = None
         self._session_time: Deadline | None = None
         self._rate = DataRate(
-            factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
+            factory.deadlines,
+            factory.site.seconds,
+            limits.min_data_rate,
+            limits.data_rate_window,
+            self._data_too_slow,
         )
         self.end_reason = "lost"
         """Why the connection ends, for the log."""
@@ -183,8 +187,11 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._offset += taken
         self._rate.count(taken)
         self._progress_octets += taken
-        if self._progress_octets >= _PROGRESS_OCTETS or data.find(b"\n", 0, taken) >= 0:
-            self._progress_octets = 0
+        if (
+            self._progress_octets >= _PROGRESS_OCTETS
+            or data.find(b"\n", 0, taken) >= 0
+            or not self.session.receiving
+        ):
             self._progress = True
         self._take(answer)
 
@@ -245,12 +252,12 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
 
     def _wait_for_what_is_next(self) -> None:
         session = self.session
-        if session.receiving and not self._held:
-            self._rate.run()
-        elif session.in_transaction:
+        if not session.amid_message:
+            self._rate.end()
+        elif self._held:
             self._rate.hold()
         else:
-            self._rate.end()
+            self._rate.run()
         if self._held:
             self.setTimeout(None)
             if self._pending is not None and session.receiving:
@@ -263,6 +270,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._resume()
         if self._progress or self.timeOut is None:
             self._progress = False
+            self._progress_octets = 0
             self.setTimeout(self._limits.read_timeout or None)
 
     def _delivery_timed_out(self) -> None:

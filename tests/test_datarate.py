@@ -1,0 +1,116 @@
+"""The minimum data rate: a grace, then every window needs its octets, and only the client's own time counts."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from twisted_smtpguard.wire.datarate import DataRate
+from twisted_smtpguard.wire.deadlines import Deadlines
+
+WINDOW = 60
+
+
+class Bench:
+    """A demand of 500 octets a second."""
+
+    def __init__(self, octets_a_second: int = 500, window: float = WINDOW) -> None:
+        self.clock = Clock()
+        self.cut_off: list[float] = []
+        self.rate = DataRate(
+            Deadlines(self.clock),
+            self.clock.seconds,
+            octets_a_second,
+            window,
+            lambda: self.cut_off.append(self.clock.seconds()),
+        )
+
+    def passes(self, seconds: float) -> None:
+        """In steps: a window that begins in the middle of one step of a Clock begins at its end."""
+        while seconds >= 1:
+            self.clock.advance(1)
+            seconds -= 1
+        self.clock.advance(seconds)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_in_the_first_window_nothing_is_demanded(bench: Bench) -> None:
+    bench.rate.run()
+    bench.passes(2 * WINDOW - 0.2)
+    assert bench.cut_off == []
+    bench.passes(0.2)
+    assert bench.cut_off == [pytest.approx(2 * WINDOW)]
+    assert bench.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(("octets", "cut_off"), [(500 * WINDOW, False), (500 * WINDOW - 1, True)])
+def test_a_window_needs_its_octets_to_the_octet(bench: Bench, octets: int, cut_off: bool) -> None:
+    bench.rate.run()
+    bench.passes(WINDOW)
+    bench.rate.count(octets)
+    bench.passes(WINDOW)
+    assert bool(bench.cut_off) is cut_off
+
+
+def test_octets_of_one_window_do_not_count_in_the_next(bench: Bench) -> None:
+    bench.rate.run()
+    bench.rate.count(10_000_000)
+    bench.passes(WINDOW)
+    bench.passes(WINDOW)
+    assert bench.cut_off
+
+
+def test_time_in_which_the_client_is_held_back_does_not_count(bench: Bench) -> None:
+    bench.rate.run()
+    bench.passes(WINDOW + 30)
+    bench.rate.hold()
+    bench.passes(10 * WINDOW)
+    assert bench.clock.getDelayedCalls() == []
+    bench.rate.run()
+    bench.passes(29.9)
+    assert bench.cut_off == []
+    bench.passes(0.2)
+    assert bench.cut_off
+
+
+def test_being_held_back_again_and_again_buys_a_slow_client_nothing(bench: Bench) -> None:
+    bench.rate.run()
+    for _ in range(3 * WINDOW):
+        bench.rate.count(1)
+        bench.rate.hold()
+        bench.rate.run()
+        bench.passes(1)
+    assert bench.cut_off
+
+
+def test_the_octets_of_an_interrupted_window_are_kept(bench: Bench) -> None:
+    bench.rate.run()
+    bench.passes(WINDOW)
+    bench.rate.count(500 * WINDOW)
+    bench.rate.hold()
+    bench.rate.run()
+    bench.passes(WINDOW)
+    assert bench.cut_off == []
+
+
+def test_the_next_message_gets_its_own_grace_and_a_whole_window(bench: Bench) -> None:
+    bench.rate.run()
+    bench.passes(WINDOW + 50)
+    bench.rate.end()
+    assert bench.clock.getDelayedCalls() == []
+    bench.rate.run()
+    bench.passes(2 * WINDOW - 0.1)
+    assert bench.cut_off == []
+    bench.passes(0.2)
+    assert bench.cut_off
+
+
+@pytest.mark.parametrize(("octets_a_second", "window"), [(0, WINDOW), (500, 0)])
+def test_0_demands_nothing(octets_a_second: int, window: float) -> None:
+    bench = Bench(octets_a_second, window)
+    bench.rate.run()
+    assert bench.clock.getDelayedCalls() == []
