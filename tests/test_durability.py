@@ -149,9 +149,8 @@ def test_kill_9_in_the_middle_of_a_load_loses_nothing_that_was_answered_250(
     ledger = Ledger()
     moments = random.Random(9)
     for number in range(rounds):
-        guard = GuardProcess(tmp_path)
         enough = len(ledger.accepted) + moments.randrange(10, 60)
-        with load(guard, ledger, seed=number):
+        with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=number):
             eventually(lambda enough=enough: len(ledger.accepted) >= enough, "the load does not get on")
             guard.kill()
         assert_nothing_lost(guard.maildir, ledger)
@@ -164,8 +163,7 @@ def test_kill_9_in_the_middle_of_a_load_loses_nothing_that_was_answered_250(
 
 
 def test_after_a_kill_9_the_next_guard_goes_on_with_the_same_maildir(tmp_path: Path) -> None:
-    guard = GuardProcess(tmp_path)
-    with RawClient(guard.address) as client:
+    with GuardProcess(tmp_path) as guard, RawClient(guard.address) as client:
         client.ask("EHLO c")
         assert send_by_data(client, "1", sealed("1", 1000)).startswith("250 ")
         client.send(ENVELOPE % b"2" + b"DATA\r\n" + sealed("2", 1_000_000))
@@ -187,9 +185,8 @@ def test_sigterm_in_the_middle_of_a_load_loses_nothing_and_leaves_nothing_half_d
 ) -> None:
     ledger = Ledger()
     for number in range(rounds):
-        guard = GuardProcess(tmp_path)
         enough = len(ledger.accepted) + 50
-        with load(guard, ledger, seed=number):
+        with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=number):
             eventually(lambda enough=enough: len(ledger.accepted) >= enough, "the load does not get on")
             guard.stop()
         assert_nothing_lost(guard.maildir, ledger)
