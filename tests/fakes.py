@@ -201,6 +201,8 @@ class Conversation:
             if self.transport.lost:
                 break
             self.protocol.dataReceived(piece)
+            # A long burst takes several turns of the reactor.
+            self.guard.clock.advance(0)
         return self.heard()
 
     def say(self, *lines: str, bytewise: bool = False) -> str:

@@ -21,6 +21,7 @@ from twisted_smtpguard.wire.deadlines import Deadlines
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
 from twisted_smtpguard.wire.turnaway import TurnAway
+from twisted_smtpguard.wire.turns import Turns
 
 _LAST_WAIT_SECONDS = 5
 """After the grace of a stop: for verdicts that are still pending."""
@@ -54,6 +55,7 @@ class SMTPGuardFactory(ServerFactory):
             orphan_settled=self._something_ended,
         )
         self.deadlines = Deadlines(reactor)
+        self.turns = Turns(reactor)
         self.greeting = replies.greeting(self.site.hostname)
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
         self._stopping = TurnAway(replies.SHUTTING_DOWN)

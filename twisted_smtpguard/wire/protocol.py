@@ -27,6 +27,7 @@ from twisted_smtpguard.wire.deadlines import Deadline
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import make_peer, peer_name
+from twisted_smtpguard.wire.turns import COMMANDS_A_TURN
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -55,6 +56,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._first_line = True
         self._pending: Deferred[Reply | None] | None = None
         self._walking = False
+        self._had_its_turn = False
         self._paused = False
         self._peer_closed = False
         self._closing = False
@@ -109,7 +111,8 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         """Called by the transport. LineReceiver's own would take quadratic time for a pipelined burst."""
         if self._closing:
             return
-        self._buffer = self._buffer + data if self._buffer else data
+        self._buffer = self._buffer[self._offset :] + data if self._buffer else data
+        self._offset = 0
         if self._held:
             self._bound_buffer()
         else:
@@ -117,7 +120,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
 
     @property
     def _held(self) -> bool:
-        return self._pending is not None or self._congested
+        return self._pending is not None or self._had_its_turn or self._congested
 
     @property
     def _congested(self) -> bool:
@@ -127,6 +130,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     def _walk(self) -> None:
         """Take what lies in the buffer as far as possible, and send all that is to be said in one write."""
         self._walking = True
+        share = COMMANDS_A_TURN
         while not (self._closing or self._held):
             try:
                 more = self._receive_data() if self.session.receiving else self._receive_line()
@@ -135,15 +139,21 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
                 continue
             if not more:
                 break
+            share -= 1
+            if share <= 0 and not self._held and self._offset < len(self._buffer):
+                self._had_its_turn = True
+                self.factory.turns.wait(self._take_turn)
         self._walking = False
-        if self._closing:
-            self._buffer = b""
-        elif self._offset:
-            self._buffer = self._buffer[self._offset :]
-        self._offset = 0
-        self._output.flush()
+        if not self._had_its_turn:
+            self._buffer = b"" if self._closing else self._buffer[self._offset :]
+            self._offset = 0
+            self._output.flush()
         if not self._closing:
             self._wait_for_what_is_next()
+
+    def _take_turn(self) -> None:
+        self._had_its_turn = False
+        self._walk()
 
     def _receive_line(self) -> bool:
         start = self._offset
@@ -304,7 +314,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     # Holding the client back.
 
     def _bound_buffer(self) -> None:
-        if 0 < self._limits.max_input_buffer <= len(self._buffer):
+        if 0 < self._limits.max_input_buffer <= len(self._buffer) - self._offset:
             self._pause()
 
     def _drained(self) -> None:

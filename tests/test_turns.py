@@ -1,0 +1,79 @@
+"""A long pipelined burst takes many turns of the reactor, so that others have theirs in between."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Guard, codes
+from twisted.internet.task import Clock
+
+from twisted_smtpguard.wire.turns import COMMANDS_A_TURN, Turns
+
+
+def test_nobody_waits_longer_than_a_share_of_a_burst() -> None:
+    guard = Guard()
+    greedy, other = guard.greeted(), guard.greeted()
+    greedy.heard(), other.heard()
+    greedy.protocol.dataReceived(b"MAIL FROM:<a@b.example>\r\n" + b"RCPT TO:<c@d.example>\r\n" * 1000)
+    assert guard.delivery.calls.count("recipient") == COMMANDS_A_TURN - 1
+    other.protocol.dataReceived(b"NOOP\r\n")
+    assert other.heard() == "250 2.0.0 OK\r\n"
+    guard.clock.advance(0)
+    assert greedy.heard().count("250 2.1.5") == 100
+
+
+def test_a_burst_of_one_share_is_answered_at_once() -> None:
+    client = Guard().greeted()
+    client.heard()
+    client.protocol.dataReceived(b"NOOP\r\n" * COMMANDS_A_TURN)
+    assert client.heard().count("250 ") == COMMANDS_A_TURN
+    assert client.guard.clock.getDelayedCalls()[0].getTime() > 0
+
+
+def test_what_comes_behind_a_burst_keeps_its_place() -> None:
+    client = Guard().greeted()
+    client.heard()
+    client.protocol.dataReceived(b"NOOP\r\n" * 1000 + b"VR")
+    client.protocol.dataReceived(b"FY x\r\nQUIT\r\n")
+    client.guard.clock.advance(0)
+    assert codes(client.heard()) == [250] * 1000 + [252, 221]
+
+
+def test_a_burst_that_arrives_in_pieces_is_not_kept_beyond_the_input_buffer() -> None:
+    client = Guard().greeted()
+    client.protocol.dataReceived(b"NOOP\r\n" * 10_000)
+    assert client.transport.producerState == "producing"
+    client.protocol.dataReceived(b"NOOP\r\n" * 10_000)
+    assert client.transport.producerState == "paused"
+    client.guard.clock.advance(0)
+    assert client.transport.producerState == "producing"
+
+
+def test_a_client_that_leaves_with_its_burst_half_done_is_let_go() -> None:
+    guard = Guard()
+    client = guard.greeted()
+    client.protocol.dataReceived(b"NOOP\r\n" * 1000)
+    client.disconnect()
+    guard.clock.advance(0)
+    assert guard.factory.connections == 0
+    assert not guard.clock.getDelayedCalls()
+
+
+def test_a_client_that_shuts_down_its_side_behind_a_burst_gets_every_reply() -> None:
+    client = Guard().greeted()
+    client.heard()
+    client.protocol.dataReceived(b"NOOP\r\n" * 1000)
+    client.half_close()
+    client.guard.clock.advance(0)
+    assert client.heard().count("250 ") == 1000
+    assert client.closed
+
+
+def test_an_accident_of_one_does_not_stop_the_others() -> None:
+    clock, called = Clock(), []
+    turns = Turns(clock)
+    turns.wait(lambda: 1 / 0)
+    turns.wait(lambda: called.append(1))
+    with pytest.raises(ZeroDivisionError):
+        clock.advance(0)
+    clock.advance(0)
+    assert called == [1]
