@@ -320,6 +320,8 @@ class Session:
     def _received(self, _: object) -> Answer:
         reception = self._reception
         assert reception is not None
+        if self.ended:
+            return None
         reception.settle()
         if reception.exhausted:
             self._value = reception.octets
@@ -337,7 +339,9 @@ class Session:
             self.reset()
             return problem
         assert self._transaction is not None
-        accepted = partial(self._accepted, reception.octets, self._sender.address, self._recipients)
+        accepted = partial(
+            self._accepted, self._began_at, reception.octets, self._sender.address, self._recipients
+        )
         finished = self._transaction.finish(late=partial(accepted, late=True))
         return then(finished, partial(self._verdict, accepted))
 
@@ -354,7 +358,9 @@ class Session:
             self.site.orphan_settled()
         return reply
 
-    def _accepted(self, octets: int, sender: str, recipients: list[str], *, late: bool = False) -> None:
+    def _accepted(
+        self, began_at: float, octets: int, sender: str, recipients: list[str], *, late: bool = False
+    ) -> None:
         site = self.site
         site.events.accept(
             self.name,
@@ -362,7 +368,7 @@ class Session:
             sender=sender,
             recipients=recipients,
             octets=octets,
-            seconds=site.seconds() - self._began_at,
+            seconds=site.seconds() - began_at,
             client_gone=self.ended,
             late=late,
         )

@@ -6,6 +6,7 @@ that becomes a Reply, or a Deferred of one; the session only reads `Transaction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -33,6 +34,12 @@ Answer: TypeAlias = Reply | Deferred[Reply | None] | None
 
 MAX_WRITE_OCTETS = 64 * 1024
 """What a sink's write() is given at most."""
+
+
+_REFUSALS = frozenset(range(400, 600))
+_ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
+"""Codes that a delivery may give. Only a client's QUIT is answered with 221."""
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 
 def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
@@ -76,7 +83,7 @@ class Transaction:
 
     def _begun(self, mail: IMailTransaction) -> Reply:
         self._handing_over = False
-        self._mail = mail
+        self._mail = _owed_an_end(mail)
         if self.over:
             self._abort()
         return replies.SENDER_OK
@@ -97,7 +104,7 @@ class Transaction:
 
     def _sink_given(self, sink: IMessageSink) -> None:
         self._handing_over = False
-        self._mail, self._sink = None, sink
+        self._mail, self._sink = None, _owed_an_end(sink)
         if self.over:
             self._abort()
 
@@ -157,6 +164,7 @@ class Transaction:
         if inner is None or outer is None:
             return
         self._expired = True
+        self.refusal = replies.DELIVERY_TIMED_OUT
         if self.finishing:
             inner.cancel()
         else:
@@ -165,7 +173,6 @@ class Transaction:
             # It goes on in spite of its cancellation. Nobody waits for it any more.
             self._inner = self._outer = None
             self.finishing = False
-            self.refusal = replies.DELIVERY_TIMED_OUT
             outer.callback(replies.DELIVERY_TIMED_OUT)
 
     def _abort(self) -> None:
@@ -189,17 +196,15 @@ class Transaction:
     ) -> R | Deferred[R]:
         try:
             result = hook(*args)
+            if not isinstance(result, Deferred):
+                if result is None or not hasattr(type(result), "__await__"):
+                    return answered(result)
+                result = Deferred.fromCoroutine(_await(result))
         except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
             return failed(Failure())
-        if result is None:
-            return answered(None)
-        if not isinstance(result, Deferred):
-            if not hasattr(type(result), "__await__"):
-                return answered(result)
-            result = Deferred.fromCoroutine(_await(result))
         outer: Deferred[R] = Deferred()
         self._inner, self._outer = result, outer
-        result.addCallbacks(answered, failed)
+        result.addCallback(answered).addErrback(failed)
         result.addBoth(self._settle, outer)
         return outer
 
@@ -227,21 +232,26 @@ class Transaction:
         """begin() or data() failed: there is nothing to go on with."""
         self._handing_over = False
         reply = self._hook_failed(failure)
-        if not self.over:
-            self.over = True
-            self._abort()
+        self.over = True
+        self._abort()
         return reply
 
     def _checked(self, reply: Reply, *, refused: bool = False) -> Reply:
         """A delivery's reply as it may go out: of a possible code, with an enhanced code (RFC 2034)."""
-        if not isinstance(reply, Reply) or reply.code not in (
-            range(400, 600) if refused else (*range(200, 221), *range(222, 300), *range(400, 600))
-        ):
+        if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
             self._report(Failure(ValueError(f"{reply!r}")), "not a reply to give here")
             return replies.LOCAL_ERROR
-        if not reply.enhanced.startswith(f"{reply.code // 100}."):
-            return attrs.evolve(reply, enhanced=f"{reply.code // 100}.0.0")
+        kind = str(reply.code // 100)
+        if _ENHANCED.fullmatch(reply.enhanced) is None or reply.enhanced[0] != kind:
+            return attrs.evolve(reply, enhanced=f"{kind}.0.0")
         return reply
+
+
+def _owed_an_end(given: T) -> T:
+    """What begin() or data() handed over. TypeError where it cannot be what was promised."""
+    if not hasattr(given, "abort"):
+        raise TypeError(f"{given!r} has no abort()")
+    return given
 
 
 def _nothing(_: object) -> None:

@@ -1,0 +1,92 @@
+"""What a session still answers while the service stops."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes import FakeDelivery, Guard, codes
+from tests.test_commands import reach
+from tests.test_transaction import LINES, pending, ready_for
+
+SHUTTING_DOWN = "421 4.3.2 Server shutting down\r\n"
+ACCEPTED = "250 2.0.0 Message accepted\r\n"
+
+
+@pytest.mark.parametrize("phase", ["connected", "ready"])
+def test_a_session_outside_a_transaction_ends_now(phase: str) -> None:
+    client = reach(phase)
+    client.guard.factory.drain()
+    assert client.heard() == SHUTTING_DOWN
+    assert client.closed
+
+
+@pytest.mark.parametrize("phase", ["sender", "refused", "recipients"])
+@pytest.mark.parametrize(
+    "command", ["RCPT TO:<c@d.example>", "DATA", "BDAT 2 LAST", "RSET", "NOOP", "BREW", "NO\rOP"]
+)
+def test_a_session_with_an_envelope_ends_at_its_next_command(phase: str, command: str) -> None:
+    client = reach(phase)
+    client.guard.factory.drain()
+    assert client.heard() == ""
+    assert not client.closed
+    assert client.say(command) == SHUTTING_DOWN
+    assert client.closed
+    assert client.guard.delivery.calls[-1] == "transaction.abort"
+
+
+@pytest.mark.parametrize("phase", ["sender", "chunks"])
+def test_quit_is_answered_as_ever(phase: str) -> None:
+    client = reach(phase)
+    client.guard.factory.drain()
+    assert client.say("QUIT") == "221 2.0.0 Closing connection\r\n"
+
+
+def test_message_data_goes_on_to_its_verdict() -> None:
+    client = reach("recipients")
+    client.say("DATA")
+    client.heard()
+    client.guard.factory.drain()
+    assert client.say("Subject: x", "", "y") == ""
+    assert client.say(".", "NOOP") == ACCEPTED + SHUTTING_DOWN
+    assert len(client.guard.delivery.messages) == 1
+
+
+def test_a_message_in_chunks_goes_on_to_its_verdict() -> None:
+    client = reach("chunks")
+    client.guard.factory.drain()
+    assert codes(client.send(b"BDAT 3\r\nabc")) == [250]
+    assert client.send(b"BDAT 3 LAST\r\nabcNOOP\r\n") == ACCEPTED + SHUTTING_DOWN
+    assert len(client.guard.delivery.messages) == 1
+
+
+@pytest.mark.parametrize("command", ["NOOP", "RSET", "MAIL FROM:<>", "BREW"])
+def test_between_chunks_any_other_command_ends_the_session(command: str) -> None:
+    client = reach("chunks")
+    client.guard.factory.drain()
+    assert client.say(command) == SHUTTING_DOWN
+    assert client.guard.delivery.calls[-1] == "sink.abort"
+
+
+@pytest.mark.parametrize("hook", ["begin", "recipient", "finish"])
+def test_a_command_that_is_being_answered_gets_its_reply(hook: str) -> None:
+    client = ready_for(hook, "late")
+    client.send(LINES[hook])
+    drained = client.guard.factory.drain()
+    assert client.heard() == ""
+    pending(client).succeed()
+    assert codes(client.heard()) == ([250, 421] if hook == "finish" else [250])
+    assert codes(client.say("NOOP")) == ([] if hook == "finish" else [421])
+    client.disconnect()
+    assert drained.called
+
+
+def test_nothing_of_a_message_that_the_grace_cut_off_is_delivered() -> None:
+    client = Guard(FakeDelivery(), shutdown_grace=30).greeted()
+    client.say("MAIL FROM:<>", "RCPT TO:<c@d.example>", "DATA", "Subject: x")
+    client.heard()
+    client.guard.factory.drain()
+    client.guard.clock.advance(31)
+    assert client.heard() == SHUTTING_DOWN
+    assert client.transport.lost
+    assert client.guard.delivery.messages == []
+    assert client.guard.delivery.calls[-1] == "sink.abort"
