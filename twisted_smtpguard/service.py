@@ -63,7 +63,7 @@ class SMTPGuardService(MultiService):
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         failures: list[Failure] = []
         listening = endpoint.listen(self.factory)
-        listening.addCallbacks(self._listening, failures.append, callbackArgs=(name,))
+        listening.addCallback(self._listening, name).addErrback(failures.append)
         if failures:
             for port in self._ports:
                 port.stopListening()
@@ -72,11 +72,11 @@ class SMTPGuardService(MultiService):
             failures[0].raiseException()
 
     def _listening(self, port: IListeningPort, name: str) -> None:
+        self._ports.append(port)
         # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
         # second. An endpoint's own `backlog=` stays.
         if isinstance(port, tcp.Port) and port.backlog == tcp.Port.backlog:
             port.socket.listen(_BACKLOG)
-        self._ports.append(port)
         self.factory.site.events.listening(name, _address_text(port.getHost()))
 
     def _warn_of_descriptors(self) -> None:
