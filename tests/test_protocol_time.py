@@ -424,7 +424,20 @@ def test_a_session_whose_client_does_not_read_hears_of_the_session_time_behind_w
     client.guard.clock.advance(100)
     client.transport.reads = True
     client.transport.drain()
-    assert client.heard().endswith(TOO_LONG)
+    assert passes(client, 0).endswith(TOO_LONG)
+    ended(client)
+
+
+def test_the_session_time_ends_a_session_that_waits_for_nothing_but_its_client_to_read() -> None:
+    client = Guard(max_session_time=100, max_output_buffer=700, write_timeout=0).greeted()
+    client.heard()
+    client.transport.reads = False
+    client.say(*["NOOP"] * 100)
+    assert client.protocol._congested
+    client.guard.clock.advance(100)
+    client.transport.reads = True
+    client.transport.drain()
+    assert passes(client, 0) == "250 2.0.0 OK\r\n" * 100 + TOO_LONG
     ended(client)
 
 

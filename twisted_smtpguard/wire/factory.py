@@ -134,8 +134,13 @@ class SMTPGuardFactory(ServerFactory):
     def drain(self) -> Deferred[None]:
         """Let no one in, and let everyone out. Fires when every session has ended and every verdict has come.
 
-        A session in a transaction has `Limits.shutdown_grace` seconds to end it; then it is aborted.
+        A session in a transaction has `Limits.shutdown_grace` seconds to end it; then it is aborted. May be
+        called again meanwhile.
         """
+        if self._drained is not None:
+            again: Deferred[None] = Deferred()
+            self._drained.chainDeferred(again)
+            return again
         drained = self._drained = Deferred()
         self.site.draining = True
         for protocol in list(self._open):
@@ -165,10 +170,15 @@ class SMTPGuardFactory(ServerFactory):
             protocol.shut_down(now=True)
 
     def _give_up(self) -> None:
-        drained = self._drained
-        if drained is not None and not drained.called:
-            drained.callback(None)
+        for protocol in list(self._open):
+            protocol.abort()
+        self._fire()
 
     def _something_ended(self) -> None:
         if not self._open and not self.site.orphans:
-            self._give_up()
+            self._fire()
+
+    def _fire(self) -> None:
+        drained = self._drained
+        if drained is not None and not drained.called:
+            drained.callback(None)

@@ -23,8 +23,8 @@ class Output:
     """The outgoing half of one connection.
 
     `drained()` is called when replies had to wait and the transport has taken them all, `stalled()` when it has
-    taken none of them for `timeout` seconds (0: it may take as long as it likes), `closed()` when our side has
-    been closed behind the last of them.
+    taken none of them for `timeout` seconds (0: it may take as long as it likes), `closed()` when it has taken the
+    last of all and our side is about to be closed.
     """
 
     def __init__(
@@ -111,8 +111,12 @@ class Output:
 
     def _close_now(self) -> None:
         if self._close is not None:
-            self._close()
             self._closed()
+            self._close()
+
+    def abort_when_taken(self) -> None:
+        """Drop the connection, but not the replies that wait."""
+        self._close_by(self._transport.abortConnection)
 
     def abort(self) -> None:
         """Drop the connection with all that waits."""

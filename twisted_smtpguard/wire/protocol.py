@@ -210,7 +210,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Deferred):
             self._pending = answer
-            answer.addCallbacks(self._answered, self._failed)
+            answer.addCallbacks(self._answered, self._failed).addErrback(self._drop)
             if self._pending is not None and self._limits.delivery_timeout:
                 self._delivery_time = self.factory.deadlines.call_later(
                     self._limits.delivery_timeout, self._delivery_timed_out
@@ -233,6 +233,12 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
 
     def _failed(self, failure: Failure) -> None:
         self._answered(self.session.broken(failure))
+
+    def _drop(self, failure: Failure) -> None:
+        """Even telling of a fault failed. Nobody else would end the session, for nothing is waited for."""
+        self.session.broken(failure)
+        self._closing = True
+        self._output.abort()
 
     def _reply(self, reply: Reply, *, reason: str = "") -> None:
         self._output.queue(reply.wire)
@@ -336,25 +342,30 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     @property
     def _idle(self) -> bool:
         """Between transactions, with nothing pending."""
-        return not (self._closing or self._held or self.session.in_transaction or self.session.receiving)
+        busy = self._pending is not None or self.session.in_transaction or self.session.receiving
+        return not (busy or self._closing)
 
     def shut_down(self, *, now: bool) -> None:
         """The service stops. A session in a transaction may go on until its verdict, unless `now`."""
         if self._idle or (now and not self._closing):
             self._hang_up(replies.SHUTTING_DOWN)
         if now:
-            self._output.abort()
+            self._output.abort_when_taken()
+
+    def abort(self) -> None:
+        """The service waits no longer."""
+        self._output.abort()
 
     def _hang_up(self, reply: Reply) -> None:
         self._reply(reply)
         self._output.flush()
 
     def _close(self, *, half: bool) -> None:
-        """Behind the last line. `half`: linger, so that the line reaches a client that is still sending."""
+        """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
         self._closing = True
         self._stop_waiting()
         self.session.end()
-        if half and self.factory.may_linger():
+        if half and not self._peer_closed and self.factory.may_linger():
             self._lingering = True
             self._resume()
             self._output.half_close()
