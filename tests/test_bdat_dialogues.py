@@ -124,6 +124,11 @@ def test_a_refused_chunk_is_swallowed_and_further_ones_get_the_same_reply() -> N
     assert sent(client) == [b"y\r\n"]
 
 
+def test_a_refusal_of_chunks_stays_the_same_whatever_comes_then() -> None:
+    refused = [chunk(octets, BARE_NEWLINE) for octets in (b"a\nb", b"x" * 200, b"Received: x\r\n" * 3)]
+    dialogue(*ENVELOPE, *refused, max_message_size=100, max_received_fields=2)
+
+
 @pytest.mark.parametrize("reset", [("RSET", OK), ("HELO x", "250 guard.example")])
 def test_a_refusal_of_chunks_lasts_until_the_reset(reset: Turn) -> None:
     refused = chunk(b"a\nb\r\n", BARE_NEWLINE)

@@ -190,6 +190,38 @@ def test_rubbish_in_place_of_a_transaction_or_a_sink_is_a_451_at_once(
     assert delivery.calls.count("transaction.abort") == (hook == "data")
 
 
+@pytest.mark.parametrize("outcome", ["now", "fired", "late"])
+def test_a_large_arrival_is_written_in_pieces_one_after_another(outcome: str) -> None:
+    client = ready_for("write", outcome)
+    delivery = client.guard.delivery
+    said = client.send(b"x" * 300_000 + b"\r\n.\r\n")
+    writes = 0
+    while delivery.pending:
+        pending(client).succeed()
+        writes += 1
+    assert codes(said + client.heard()) == [250]
+    assert len(delivery.transactions[0].sink.octets) == 300_002
+    assert (writes >= 5) is (outcome == "late")
+    check_ends(client, ["finish"])
+
+
+@pytest.mark.parametrize("outcome", ["raised", "failed", "late"])
+def test_nothing_is_written_behind_a_write_that_failed(outcome: str) -> None:
+    client = ready_for("write", outcome)
+    client.send(b"x" * 300_000 + b"\r\n.\r\n")
+    if outcome == "late":
+        pending(client).fail(ValueError())
+    assert len(client.guard.delivery.transactions[0].sink.octets) <= 65536
+    check_ends(client, ["sink.abort"])
+
+
+def test_the_size_wins_over_the_refusal_of_a_sink() -> None:
+    client = ready_for("write", "refused", max_message_size=100)
+    assert client.send(b"x" * 50 + b"\r\n") == ""
+    client.guard.delivery.outcome = lambda name: "now"
+    assert codes(client.send(b"x" * 50 + b"\r\n.\r\n")) == [552]
+
+
 # The time limit.
 
 
@@ -215,7 +247,7 @@ def test_a_hook_that_does_not_answer_is_a_451_behind_the_abort(hook: str, outcom
     # data() that goes on may still hand over the sink, which gets the abort then.
     ends = [] if hook == "data" and outcome == "stubborn" else ENDS[hook]
     assert ends_at_the_451 == [ends]
-    assert client.codes("NOOP") == [250]
+    assert client.codes("RCPT TO:<c@d.example>", "NOOP") == [503, 250]
     assert client.guard.factory.statistics.failures == 0
 
 

@@ -1,18 +1,20 @@
-"""How a client behaves: what a session counts against it, and when that is enough."""
+"""How a client behaves: what is counted and logged against its session, and when that is enough."""
 
 from __future__ import annotations
 
-from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.commands import Command
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.site import Site
 
 
 class Conduct:
-    """The counts of one session. A limit N trips at the N-th event."""
+    """The counts of one session, and what the log says of its refusals. A limit N trips at the N-th event."""
 
-    __slots__ = ("errors", "invalid_commands", "junk", "rejected_recipients")
-
-    def __init__(self) -> None:
+    def __init__(self, site: Site, session: str, peer: str) -> None:
+        self._site = site
+        self._session = session
+        self._peer = peer
         self.invalid_commands = 0
         """Unrecognized, malformed as lines, or out of sequence; in the whole session."""
         self.rejected_recipients = 0
@@ -21,26 +23,81 @@ class Conduct:
         """Error replies, and junk commands above their limit, since the last accepted message."""
         self.junk = 0
         """Commands that bring no message closer, since the last accepted message."""
+        self.time_is_up = False
+        """The session time has passed; it ends between transactions."""
+        self.begin(None)
 
-    def count_reply(self, limits: Limits, *, error: bool, junk: bool) -> None:
-        """The reply to a command: an error, or to a junk command, which is one above its limit. Once in any case."""
-        self.junk += junk
-        if error or (junk and 0 < limits.max_junk_commands < self.junk):
-            self.errors += 1
+    def begin(self, command: Command | None, *, junk: bool = False) -> None:
+        """A command comes, or a line that is none. What follows is about it."""
+        self._command = command
+        self._junk = junk
+        self.value: float | None = None
+        """What went against a limit, for the log."""
+        self.recipient: str | None = None
+        """Whom a RCPT was about, for the log."""
+        self.behind: Reply | None = None
+        """What ends the session behind the reply, whatever was counted."""
+
+    def invalid(self, reply: Reply) -> Reply:
+        """Count an invalid command that gets `reply`, and hand that back."""
+        self.invalid_commands += 1
+        return reply
 
     def message_accepted(self) -> None:
         """An accepted message makes up for errors and junk."""
         self.errors = self.junk = 0
 
-    def verdict(self, limits: Limits) -> tuple[Reply, int] | None:
-        """What ends the session, with the count that did; None while all is well.
+    def account(self, reply: Reply, reason: str, *, between: bool) -> Reply | None:
+        """Count and log a reply that is about to be written; what comes back ends the session behind it.
 
-        The limit on invalid commands goes first: where one command trips two limits its reply wins.
+        It counts once, by its class, whoever made it; one that ends the session is not counted. `between`: no
+        transaction is open.
         """
-        if limits.max_invalid_commands and self.invalid_commands >= limits.max_invalid_commands:
-            return replies.TOO_MANY_INVALID_COMMANDS, self.invalid_commands
-        if limits.max_rejected_recipients and self.rejected_recipients >= limits.max_rejected_recipients:
-            return replies.TOO_MANY_REJECTED_RECIPIENTS, self.rejected_recipients
-        if limits.max_errors and self.errors >= limits.max_errors:
-            return replies.TOO_MANY_ERRORS, self.errors
+        if reply.code >= 400:
+            self.log(reason or replies.reason_of(reply), reply)
+        if reply.closes:
+            return None
+        self.junk += self._junk
+        if reply.code >= 400 or (self._junk and 0 < self._site.limits.max_junk_commands < self.junk):
+            self.errors += 1
+        self._junk = False
+        self.value = None
+        behind = self._verdict(between)
+        if behind is not None:
+            self.log(replies.reason_of(behind), behind)
+        return behind
+
+    def _verdict(self, between: bool) -> Reply | None:
+        """Where one command trips two limits, that on invalid commands gives the reply."""
+        if self.behind is not None:
+            return self.behind
+        limits = self._site.limits
+        if 0 < limits.max_invalid_commands <= self.invalid_commands:
+            self.value = self.invalid_commands
+            return replies.TOO_MANY_INVALID_COMMANDS
+        if 0 < limits.max_rejected_recipients <= self.rejected_recipients:
+            self.value = self.rejected_recipients
+            return replies.TOO_MANY_REJECTED_RECIPIENTS
+        if 0 < limits.max_errors <= self.errors:
+            self.value = self.errors
+            return replies.TOO_MANY_ERRORS
+        if between and self._site.draining:
+            return replies.SHUTTING_DOWN
+        if between and self.time_is_up:
+            return replies.SESSION_TOO_LONG
         return None
+
+    def log(self, reason: str, reply: Reply | None = None, *, client_gone: bool = False) -> None:
+        """Log and count a refusal. `reply` None: there was nobody to say it to."""
+        site = self._site
+        site.events.reject(
+            self._peer,
+            reason,
+            session=self._session,
+            reply=reply,
+            limit=getattr(site.limits, reason, None),
+            value=self.value,
+            command=self._command.verb if self._command else "",
+            recipient=self.recipient,
+            client_gone=client_gone,
+        )

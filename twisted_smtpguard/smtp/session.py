@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
 from twisted_smtpguard.smtp import grammar, replies
-from twisted_smtpguard.smtp.commands import COMMANDS, Command, Phase
+from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.maildata import MessageCheck
 from twisted_smtpguard.smtp.reception import Reception, message_check
@@ -39,27 +39,18 @@ class Session:
         """The transaction was begun with SMTPUTF8."""
         self.quit = False
         self.ended = False
-        self.time_is_up = False
-        """The session time has passed; it ends between transactions."""
         self.messages = 0
         """Accepted ones."""
-        self.last_command: Command | None = None
+        self.conduct = Conduct(site, name, peer_name)
         self._helo = ""
         self._begun = 0
-        self._conduct = Conduct()
         self._sender = _NOBODY
         self._recipients: list[str] = []
         self._chunk_octets = 0
         self._transaction: Transaction | None = None
         self._reception: Reception | None = None
         self._began_at = 0.0
-        # For the log line of a refusal.
-        self._value: float | None = None
-        self._concerned: str | None = None
-        self._behind: Reply | None = None
-        # Of the command whose reply has not been accounted for yet.
-        self._junk = False
-        self._ends_group = False
+        self._ends_group = False  # the command whose reply is still to come
 
     # What the protocol asks.
 
@@ -85,7 +76,6 @@ class Session:
 
     def execute(self, line: bytes, *, pipelined: bool) -> Answer:
         """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
-        self._value = self._concerned = self.last_command = None
         try:
             verb, argument = grammar.parse_command(line)
             command = COMMANDS.get(verb)
@@ -93,13 +83,13 @@ class Session:
                 raise Refused(replies.UNRECOGNIZED_COMMAND)
         except Refused as refused:
             return self.invalid_line(refused.reply)
-        self.last_command = command
+        again = bool(self._helo) and command.verb in {"HELO", "EHLO"}
+        self.conduct.begin(command, junk=command.junk or again)
         if self.site.draining and self.phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
         self._ends_group = command.ends_group
         if pipelined and self.refuses_pipelining:
             return replies.UNEXPECTED_PIPELINING
-        self._junk = command.junk or (bool(self._helo) and command.verb in {"HELO", "EHLO"})
         try:
             parsed = command.parse(self, argument)
             if self.phase not in command.phases:
@@ -107,7 +97,7 @@ class Session:
             return command.run(self, parsed)
         except Refused as refused:
             if refused.reply is replies.BAD_ARGUMENTS:
-                self._behind = command.malformed
+                self.conduct.behind = command.malformed
             return refused.reply
 
     @property
@@ -119,9 +109,8 @@ class Session:
         """A line that is no command at all."""
         if self.site.draining:
             return replies.SHUTTING_DOWN
-        self._value = self._concerned = self.last_command = None
-        self._conduct.invalid_commands += 1
-        return reply
+        self.conduct.begin(None)
+        return self.conduct.invalid(reply)
 
     def receive(self, data: bytes) -> tuple[int, Answer]:
         """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
@@ -136,16 +125,8 @@ class Session:
 
         `reason` stands in for the one that the reply has in the catalogue.
         """
-        if reply.code >= 400:
-            self.log_refusal(reason or replies.reason_of(reply), reply)
-        if reply.closes or self.quit:
-            return None
-        self._conduct.count_reply(self.site.limits, error=reply.code >= 400, junk=self._junk)
-        self._junk = self._ends_group = False
-        behind = self._closing_reply()
-        if behind is not None:
-            self.log_refusal(replies.reason_of(behind), behind)
-        return behind
+        self._ends_group = False
+        return None if self.quit else self.conduct.account(reply, reason, between=not self.in_transaction)
 
     def broken(self, failure: Failure) -> Reply:
         """Our own fault: logged with its traceback; the process and the other sessions go on."""
@@ -197,13 +178,13 @@ class Session:
         max_octets = site.max_octets
         declared = int(sender.parameters.get("SIZE") or 0)
         if max_octets and declared > max_octets:
-            self._value = declared
+            self.conduct.value = declared
             return replies.MESSAGE_TOO_LARGE
         if site.limits.max_messages and self._begun >= site.limits.max_messages:
-            self._value = self._begun + 1
+            self.conduct.value = self._begun + 1
             return replies.TOO_MANY_MESSAGES
         if site.limits.max_pending_deliveries and site.orphans >= site.limits.max_pending_deliveries:
-            self._value = site.orphans + 1
+            self.conduct.value = site.orphans + 1
             return replies.TOO_MANY_PENDING
         utf8 = "SMTPUTF8" in sender.parameters
         client = Client(
@@ -239,9 +220,9 @@ class Session:
     def add_recipient(self, recipient: Path) -> Answer:
         """RCPT: the cap, then the delivery."""
         limits = self.site.limits
-        self._concerned = recipient.address
+        self.conduct.recipient = recipient.address
         if limits.max_recipients and len(self._recipients) >= limits.max_recipients:
-            self._value = len(self._recipients) + 1
+            self.conduct.value = len(self._recipients) + 1
             strict = limits.strict_enhanced_codes
             return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
         assert self._transaction is not None
@@ -256,7 +237,7 @@ class Session:
             self._recipients.append(recipient.address)
         else:
             if reply.code >= 500:
-                self._conduct.rejected_recipients += 1
+                self.conduct.rejected_recipients += 1
             if self.phase is Phase.SENDER:
                 self.phase = Phase.REFUSED
         return reply
@@ -293,11 +274,9 @@ class Session:
         """A BDAT that cannot be taken: its octets are swallowed, then comes the reply (RFC 3030 2)."""
         if self._reception is None:
             if reply is replies.BAD_SEQUENCE:
-                self._conduct.invalid_commands += 1
+                self.conduct.invalid_commands += 1
             self._reception = Reception(self._check(), None, chunked=True, refusal=reply)
         if self.in_transaction:
-            if self._transaction is not None:
-                self._transaction.end()
             self.phase = Phase.CHUNKS
         return self._start_chunk(octets, last)
 
@@ -324,12 +303,12 @@ class Session:
             return None
         reception.settle()
         if reception.exhausted:
-            self._value = reception.octets
+            self.conduct.value = reception.octets
             return replies.DATA_NEVER_ENDS
         if reception.open:
             return None
         problem = reception.problem
-        self._value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
+        self.conduct.value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
         if not reception.last:
             if problem is None:
                 return replies.chunk_received(self._chunk_octets)
@@ -348,12 +327,12 @@ class Session:
     def _verdict(self, accepted: Callable[[], None], reply: Reply) -> Reply:
         if reply.code < 300:
             self.messages += 1
-            self._conduct.message_accepted()
+            self.conduct.message_accepted()
             accepted()
         self.reset()
         if self.ended:
             if reply.code >= 400:
-                self.log_refusal(replies.reason_of(reply), reply)
+                self.conduct.log(replies.reason_of(reply), reply, client_gone=True)
             self.site.orphans -= 1
             self.site.orphan_settled()
         return reply
@@ -374,37 +353,7 @@ class Session:
         )
 
     def _misplaced(self) -> Reply:
-        self._conduct.invalid_commands += 1
-        return replies.BAD_SEQUENCE
-
-    def _closing_reply(self) -> Reply | None:
-        self._value = None
-        if self._behind is not None:
-            return self._behind
-        verdict = self._conduct.verdict(self.site.limits)
-        if verdict is not None:
-            reply, self._value = verdict
-            return reply
-        if not self.in_transaction:
-            if self.site.draining:
-                return replies.SHUTTING_DOWN
-            if self.time_is_up:
-                return replies.SESSION_TOO_LONG
-        return None
-
-    def log_refusal(self, reason: str, reply: Reply | None = None) -> None:
-        """Log and count a refusal. `reply` None: there was nobody to say it to."""
-        self.site.events.reject(
-            self.peer_name,
-            reason,
-            session=self.name,
-            reply=reply,
-            limit=getattr(self.site.limits, reason, None),
-            value=self._value,
-            command=self.last_command.verb if self.last_command else "",
-            recipient=self._concerned,
-            client_gone=self.ended,
-        )
+        return self.conduct.invalid(replies.BAD_SEQUENCE)
 
     def _delivery_failed(self, failure: Failure, what: str) -> None:
         self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.peer_name)

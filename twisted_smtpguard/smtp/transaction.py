@@ -172,7 +172,6 @@ class Transaction:
         if self._outer is outer:
             # It goes on in spite of its cancellation. Nobody waits for it any more.
             self._inner = self._outer = None
-            self.finishing = False
             outer.callback(replies.DELIVERY_TIMED_OUT)
 
     def _abort(self) -> None:

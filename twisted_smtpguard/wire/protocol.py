@@ -306,14 +306,14 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
 
     def _session_time_over(self) -> None:
         self._session_time = None
-        self.session.time_is_up = True
+        self.session.conduct.time_is_up = True
         if self._idle:
             self._hang_up(replies.SESSION_TOO_LONG)
 
     def _write_timed_out(self) -> None:
         """Nothing can be said to a client that does not read."""
         self.end_reason = "write_timeout"
-        self.session.log_refusal("write_timeout")
+        self.session.conduct.log("write_timeout")
         self._closing = True
         self._output.abort()
 
