@@ -1,0 +1,229 @@
+"""Crowds that mean harm against a real guard: memory stays bounded, and a fresh client is served within a second.
+
+The quick form is a tenth of the long one. `pytest -m soak -s tests/test_hostile.py` prints what the long one cost.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from crowd import (
+    ENVELOPE,
+    Behaviour,
+    be_idle,
+    descriptors_for,
+    drip,
+    knock,
+    repeat,
+    repeat_unheard,
+    stay,
+    vanish,
+)
+from processes import GuardProcess
+from siege import HEADLINE, KiB, MiB, Siege, besiege
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+MAX_WAIT_SECONDS = 1.0
+"""Within this a fresh client has had its whole session, while the crowd is there."""
+
+MAX_LOG_OCTETS_A_SECOND = 200 * KiB
+"""Of refusals: Limits.max_log_lines of them, each at most 1 KiB as JSON."""
+
+QUICK = ("--max-message-size=1M", "--read-timeout=1", "--linger-timeout=1", "--max-lingering=100")
+"""What the quick form scales down besides the crowds. Most of it is one guard."""
+
+DATA = ENVELOPE + b"DATA\r\n"
+LINE = b"x" * 70 + b"\r\n"
+
+
+@attrs.frozen
+class Scale:
+    """How large a crowd is: `part` of what the long form has."""
+
+    part: float
+    seconds: float
+
+    @property
+    def long(self) -> bool:
+        return self.part == 1
+
+    def clients(self, number: int) -> int:
+        return descriptors_for(max(10, int(number * self.part)))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Scale(0.1, 0.7), id="quick"),
+        pytest.param(Scale(1, 20.0), id="long", marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
+    ]
+)
+def scale(request: pytest.FixtureRequest) -> Scale:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[Siege]]:
+    sieges: list[Siege] = []
+    yield sieges
+    print("\n\n" + "\n".join([HEADLINE, *map(str, sieges)]))
+
+
+@pytest.fixture(scope="module")
+def guards() -> Iterator[Callable[..., GuardProcess]]:
+    """Guards by their options, each started once."""
+    with ExitStack() as stack:
+        started: dict[tuple[str, ...], GuardProcess] = {}
+
+        def guard(directory: Path, *options: str) -> GuardProcess:
+            if options not in started:
+                process = GuardProcess(directory, "--deliver=discard", *options, log_format="json")
+                started[options] = stack.enter_context(process)
+            return started[options]
+
+        yield guard
+
+
+Attack = Callable[..., Siege]
+
+
+@pytest.fixture
+def attack(
+    tmp_path: Path, scale: Scale, table: list[Siege], guards: Callable[..., GuardProcess]
+) -> Iterator[Attack]:
+    """`attack(name, behaviours, *options, ...)`: a siege of a guard with these options, whose other clients are
+    served meanwhile. In the long form the guard is a fresh one."""
+    with ExitStack() as stack:
+
+        def run(name: str, behaviours: list[Behaviour], *options: str, holders: int = 0, **how: Any) -> Siege:
+            if scale.long:
+                fresh = GuardProcess(tmp_path, "--deliver=discard", *options, log_format="json")
+                guard = stack.enter_context(fresh)
+            else:
+                guard = guards(tmp_path, *QUICK, *options)
+            for _ in range(holders):
+                stack.enter_context(socket.create_connection(("127.0.0.1", guard.port))).recv(3)
+            siege = besiege(guard, name, behaviours, **how)
+            table.append(siege)
+            assert siege.waits.worst < MAX_WAIT_SECONDS
+            return siege
+
+        yield run
+
+
+def told_all(siege: Siege, words: bytes) -> bool:
+    return siege.told(words) == len(siege.clients)
+
+
+def test_idle_connections_cost_a_few_kilobytes_each(attack: Attack, scale: Scale) -> None:
+    siege = attack("idle", [be_idle] * scale.clients(5000), seconds=scale.seconds)
+    assert told_all(siege, b"220 ")
+    assert siege.octets_a_client < 16 * KiB
+
+
+@pytest.mark.parametrize("behave", [repeat, repeat_unheard], ids=["heard", "unheard"])
+def test_an_endless_line_is_skipped_and_not_kept(
+    attack: Attack, scale: Scale, behave: Callable[[bytes, bytes], Behaviour]
+) -> None:
+    """Those who do not listen go on talking into a connection that lingers."""
+    name = "endless lines" if behave is repeat else "endless lines, 421 unheard"
+    endless = behave(b"", b"x" * 64 * KiB)
+    siege = attack(name, [endless] * scale.clients(200), seconds=scale.seconds)
+    assert siege.octets_a_client < 256 * KiB
+    if behave is repeat:
+        assert told_all(siege, b"421 4.4.0 Too many errors, closing connection\r\n")
+
+
+BODIES = {
+    "endless DATA": (DATA, LINE * 900),
+    "endless DATA, one line": (DATA, b"x" * 64 * KiB),
+    "endless DATA, dots": (DATA, b"\r\n.x" * 16_000),
+    "endless BDAT": (ENVELOPE + b"BDAT 99999999999999999999\r\n", LINE * 900),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_an_endless_body_is_cut_off_and_not_kept(attack: Attack, scale: Scale, name: str) -> None:
+    endless = repeat(*BODIES[name])
+    siege = attack(name, [endless] * scale.clients(50), seconds=3 * scale.seconds)
+    assert told_all(siege, b"421 4.3.0 Message too large, closing connection\r\n")
+    assert siege.octets_a_client < 512 * KiB
+
+
+DRIPS = {"a drip of commands": (b"", b"NOOP" * 1000), "a drip of DATA": (DATA, b"x" * 1000)}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_drip_is_cut_off_at_the_read_timeout(attack: Attack, scale: Scale, name: str) -> None:
+    interval, options = (1.0, ["--read-timeout=10"]) if scale.long else (0.1, [])
+    dripping = drip(*DRIPS[name], interval)
+    siege = attack(name, [dripping] * scale.clients(1000), *options, seconds=scale.seconds + 3)
+    assert told_all(siege, b"421 4.4.2 Timeout waiting for client, closing connection\r\n")
+    assert siege.octets_a_client < 32 * KiB
+
+
+RESETS = {
+    "resets, at once": vanish(b"", b""),
+    "resets, in the greeting": vanish(b"", b"22", octets=2),
+    "resets, after MAIL": vanish(b"EHLO x\r\nMAIL FROM:<>\r\n", b"250 2.1.0"),
+    "resets, in DATA": vanish(DATA + LINE * 10, b"354 "),
+}
+
+
+@pytest.mark.parametrize("name", RESETS)
+def test_connects_and_resets_leave_nothing_behind(attack: Attack, scale: Scale, name: str) -> None:
+    resets = [RESETS[name]] * scale.clients(10_000)
+    siege = attack(name, resets, seconds=3 * scale.seconds, at_once=200, lets_go=True)
+    assert siege.peak - siege.before < 16 * MiB
+
+
+@pytest.mark.parametrize("command", ["NOOP", "HELP"])
+def test_clients_that_never_read_are_held_back(attack: Attack, scale: Scale, command: str) -> None:
+    stuffing = repeat_unheard(b"", f"{command}\r\n".encode() * 10_000)
+    siege = attack(
+        f"never read, {command}",
+        [stuffing] * scale.clients(500),
+        seconds=scale.seconds,
+        receive_buffer=1,
+    )
+    # Limits.max_input_buffer, one more arrival of 64 KiB behind it, Limits.max_output_buffer, and the session.
+    assert siege.octets_a_client < (64 + 64 + 16 + 32) * KiB
+
+
+def test_clients_that_pipeline_without_end_do_not_keep_others_waiting(attack: Attack, scale: Scale) -> None:
+    greedy = repeat(b"", b"NOOP\r\n" * 10_000)
+    siege = attack("pipeline and read, NOOP", [greedy] * scale.clients(200), seconds=scale.seconds)
+    assert siege.octets_a_client < (64 + 64 + 16 + 32) * KiB
+
+
+def test_clients_that_stay_after_the_last_line_are_let_go(attack: Attack, scale: Scale) -> None:
+    cap = 1024 if scale.long else 100
+    staying = [stay(b"junk\r\n" * 20)] * scale.clients(1500)
+    siege = attack("421, and they stay", staying, seconds=scale.seconds / 6 + 0.4, lets_go=True)
+    assert told_all(siege, b"421 4.4.0 Too many errors, closing connection\r\n")
+    assert siege.connections <= cap + 1
+    assert siege.octets_a_client < 32 * KiB
+
+
+def test_a_flood_of_refusals_fills_no_log(attack: Attack, scale: Scale) -> None:
+    siege = attack(
+        "refused at accept",
+        [knock] * scale.clients(20_000),
+        "--max-connections=100",
+        seconds=scale.seconds,
+        at_once=300,
+        anywhere=True,
+        holders=100,
+        probe_greeting=421,
+    )
+    assert told_all(siege, b"421 4.7.0 Too many connections, try again later\r\n")
+    # Limits count by the second of the clock, and a siege may begin at the end of one.
+    assert siege.log_octets < (siege.seconds + 1) * MAX_LOG_OCTETS_A_SECOND
+    assert siege.peak - siege.before < 16 * MiB
