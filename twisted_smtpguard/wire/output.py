@@ -114,10 +114,6 @@ class Output:
             self._closed()
             self._close()
 
-    def abort_when_taken(self) -> None:
-        """Drop the connection, but not the replies that wait."""
-        self._close_by(self._transport.abortConnection)
-
     def abort(self) -> None:
         """Drop the connection with all that waits."""
         self._transport.abortConnection()

@@ -61,6 +61,8 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._peer_closed = False
         self._closing = False
         self._lingering = False
+        self._lingers_no_longer = False
+        self._half_closed = False
         self._progress = False
         self._progress_octets = 0
         self._timed_out: Callable[[], None] = self._read_timed_out
@@ -346,11 +348,16 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         return not (busy or self._closing)
 
     def shut_down(self, *, now: bool) -> None:
-        """The service stops. A session in a transaction may go on until its verdict, unless `now`."""
+        """The service stops. A session in a transaction may go on until its verdict, unless `now`.
+
+        Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
+        """
         if self._idle or (now and not self._closing):
             self._hang_up(replies.SHUTTING_DOWN)
         if now:
-            self._output.abort_when_taken()
+            self._lingers_no_longer = True
+            if self._half_closed:
+                self._output.abort()
 
     def abort(self) -> None:
         """The service waits no longer."""
@@ -399,7 +406,10 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._close(half=False)
 
     def writeConnectionLost(self) -> None:
-        """Our side is shut down, see _our_side_closed."""
+        """Called by the transport: our FIN has been sent, behind everything else."""
+        self._half_closed = True
+        if self._lingers_no_longer:
+            self._output.abort()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Called by the transport, once, however the connection ended."""

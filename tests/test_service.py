@@ -1,0 +1,378 @@
+"""The service: it listens on everything or on nothing, starts and stops again, and stops without losing anything."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from fakes import FakeDelivery, codes
+from loopback import Loopback, reactor
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.logger import LogEvent, globalLogPublisher
+from zope.interface import implementer
+
+ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
+STOPPING = b"421 4.3.2 Server shutting down\r\n"
+
+
+@pytest.fixture
+def log() -> Iterator[list[LogEvent]]:
+    """The guard's own events."""
+    events: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_namespace"] == "twisted_smtpguard":
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+
+
+def named(log: list[LogEvent], name: str) -> list[LogEvent]:
+    return [event for event in log if event.get("event") == name]
+
+
+@pytest_twisted.async_yield_fixture
+async def guard() -> Any:
+    loopback = Loopback(listeners=2, max_connections=10)
+    loopback.start()
+    yield loopback
+    await loopback.close()
+
+
+def stop(guard: Loopback) -> list[object]:
+    """Ask for a stop; what it came to is in the list as soon as it is over."""
+    outcome: list[object] = []
+    guard.service.stopService().addBoth(outcome.append)
+    return outcome
+
+
+async def told(guard: Loopback) -> None:
+    """Until the sessions have heard of the stop."""
+    await guard.until(lambda: guard.factory.site.draining)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# Starting.
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_listens_on_every_endpoint_and_logs_where(log: list[LogEvent]) -> None:
+    guard = Loopback(listeners=2)
+    assert guard.service.ports == ()
+    guard.start()
+    assert len(set(guard.ports)) == 2
+    for listener in (0, 1):
+        await guard.client(listener).hears(b"220 guard.example ESMTP\r\n")
+    assert [event["address"] for event in named(log, "listening")] == [
+        f"127.0.0.1:{port}" for port in guard.ports
+    ]
+    await guard.close()
+    assert guard.service.ports == ()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_busy_port_is_an_error_and_leaves_no_listener() -> None:
+    guard = Loopback(listeners=1)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        guard.service._endpoints.append(
+            TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
+        )
+        guard.service._names.append("busy")
+        with pytest.raises(CannotListenError):
+            guard.service.startService()
+        assert guard.service.ports == ()
+        assert not guard.service.running
+        readers = guard.before[0]
+        await guard.until(lambda: set(reactor.getReaders()) <= readers)
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_can_be_started_again_after_a_stop() -> None:
+    guard = Loopback()
+    for _ in range(3):
+        guard.start()
+        client = await guard.greeted()
+        outcome = stop(guard)
+        await client.hears(STOPPING)
+        client.close()
+        await guard.until(lambda: outcome)  # noqa: B023 - called in this round
+        assert not listens(guard.ports[0])
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_can_be_started_again_after_a_start_that_failed() -> None:
+    guard = Loopback()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        guard.service._endpoints[0] = TCP4ServerEndpoint(reactor, port, interface="127.0.0.1")
+        with pytest.raises(CannotListenError):
+            guard.service.startService()
+    guard.start()
+    await guard.greeted()
+    await guard.close()
+
+
+def descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+
+
+@pytest.mark.parametrize(
+    ("cap", "limit", "warning"),
+    [
+        (0, 1024, "no_connection_cap"),
+        (1023, 1024, None),
+        (1024, 1024, "descriptors_below_cap"),
+        (5000, 1024, "descriptors_below_cap"),
+        (5000, -1, None),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_it_warns_once_at_the_start_of_too_few_descriptors(
+    cap: int, limit: int, warning: str | None, log: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptors(monkeypatch, limit)
+    guard = Loopback(max_connections=cap)
+    guard.start()
+    warnings = [event for event in log if event["log_level"].name == "warn"]
+    assert [event["event"] for event in warnings] == ([warning] if warning else [])
+    if warning:
+        assert warnings[0]["descriptors"] == limit
+    await guard.close()
+
+
+# Stopping.
+
+
+@pytest_twisted.ensureDeferred
+async def test_its_listeners_close_at_once(guard: Loopback) -> None:
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    outcome = stop(guard)
+    await told(guard)
+    await guard.turn()
+    assert not any(map(listens, guard.ports))
+    assert outcome == []
+    client.close()
+    await guard.until(lambda: outcome)
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_sessions_are_told_now(guard: Loopback) -> None:
+    clients = [await guard.greeted() for _ in range(3)]
+    outcome = stop(guard)
+    for client in clients:
+        assert await client.hears_the_end() == "FIN"
+        assert client.heard == STOPPING
+        assert outcome == []
+        client.close()
+    await guard.until(lambda: outcome)
+    assert outcome == [None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_in_data_finishes_gets_its_verdict_and_then_is_told(guard: Loopback) -> None:
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\ntext\r\n")
+    await client.hears(b"354 ")
+    client.heard = b""
+    outcome = stop(guard)
+    await told(guard)
+    await client.says(b"more\r\n.\r\n")
+    assert await client.hears_the_end() == "FIN"
+    assert client.heard == b"250 2.0.0 Message accepted\r\n" + STOPPING
+    assert guard.delivery.messages[0].octets == b"text\r\nmore\r\n"
+    client.close()
+    await guard.until(lambda: outcome)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_between_mail_and_data_is_told_at_its_next_command(guard: Loopback) -> None:
+    client = await guard.greeted()
+    await client.says(ENVELOPE)
+    await client.hears(b"250 2.1.5")
+    outcome = stop(guard)
+    await told(guard)
+    await client.says(b"DATA\r\n")
+    assert await client.hears_the_end() == "FIN"
+    assert client.heard.endswith(STOPPING)
+    assert codes(client.heard.decode()) == [250, 250, 421]
+    client.close()
+    await guard.until(lambda: outcome)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_the_grace_the_rest_are_told_and_aborted_and_the_stop_is_over(guard: Loopback) -> None:
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    outcome = stop(guard)
+    await told(guard)
+    guard.clock.advance(29.9)
+    await guard.turn()
+    assert outcome == []
+    guard.clock.advance(0.2)
+    await guard.until(lambda: outcome)
+    await client.hears_the_end()
+    assert client.heard.endswith(STOPPING)
+    assert guard.delivery.calls[-1] == "sink.abort"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_pending_verdict_is_waited_for_also_when_its_client_is_gone(
+    guard: Loopback, gone: bool
+) -> None:
+    verdict: Deferred[None] = Deferred()
+    guard.delivery.answers["finish"] = lambda: verdict
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\ntext\r\n.\r\n")
+    await guard.until(lambda: "finish" in guard.delivery.calls)
+    if gone:
+        client.reset()
+        await guard.until(lambda: not guard.protocols)
+    outcome = stop(guard)
+    await told(guard)
+    guard.clock.advance(29)
+    await guard.turn()
+    assert outcome == []
+    verdict.callback(None)
+    if not gone:
+        await client.hears(b"250 2.0.0 Message accepted\r\n" + STOPPING)
+        client.close()
+    await guard.until(lambda: outcome)
+    assert guard.factory.statistics.messages_accepted == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_verdict_that_does_not_come_is_waited_for_until_5_seconds_after_the_grace(
+    guard: Loopback,
+) -> None:
+    verdict: Deferred[None] = Deferred(lambda _: None)
+    guard.delivery.answers["finish"] = lambda: verdict
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\ntext\r\n.\r\n")
+    await guard.until(lambda: "finish" in guard.delivery.calls)
+    outcome = stop(guard)
+    await told(guard)
+    guard.clock.advance(30)
+    await guard.turn()
+    guard.clock.advance(4.9)
+    await guard.turn()
+    assert outcome == []
+    guard.clock.advance(0.2)
+    await guard.until(lambda: outcome)
+    verdict.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_end_of_a_stop_is_logged_with_all_statistics(guard: Loopback, log: list[LogEvent]) -> None:
+    client = await guard.greeted()
+    await client.says(b"QUIT\r\n")
+    await client.hears_the_end()
+    outcome = stop(guard)
+    await guard.until(lambda: outcome)
+    (stopped,) = named(log, "stopped")
+    assert stopped["connections_accepted"] == stopped["sessions_ended"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_to_stop_what_was_never_started_is_no_error() -> None:
+    guard = Loopback()
+    outcome = stop(guard)
+    await guard.until(lambda: outcome)
+    assert outcome == [None]
+
+
+# A delivery that is a service.
+
+
+@implementer(IService)
+class DeliveryService(FakeDelivery, Service):
+    """Writes down what was going on when it was started and stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guard: Any = None
+        self.seen: list[tuple[str, bool, int]] = []
+        self.stopping: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        Service.startService(self)
+        self.seen.append(("start", bool(self.guard.service.ports), len(self.guard.protocols)))
+
+    def stopService(self) -> Deferred[None] | None:
+        Service.stopService(self)
+        self.seen.append(("stop", bool(self.guard.service.ports), len(self.guard.protocols)))
+        return self.stopping
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_that_is_a_service_starts_before_any_listener_and_stops_after_the_last_session() -> (
+    None
+):
+    delivery = DeliveryService()
+    guard = delivery.guard = Loopback(delivery=delivery)
+    guard.start()
+    assert delivery.seen == [("start", False, 0)]
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    delivery.stopping = Deferred()
+    outcome = stop(guard)
+    await told(guard)
+    assert len(delivery.seen) == 1
+    await client.says(b"text\r\n.\r\n")
+    await client.hears(STOPPING)
+    assert len(delivery.seen) == 1
+    client.close()
+    await guard.until(lambda: len(delivery.seen) == 2)
+    assert delivery.seen[1] == ("stop", False, 0)
+    assert outcome == []
+    delivery.stopping.callback(None)
+    await guard.until(lambda: outcome)
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_that_is_a_service_is_stopped_again_when_a_port_is_busy() -> None:
+    delivery = DeliveryService()
+    guard = delivery.guard = Loopback(delivery=delivery)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        guard.service._endpoints[0] = TCP4ServerEndpoint(
+            reactor, busy.getsockname()[1], interface="127.0.0.1"
+        )
+        with pytest.raises(CannotListenError):
+            guard.service.startService()
+    assert [what for what, *_ in delivery.seen] == ["start", "stop"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
+    class Broken(DeliveryService):
+        def startService(self) -> None:
+            raise OSError("no disk")
+
+    guard = Loopback(delivery=Broken())
+    with pytest.raises(OSError, match="no disk"):
+        guard.service.startService()
+    assert guard.service.ports == ()
