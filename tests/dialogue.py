@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.fakes import Conversation, FakeDelivery, Guard
+from fakes import Conversation, FakeDelivery, Guard
 
 Turn = tuple["str | bytes", str]
 """What the client sends (text is lines, and gets its line ends; octets go as they are), and what it hears: the

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from fakes import refusal
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from tests.fakes import refusal
 from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Path, Refused
 
 NOW = ("now", "fired", "coroutine", "refused", "refused coroutine", "failed", "raised")

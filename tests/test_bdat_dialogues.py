@@ -5,12 +5,11 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-
-from tests.dialogue import Turn, dialogue
-from tests.fakes import Guard, codes
-from tests.test_commands import delivery_without_nobody
-from tests.test_message_dialogues import BARE_NEWLINE, NEVER_ENDS, TOO_LARGE, sent
-from tests.test_session_dialogues import (
+from dialogue import Turn, dialogue
+from fakes import Guard, codes
+from test_commands import delivery_without_nobody
+from test_message_dialogues import BARE_NEWLINE, NEVER_ENDS, TOO_LARGE, sent
+from test_session_dialogues import (
     ACCEPTED,
     BAD_ARGUMENTS,
     BAD_SEQUENCE,

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from tests.fakes import Conversation, codes
-from tests.test_transaction import ENDS, HOOKS, LINES, check_ends, pending, ready_for
+from fakes import Conversation, codes
+from test_transaction import ENDS, HOOKS, LINES, check_ends, pending, ready_for
 
 CANCELLED = ["begin", "recipient", "data", "write"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from fakes import Conversation, FakeDelivery, Guard, codes, refusal
 
-from tests.fakes import Conversation, FakeDelivery, Guard, codes, refusal
 from twisted_smtpguard.interfaces import Path, Refused
 from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from fakes import Conversation, Guard, refusal
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from strictdelivery import LATER, NOW, StrictDelivery
 
-from tests.fakes import Conversation, Guard, refusal
-from tests.strictdelivery import LATER, NOW, StrictDelivery
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp.commands import Phase
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from tests.fakes import Conversation, FakeDelivery, Guard
+from fakes import Conversation, FakeDelivery, Guard
 
 ALL = ["PIPELINING", "SIZE 10485760", "ENHANCEDSTATUSCODES", "CHUNKING"]
 

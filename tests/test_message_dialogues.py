@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from dialogue import Turn, dialogue
+from fakes import Conversation, FakeDelivery, Guard, refusal
+from test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
 
-from tests.dialogue import Turn, dialogue
-from tests.fakes import Conversation, FakeDelivery, Guard, refusal
-from tests.test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
 from twisted_smtpguard.limits import Limits
 
 TOO_LARGE = "552 5.3.4 Message size exceeds fixed maximum message size"

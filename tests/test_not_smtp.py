@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from tests.dialogue import dialogue
-from tests.fakes import Guard, codes
+from dialogue import dialogue
+from fakes import Guard, codes
 
 NOT_SMTP = "421 4.7.0 Not an SMTP client, closing connection"
 OTHERS = [

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from fakes import Conversation, FakeDelivery, Guard, codes
 from twisted.internet.defer import Deferred
-
-from tests.fakes import Conversation, FakeDelivery, Guard, codes
 
 MAIL, RCPT = "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"
 

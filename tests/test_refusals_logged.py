@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from tests.fakes import Guard
-from tests.test_commands import delivery_without_nobody
+from fakes import Guard
+from test_commands import delivery_without_nobody
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "RCPT TO:<nobody@d.example>"
 DATA = (MAIL, RCPT, "DATA")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from dialogue import Turn, dialogue
+from fakes import FakeDelivery, Guard, codes, refusal
+from test_commands import delivery_without_nobody
 
-from tests.dialogue import Turn, dialogue
-from tests.fakes import FakeDelivery, Guard, codes, refusal
-from tests.test_commands import delivery_without_nobody
 from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.replies import Reply
 

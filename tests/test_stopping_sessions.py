@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from tests.fakes import FakeDelivery, Guard, codes
-from tests.test_commands import reach
-from tests.test_transaction import LINES, pending, ready_for
+from fakes import FakeDelivery, Guard, codes
+from test_commands import reach
+from test_transaction import LINES, pending, ready_for
 
 SHUTTING_DOWN = "421 4.3.2 Server shutting down\r\n"
 ACCEPTED = "250 2.0.0 Message accepted\r\n"

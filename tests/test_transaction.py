@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fakes import Conversation, FakeDelivery, Guard, codes, refusal
+from strictdelivery import LATER, NOW, Pending, StrictDelivery
 from twisted.internet.defer import Deferred
 
-from tests.fakes import Conversation, FakeDelivery, Guard, codes, refusal
-from tests.strictdelivery import LATER, NOW, Pending, StrictDelivery
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp.replies import Reply
 
