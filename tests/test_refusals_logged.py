@@ -8,54 +8,78 @@ import pytest
 from fakes import Guard
 from test_commands import delivery_without_nobody
 
-MAIL, RCPT, NOBODY = "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "RCPT TO:<nobody@d.example>"
+MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d.example>"
 DATA = (MAIL, RCPT, "DATA")
 
 
 @pytest.mark.parametrize(
     ("limits", "lines", "refusal"),
     [
-        ({"max_invalid_commands": 2}, ["BREW", "DATA"], "max_invalid_commands code=421 limit=2 value=2 command=DATA"),
+        (
+            {"max_invalid_commands": 2},
+            ["BREW", "DATA"],
+            "max_invalid_commands code=421 limit=2 value=2 command=DATA",
+        ),
         ({"max_errors": 2}, ["EXPN", "MAIL"], "max_errors code=421 limit=2 value=2 command=MAIL"),
         (
             {"max_rejected_recipients": 1},
             [MAIL, NOBODY],
-            "max_rejected_recipients code=421 limit=1 value=1 command=RCPT recipient=nobody@d.example",
+            "max_rejected_recipients code=421 limit=1 value=1 command=RCPT sender=a@b recipient=nobody@d.example",
         ),
         (
             {"max_recipients": 1},
             [MAIL, RCPT, RCPT],
-            "max_recipients code=452 limit=1 value=2 command=RCPT recipient=c@d.example",
+            "max_recipients code=452 limit=1 value=2 command=RCPT sender=a@b recipient=c@d",
         ),
-        ({"max_messages": 1}, [MAIL, "RSET", MAIL], "max_messages code=421 limit=1 value=2 command=MAIL"),
+        (
+            {"max_messages": 1},
+            [MAIL, "RSET", MAIL],
+            "max_messages code=421 limit=1 value=2 command=MAIL sender=a@b",
+        ),
         (
             {"max_message_size": 9},
             ["MAIL FROM:<> SIZE=10"],
             "max_message_size code=552 limit=9 value=10 command=MAIL",
         ),
-        ({"max_message_size": 9}, [*DATA, "12345678", "."], "max_message_size code=552 limit=9 value=10 command=DATA"),
+        (
+            {"max_message_size": 9},
+            [*DATA, "12345678", "."],
+            "max_message_size code=552 limit=9 value=10 command=DATA sender=a@b",
+        ),
         (
             {"max_message_size": 9, "oversize_drain": 1},
             [*DATA, "x" * 19],
-            "oversize_drain code=421 limit=1 value=19 command=DATA",
+            "oversize_drain code=421 limit=1 value=19 command=DATA sender=a@b",
         ),
-        ({}, [*DATA, "\n", "."], "bare_newline code=550 limit=reject command=DATA"),
-        ({"max_header_size": 9}, [*DATA, "a: bcdefgh", "", "."], "max_header_size code=552 limit=9 command=DATA"),
-        ({"max_received_fields": 1}, [*DATA, "Received: x", "received:", ".",],
-         "max_received_fields code=554 limit=1 command=DATA"),
+        ({}, [*DATA, "\n", "."], "bare_newline code=550 limit=reject command=DATA sender=a@b"),
+        (
+            {"max_header_size": 9},
+            [*DATA, "a: bcdefgh", "", "."],
+            "max_header_size code=552 limit=9 command=DATA sender=a@b",
+        ),
+        (
+            {"max_received_fields": 1},
+            [
+                *DATA,
+                "Received: x",
+                "received:",
+                ".",
+            ],
+            "max_received_fields code=554 limit=1 command=DATA sender=a@b",
+        ),
         ({}, ["BDAT"], "malformed_bdat code=421 command=BDAT"),
         ({"max_command_line": 20}, ["x" * 20], "max_command_line code=500 limit=20"),
         ({}, ["BREW"], "unrecognized_command code=500"),
         ({}, ["NO\nOP"], "bad_line_end code=500"),
         ({}, [RCPT], "bad_sequence code=503 command=RCPT"),
-        ({}, [MAIL, NOBODY], "delivery code=550 command=RCPT recipient=nobody@d.example"),
+        ({}, [MAIL, NOBODY], "delivery code=550 command=RCPT sender=a@b recipient=nobody@d.example"),
         (
             {"unexpected_pipelining": "refuse"},
             ["EHLO x", "NOOP"],
             "unexpected_pipelining code=421 limit=refuse command=EHLO",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_is_logged_with_its_reason_and_its_limit(
     limits: dict[str, Any], lines: list[str], refusal: str
 ) -> None:
@@ -65,7 +89,7 @@ def test_a_refusal_is_logged_with_its_reason_and_its_limit(
     def reject(peer: str, reason: str, **fields: Any) -> None:
         fields["code"] = fields.pop("reply").code
         assert (peer, fields.pop("session")) == ("192.0.2.1", client.protocol.session.name)
-        names = ("code", "limit", "value", "command", "recipient")
+        names = ("code", "limit", "value", "command", "sender", "recipient")
         logged.append(" ".join([reason, *(f"{name}={fields[name]}" for name in names if fields[name])]))
 
     client = guard.greeted()

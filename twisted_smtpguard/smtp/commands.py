@@ -54,6 +54,8 @@ class Command:
     """Carries it out with what `parse` returned."""
     junk: bool = False
     """Counts as junk: it brings no message closer."""
+    junk_again: bool = False
+    """Counts as junk once a HELO or EHLO has been answered."""
     ends_group: bool = False
     """Has to be the last command of a pipelined group (RFC 2920 3.1)."""
     malformed: Reply | None = None
@@ -164,8 +166,8 @@ _ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
 COMMANDS: dict[bytes, Command] = {
     row.verb.encode("ascii"): row
     for row in (
-        Command("HELO", _hello, _ANY, _helo, ends_group=True),
-        Command("EHLO", _hello, _ANY, _ehlo, ends_group=True),
+        Command("HELO", _hello, _ANY, _helo, junk_again=True, ends_group=True),
+        Command("EHLO", _hello, _ANY, _ehlo, junk_again=True, ends_group=True),
         Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
         Command("RCPT", _recipient, _ENVELOPE, _rcpt),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),

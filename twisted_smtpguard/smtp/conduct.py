@@ -27,12 +27,14 @@ class Conduct:
         """The session time has passed; it ends between transactions."""
         self.begin(None)
 
-    def begin(self, command: Command | None, *, junk: bool = False) -> None:
-        """A command comes, or a line that is none. What follows is about it."""
+    def begin(self, command: Command | None, *, junk: bool = False, sender: str | None = None) -> None:
+        """A command comes, or a line that is none. What follows is about it. `sender`: of the transaction."""
         self._command = command
         self._junk = junk
         self.value: float | None = None
         """What went against a limit, for the log."""
+        self.sender = sender
+        """Whose transaction it was about, for the log."""
         self.recipient: str | None = None
         """Whom a RCPT was about, for the log."""
         self.behind: Reply | None = None
@@ -98,6 +100,7 @@ class Conduct:
             limit=getattr(site.limits, reason, None),
             value=self.value,
             command=self._command.verb if self._command else "",
+            sender=self.sender,
             recipient=self.recipient,
             client_gone=client_gone,
         )

@@ -38,7 +38,7 @@ _PATH = re.compile(
     rf"(?P<address>(?:{_DOT_STRING}|{_QUOTED_STRING})@(?:(?P<domain>{_DOMAIN})|\[(?P<literal>[!-Z^-~]+)\]))"
     r"|(?P<bare>[A-Za-z]+))?>"
 )
-MAX_DOMAIN_OCTETS = 255
+_MAX_DOMAIN_OCTETS = 255
 
 _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
@@ -86,7 +86,7 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_hello(argument: bytes) -> str:
-    """The one word behind HELO, EHLO or LHLO, 1 to 255 octets of printable ASCII."""
+    """The one word behind HELO or EHLO, 1 to 255 octets of printable ASCII."""
     if _HELLO.fullmatch(argument) is None:
         raise Refused(replies.BAD_ARGUMENTS)
     return argument.decode("ascii")
@@ -145,7 +145,7 @@ def _parse_path(octets: bytes, bad_address: Reply) -> tuple[re.Match[str], str |
     if path is None:
         raise Refused(bad_address)
     address, domain, literal = path.group("address", "domain", "literal")
-    if domain is not None and len(domain.encode()) > MAX_DOMAIN_OCTETS:
+    if domain is not None and len(domain.encode()) > _MAX_DOMAIN_OCTETS:
         raise Refused(bad_address)
     if literal is not None and not _is_address_literal(literal):
         raise Refused(bad_address)

@@ -43,7 +43,7 @@ class Session:
         """Accepted ones."""
         self.conduct = Conduct(site, name, peer_name)
         self._helo = ""
-        self._begun = 0
+        self._transactions = 0
         self._sender = _NOBODY
         self._recipients: list[str] = []
         self._chunk_octets = 0
@@ -83,8 +83,8 @@ class Session:
                 raise Refused(replies.UNRECOGNIZED_COMMAND)
         except Refused as refused:
             return self.invalid_line(refused.reply)
-        again = bool(self._helo) and command.verb in {"HELO", "EHLO"}
-        self.conduct.begin(command, junk=command.junk or again)
+        junk = command.junk or (command.junk_again and bool(self._helo))
+        self.conduct.begin(command, junk=junk, sender=self._sender.address if self.in_transaction else None)
         if self.site.draining and self.phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
         self._ends_group = command.ends_group
@@ -176,12 +176,13 @@ class Session:
         """MAIL: our own limits in their order, then the delivery."""
         site = self.site
         max_octets = site.max_octets
+        self.conduct.sender = sender.address
         declared = int(sender.parameters.get("SIZE") or 0)
         if max_octets and declared > max_octets:
             self.conduct.value = declared
             return replies.MESSAGE_TOO_LARGE
-        if site.limits.max_messages and self._begun >= site.limits.max_messages:
-            self.conduct.value = self._begun + 1
+        if site.limits.max_messages and self._transactions >= site.limits.max_messages:
+            self.conduct.value = self._transactions + 1
             return replies.TOO_MANY_MESSAGES
         if site.limits.max_pending_deliveries and site.orphans >= site.limits.max_pending_deliveries:
             self.conduct.value = site.orphans + 1
@@ -202,7 +203,7 @@ class Session:
         if reply.code >= 300:
             self._transaction = None
             return reply
-        self._begun += 1
+        self._transactions += 1
         self._began_at = self.site.seconds()
         self._sender, self.utf8 = sender, utf8
         self._recipients = []
