@@ -44,7 +44,8 @@ _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
     """`go_on(result)`, now where the result is there: no Deferred exists where nothing waits."""
-    if isinstance(result, Deferred):
+    # Deferred is an abstract type, of which to ask costs more than the rest of this.
+    if result is not None and type(result) is not Reply and isinstance(result, Deferred):
         later: Deferred[Reply | None] = result.addCallback(go_on)
         return later
     return go_on(result)

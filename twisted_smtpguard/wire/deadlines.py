@@ -116,9 +116,10 @@ class Deadlines:
             self._schedule()
 
     def _move(self, deadline: Deadline, seconds: float) -> None:
-        when = deadline._when = self._clock.seconds() + seconds
+        before, when = deadline._when, self._clock.seconds() + seconds
+        deadline._when = when
         tick = deadline._tick
-        if tick is not None and _tick_of(when) < tick:
+        if when < before and tick is not None and _tick_of(when) < tick:
             self._remove(deadline)
             self._insert(deadline)
 

@@ -133,7 +133,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         """Take what lies in the buffer as far as possible, and send all that is to be said in one write."""
         self._walking = True
         share = COMMANDS_A_TURN
-        while not (self._closing or self._held):
+        while self._offset < len(self._buffer) and not (self._closing or self._held):
             try:
                 more = self._receive_data() if self.session.receiving else self._receive_line()
             except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
@@ -210,15 +210,16 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     # Answers go out.
 
     def _take(self, answer: Answer) -> None:
-        if isinstance(answer, Deferred):
+        # In the order of how often each comes. Deferred is an abstract type, of which to ask costs more.
+        if isinstance(answer, Reply):
+            self._reply(answer)
+        elif answer is not None:
             self._pending = answer
             answer.addCallbacks(self._answered, self._failed).addErrback(self._drop)
             if self._pending is not None and self._limits.delivery_timeout:
                 self._delivery_time = self.factory.deadlines.call_later(
                     self._limits.delivery_timeout, self._delivery_timed_out
                 )
-        elif answer is not None:
-            self._reply(answer)
 
     def _answered(self, reply: Reply | None) -> None:
         self._pending = None
