@@ -64,35 +64,38 @@ def format_octets(octets: int) -> str:
     return str(octets)
 
 
+def _check_seconds(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must be a number"
+    return None if math.isfinite(value) and value >= 0 else "must be 0 or more"
+
+
+def _check_count(value: object) -> str | None:
+    return "must be a whole number" if isinstance(value, float) else _check_seconds(value)
+
+
+def _check_flag(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
 @attrs.frozen
 class Unit:
     """How the values of a limit are read, checked and shown."""
 
     name: str
     parse: Callable[[str], Any]
+    check: Callable[[object], str | None]
+    """What is wrong with a value given from Python, or None."""
     format: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
-
-    def check(self, value: object) -> str | None:
-        """What is wrong with a value given from Python, or None."""
-        if self.choices:
-            return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
-        if self.name == "yes or no":
-            return None if isinstance(value, bool) else "must be True or False"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return "must be a number"
-        if not self.name.startswith("seconds") and not isinstance(value, int):
-            return "must be a whole number"
-        if not math.isfinite(value) or value < 0:
-            return "must be 0 or more"
-        return None
+    """All values that there are, where they are words."""
 
 
-COUNT = Unit("a count", parse_count)
-OCTETS = Unit("octets", parse_octets, format_octets)
-OCTETS_A_SECOND = Unit("octets a second", parse_octets, format_octets)
-SECONDS = Unit("seconds", parse_seconds)
-FLAG = Unit("yes or no", parse_flag, lambda value: "yes" if value else "no")
+COUNT = Unit("a count", parse_count, _check_count)
+OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
+OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
+SECONDS = Unit("seconds", parse_seconds, _check_seconds)
+FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
 
 
 def _one_of(*choices: str) -> Unit:
@@ -101,7 +104,10 @@ def _one_of(*choices: str) -> Unit:
             raise ValueError(f"one of {', '.join(choices)} is expected")
         return text
 
-    return Unit(" or ".join(choices), parse, choices=choices)
+    def check(value: object) -> str | None:
+        return None if value in choices else f"must be one of {', '.join(choices)}"
+
+    return Unit(" or ".join(choices), parse, check, choices=choices)
 
 
 @attrs.frozen
@@ -109,7 +115,7 @@ class LimitSpec:
     """What is known of a limit besides its value. `Limits.specs()` lists them."""
 
     name: str
-    """The field of Limits, and the reason and the limit that the log gives."""
+    """The field of Limits. Where a refusal has this reason, the log gives the limit's value with it."""
     default: Any
     unit: Unit
     help: str
@@ -190,7 +196,7 @@ class Limits:
     max_rejected_recipients: int = _limit(
         0,
         COUNT,
-        "Refused recipients in a session; the last one allowed ends it.",
+        "Recipients refused for good (5xx) in a session; the last one allowed ends it.",
         "TOO_MANY_REJECTED_RECIPIENTS",
     )
     max_messages: int = _limit(0, COUNT, "Messages in a session.", "TOO_MANY_MESSAGES")
