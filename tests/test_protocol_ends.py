@@ -268,6 +268,25 @@ def test_a_client_that_half_closes_behind_pipelined_commands_gets_every_reply() 
     assert client.protocol.end_reason == "half_closed"
 
 
+def test_a_client_that_half_closes_while_it_takes_the_replies_of_a_burst_gets_every_reply() -> None:
+    guard = Guard()
+    client = guard.greeted()
+    client.heard()
+    client.transport.reads = False
+    client.say(*["NOOP"] * 4000)
+    guard.clock.advance(0)
+    assert client.protocol._congested
+    while client.protocol._congested:
+        client.transport.take(4096)
+    assert client.protocol._buffer
+    heard = client.half_close()
+    client.transport.reads = True
+    while not client.transport.lost:
+        client.transport.drain()
+        guard.clock.advance(0)
+    assert codes(heard + client.heard()) == [250] * 4000
+
+
 def test_a_client_that_half_closes_while_its_message_is_decided_on_gets_the_verdict() -> None:
     guard = Guard()
     verdict: Deferred[None] = Deferred()
@@ -366,6 +385,20 @@ def test_a_client_that_was_not_being_read_is_read_again_while_it_lingers() -> No
     client.protocol._hang_up(SHUTTING_DOWN)
     assert client.transport.half_closed
     assert client.transport.producerState == "producing"
+    client.send(b"x" * 200_000)
+    assert client.transport.producerState == "producing"
+    assert client.protocol._buffer == b""
+
+
+def test_behind_a_last_line_that_the_client_does_not_read_input_is_discarded_too() -> None:
+    client = Guard(max_output_buffer=700).greeted()
+    client.transport.reads = False
+    client.say(*["NOOP"] * 100)
+    assert client.protocol._congested
+    client.protocol.shut_down(now=False)
+    client.send(b"x" * 200_000)
+    assert client.transport.producerState == "producing"
+    assert client.protocol._buffer == b""
 
 
 def test_at_most_max_lingering_connections_linger_and_the_others_are_closed_plainly() -> None:
@@ -390,6 +423,7 @@ def test_a_last_line_that_has_not_left_is_not_cut_off_when_the_client_shuts_down
     client.half_close()
     guard.clock.advance(10)
     assert not client.transport.lost
+    assert client.protocol.end_reason == "max_invalid_commands"
     client.transport.reads = True
     client.transport.drain()
     assert codes(client.heard())[-2:] == [500, 421]

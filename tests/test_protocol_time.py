@@ -517,7 +517,11 @@ def test_a_finish_whose_client_is_gone_still_has_its_time_and_no_more() -> None:
     client, _ = waits_for(Guard(), "finish")
     client.disconnect()
     assert client.guard.factory.connections == 0
-    client.guard.clock.advance(300)
+    client.guard.clock.advance(299.9)
+    assert client.guard.factory.site.orphans == 1
+    client.guard.clock.advance(A_MOMENT)
+    assert client.guard.factory.site.orphans == 0
+    assert client.guard.factory.statistics.refusals == {"delivery_timeout": 1}
     assert_nothing_is_left(client.guard)
 
 
