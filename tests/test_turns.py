@@ -21,6 +21,16 @@ def test_nobody_waits_longer_than_a_share_of_a_burst() -> None:
     assert greedy.heard().count("250 2.1.5") == 100
 
 
+def test_long_lines_use_up_a_share_sooner() -> None:
+    client = Guard().greeted()
+    client.heard()
+    line = b"MAIL FROM:<" + b"a." * 1000 + b"\r\n"
+    client.protocol.dataReceived(line * 32)
+    assert client.protocol._buffer[client.protocol._offset :] == line * 30
+    client.guard.clock.advance(0)
+    assert codes(client.heard()) == [501] * 32
+
+
 def test_a_burst_of_one_share_is_answered_at_once() -> None:
     client = Guard().greeted()
     client.heard()

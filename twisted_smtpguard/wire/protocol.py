@@ -27,7 +27,7 @@ from twisted_smtpguard.wire.deadlines import Deadline
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import make_peer, peer_name
-from twisted_smtpguard.wire.turns import COMMANDS_A_TURN
+from twisted_smtpguard.wire.turns import COMMANDS_A_TURN, LINE_OCTETS_OF_A_COMMAND
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -134,14 +134,15 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._walking = True
         share = COMMANDS_A_TURN
         while self._offset < len(self._buffer) and not (self._closing or self._held):
+            receiving, start = self.session.receiving, self._offset
             try:
-                more = self._receive_data() if self.session.receiving else self._receive_line()
+                more = self._receive_data() if receiving else self._receive_line()
             except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
                 self._reply(self.session.broken(Failure()))
                 continue
             if not more:
                 break
-            share -= 1
+            share -= 1 if receiving else 1 + (self._offset - start) // LINE_OCTETS_OF_A_COMMAND
             if share <= 0 and not self._held and self._offset < len(self._buffer):
                 self._had_its_turn = True
                 self.factory.turns.wait(self._take_turn)
@@ -400,7 +401,8 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         if self._closing:
             self._transport.loseConnection()
         elif not self._held:
-            self._input_ended()
+            # Commands may still wait for replies that are on their way out to have left.
+            self._walk()
 
     def _input_ended(self) -> None:
         self.end_reason = "lost" if self.session.receiving else "half_closed"

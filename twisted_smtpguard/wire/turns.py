@@ -14,6 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 COMMANDS_A_TURN = 64
 """Of one connection, the first ones of an arrival included."""
 
+LINE_OCTETS_OF_A_COMMAND = 64
+"""A long line counts as one command more for so many octets: 2 KiB take thirty times as long to parse as a NOOP."""
+
 _CONNECTIONS_A_TURN = 8
 """Of those that wait."""
 
