@@ -28,6 +28,13 @@ def test_its_table_of_limits_is_true() -> None:
         assert (option, default, reply.strip("`")) == (option, spec.unit.format(spec.default), true[0])
 
 
+def test_its_listeners_take_no_port_twice() -> None:
+    # tcp6: takes the IPv4 port too on Linux, so that tcp: on the same port is refused.
+    ports = [endpoint.split(":")[1] for endpoint in re.findall(r"--listen (\S+)", README)]
+    assert len(ports) >= 2
+    assert len(set(ports)) == len(ports)
+
+
 def test_its_example_is_the_one_that_is_run_below() -> None:
     shown = README.split("<!-- docs/examples/embedded.py -->\n```python\n")[1].split("```")[0]
     assert shown == (ROOT / "docs" / "examples" / "embedded.py").read_text()

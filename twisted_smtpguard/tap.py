@@ -158,12 +158,12 @@ class Options(usage.Options):
 class StandaloneService(SMTPGuardService):
     """The service of a process that has no other purpose: one that cannot listen ends."""
 
-    def startService(self) -> None:
+    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         try:
-            super().startService()
+            super()._listen(name, endpoint)
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
-            raise SystemExit(f"--listen: {error}") from error
+            raise SystemExit(f"--listen: {name} cannot be listened on: {error}") from error
 
 
 def makeService(options: Options) -> IService:
