@@ -129,6 +129,47 @@ async def test_it_can_be_started_again_after_a_start_that_failed() -> None:
     await guard.close()
 
 
+class SlowEndpoint:
+    """Answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.answer: Deferred[Any] = Deferred()
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        return self.answer
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_fails_after_the_start_is_logged_and_the_others_go_on(
+    log: list[LogEvent],
+) -> None:
+    guard = Loopback()
+    slow = SlowEndpoint()
+    guard.service._endpoints.append(slow)
+    guard.service._names.append("slow")
+    guard.start()
+    slow.answer.errback(OSError("no network"))
+    assert [event["text"] for event in named(log, "failure")] == ["failure listening on slow"]
+    await guard.greeted()
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_listens_only_after_the_stop_is_closed() -> None:
+    guard = Loopback()
+    slow = SlowEndpoint()
+    guard.service._endpoints.append(slow)
+    guard.service._names.append("slow")
+    guard.start()
+    await guard.close()
+    late = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(guard.factory)
+    port = late.getHost().port
+    slow.answer.callback(late)
+    await guard.turn()
+    assert guard.service.ports == ()
+    assert not listens(port)
+
+
 def descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
 

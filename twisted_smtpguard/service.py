@@ -53,7 +53,10 @@ class SMTPGuardService(MultiService):
         return tuple(self._ports)
 
     def startService(self) -> None:
-        """Listen. Raises what an endpoint fails with (CannotListenError: the port is taken); then none listens."""
+        """Listen. Raises what an endpoint fails with (CannotListenError: the port is taken); then none listens.
+
+        What an endpoint fails with later is logged, and the others go on.
+        """
         super().startService()
         self.factory.reopen()
         for name, endpoint in zip(self._names, self._endpoints, strict=True):
@@ -62,17 +65,30 @@ class SMTPGuardService(MultiService):
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         failures: list[Failure] = []
-        listening = endpoint.listen(self.factory)
-        listening.addCallback(self._listening, name).addErrback(failures.append)
+        waiting = False
+
+        def failed(failure: Failure) -> None:
+            if waiting:
+                self.factory.site.events.failure(failure, f"listening on {name}")
+            else:
+                failures.append(failure)
+
+        endpoint.listen(self.factory).addCallback(self._listening, name, self._ports).addErrback(failed)
+        # A plugin's endpoint may take its time: then it is too late to let the start fail.
+        waiting = True
         if failures:
-            for port in self._ports:
+            ports, self._ports = self._ports, []
+            for port in ports:
                 port.stopListening()
-            self._ports.clear()
             super().stopService()
             failures[0].raiseException()
 
-    def _listening(self, port: IListeningPort, name: str) -> None:
-        self._ports.append(port)
+    def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
+        if ports is not self._ports:
+            # What it was started for has been stopped.
+            port.stopListening()
+            return
+        ports.append(port)
         # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
         # second. An endpoint's own `backlog=` stays.
         if isinstance(port, tcp.Port) and port.backlog == tcp.Port.backlog:
