@@ -50,12 +50,6 @@ class Client:
         self.heard = (self.heard + heard)[-2048:]
         return heard
 
-    async def hear_until(self, words: bytes) -> None:
-        """Up to `words`. ConnectionResetError when they will not come."""
-        while words not in self.heard:
-            if not await self.hear():
-                raise ConnectionResetError
-
     async def hear_the_end(self) -> None:
         """Up to the end of the connection, however it comes."""
         try:
