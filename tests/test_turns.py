@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import Guard, codes
+from fakes import Conversation, Guard, codes
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.wire.turns import COMMANDS_A_TURN, Turns
@@ -29,6 +29,38 @@ def test_long_lines_use_up_a_share_sooner() -> None:
     assert client.protocol._buffer[client.protocol._offset :] == line * 30
     client.guard.clock.advance(0)
     assert codes(client.heard()) == [501] * 32
+
+
+IN_DATA = ("EHLO client.example", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA")
+
+
+def received(client: Conversation) -> int:
+    """How many octets of message data were taken so far."""
+    return 60_000 - len(client.protocol._buffer) + client.protocol._offset
+
+
+@pytest.mark.parametrize(
+    ("slow", "limits"),
+    [(b"a:\r\n" * 15_000, {}), (b"x\n\n\n" * 15_000, {"bare_newline": "normalize"})],
+    ids=["header", "normalize"],
+)
+def test_message_data_that_is_slow_to_read_uses_up_a_share_sooner(
+    slow: bytes, limits: dict[str, str]
+) -> None:
+    client = Guard(**limits).connect()
+    client.say(*IN_DATA)
+    client.protocol.dataReceived(slow)
+    assert received(client) == 8 * 1024
+    client.guard.clock.advance(0)
+    assert received(client) == 60_000
+
+
+def test_an_arrival_of_plain_message_data_is_one_share() -> None:
+    client = Guard().connect()
+    client.say(*IN_DATA)
+    client.send(b"\r\n" + b"z" * 2000)
+    client.protocol.dataReceived(b"x" * 58 + b"\r\n" * 1000 + b"y" * 57_942)
+    assert received(client) == 60_000
 
 
 def test_a_burst_of_one_share_is_answered_at_once() -> None:

@@ -115,6 +115,11 @@ class MessageCheck:
         self.exhausted = False
         """So far beyond the maximum that the rest is not waited for."""
 
+    @property
+    def slow_to_read(self) -> bool:
+        """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
+        return self._normalize or not self._header.over
+
     def take(self, piece: bytes) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
 

@@ -59,6 +59,11 @@ class Reception:
         return self._check.octets
 
     @property
+    def slow_to_read(self) -> bool:
+        """Each line of what comes next may have to be looked at."""
+        return self._check.slow_to_read
+
+    @property
     def exhausted(self) -> bool:
         """The client sent so much above the maximum that the session has to end."""
         return self._check.exhausted

@@ -60,6 +60,11 @@ class Session:
         return self._reception is not None and self._reception.open
 
     @property
+    def slow_to_read(self) -> bool:
+        """Message data that may take long to read has to come in small pieces."""
+        return self._reception is not None and self._reception.slow_to_read
+
+    @property
     def amid_message(self) -> bool:
         """Message data has begun and is not complete: it is expected, though perhaps behind another BDAT."""
         return self.receiving or self.phase is Phase.CHUNKS

@@ -27,13 +27,21 @@ from twisted_smtpguard.wire.deadlines import Deadline
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import make_peer, peer_name
-from twisted_smtpguard.wire.turns import COMMANDS_A_TURN, LINE_OCTETS_OF_A_COMMAND
+from twisted_smtpguard.wire.turns import (
+    COMMANDS_A_TURN,
+    DATA_OCTETS_OF_A_COMMAND,
+    LINE_OCTETS_OF_A_COMMAND,
+    SLOW_DATA_OCTETS_OF_A_COMMAND,
+)
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 _PIECE_OCTETS = 16 * 1024
 """Message data is copied out of the middle of the buffer in pieces of at most this size."""
+
+_SLOW_PIECE_OCTETS = 4 * 1024
+"""The same where it may take long to read."""
 
 _PROGRESS_OCTETS = 1024
 """What has to come of message data within the read timeout, where no line ends sooner."""
@@ -134,15 +142,21 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._walking = True
         share = COMMANDS_A_TURN
         while self._offset < len(self._buffer) and not (self._closing or self._held):
-            receiving, start = self.session.receiving, self._offset
+            start, a_command = self._offset, LINE_OCTETS_OF_A_COMMAND
             try:
-                more = self._receive_data() if receiving else self._receive_line()
+                if self.session.receiving:
+                    slow = self.session.slow_to_read
+                    a_command = SLOW_DATA_OCTETS_OF_A_COMMAND if slow else DATA_OCTETS_OF_A_COMMAND
+                    self._receive_data(_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS, whole=not slow)
+                    more = True
+                else:
+                    more = self._receive_line()
             except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
                 self._reply(self.session.broken(Failure()))
                 continue
             if not more:
                 break
-            share -= 1 if receiving else 1 + (self._offset - start) // LINE_OCTETS_OF_A_COMMAND
+            share -= 1 + (self._offset - start) // a_command
             if share <= 0 and not self._held and self._offset < len(self._buffer):
                 self._had_its_turn = True
                 self.factory.turns.wait(self._take_turn)
@@ -160,7 +174,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
 
     def _receive_line(self) -> bool:
         start = self._offset
-        if self._first_line and self._buffer.startswith(_TLS_HELLO):
+        if self._first_line and self._buffer.startswith(_TLS_HELLO, start):
             self._reply(replies.NOT_SMTP)
             return False
         line, self._offset = self._lines.next_line(self._buffer, start)
@@ -185,14 +199,12 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         """One command, without its CRLF."""
         self._take(self.session.execute(line, pipelined=self._offset < len(self._buffer)))
 
-    def _receive_data(self) -> bool:
-        size = len(self._buffer) - self._offset
-        if not size:
-            return False
-        # The whole arrival without a copy, where it is nothing but message data.
-        piece = self._buffer[self._offset : self._offset + _PIECE_OCTETS] if self._offset else self._buffer
-        self.rawDataReceived(piece)
-        return True
+    def _receive_data(self, octets: int, *, whole: bool) -> None:
+        """`whole`: an arrival that is nothing but message data need not be cut, and is not copied."""
+        if whole and not self._offset:
+            self.rawDataReceived(self._buffer)
+        else:
+            self.rawDataReceived(self._buffer[self._offset : self._offset + octets])
 
     def rawDataReceived(self, data: bytes) -> None:
         """Message data, and perhaps commands behind it."""

@@ -17,6 +17,12 @@ COMMANDS_A_TURN = 64
 LINE_OCTETS_OF_A_COMMAND = 64
 """A long line counts as one command more for so many octets: 2 KiB take thirty times as long to parse as a NOOP."""
 
+DATA_OCTETS_OF_A_COMMAND = 1024
+"""Message data: a whole arrival of 64 KiB is one share."""
+
+SLOW_DATA_OCTETS_OF_A_COMMAND = 128
+"""The same where each line may have to be looked at: in the header, and where newlines are made CRLF."""
+
 _CONNECTIONS_A_TURN = 8
 """Of those that wait."""
 
