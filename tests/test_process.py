@@ -201,3 +201,20 @@ def test_the_json_log_of_hostile_input_is_a_record_a_line_with_fields(tmp_path: 
         record["text"].startswith(f"reject peer=127.0.0.1 reason={record['reason']} ") for record in refusals
     )
     assert len({record["session"] for record in refusals}) == 1
+
+
+@both_reactors
+def test_a_second_signal_means_now(tmp_path: Path, reactor: str) -> None:
+    with GuardProcess(tmp_path, "--shutdown-grace=1h", reactor=reactor) as guard:
+        idle, sending = RawClient(guard.address), RawClient(guard.address)
+        for words in ("EHLO client.example", "MAIL FROM:<s@example.com>", "RCPT TO:<r@example.org>", "DATA"):
+            sending.ask(words)
+        guard.terminate()
+        # Who is told to go knows that the first signal was heard.
+        assert idle.rest() == b"421 4.3.2 Server shutting down\r\n"
+        guard.terminate()
+        assert sending.rest() == b"421 4.3.2 Server shutting down\r\n"
+        guard.ended()
+        idle.close()
+        sending.close()
+    assert stored(guard.maildir) == []

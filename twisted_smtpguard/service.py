@@ -40,6 +40,7 @@ class SMTPGuardService(MultiService):
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self._reactor = reactor
         self.factory = SMTPGuardFactory(reactor, delivery, limits=limits, hostname=hostname, events=events)
         self._endpoints = list(endpoints)
         self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
@@ -110,7 +111,7 @@ class SMTPGuardService(MultiService):
     def stopService(self) -> Deferred[None]:
         """Stop listening at once, end the sessions, wait for pending verdicts, then stop the delivery.
 
-        Fires at most `Limits.shutdown_grace` + 5 seconds later.
+        Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is off.
         """
         ports, self._ports = self._ports, []
         closed: Deferred[Any] = gatherResults(

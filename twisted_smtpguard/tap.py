@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from types import FrameType
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -156,7 +159,17 @@ class Options(usage.Options):
 
 
 class StandaloneService(SMTPGuardService):
-    """The service of a process that has no other purpose: one that cannot listen ends."""
+    """The service of a process that has no other purpose: one that cannot listen ends, and while it stops a
+    second signal means now."""
+
+    def stopService(self) -> Deferred[None]:
+        # Twisted's own handler would log that a stop cannot be stopped.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hurry)
+        return super().stopService()
+
+    def _hurry(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self.factory.end_now)
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         try:

@@ -17,7 +17,7 @@ from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
-from twisted_smtpguard.wire.deadlines import Deadlines
+from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
 from twisted_smtpguard.wire.turnaway import TurnAway
@@ -65,6 +65,7 @@ class SMTPGuardFactory(ServerFactory):
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
         self._drained: Deferred[None] | None = None
+        self._stop_timers: list[Deadline] = []
 
     @property
     def statistics(self) -> Statistics:
@@ -146,17 +147,9 @@ class SMTPGuardFactory(ServerFactory):
         for protocol in list(self._open):
             protocol.shut_down(now=False)
         grace = self.site.limits.shutdown_grace
-        timers = []
         if grace:
-            timers.append(self.deadlines.call_later(grace, self._end_all))
-            timers.append(self.deadlines.call_later(grace + _LAST_WAIT_SECONDS, self._give_up))
-
-        def done(result: None) -> None:
-            for timer in timers:
-                if timer.active():
-                    timer.cancel()
-
-        drained.addCallback(done)
+            self._stop_timers.append(self.deadlines.call_later(grace, self.end_now))
+        drained.addCallback(self._cancel_stop_timers)
         self._something_ended()
         return drained
 
@@ -165,9 +158,19 @@ class SMTPGuardFactory(ServerFactory):
         self._drained = None
         self.site.draining = False
 
-    def _end_all(self) -> None:
+    def end_now(self) -> None:
+        """The grace is over: every session ends. Verdicts that are pending have five seconds more."""
+        self._cancel_stop_timers()
         for protocol in list(self._open):
             protocol.shut_down(now=True)
+        if self._drained is not None and not self._drained.called:
+            self._stop_timers.append(self.deadlines.call_later(_LAST_WAIT_SECONDS, self._give_up))
+
+    def _cancel_stop_timers(self, _: object = None) -> None:
+        for timer in self._stop_timers:
+            if timer.active():
+                timer.cancel()
+        self._stop_timers.clear()
 
     def _give_up(self) -> None:
         for protocol in list(self._open):

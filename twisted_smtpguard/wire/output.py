@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IPullProducer, ISSLTransport
+from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
 from zope.interface import implementer
 
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
@@ -49,6 +49,10 @@ class Output:
         self._deadline: Deadline | None = None
         self._close: Callable[[], None] | None = None
         self._send = _direct_send(transport)
+        if ITCPTransport.providedBy(transport):
+            # Each flush is all that there is to say: to hold it back until the last one is acknowledged only costs
+            # time, where a hook answers later.
+            transport.setTcpNoDelay(True)
 
     @property
     def queued_octets(self) -> int:
