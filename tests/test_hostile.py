@@ -217,6 +217,7 @@ def test_a_flood_of_refusals_fills_no_log(attack: Attack, scale: Scale) -> None:
         "refused at accept",
         [knock] * scale.clients(20_000),
         "--max-connections=100",
+        "--read-timeout=300",
         seconds=scale.seconds,
         at_once=300,
         anywhere=True,
