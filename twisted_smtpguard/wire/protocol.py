@@ -251,7 +251,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._answered(self.session.broken(failure))
 
     def _drop(self, failure: Failure) -> None:
-        """Even telling of a fault failed. Nobody else would end the session, for nothing is waited for."""
+        """A fault while an answer was given. Nobody else would end the session, for nothing is waited for."""
         self.session.broken(failure)
         self._closing = True
         self._output.abort()
