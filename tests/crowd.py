@@ -91,27 +91,31 @@ def run_crowd(
     make_client: Callable[[], Client],
     *,
     at_once: int,
+    within: float,
     seconds: float,
     settled: Callable[[], object] = lambda: None,
 ) -> list[Client]:
-    """Let one client show each of the behaviours, `at_once` of them at a time, for at most `seconds`.
+    """Let one client show each of the behaviours, `at_once` of them at a time, for at most `seconds`. They come evenly
+    spread over the first `within` seconds.
 
     `settled()` is called when the time is over or all are through, before those that remain hang up.
     """
-    return asyncio.run(_run(list(behaviours), make_client, at_once, seconds, settled))
+    return asyncio.run(_run(list(behaviours), make_client, at_once, within, seconds, settled))
 
 
 async def _run(
     behaviours: list[Behaviour],
     make_client: Callable[[], Client],
     at_once: int,
+    within: float,
     seconds: float,
     settled: Callable[[], object],
 ) -> list[Client]:
     turns = asyncio.Semaphore(at_once)
     clients: list[Client] = []
 
-    async def live(behaviour: Behaviour) -> None:
+    async def live(behaviour: Behaviour, wait: float) -> None:
+        await asyncio.sleep(wait)
         async with turns:
             client = make_client()
             clients.append(client)
@@ -123,7 +127,8 @@ async def _run(
             finally:
                 client.close()
 
-    lives = [asyncio.ensure_future(live(behaviour)) for behaviour in behaviours]
+    waits = (within * number / len(behaviours) for number in range(len(behaviours)))
+    lives = [asyncio.ensure_future(live(*each)) for each in zip(behaviours, waits, strict=True)]
     _, others = await asyncio.wait(lives, timeout=seconds)
     settled()
     for life in others:

@@ -65,12 +65,14 @@ def besiege(
     *,
     seconds: float,
     at_once: int = 20_000,
+    within: float = 0,
     receive_buffer: int = 0,
     anywhere: bool = False,
     probe_greeting: int = 220,
     lets_go: bool = False,
 ) -> Siege:
-    """Let one client come for each behaviour, `at_once` at a time, for at most `seconds`; the rest then hang up.
+    """Let one client come for each behaviour, `at_once` at a time, for at most `seconds`; the rest then hang up. They
+    come spread over the first `within` seconds.
 
     `lets_go`: before that, the guard must close every connection by itself.
     """
@@ -95,6 +97,7 @@ def besiege(
             behaviours,
             partial(Client, port, receive_buffer=receive_buffer, anywhere=anywhere),
             at_once=at_once,
+            within=within,
             seconds=seconds,
             settled=settled,
         )
