@@ -205,3 +205,9 @@ def test_an_over_long_first_line_of_another_protocol_is_found_out_at_the_next_ho
     client.heard()
     said = "".join(client.send(HTTP[i : i + step]) for i in range(0, len(HTTP), step) if not client.closed)
     assert said == "500 5.5.2 Line too long\r\n421 4.7.0 Not an SMTP client, closing connection\r\n"
+
+
+def test_a_line_of_any_length_still_has_to_end() -> None:
+    for pieces in ([b"x" * 101], [b"x"] * 101):
+        assert split_lines(pieces, 0, 100) == ([replies.LINE_TOO_LONG], True)
+    assert split_lines([b"x" * 98 + b"\r\n"], 0, 100) == ([b"x" * 98], False)

@@ -696,6 +696,22 @@ def test_a_stop_waits_for_a_verdict_no_longer_than_the_grace_and_5_seconds() -> 
     assert stopped == [None]
 
 
+def test_to_hurry_a_stop_again_does_not_put_off_its_end() -> None:
+    guard = Guard()
+    guard.delivery.answers["finish"] = Deferred
+    client = guard.greeted()
+    client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA")
+    client.send(b"x\r\n.\r\n")
+    stopped = guard.factory.drain()
+    guard.factory.end_now()
+    for _ in range(3):
+        guard.clock.advance(1.5)
+        guard.factory.end_now()
+    assert not stopped.called
+    guard.clock.advance(0.6)
+    assert stopped.called
+
+
 def test_a_stop_waits_for_lingering_connections_but_not_beyond_the_grace() -> None:
     guard = Guard(max_invalid_commands=1, linger_timeout=100)
     client = hung_up(guard)

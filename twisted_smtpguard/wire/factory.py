@@ -65,7 +65,8 @@ class SMTPGuardFactory(ServerFactory):
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
         self._drained: Deferred[None] | None = None
-        self._stop_timers: list[Deadline] = []
+        self._grace: Deadline | None = None
+        self._last_wait: Deadline | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -148,8 +149,8 @@ class SMTPGuardFactory(ServerFactory):
             protocol.shut_down(now=False)
         grace = self.site.limits.shutdown_grace
         if grace:
-            self._stop_timers.append(self.deadlines.call_later(grace, self.end_now))
-        drained.addCallback(self._cancel_stop_timers)
+            self._grace = self.deadlines.call_later(grace, self.end_now)
+        drained.addCallback(self._stop_waiting)
         self._something_ended()
         return drained
 
@@ -159,18 +160,18 @@ class SMTPGuardFactory(ServerFactory):
         self.site.draining = False
 
     def end_now(self) -> None:
-        """The grace is over: every session ends. Verdicts that are pending have five seconds more."""
-        self._cancel_stop_timers()
+        """The grace is over: every session ends. Verdicts that are pending have five seconds more, however often
+        this is called."""
         for protocol in list(self._open):
             protocol.shut_down(now=True)
-        if self._drained is not None and not self._drained.called:
-            self._stop_timers.append(self.deadlines.call_later(_LAST_WAIT_SECONDS, self._give_up))
+        if self._drained is not None and not self._drained.called and self._last_wait is None:
+            self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._give_up)
 
-    def _cancel_stop_timers(self, _: object = None) -> None:
-        for timer in self._stop_timers:
-            if timer.active():
+    def _stop_waiting(self, _: object) -> None:
+        for timer in (self._grace, self._last_wait):
+            if timer is not None and timer.active():
                 timer.cancel()
-        self._stop_timers.clear()
+        self._grace = self._last_wait = None
 
     def _give_up(self) -> None:
         for protocol in list(self._open):

@@ -19,7 +19,8 @@ class LineSplitter:
     """
 
     def __init__(self, max_line_octets: int, max_endless_octets: int) -> None:
-        self._max_line = max_line_octets
+        # A line of any length is still one that has to end: it would be kept, not skipped.
+        self._max_line = max_line_octets or max_endless_octets
         self._max_endless = max_endless_octets
         self._skipping = False
         self._skipped = 0
