@@ -103,7 +103,9 @@ def _reject(to: Events) -> None:
     to.reject(
         "192.0.2.1",
         "max_recipients",
+        dry_run=True,
         session="7f3a01",
+        ip_filter="lookup:db",
         limit=100,
         value=101,
         reply=replies.TOO_MANY_RECIPIENTS,
@@ -112,6 +114,19 @@ def _reject(to: Events) -> None:
         recipient="bob@example.com",
         client_gone=True,
     )
+
+
+def _hangup(to: Events) -> None:
+    for _ in range(12):
+        to.hangup("192.0.2.1", 1.5)
+        to._clock.advance(0.09)  # type: ignore[attr-defined]
+
+
+def _filter_failed(to: Events) -> None:
+    for _ in range(11):
+        to.filter_failed("lookup:db", "192.0.2.1", "timeout", let_in=False)
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.filter_failed("lookup:db", "192.0.2.1", "timeout", let_in=False)
 
 
 def _failure(to: Events) -> None:
@@ -124,16 +139,24 @@ def _failure(to: Events) -> None:
 def _stopped(to: Events) -> None:
     for _ in range(12):
         to.reject("192.0.2.1", "not_smtp")
+    to.reject("192.0.2.1", "max_errors", session="7f3a01", dry_run=True)
     to.stopped()
 
 
 EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
+    "filtering": lambda to: to.filtering("networks:/etc/smtpguard/networks"),
+    "reloaded": lambda to: to.reloaded("networks:/etc/smtpguard/networks"),
+    "reload_failed": lambda to: to.reload_failed(
+        "networks:/etc/smtpguard/networks", "/etc/smtpguard/networks line 3: no network"
+    ),
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000),
     "stopped": _stopped,
-    "connect": lambda to: to.connect("7f3a01", "192.0.2.1"),
+    "connect": lambda to: to.connect("7f3a01", "192.0.2.1", trusted=True),
+    "hangup": _hangup,
+    "filter_failed": _filter_failed,
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),
     "reject": _reject,
     "accept": lambda to: to.accept(
@@ -264,9 +287,13 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
     words = formatEvent(event).split(" ")
     assert words[0] == event["event"] == name
     shown = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-    refusals = {"refusals": "not_smtp:12"} if name == "stopped" else {}
-    fields = {**fields_of(event), **refusals}
+    fields = fields_of(event)
+    for counts in ("refusals", "dry_run_refusals"):
+        if counts in fields:
+            ((reason, count),) = fields[counts].items()
+            fields[counts] = f"{reason}:{count}"
     fields.pop("error", None)
+    fields.pop("problem" if name == "reload_failed" else "", None)
     expected = {field: "true" if value is True else str(value) for field, value in fields.items()}
     assert shown == expected
 
@@ -553,7 +580,7 @@ def test_what_is_left_at_the_end_stands_in_the_last_line(log: Log) -> None:
     log.reject_many(1000)
     log.to.stopped()
     assert log.lines[-1].startswith("stopped ")
-    assert log.lines[-1].endswith(" refusals=not_smtp:1000 suppressed=990")
+    assert log.lines[-1].endswith(" refusals=not_smtp:1000 dry_run_refusals= suppressed=990")
 
 
 def test_a_service_started_again_does_not_tell_twice_what_was_left_out(log: Log) -> None:
@@ -643,7 +670,8 @@ def test_failures_that_were_left_out_stand_in_the_last_line(log: Log) -> None:
     for _ in range(100):
         log.to.failure(a_failure(), "the session failed", "s1", "1.2.3.4")
     log.to.stopped()
-    assert log.lines[-1].endswith(" failures=100 refusals= suppressed=90")
+    assert log.lines[-1].endswith(" suppressed=90")
+    assert " failures=100 " in log.lines[-1]
 
 
 def test_a_flood_of_refusals_does_not_hide_a_failure(log: Log) -> None:

@@ -1,4 +1,4 @@
-"""Limits: how each value is read, checked and shown, and that the reference page tells the truth."""
+"""Limits: what may be set, what each profile sets, and that the reference page tells the truth."""
 
 from __future__ import annotations
 
@@ -6,131 +6,14 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from reference_pages import assert_rows
 
-from twisted_smtpguard.limits import (
-    Limits,
-    LimitSpec,
-    format_octets,
-    parse_count,
-    parse_flag,
-    parse_octets,
-    parse_seconds,
-)
+from twisted_smtpguard.limits import Limits, LimitSpec, dry_runnable, parse_dry_run
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.units import NO_RATE, Rate
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-
-NO_NUMBER = [
-    "",
-    " ",
-    "abc",
-    "-1",
-    "+1",
-    " 1",
-    "1 ",
-    "1\n",
-    "1_000",
-    "1,000",
-    "0x10",
-    "1e3",
-    "\u0663",
-    "nan",
-    "inf",
-]
-
-
-@pytest.mark.parametrize(("text", "count"), [("0", 0), ("20", 20), ("007", 7), ("9" * 18, 10**18 - 1)])
-def test_a_count_is_a_whole_number(text: str, count: int) -> None:
-    assert parse_count(text) == count
-
-
-@pytest.mark.parametrize("text", [*NO_NUMBER, "1.5", "10k", "9" * 19, "9" * 100_000])
-def test_nothing_else_is_a_count(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^a whole number such as 20 is expected$"):
-        parse_count(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "octets"),
-    [
-        ("0", 0),
-        ("10485760", 10 * 1024**2),
-        ("10M", 10 * 1024**2),
-        ("10m", 10 * 1024**2),
-        ("64k", 64 * 1024),
-        ("64K", 64 * 1024),
-        ("1G", 1024**3),
-        ("1g", 1024**3),
-    ],
-)
-def test_k_m_and_g_are_powers_of_1024(text: str, octets: int) -> None:
-    assert parse_octets(text) == octets
-
-
-@pytest.mark.parametrize("text", [*NO_NUMBER, "1.5M", "10MB", "10 M", "M", "1T", "1kk", "9" * 19])
-def test_nothing_else_is_a_size(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^a size such as 10M, 64k or 10485760 is expected$"):
-        parse_octets(text)
-
-
-@given(st.integers(min_value=0, max_value=10**17))
-def test_a_size_that_is_shown_reads_back_as_itself(octets: int) -> None:
-    assert parse_octets(format_octets(octets)) == octets
-
-
-@pytest.mark.parametrize(
-    ("octets", "shown"),
-    [(0, "0"), (1000, "1000"), (1024, "1k"), (1536, "1536"), (10 * 1024**2, "10M"), (1024**3, "1G")],
-)
-def test_a_size_is_shown_as_short_as_it_can_be(octets: int, shown: str) -> None:
-    assert format_octets(octets) == shown
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0", 0),
-        ("300", 300),
-        ("1.5", 1.5),
-        ("30s", 30),
-        ("5m", 300),
-        ("1.5m", 90),
-        ("2h", 7200),
-        ("1d", 86400),
-    ],
-)
-def test_a_time_is_seconds_unless_a_letter_says_otherwise(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", [*NO_NUMBER, ".5", "5.", "1.5.5", "5M", "5ms", "5 m", "m", "9" * 10])
-def test_nothing_else_is_a_time(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^a time such as 300, 1\.5 or 5m is expected$"):
-        parse_seconds(text)
-
-
-def test_whole_seconds_are_shown_without_a_fraction() -> None:
-    assert str(parse_seconds("5m")) == "300"
-
-
-@pytest.mark.parametrize("text", ["yes", "true", "on", "1", "YES"])
-def test_a_flag_is_switched_on(text: str) -> None:
-    assert parse_flag(text) is True
-
-
-@pytest.mark.parametrize("text", ["no", "false", "off", "0", "No"])
-def test_a_flag_is_switched_off(text: str) -> None:
-    assert parse_flag(text) is False
-
-
-@pytest.mark.parametrize("text", ["", "2", "maybe", "yes "])
-def test_nothing_else_is_a_flag(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^yes or no is expected$"):
-        parse_flag(text)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +32,12 @@ def test_nothing_else_is_a_flag(text: str) -> None:
         ("read_timeout", "5m", "must be a number"),
         ("bare_newline", "Reject", "must be one of reject, normalize"),
         ("strict_enhanced_codes", 1, "must be True or False"),
+        ("connection_rate", 60, "must be a Rate such as Rate(60, 60)"),
+        ("connection_rate", "60/60", "must be a Rate such as Rate(60, 60)"),
+        ("connection_rate", Rate(60, 0), "must be a whole number of events in a number of seconds"),
+        ("connection_rate", Rate(1.5, 60), "must be a whole number of events in a number of seconds"),  # type: ignore[arg-type]
+        ("ipv4_client_prefix", 0, "must be a whole number from 1 to 32"),
+        ("ipv6_client_prefix", 129, "must be a whole number from 1 to 128"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(
@@ -173,6 +62,17 @@ def test_limits_are_frozen() -> None:
     ("field", "value"),
     [
         ("max_connections", 0),
+        ("max_connections_per_client", 0),
+        ("connection_rate", NO_RATE),
+        ("message_rate", NO_RATE),
+        ("recipient_rate", NO_RATE),
+        ("ipv4_client_prefix", 32),
+        ("ipv6_client_prefix", 64),
+        ("max_tracked_clients", 100_000),
+        ("ip_filter_timeout", 10),
+        ("early_talker", "log"),
+        ("greet_delay", 0),
+        ("unexpected_pipelining", "serve"),
         ("max_invalid_commands", 10),
         ("max_errors", 0),
         ("max_junk_commands", 0),
@@ -201,6 +101,74 @@ def test_the_defaults_are_those_of_the_base_profile(field: str, value: object) -
     assert getattr(Limits(), field) == value
 
 
+EDGE = {
+    "max_connections": 2000,
+    "max_connections_per_client": 20,
+    "connection_rate": Rate(60, 60),
+    "early_talker": "refuse",
+    "greet_delay": 2,
+    "max_errors": 20,
+    "max_junk_commands": 20,
+    "max_rejected_recipients": 10,
+    "max_messages": 100,
+    "unexpected_pipelining": "refuse",
+    "min_data_rate": 500,
+    "max_session_time": 1800,
+}
+
+
+def test_the_profile_edge_sets_exactly_its_column() -> None:
+    assert Limits.for_profile("edge") == Limits(**EDGE)  # type: ignore[arg-type]
+    assert Limits.for_profile("base") == Limits()
+
+
+def test_what_is_given_by_name_wins_over_the_profile_and_a_0_too() -> None:
+    limits = Limits.for_profile("edge", max_errors=0, max_messages=7)
+    assert limits == Limits(**{**EDGE, "max_errors": 0, "max_messages": 7})  # type: ignore[arg-type]
+
+
+def test_there_is_no_other_profile() -> None:
+    with pytest.raises(ValueError, match=r"^one of base, edge is expected, not 'Edge'$"):
+        Limits.for_profile("Edge")
+
+
+def test_a_rate_of_0_is_no_limit() -> None:
+    assert Limits(connection_rate=0).connection_rate == NO_RATE
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        "max_command_line",
+        "max_endless_line",
+        "max_input_buffer",
+        "max_output_buffer",
+        "oversize_drain",
+        "max_pending_deliveries",
+        "max_tracked_clients",
+        "read_timeout",
+        "write_timeout",
+        "min_free_space",
+        "no_such_limit",
+    ],
+)
+def test_what_bounds_memory_disk_or_time_held_is_always_enforced(bound: str) -> None:
+    with pytest.raises(ValueError, match=f"^dry_run: '{bound}' cannot be tried without being enforced$"):
+        Limits(dry_run=[bound])
+
+
+def test_limits_to_try_are_named_as_on_the_command_line_with_a_comma_between() -> None:
+    assert parse_dry_run("max-errors, connection-rate") == {"max_errors", "connection_rate"}
+    assert parse_dry_run("ip-filter") == {"ip_filter"}
+    assert parse_dry_run("all") == dry_runnable()
+
+
+@pytest.mark.parametrize("text", ["", "max-errors,", "read-timeout", "ALL", "all,max-errors"])
+def test_nothing_else_can_be_tried(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^all, or some of bare-newline, connection-rate, .* is expected$"):
+        parse_dry_run(text)
+
+
 @each_spec
 def test_every_limit_explains_itself(spec: LimitSpec) -> None:
     assert spec.help.endswith(".")
@@ -227,8 +195,8 @@ def row(spec: LimitSpec) -> str:
         return f"`{reply.code} {reply.enhanced} {reply.lines[0]}`"
 
     answer = "<br>".join(map(text, spec.replies)) or "none"
-    default = spec.unit.format(spec.default)
-    return f"| `--{spec.option}` | {default} | {spec.unit.name} | {spec.help} | {answer} |"
+    default, edge = map(spec.unit.format, (spec.default, spec.edge))
+    return f"| `--{spec.option}` | {default} | {edge} | {spec.unit.name} | {spec.help} | {answer} |"
 
 
 def test_the_reference_page_has_exactly_the_rows_that_are_true() -> None:

@@ -19,17 +19,19 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.limits import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, SECONDS, Limits, LimitSpec
+from twisted_smtpguard.limits import Limits, LimitSpec
 from twisted_smtpguard.tap import Options, make_service
+from twisted_smtpguard.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
-OTHER_VALUES = {COUNT: "7", OCTETS: "3M", OCTETS_A_SECOND: "3k", SECONDS: "90", FLAG: "yes"}
+OTHER_VALUES = {COUNT: "7", OCTETS: "3M", OCTETS_A_SECOND: "3k", RATE: "7/70", SECONDS: "90", FLAG: "yes"}
 WRONG = {
     COUNT: "a whole number such as 20 is expected, not 'abc'",
     OCTETS: "a size such as 10M, 64k or 10485760 is expected, not 'abc'",
     OCTETS_A_SECOND: "a size such as 10M, 64k or 10485760 is expected, not 'abc'",
+    RATE: "a rate such as 60/60, which is 60 in 60 seconds, or 0 is expected, not 'abc'",
     SECONDS: "a time such as 300, 1.5 or 5m is expected, not 'abc'",
     FLAG: "yes or no is expected, not 'abc'",
 }
@@ -39,14 +41,15 @@ def other_value(spec: LimitSpec) -> str:
     """The text of a value that is not the default."""
     if spec.unit.choices:
         return next(choice for choice in spec.unit.choices if choice != spec.default)
-    return OTHER_VALUES[spec.unit]
+    return OTHER_VALUES.get(spec.unit, "8")
 
 
 def wrong_value(spec: LimitSpec) -> str:
     """What the operator is told of the value `abc`."""
     if spec.unit.choices:
         return f"one of {', '.join(spec.unit.choices)} is expected, not 'abc'"
-    return WRONG[spec.unit]
+    longest = 32 if spec.name.startswith("ipv4") else 128
+    return WRONG.get(spec.unit, f"a prefix length from 1 to {longest} is expected, not 'abc'")
 
 
 def parsed(*words: str) -> Options:
@@ -117,7 +120,7 @@ def test_the_last_of_an_option_that_is_no_list_counts() -> None:
 
 
 def test_a_unique_beginning_of_an_option_will_do() -> None:
-    assert parsed("--max-conn", "5").limits.max_connections == 5
+    assert parsed("--max-hea", "5").limits.max_header_size == 5
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_help_explains_every_option_with_default_and_unit(capsys: pytest.Capture
 
 
 def test_help_names_every_option_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = set(re.findall(r"^  --([a-z-]+)", printed(capsys, "--help"), re.MULTILINE))
+    shown = set(re.findall(r"^  --([a-z0-9-]+)", printed(capsys, "--help"), re.MULTILINE))
     assert shown == {option.rstrip("=") for option in Options().longOpt}
 
 

@@ -73,6 +73,19 @@ class Events:
         """Where messages will go, in the operator's words. Once, at start-up."""
         self._info("delivering", {"delivery": _word(delivery)})
 
+    def filtering(self, ip_filter: str) -> None:
+        """An IP filter is asked about every connection, in the order of these lines. Once each, at start-up."""
+        self._info("filtering", {"filter": _word(ip_filter)})
+
+    def reloaded(self, what: str) -> None:
+        """A filter or delivery has read its data anew."""
+        self._info("reloaded", {"what": _word(what)})
+
+    def reload_failed(self, what: str, problem: str) -> None:
+        """A filter or delivery could not read its data anew, and goes on with the old."""
+        problem = escape_text(problem[:MAX_ERROR_CHARACTERS])
+        self._warn("reload_failed", {"what": _word(what)}, problem=problem)
+
     def no_connection_cap(self, descriptors: int) -> None:
         """No cap on connections is set: the file descriptors that the process may have are the only one."""
         self._warn("no_connection_cap", {"descriptors": descriptors})
@@ -91,14 +104,36 @@ class Events:
 
     # A connection.
 
-    def connect(self, session: str, peer: str) -> None:
-        """A connection was let in."""
+    def connect(self, session: str, peer: str, *, trusted: bool = False) -> None:
+        """A connection was let in: it is greeted now. `trusted`: an IP filter said so."""
         counts = self.statistics
         counts.connections_accepted += 1
         counts.live_connections += 1
         counts.peak_live_connections = max(counts.peak_live_connections, counts.live_connections)
         if self._logs_info:
-            self._info("connect", {"session": session, "peer": peer})
+            fields: dict[str, object] = {"session": session, "peer": peer}
+            if trusted:
+                fields["trusted"] = True
+            self._info("connect", fields)
+
+    def hangup(self, peer: str, seconds: float) -> None:
+        """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are."""
+        self.statistics.hangups += 1
+        if self._logs_info and self._refusals.allows(peer, "hangup", self._clock.seconds()):
+            self._info("hangup", self._with_suppressed({"peer": peer, "seconds": round(seconds, 3)}))
+
+    def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
+        """An IP filter raised, did not answer in time, or answered with what is no verdict.
+
+        `let_in`: the operator wrote fail-open for it, so the next one is asked. Limited as failures are.
+        """
+        if self._logs_warn and self._failures.allows(peer, "filter_failed", self._clock.seconds()):
+            fields: dict[str, object] = {"peer": peer, "filter": _word(ip_filter), "problem": _word(problem)}
+            fields["outcome"] = "passed" if let_in else "refused"
+            suppressed = self._failures.take_suppressed()
+            if suppressed:
+                fields["suppressed"] = suppressed
+            self._warn("filter_failed", fields)
 
     def disconnect(self, session: str, peer: str, reason: str, seconds: float, messages: int) -> None:
         """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once."""
@@ -115,6 +150,8 @@ class Events:
         reason: str,
         *,
         session: str = "",
+        dry_run: bool = False,
+        ip_filter: str = "",
         reply: Reply | None = None,
         limit: float | str | None = None,
         value: float | None = None,
@@ -125,19 +162,25 @@ class Events:
     ) -> None:
         """Something was refused: a connection (the only refusal without a session), a command, a message.
 
-        `limit` is what it went against and `value` what there was. `client_gone`: a delivery refused a
-        message when there was nobody left to tell.
+        `limit` is what it went against and `value` what there was. `dry_run`: it was not refused, since the
+        limit is only tried. `ip_filter`: which one refused. `client_gone`: a delivery refused a message when
+        there was nobody left to tell.
         """
         counts = self.statistics
-        counts.refusals[reason] = counts.refusals.get(reason, 0) + 1
-        if not session:
+        refusals = counts.dry_run_refusals if dry_run else counts.refusals
+        refusals[reason] = refusals.get(reason, 0) + 1
+        if not session and not dry_run:
             counts.connections_refused += 1
         # Under a flood this is where most refusals end, before anything is built.
         if not self._logs_info or not self._refusals.allows(peer, reason, self._clock.seconds()):
             return
         fields: dict[str, object] = {"peer": peer, "reason": reason}
+        if dry_run:
+            fields["dry_run"] = True
         if session:
             fields["session"] = session
+        if ip_filter:
+            fields["filter"] = _word(ip_filter)
         if limit is not None:
             fields["limit"] = limit
         if value is not None:
@@ -152,10 +195,7 @@ class Events:
             fields["recipient"] = _word(recipient)
         if client_gone:
             fields["client_gone"] = True
-        suppressed = self._refusals.take_suppressed()
-        if suppressed:
-            fields["suppressed"] = suppressed
-        self._info("reject", fields)
+        self._info("reject", self._with_suppressed(fields))
 
     def accept(
         self,
@@ -216,13 +256,20 @@ class Events:
         failure, error = _escaped(failure)
         self._logger.failure("{text}", failure, text=line, event="failure", **fields, error=error)
 
+    def _with_suppressed(self, fields: dict[str, object]) -> dict[str, object]:
+        suppressed = self._refusals.take_suppressed()
+        if suppressed:
+            fields["suppressed"] = suppressed
+        return fields
+
     def _info(self, event: str, fields: Mapping[str, object]) -> None:
         if self._logs_info:
             self._logger.info("{text}", text=_line(event, fields), event=event, **fields)
 
-    def _warn(self, event: str, fields: Mapping[str, object]) -> None:
+    def _warn(self, event: str, fields: Mapping[str, object], **sentence: str) -> None:
         if self._logs_warn:
-            self._logger.warn("{text}", text=_line(event, fields), event=event, **fields)
+            line = " ".join([_line(event, fields), *sentence.values()])
+            self._logger.warn("{text}", text=line, event=event, **fields, **sentence)
 
 
 class LineBudget:

@@ -7,7 +7,7 @@ runs at a time. Raise `Refused` to refuse; any other exception is logged with it
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias, TypeVar
 
@@ -15,7 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
 
 T = TypeVar("T")
 Later: TypeAlias = T | Deferred[T] | Awaitable[T]
@@ -59,6 +59,7 @@ class Client:
     identity: str | None
     """The authenticated user."""
     trusted: bool
+    """An IP filter said so."""
 
 
 @attrs.frozen
@@ -69,6 +70,105 @@ class Path:
     """"" is the null sender; quoting is kept as sent; non-ASCII only under SMTPUTF8."""
     parameters: Mapping[str, str | None]
     """Upper-case keyword to value, None for a keyword without one. Only what was advertised."""
+
+
+@attrs.frozen
+class Verdict:
+    """What an IP filter says of a peer: PASS (no opinion), TRUST or `refuse(reply)`, which decide.
+
+    Build it with these three names. A ValueError where it is none of them.
+    """
+
+    kind: str
+    reply: Reply | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.kind == "refuse":
+            if not isinstance(self.reply, Reply) or not self.reply.closes:
+                raise ValueError(f"a connection is refused with a 421 or 521 reply, not {self.reply!r}")
+        elif self.kind not in ("pass", "trust") or self.reply is not None:
+            raise ValueError(f"there is no verdict {self.kind!r} with the reply {self.reply!r}")
+
+
+PASS = Verdict("pass")
+"""No opinion: the next filter is asked."""
+
+TRUST = Verdict("trust")
+"""Let in, and exempt from limits per client, rates, greet delay, early-talker and error limits."""
+
+
+def refuse(reply: Reply = CONNECTION_REFUSED) -> Verdict:
+    """The verdict that refuses a connection with `reply`, a 421 or 521."""
+    return Verdict("refuse", reply)
+
+
+class IIPFilter(Interface):
+    """Says who may come in, by address."""
+
+    def check(peer: Peer) -> Later[Verdict]:
+        """Called once a connection, before its greeting; never for one that was refused before.
+
+        Must not block. It has `Limits.ip_filter_timeout` seconds. Its Deferred is cancelled when the client
+        leaves, at the time limit, or when another limit refuses meanwhile. An exception, no answer in time,
+        or what is no Verdict: the client gets `421 4.3.0`, or comes in where the operator wrote fail-open.
+        """
+
+
+class IReloadable(Interface):
+    """A filter or delivery that can read its data anew: on SIGHUP and `service.reload()`. Optional."""
+
+    def reload() -> Later[None]:
+        """Take the new data whole, or raise and keep the old. It holds for connections not yet greeted.
+
+        The exception's text is logged for the operator: it should name the file and the line.
+        """
+
+
+class IPreparedReload(IReloadable):
+    """One that can read its data before it takes them, so that several change at the same time. Optional."""
+
+    def prepare_reload() -> Later[Callable[[], None]]:
+        """Called instead of `reload()`. Read the new data and answer with what switches to them, which must
+        not raise; or raise and keep the old."""
+
+
+class IIPFilterFactory(Interface):
+    """A plugin for `--ip-filter NAME:ARGS` provides this and twisted.plugin.IPlugin."""
+
+    name: str = Attribute("What stands before the colon: [a-z][a-z0-9-]*.")
+    summary: str = Attribute("One line for --help-ip-filters.")
+    argument_format: str = Attribute("What may stand behind the colon, for --help-ip-filter NAME.")
+
+    def make_filter(argument: str, reactor: object) -> IIPFilter:
+        """Called before anything listens. ValueError is a usage error; its text is shown.
+
+        A filter that also provides twisted.application.service.IService becomes a child of the service:
+        started before any listener, stopped after the last session.
+        """
+
+
+class ICounterStore(Interface):
+    """Counts what clients do, for the limits per client. The guard's own is in its memory; one that several
+    processes or hosts share may answer with Deferreds.
+
+    `counter` says what is counted: the name of a field of Limits. `client` is the key of a client, such as
+    `192.0.2.1` or `2001:db8::/64`. An exception, or no answer within `Limits.ip_filter_timeout`: the client
+    gets `421 4.3.0`, in a session `451 4.3.0`. No call is cancelled.
+    """
+
+    def acquire(counter: str, client: str, limit: int) -> Later[int]:
+        """Take one of the places that `client` may hold at once, and answer how many it then holds, this one
+        included. An answer above `limit` means that none was taken; 0 is no limit."""
+
+    def release(counter: str, client: str) -> Later[None]:
+        """Give back a place. Called exactly once for each that was taken."""
+
+    def add(counter: str, client: str, seconds: float, now: float) -> Later[int]:
+        """Count an event, and answer how many there were in this window, this one included.
+
+        A window of `seconds` begins with the first event of a client, or the first after its last window.
+        `now` is the guard's monotonic clock.
+        """
 
 
 class IMessageSink(Interface):

@@ -6,108 +6,32 @@ against it. 0 always means: no limit.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Literal, TypeVar
 
 import attrs
 
+from twisted_smtpguard.units import (
+    COUNT,
+    FLAG,
+    NO_RATE,
+    OCTETS,
+    OCTETS_A_SECOND,
+    RATE,
+    SECONDS,
+    Rate,
+    Unit,
+    one_of,
+    prefix_length,
+)
+
 _N = TypeVar("_N")
 
-_SIZE = re.compile(r"([0-9]{1,18})([kKmMgG]?)")
-_FACTOR = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
-_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_YES = {"yes", "true", "on", "1"}
-_NO = {"no", "false", "off", "0"}
+PROFILES = ("base", "edge")
+"""Sets of defaults. edge is for a guard that strangers reach: every protection is on."""
 
-
-def parse_count(text: str) -> int:
-    """`20` as a whole number of things. ValueError says what is expected."""
-    if re.fullmatch(r"[0-9]{1,18}", text) is None:
-        raise ValueError("a whole number such as 20 is expected")
-    return int(text)
-
-
-def parse_octets(text: str) -> int:
-    """`10485760`, `64k`, `10M` or `1G` as octets; k, M and G are powers of 1024."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError("a size such as 10M, 64k or 10485760 is expected")
-    return int(match[1]) * _FACTOR[match[2].lower()]
-
-
-def parse_seconds(text: str) -> float:
-    """`300`, `1.5`, `30s`, `5m`, `2h` or `1d` as seconds."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise ValueError("a time such as 300, 1.5 or 5m is expected")
-    seconds = float(match[1]) * _SECONDS[match[2]]
-    return int(seconds) if seconds.is_integer() else seconds
-
-
-def parse_flag(text: str) -> bool:
-    """`yes` or `no`."""
-    if text.lower() in _YES:
-        return True
-    if text.lower() in _NO:
-        return False
-    raise ValueError("yes or no is expected")
-
-
-def format_octets(octets: int) -> str:
-    """The shortest spelling that `parse_octets` reads back."""
-    for letter, factor in (("G", 1024**3), ("M", 1024**2), ("k", 1024)):
-        if octets and octets % factor == 0:
-            return f"{octets // factor}{letter}"
-    return str(octets)
-
-
-def _check_seconds(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "must be a number"
-    return None if math.isfinite(value) and value >= 0 else "must be 0 or more"
-
-
-def _check_count(value: object) -> str | None:
-    return "must be a whole number" if isinstance(value, float) else _check_seconds(value)
-
-
-def _check_flag(value: object) -> str | None:
-    return None if isinstance(value, bool) else "must be True or False"
-
-
-@attrs.frozen
-class Unit:
-    """How the values of a limit are read, checked and shown."""
-
-    name: str
-    parse: Callable[[str], Any]
-    check: Callable[[object], str | None]
-    """What is wrong with a value given from Python, or None."""
-    format: Callable[[Any], str] = str
-    choices: tuple[str, ...] = ()
-    """All values that there are, where they are words."""
-
-
-COUNT = Unit("a count", parse_count, _check_count)
-OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
-OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
-SECONDS = Unit("seconds", parse_seconds, _check_seconds)
-FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
-
-
-def _one_of(*choices: str) -> Unit:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)} is expected")
-        return text
-
-    def check(value: object) -> str | None:
-        return None if value in choices else f"must be one of {', '.join(choices)}"
-
-    return Unit(" or ".join(choices), parse, check, choices=choices)
+IP_FILTER = "ip_filter"
+"""What `Limits.dry_run` calls the refusals of IP filters, which are no limit of ours."""
 
 
 @attrs.frozen
@@ -117,10 +41,14 @@ class LimitSpec:
     name: str
     """The field of Limits. Where a refusal has this reason, the log gives the limit's value with it."""
     default: Any
+    edge: Any
+    """Its default in the profile edge."""
     unit: Unit
     help: str
     replies: tuple[str, ...]
     """Names in smtp/replies.py: what the client gets. Empty where nothing can be or need be said."""
+    dry_run: bool
+    """Whether it can be tried without being enforced. What bounds memory, disk or time held cannot."""
 
     @property
     def option(self) -> str:
@@ -128,11 +56,26 @@ class LimitSpec:
         return self.name.replace("_", "-")
 
 
-def _limit(default: _N, unit: Unit, help: str, *replies: str) -> _N:  # noqa: A002
+def _limit(
+    default: _N,
+    unit: Unit,
+    help: str,  # noqa: A002
+    *replies: str,
+    edge: _N | None = None,
+    dry_run: bool = False,
+    converter: Callable[[Any], _N] | None = None,
+) -> _N:
     field: _N = attrs.field(
         default=default,
         validator=_check,
-        metadata={"unit": unit, "help": help, "replies": replies},
+        converter=converter,
+        metadata={
+            "unit": unit,
+            "help": help,
+            "edge": default if edge is None else edge,
+            "replies": replies,
+            "dry_run": dry_run,
+        },
     )
     return field
 
@@ -141,6 +84,14 @@ def _check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
     problem = field.metadata["unit"].check(value)
     if problem:
         raise ValueError(f"{field.name} {problem}, not {value!r}")
+
+
+def _rate(value: Rate | Literal[0]) -> Rate:
+    return value if value or not isinstance(value, int) else NO_RATE
+
+
+def _names(names: Collection[str]) -> frozenset[str]:
+    return frozenset(names)
 
 
 @attrs.frozen(kw_only=True)
@@ -156,6 +107,72 @@ class Limits:
         COUNT,
         "Connections at once over all listeners, from accept to the end of the connection.",
         "TOO_MANY_CONNECTIONS",
+        edge=2000,
+        dry_run=True,
+    )
+    max_connections_per_client: int = _limit(
+        0,
+        COUNT,
+        "Connections at once of one client.",
+        "TOO_MANY_CONNECTIONS_OF_CLIENT",
+        edge=20,
+        dry_run=True,
+    )
+    connection_rate: Rate = _limit(
+        NO_RATE,
+        RATE,
+        "Connections of one client.",
+        "CONNECTION_RATE_EXCEEDED",
+        edge=Rate(60, 60),
+        dry_run=True,
+        converter=_rate,
+    )
+    message_rate: Rate = _limit(
+        NO_RATE,
+        RATE,
+        "Messages of one client, counted at MAIL.",
+        "MESSAGE_RATE_EXCEEDED",
+        dry_run=True,
+        converter=_rate,
+    )
+    recipient_rate: Rate = _limit(
+        NO_RATE,
+        RATE,
+        "Recipients of one client, counted at RCPT, refused ones too.",
+        "RECIPIENT_RATE_EXCEEDED",
+        dry_run=True,
+        converter=_rate,
+    )
+    ipv4_client_prefix: int = _limit(
+        32, prefix_length(32), "The leading bits of an IPv4 address that make a client."
+    )
+    ipv6_client_prefix: int = _limit(
+        64, prefix_length(128), "The leading bits of an IPv6 address that make a client."
+    )
+    max_tracked_clients: int = _limit(
+        100_000,
+        COUNT,
+        "Clients remembered for each limit per client; the one that did nothing for longest is forgotten first.",
+    )
+    ip_filter_timeout: float = _limit(
+        10,
+        SECONDS,
+        "For an IP filter to answer, and for a counter store that other processes share.",
+        "LOCAL_ERROR_CLOSING",
+    )
+    early_talker: str = _limit(
+        "log",
+        one_of("log", "refuse"),
+        "A client that speaks before the greeting.",
+        "EARLY_TALKER",
+        edge="refuse",
+        dry_run=True,
+    )
+    greet_delay: float = _limit(
+        0,
+        SECONDS,
+        "From the end of all other checks to the greeting; none above 80 % of the connection cap.",
+        edge=2,
     )
 
     # Commands.
@@ -165,6 +182,7 @@ class Limits:
         "Invalid commands in a session (unrecognized, malformed lines, out of sequence); the last one "
         "allowed ends it.",
         "TOO_MANY_INVALID_COMMANDS",
+        dry_run=True,
     )
     max_errors: int = _limit(
         0,
@@ -172,6 +190,8 @@ class Limits:
         "Error replies of any kind in a session since its last accepted message; the last one allowed "
         "ends it.",
         "TOO_MANY_ERRORS",
+        edge=20,
+        dry_run=True,
     )
     max_junk_commands: int = _limit(
         0,
@@ -179,6 +199,8 @@ class Limits:
         "NOOP, RSET, VRFY, EXPN, HELP and repeated HELO or EHLO since the last accepted message; each one "
         "more counts as an error.",
         "TOO_MANY_ERRORS",
+        edge=20,
+        dry_run=True,
     )
     max_recipients: int = _limit(
         100,
@@ -186,6 +208,7 @@ class Limits:
         "Recipients in a transaction. Those accepted stay, and the transaction goes on.",
         "TOO_MANY_RECIPIENTS",
         "TOO_MANY_RECIPIENTS_STRICT",
+        dry_run=True,
     )
     strict_enhanced_codes: bool = _limit(
         False,
@@ -198,8 +221,12 @@ class Limits:
         COUNT,
         "Recipients refused for good (5xx) in a session; the last one allowed ends it.",
         "TOO_MANY_REJECTED_RECIPIENTS",
+        edge=10,
+        dry_run=True,
     )
-    max_messages: int = _limit(0, COUNT, "Messages in a session.", "TOO_MANY_MESSAGES")
+    max_messages: int = _limit(
+        0, COUNT, "Messages in a session.", "TOO_MANY_MESSAGES", edge=100, dry_run=True
+    )
     max_command_line: int = _limit(
         2048,
         OCTETS,
@@ -214,9 +241,11 @@ class Limits:
     )
     unexpected_pipelining: str = _limit(
         "serve",
-        _one_of("serve", "refuse"),
+        one_of("serve", "refuse"),
         "Input behind a command that must be the last of its group (EHLO, HELO, DATA; RFC 2920 3.1).",
         "UNEXPECTED_PIPELINING",
+        edge="refuse",
+        dry_run=True,
     )
     max_input_buffer: int = _limit(
         64 * 1024,
@@ -235,6 +264,7 @@ class Limits:
         OCTETS,
         "A message, counted after dot-unstuffing, line ends included. Announced as SIZE.",
         "MESSAGE_TOO_LARGE",
+        dry_run=True,
     )
     oversize_drain: int = _limit(
         1024 * 1024,
@@ -245,13 +275,20 @@ class Limits:
     )
     bare_newline: str = _limit(
         "reject",
-        _one_of("reject", "normalize"),
+        one_of("reject", "normalize"),
         "A bare CR or LF in a message: refuse the message, or make it CRLF.",
         "BARE_NEWLINE",
+        dry_run=True,
     )
-    max_header_size: int = _limit(256 * 1024, OCTETS, "The header section of a message.", "HEADER_TOO_LARGE")
+    max_header_size: int = _limit(
+        256 * 1024, OCTETS, "The header section of a message.", "HEADER_TOO_LARGE", dry_run=True
+    )
     max_received_fields: int = _limit(
-        100, COUNT, "Received fields in a message; more are a routing loop.", "ROUTING_LOOP"
+        100,
+        COUNT,
+        "Received fields in a message; more are a routing loop.",
+        "ROUTING_LOOP",
+        dry_run=True,
     )
     min_free_space: int = _limit(
         100 * 1024 * 1024,
@@ -277,7 +314,12 @@ class Limits:
         300, SECONDS, "For the client to take any of the replies that wait. The connection is aborted."
     )
     min_data_rate: int = _limit(
-        0, OCTETS_A_SECOND, "Message data, on the average of the data rate window.", "DATA_TOO_SLOW"
+        0,
+        OCTETS_A_SECOND,
+        "Message data, on the average of the data rate window.",
+        "DATA_TOO_SLOW",
+        edge=500,
+        dry_run=True,
     )
     data_rate_window: float = _limit(
         60,
@@ -285,7 +327,12 @@ class Limits:
         "Over which the minimum data rate is averaged, and for which a message is spared at its start.",
     )
     max_session_time: float = _limit(
-        0, SECONDS, "A session, checked between transactions.", "SESSION_TOO_LONG"
+        0,
+        SECONDS,
+        "A session, checked between transactions.",
+        "SESSION_TOO_LONG",
+        edge=1800,
+        dry_run=True,
     )
     delivery_timeout: float = _limit(
         300,
@@ -310,9 +357,46 @@ class Limits:
     )
     max_log_lines_per_client: int = _limit(10, COUNT, "Refusals logged a second for each client and reason.")
 
+    dry_run: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    """The limits that are decided, counted and logged, but not enforced: names of fields, and IP_FILTER."""
+
+    @dry_run.validator
+    def _check_dry_run(self, _: object, names: frozenset[str]) -> None:
+        for name in sorted(names - dry_runnable()):
+            raise ValueError(f"dry_run: {name!r} cannot be tried without being enforced")
+
     @classmethod
     def specs(cls) -> Iterator[LimitSpec]:
         """Every limit in the order of this file."""
         for field in attrs.fields(cls):
-            meta = field.metadata
-            yield LimitSpec(field.name, field.default, meta["unit"], meta["help"], meta["replies"])
+            if field.metadata:
+                yield LimitSpec(field.name, field.default, **field.metadata)
+
+    @classmethod
+    def for_profile(cls, profile: str, **explicit: Any) -> Limits:
+        """The limits of a profile, `base` or `edge`; what is given by name wins, a 0 too."""
+        if profile not in PROFILES:
+            raise ValueError(f"one of {', '.join(PROFILES)} is expected, not {profile!r}")
+        edge = {spec.name: spec.edge for spec in cls.specs()} if profile == "edge" else {}
+        return cls(**{**edge, **explicit})
+
+    def shown(self, reason: str) -> float | str | None:
+        """What the log gives as the limit of a refusal for `reason`; None where no limit has that name."""
+        value: float | str | Rate | None = getattr(self, reason, None)
+        return str(value) if isinstance(value, Rate) else value
+
+
+def dry_runnable() -> frozenset[str]:
+    """What `Limits.dry_run` may hold."""
+    return frozenset({IP_FILTER, *(spec.name for spec in Limits.specs() if spec.dry_run)})
+
+
+def parse_dry_run(text: str) -> frozenset[str]:
+    """`max-errors,connection-rate` or `all` as the names that `Limits.dry_run` holds."""
+    if text == "all":
+        return dry_runnable()
+    names = frozenset(word.strip().replace("-", "_") for word in text.split(","))
+    if not names <= dry_runnable():
+        options = ", ".join(sorted(name.replace("_", "-") for name in dry_runnable()))
+        raise ValueError(f"all, or some of {options} with a comma between is expected")
+    return names

@@ -28,8 +28,12 @@ class Statistics:
     """Recipients of those messages."""
     failures: int = 0
     """Exceptions that should not have been: in the guard, or in a delivery."""
+    hangups: int = 0
+    """Clients that left before they were let in or refused."""
     refusals: dict[str, int] = attrs.field(factory=dict)
     """Refusals by reason. The reasons are those of the log, so there are no more keys than reasons."""
+    dry_run_refusals: dict[str, int] = attrs.field(factory=dict)
+    """What would have been refused by limits that are only tried, by reason."""
 
     def snapshot(self) -> dict[str, int | dict[str, int]]:
         """All counts by name, as a copy that stays as it is."""

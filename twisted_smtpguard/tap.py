@@ -30,10 +30,11 @@ from twisted_smtpguard.configuration import Setting, read_configuration
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, Refused
-from twisted_smtpguard.limits import FLAG, Limits
+from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.units import FLAG
 
 EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""

@@ -123,6 +123,34 @@ TOO_MANY_CONNECTIONS = _reply(
     "at accept, above the cap of all connections",
     "max_connections",
 )
+CONNECTION_REFUSED = _reply(
+    421,
+    "4.7.0",
+    "Connection refused",
+    "an IP filter refuses, unless it brings a 421 or 521 of its own",
+    "ip_filter",
+)
+TOO_MANY_CONNECTIONS_OF_CLIENT = _reply(
+    421,
+    "4.7.0",
+    "Too many connections from your address, try again later",
+    "before the greeting, above the cap of the client's connections",
+    "max_connections_per_client",
+)
+CONNECTION_RATE_EXCEEDED = _reply(
+    421,
+    "4.7.0",
+    "Connection rate exceeded, try again later",
+    "before the greeting, above the client's rate of connections",
+    "connection_rate",
+)
+EARLY_TALKER = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: client spoke before the greeting",
+    "input before the greeting, where the operator refuses it",
+    "early_talker",
+)
 NOT_SMTP = _reply(
     421,
     "4.7.0",
@@ -224,6 +252,20 @@ TOO_MANY_REJECTED_RECIPIENTS = _reply(
 )
 TOO_MANY_MESSAGES = _reply(
     421, "4.7.0", "Too many messages, please reconnect", "MAIL above the cap of messages", "max_messages"
+)
+MESSAGE_RATE_EXCEEDED = _reply(
+    450,
+    "4.7.1",
+    "Message rate exceeded, try again later",
+    "MAIL above the client's rate of messages",
+    "message_rate",
+)
+RECIPIENT_RATE_EXCEEDED = _reply(
+    450,
+    "4.7.1",
+    "Recipient rate exceeded, try again later",
+    "RCPT above the client's rate of recipients",
+    "recipient_rate",
 )
 NO_VALID_RECIPIENTS = _reply(
     554,

@@ -1,0 +1,161 @@
+"""What the values of limits are measured in: how each kind is written by an operator, checked and shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+_SIZE = re.compile(r"([0-9]{1,18})([kKmMgG]?)")
+_FACTOR = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_YES = {"yes", "true", "on", "1"}
+_NO = {"no", "false", "off", "0"}
+
+
+def parse_count(text: str) -> int:
+    """`20` as a whole number of things. ValueError says what is expected."""
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:
+        raise ValueError("a whole number such as 20 is expected")
+    return int(text)
+
+
+def parse_octets(text: str) -> int:
+    """`10485760`, `64k`, `10M` or `1G` as octets; k, M and G are powers of 1024."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("a size such as 10M, 64k or 10485760 is expected")
+    return int(match[1]) * _FACTOR[match[2].lower()]
+
+
+def parse_seconds(text: str) -> float:
+    """`300`, `1.5`, `30s`, `5m`, `2h` or `1d` as seconds."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError("a time such as 300, 1.5 or 5m is expected")
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    return int(seconds) if seconds.is_integer() else seconds
+
+
+def parse_flag(text: str) -> bool:
+    """`yes` or `no`."""
+    if text.lower() in _YES:
+        return True
+    if text.lower() in _NO:
+        return False
+    raise ValueError("yes or no is expected")
+
+
+def format_octets(octets: int) -> str:
+    """The shortest spelling that `parse_octets` reads back."""
+    for letter, factor in (("G", 1024**3), ("M", 1024**2), ("k", 1024)):
+        if octets and octets % factor == 0:
+            return f"{octets // factor}{letter}"
+    return str(octets)
+
+
+def _check_seconds(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must be a number"
+    return None if math.isfinite(value) and value >= 0 else "must be 0 or more"
+
+
+def _check_count(value: object) -> str | None:
+    return "must be a whole number" if isinstance(value, float) else _check_seconds(value)
+
+
+def _check_flag(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+@attrs.frozen
+class Rate:
+    """So many events in a window of so many seconds, which begins with the first of them. `Rate(0, 0)`: any number."""
+
+    events: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.events}/{self.seconds}" if self else "0"
+
+    def __bool__(self) -> bool:
+        return self.events > 0
+
+
+NO_RATE = Rate(0, 0)
+
+
+def parse_rate(text: str) -> Rate:
+    """`60/60` or `600/1h` as so many events in so much time; `0` is no limit."""
+    events, slash, seconds = text.partition("/")
+    try:
+        rate = Rate(parse_count(events), parse_seconds(seconds if slash else "0"))
+    except ValueError:
+        rate = Rate(1, 0)
+    if not rate:
+        return NO_RATE
+    if not rate.seconds:
+        raise ValueError("a rate such as 60/60, which is 60 in 60 seconds, or 0 is expected")
+    return rate
+
+
+def _check_rate(value: object) -> str | None:
+    if not isinstance(value, Rate):
+        return "must be a Rate such as Rate(60, 60)"
+    if _check_count(value.events) or _check_seconds(value.seconds) or (value and not value.seconds):
+        return "must be a whole number of events in a number of seconds"
+    return None
+
+
+@attrs.frozen
+class Unit:
+    """How the values of a limit are read, checked and shown."""
+
+    name: str
+    parse: Callable[[str], Any]
+    check: Callable[[object], str | None]
+    """What is wrong with a value given from Python, or None."""
+    format: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
+    """All values that there are, where they are words."""
+
+
+COUNT = Unit("a count", parse_count, _check_count)
+OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
+OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
+SECONDS = Unit("seconds", parse_seconds, _check_seconds)
+RATE = Unit("events/seconds", parse_rate, _check_rate)
+FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
+
+
+def one_of(*choices: str) -> Unit:
+    """A setting whose values are words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is expected")
+        return text
+
+    def check(value: object) -> str | None:
+        return None if value in choices else f"must be one of {', '.join(choices)}"
+
+    return Unit(" or ".join(choices), parse, check, choices=choices)
+
+
+def prefix_length(longest: int) -> Unit:
+    """How many leading bits of an address count."""
+
+    def check(value: object) -> str | None:
+        right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= longest
+        return None if right else f"must be a whole number from 1 to {longest}"
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,3}", text) or check(int(text)):
+            raise ValueError(f"a prefix length from 1 to {longest} is expected")
+        return int(text)
+
+    return Unit("bits", parse, check)
