@@ -1,0 +1,236 @@
+"""Counting clients: exact at the limit and at the end of a window, and no more kept than was allowed."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from zope.interface.verify import verifyObject
+
+from twisted_smtpguard.admission.clientkey import client_key
+from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.interfaces import ICounterStore
+
+ABUSER = "192.0.2.1"
+
+
+@pytest.fixture
+def store() -> LocalCounterStore:
+    return LocalCounterStore(3)
+
+
+def places(store: LocalCounterStore, client: str) -> int:
+    """How many places a client holds: one less than it would with another."""
+    held = store.acquire("c", client, 0) - 1
+    store.release("c", client)
+    return held
+
+
+def test_it_is_a_counter_store(store: LocalCounterStore) -> None:
+    verifyObject(ICounterStore, store)
+
+
+# Places.
+
+
+def test_the_answer_is_how_many_are_held(store: LocalCounterStore) -> None:
+    assert [store.acquire("c", "a", 0) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_place_above_the_limit_is_answered_above_it_and_not_taken(store: LocalCounterStore) -> None:
+    assert [store.acquire("c", "a", 2) for _ in range(5)] == [1, 2, 3, 3, 3]
+    store.release("c", "a")
+    assert store.acquire("c", "a", 2) == 2
+
+
+def test_clients_and_counters_are_counted_each_for_itself(store: LocalCounterStore) -> None:
+    for counter, client in [("c", "a"), ("c", "b"), ("d", "a")]:
+        assert store.acquire(counter, client, 1) == 1
+        assert store.add(counter, client, 60, 0) == 1
+
+
+def test_releasing_what_is_not_held_gives_nobody_a_place(store: LocalCounterStore) -> None:
+    store.release("c", "a")
+    store.acquire("c", "a", 1)
+    for _ in range(3):
+        store.release("c", "a")
+    assert places(store, "a") == 0
+    assert [store.acquire("c", "a", 1) for _ in range(2)] == [1, 2]
+
+
+def test_a_client_is_remembered_only_while_it_holds_a_place(store: LocalCounterStore) -> None:
+    store.acquire("c", "a", 0)
+    for number in range(10):
+        store.acquire("c", f"b{number}", 0)
+        store.release("c", f"b{number}")
+    assert places(store, "a") == 1
+
+
+def test_the_client_that_tried_least_recently_loses_its_places_first(store: LocalCounterStore) -> None:
+    for client in "abca":
+        store.acquire("c", client, 1)
+    store.acquire("c", "d", 1)
+    assert [places(store, client) for client in "acd"] == [1, 1, 1]
+    assert places(store, "b") == 0
+
+
+def test_the_places_of_a_forgotten_client_can_still_be_released(store: LocalCounterStore) -> None:
+    for client in "abcd":
+        store.acquire("c", client, 0)
+    store.release("c", "a")
+    assert places(store, "a") == 0
+
+
+# Windows.
+
+
+def test_every_event_in_a_window_is_counted(store: LocalCounterStore) -> None:
+    assert [store.add("r", "a", 60, 100 + second) for second in range(5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("now", "count"), [(100.0, 3), (159.999, 3), (160.0, 1), (160.001, 1), (1e9, 1)], ids=str
+)
+def test_a_window_begins_with_its_first_event_and_is_over_after_its_seconds(
+    store: LocalCounterStore, now: float, count: int
+) -> None:
+    store.add("r", "a", 60, 100.0)
+    store.add("r", "a", 60, 101.0)
+    assert store.add("r", "a", 60, now) == count
+
+
+def test_attempts_do_not_make_a_window_longer(store: LocalCounterStore) -> None:
+    counts = [store.add("r", "a", 60, now) for now in range(0, 180, 20)]
+    assert counts == [1, 2, 3] * 3
+
+
+def test_a_clock_set_back_forgives_nobody_and_holds_nobody_longer_than_a_window(
+    store: LocalCounterStore,
+) -> None:
+    assert [store.add("r", "a", 60, now) for now in (5000, 5001, 1000, 1059.9)] == [1, 2, 3, 4]
+    assert store.add("r", "a", 60, 1060) == 1
+
+
+def test_the_client_that_did_nothing_for_longest_is_forgotten_first(store: LocalCounterStore) -> None:
+    for client in "abca":
+        store.add("r", client, 60, 0)
+    store.add("r", "d", 60, 0)
+    assert [store.add("r", client, 60, 0) for client in "acd"] == [3, 2, 2]
+    assert store.add("r", "b", 60, 0) == 1
+
+
+# Bounds.
+
+
+def addresses(count: int) -> list[str]:
+    numbers = random.Random(1)
+    return [client_key(IPv4Address(numbers.getrandbits(32)), 32, 64) for _ in range(count)]
+
+
+def test_the_busiest_abuser_among_random_addresses_is_held_by_a_small_table() -> None:
+    store = LocalCounterStore(1000)
+    for number, address in enumerate(addresses(100_000)):
+        store.add("r", address, 3600, number / 1000)
+        store.acquire("c", address, 20)
+        if number % 500 == 0:
+            attempts = store.add("r", ABUSER, 3600, number / 1000)
+            held = store.acquire("c", ABUSER, 20)
+    assert (attempts, held) == (200, 21)
+
+
+@pytest.mark.parametrize("kind", ["add", "acquire"])
+def test_random_addresses_take_no_more_memory_than_the_table_may_hold(kind: str) -> None:
+    store = LocalCounterStore(2000)
+    strangers = addresses(50_000)
+    tracemalloc.start()
+    try:
+        for number in range(len(strangers)):
+            # A new string, as after each accept: what the table keeps of it is counted.
+            address = "".join([strangers[number][:1], strangers[number][1:]])
+            if kind == "add":
+                store.add("r", address, 60, number / 1000)
+            else:
+                store.acquire("c", address, 20)
+        octets, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert octets / 2000 < 500
+
+
+def test_a_table_without_bound_forgets_nobody() -> None:
+    store = LocalCounterStore(0)
+    for address in addresses(10_000):
+        store.add("r", address, 60, 0)
+    assert all(store.add("r", address, 60, 0) > 1 for address in addresses(10_000))
+
+
+# Against a model that is too simple to be wrong.
+
+CLIENTS = st.sampled_from("abcdef")
+COUNTERS = st.sampled_from(["c", "d"])
+
+
+class Model(RuleBasedStateMachine):
+    """Lists of (client, ...) for each counter, the least recently used first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = LocalCounterStore(3)
+        self.places: dict[str, list[tuple[str, int]]] = {"c": [], "d": []}
+        self.windows: dict[str, list[tuple[str, float, int]]] = {"c": [], "d": []}
+        self.now = 1000.0
+
+    @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 9.75, 10.0, -1.0, -500.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(counter=COUNTERS, client=CLIENTS, limit=st.integers(0, 3))
+    def acquire(self, counter: str, client: str, limit: int) -> None:
+        table = self.places[counter]
+        held = dict(table).get(client, 0)
+        others = [each for each in table if each[0] != client]
+        kept = held + 1 if not limit or held < limit else held
+        self.places[counter] = [*others, (client, kept)][-3:]
+        assert self.store.acquire(counter, client, limit) == held + 1
+
+    @rule(counter=COUNTERS, client=CLIENTS)
+    def release(self, counter: str, client: str) -> None:
+        less = [(name, held - (name == client)) for name, held in self.places[counter]]
+        self.places[counter] = [each for each in less if each[1]]
+        self.store.release(counter, client)
+
+    @rule(counter=COUNTERS, client=CLIENTS)
+    def add(self, counter: str, client: str) -> None:
+        table = self.windows[counter]
+        begun, count = {name: window for name, *window in table}.get(client, (self.now, 0))
+        if self.now >= begun + 10:
+            begun, count = self.now, 0
+        window = (client, min(begun, self.now), count + 1)
+        self.windows[counter] = [*(each for each in table if each[0] != client), window][-3:]
+        assert self.store.add(counter, client, 10, self.now) == count + 1
+
+    @invariant()
+    def nobody_else_is_remembered(self) -> None:
+        for counter in "cd":
+            assert list(self.store._places[counter].items()) == self.places[counter]
+            assert list(self.store._windows[counter]) == [name for name, *_ in self.windows[counter]]
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=40), st.floats(0.001, 1e6))
+def test_whatever_the_clock_says_an_event_counts_as_the_next_or_the_first(
+    times: list[float], seconds: float
+) -> None:
+    store, last = LocalCounterStore(1), 0
+    for now in times:
+        count = store.add("r", "a", seconds, now)
+        assert count in (1, last + 1)
+        last = count
