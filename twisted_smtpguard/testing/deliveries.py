@@ -1,20 +1,13 @@
-"""For people who write deliveries: `check_delivery` does to one what a guard and its clients can do to it.
-
-async def test_delivery():
-    await check_delivery(MyDelivery())
-"""
+"""`check_delivery` does to a delivery what a guard and its clients can do to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from inspect import isawaitable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from zope.interface import Interface, Invalid
-from zope.interface.verify import verifyObject
 
 from twisted_smtpguard.interfaces import (
     Client,
@@ -26,6 +19,7 @@ from twisted_smtpguard.interfaces import (
     Refused,
 )
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.testing.demands import later, require, verify
 
 EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
 PIECE_OCTETS = 64 * 1024
@@ -59,11 +53,11 @@ def check_delivery(delivery: IDelivery, *, recipient: str = "user@example.com") 
 
 
 async def _check(delivery: IDelivery, recipient: Path) -> int:
-    _verify(IDelivery, delivery, "the delivery")
+    verify(IDelivery, delivery, "the delivery")
     extensions, octets = delivery.extensions, delivery.max_message_octets
-    _require(isinstance(extensions, frozenset), f"extensions is {extensions!r}, not a frozenset")
-    _require(extensions <= EXTENSIONS, f"extensions has unknown words: {sorted(extensions - EXTENSIONS)}")
-    _require(isinstance(octets, int) and octets >= 0, f"max_message_octets is {octets!r}")
+    require(isinstance(extensions, frozenset), f"extensions is {extensions!r}, not a frozenset")
+    require(extensions <= EXTENSIONS, f"extensions has unknown words: {sorted(extensions - EXTENSIONS)}")
+    require(isinstance(octets, int) and octets >= 0, f"max_message_octets is {octets!r}")
 
     check = _Checks(delivery, recipient)
     await check.plain_message()
@@ -135,7 +129,7 @@ class _Checks:
 
     async def plain_message(self) -> None:
         refused = await self.message(self._plain, [b"Subject: plain\r\n", b"\r\n", b"text\r\n"])
-        _require(
+        require(
             refused is None, f"a plain message was refused ({refused}): give a recipient that is accepted"
         )
 
@@ -176,7 +170,7 @@ class _Checks:
 
     async def cancelled_hooks(self) -> None:
         """The client leaves while a hook is pending, or the time limit passes while the verdict is."""
-        begun = _later(self._delivery.begin(self._plain.client, self._plain.sender))
+        begun = later(self._delivery.begin(self._plain.client, self._plain.sender))
         given: list[IMailTransaction] = []
         _has_come("begin()", begun.addCallback(given.append), cancel=True)
         for mail in given:
@@ -198,7 +192,7 @@ class _Checks:
     async def _mail(self, envelope: _Envelope) -> IMailTransaction:
         what = f"begin(), {envelope.what}"
         mail: IMailTransaction = await _answer(what, self._delivery.begin, envelope.client, envelope.sender)
-        _verify(IMailTransaction, mail, f"what {what} answered")
+        verify(IMailTransaction, mail, f"what {what} answered")
         return mail
 
     async def _recipients(self, mail: IMailTransaction, envelope: _Envelope) -> None:
@@ -222,44 +216,21 @@ class _Checks:
         mail = await self._mail(envelope)
         await self._recipients(mail, envelope)
         sink: IMessageSink = await _answer(f"data(), {envelope.what}", mail.data)
-        _verify(IMessageSink, sink, f"what data(), {envelope.what} answered")
+        verify(IMessageSink, sink, f"what data(), {envelope.what} answered")
         return sink
 
 
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise AssertionError(problem)
-
-
-def _verify(interface: type[Interface], candidate: object, what: str) -> None:
-    try:
-        verifyObject(interface, candidate)
-    except Invalid as error:
-        raise AssertionError(f"{what}: {error}") from error
-
-
 def _check_reply(reply: object, what: str) -> None:
-    _require(
-        reply is None or isinstance(reply, Reply), f"{what} answered {reply!r}, neither None nor a Reply"
-    )
-
-
-def _later(result: Any) -> Deferred[Any]:
-    """The answer of a hook, however it came, as a Deferred."""
-
-    async def answer() -> Any:
-        return await result if isawaitable(result) else result
-
-    return result if isinstance(result, Deferred) else Deferred.fromCoroutine(answer())
+    require(reply is None or isinstance(reply, Reply), f"{what} answered {reply!r}, neither None nor a Reply")
 
 
 async def _answer(what: str, hook: Callable[..., Any], *args: object) -> Any:
     """The answer of a hook, at once or later. `Refused` goes through; anything else is a fault."""
     try:
-        return await _later(hook(*args))
+        return await later(hook(*args))
     except Refused as refused:
         code = refused.reply.code
-        _require(400 <= code < 600, f"{what} refused with {code}, which refuses nothing")
+        require(400 <= code < 600, f"{what} refused with {code}, which refuses nothing")
         raise
     except Exception as error:
         raise AssertionError(f"{what} raised {error!r}") from error
@@ -270,21 +241,21 @@ def _abort(ended: IMailTransaction | IMessageSink, when: str) -> None:
         result: object = ended.abort()
     except Exception as error:
         raise AssertionError(f"abort() {when} raised {error!r}") from error
-    _require(result is None, f"abort() {when} answered {result!r}, not None")
+    require(result is None, f"abort() {when} answered {result!r}, not None")
 
 
 def _has_come(what: str, result: Any, *, cancel: bool) -> bool:
     """Whether a hook has answered already. If not, its Deferred is cancelled, or let go."""
-    pending = _later(result)
+    pending = later(result)
     outcomes: list[object] = []
     pending.addBoth(outcomes.append)
     if outcomes:
         return True
     if cancel:
         pending.cancel()
-        _require(bool(outcomes), f"{what} was cancelled, and its Deferred has not fired")
+        require(bool(outcomes), f"{what} was cancelled, and its Deferred has not fired")
         error = getattr(outcomes[0], "value", None)
-        _require(
+        require(
             error is None or isinstance(error, CancelledError | Refused),
             f"{what} was cancelled, and failed with {error!r}",
         )

@@ -1,0 +1,193 @@
+"""`check_filter` does to an IP filter what a guard and its clients can do to it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+from time import perf_counter
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import provider
+
+from twisted_smtpguard.interfaces import IIPFilter, IPreparedReload, IReloadable, Peer, Verdict
+from twisted_smtpguard.testing.demands import later, require, verify
+
+MAX_BLOCKING_SECONDS = 0.25
+"""A check that takes longer keeps every other client of the guard waiting."""
+AT_ONCE = 10
+"""Clients at each address, in the check of many at once."""
+
+_PEER = Peer(IPv4Address("192.0.2.1"), 40000, IPv4Address("192.0.2.25"), 25, tls=False, proxied=False)
+_IPV6 = attrs.evolve(_PEER, address=IPv6Address("2001:db8::1"), local_address=IPv6Address("2001:db8::25"))
+_UNIX = Peer(None, None, None, None, tls=False, proxied=False)
+PEERS = {
+    "IPv4": _PEER,
+    "IPv6": _IPV6,
+    "no ports": attrs.evolve(_PEER, port=None, local_port=None),
+    "a UNIX socket": _UNIX,
+    "IPv4 under TLS": attrs.evolve(_PEER, tls=True),
+    "IPv6 under TLS": attrs.evolve(_IPV6, tls=True),
+    "IPv4 behind a proxy": attrs.evolve(_PEER, proxied=True),
+    "IPv6 behind an IPv4 proxy": attrs.evolve(_PEER, address=_IPV6.address, proxied=True),
+    "IPv4 behind a proxy on a UNIX socket": attrs.evolve(_UNIX, address=_PEER.address, port=1, proxied=True),
+    "loopback": attrs.evolve(_PEER, address=IPv4Address("127.0.0.1")),
+    "IPv6 loopback": attrs.evolve(_IPV6, address=IPv6Address("::1")),
+    "IPv4 link-local": attrs.evolve(_PEER, address=IPv4Address("169.254.0.1")),
+    "IPv6 link-local": attrs.evolve(_IPV6, address=IPv6Address("fe80::1")),
+    "IPv6 link-local with a zone": attrs.evolve(_IPV6, address=IPv6Address("fe80::1%eth0")),
+    "the lowest IPv4 address": attrs.evolve(_PEER, address=IPv4Address(0)),
+    "the highest IPv4 address": attrs.evolve(_PEER, address=IPv4Address(2**32 - 1)),
+    "the lowest IPv6 address": attrs.evolve(_IPV6, address=IPv6Address(0)),
+    "the highest IPv6 address": attrs.evolve(_IPV6, address=IPv6Address(2**128 - 1)),
+}
+"""Everything that a Peer can be. An IPv4-mapped IPv6 address is not among it: the guard makes it IPv4."""
+
+
+def check_filter(ip_filter: IIPFilter, *, seconds: Callable[[], float] = perf_counter) -> Deferred[int]:
+    """Hold `ip_filter` to its contract: every kind of peer, many at once, clients that leave while they wait, and a
+    reload where it can. One that is a service must have been started. `seconds` tells the time.
+
+    Fires with the number of verdicts that it gave; an AssertionError says what it did wrong, and with which peer.
+    It may judge as it likes, at once or later. It never fires where a check that was not cancelled never answers.
+    """
+    return Deferred.fromCoroutine(_check(ip_filter, seconds))
+
+
+async def _check(ip_filter: IIPFilter, seconds: Callable[[], float]) -> int:
+    verify(IIPFilter, ip_filter, "the filter")
+    with _unhandled_errors() as unhandled:
+        verdicts = await _Checks(ip_filter, seconds).all()
+    require(not unhandled, f"an error was left unhandled in a Deferred: {unhandled}")
+    return verdicts
+
+
+@contextmanager
+def _unhandled_errors() -> Iterator[list[BaseException]]:
+    """The errors of Deferreds that nobody took before they were thrown away while the block ran."""
+    errors: list[BaseException] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_namespace") == "twisted.internet.defer" and "log_failure" in event:
+            errors.append(event["log_failure"].value)
+
+    gc.collect()
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield errors
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+class _Question:
+    """A check that was begun, and what comes of it."""
+
+    def __init__(self, what: str, answer: Deferred[Any]) -> None:
+        self.what = what
+        self._outcome: list[object] = []
+        self._answer: Deferred[None] = answer.addBoth(self._outcome.append)
+
+    @property
+    def over(self) -> bool:
+        """Whether an answer has come."""
+        return bool(self._outcome)
+
+    async def verdict(self) -> None:
+        await self._answer
+        (outcome,) = self._outcome
+        if isinstance(outcome, Failure):
+            raise AssertionError(f"{self.what} raised {outcome.value!r}") from outcome.value
+        require(isinstance(outcome, Verdict), f"{self.what} answered {outcome!r}, not a Verdict")
+
+    def cancel(self) -> None:
+        """Of one that is over: nothing."""
+        try:
+            self._answer.cancel()
+        except Exception as error:
+            raise AssertionError(f"{self.what} was cancelled, and its canceller raised {error!r}") from error
+
+
+class _Checks:
+    """One filter under check."""
+
+    def __init__(self, ip_filter: Any, seconds: Callable[[], float]) -> None:
+        self._filter = ip_filter
+        self._seconds = seconds
+        self._verdicts = 0
+        self._given: dict[int, Deferred[Any]] = {}
+
+    async def all(self) -> int:
+        """How many verdicts there were."""
+        for peer in PEERS:
+            await self._judged([self._ask(peer)])
+        await self._judged(self._many(", many at once"))
+        await self._some_leave()
+        if IReloadable.providedBy(self._filter):
+            verify(IReloadable, self._filter, "the filter")
+            await self._meanwhile("reload()", self._filter.reload)
+        if IPreparedReload.providedBy(self._filter):
+            verify(IPreparedReload, self._filter, "the filter")
+            switch = await self._meanwhile("prepare_reload()", self._filter.prepare_reload)
+            require(callable(switch), f"prepare_reload() answered {switch!r}, which cannot be called")
+            await self._meanwhile("what prepare_reload() answered", switch)
+        return self._verdicts
+
+    async def _some_leave(self) -> None:
+        """Of the clients at each address all but one leave; what is looked up for that one goes on. What was taken
+        for those who left is free again."""
+        leaving = self._many()
+        staying = [self._ask(peer, ", of whom others were cancelled") for peer in PEERS]
+        for question in leaving:
+            question.cancel()
+        await self._judged(staying)
+        await self._judged(self._many(", many at once after as many were cancelled"))
+        for question in leaving:
+            require(question.over, f"{question.what} was cancelled, and has not ended")
+
+    async def _meanwhile(self, what: str, hook: Callable[[], Any]) -> Any:
+        """The answer of a hook that takes new data. Clients come while it does, and afterwards."""
+        pending = Deferred.fromCoroutine(_answer(what, hook))
+        await self._judged([self._ask(peer, f" during {what}") for peer in PEERS])
+        answer = await pending
+        await self._judged([self._ask(peer, f" after {what}") for peer in PEERS])
+        return answer
+
+    def _many(self, when: str = "") -> list[_Question]:
+        return [self._ask(peer, when) for _ in range(AT_ONCE) for peer in PEERS]
+
+    def _ask(self, peer: str, when: str = "") -> _Question:
+        what = f"check() of {peer}{when}"
+        began = self._seconds()
+        try:
+            answer = self._filter.check(PEERS[peer])
+            coming = later(answer)
+        except Exception as error:
+            raise AssertionError(f"{what} raised {error!r}") from error
+        blocked = self._seconds() - began
+        require(
+            blocked <= MAX_BLOCKING_SECONDS,
+            f"{what} blocked for {blocked:.2f} s: nobody was served meanwhile",
+        )
+        require(id(answer) not in self._given, f"{what} answered with a Deferred that it gave before")
+        if isinstance(answer, Deferred):
+            self._given[id(answer)] = answer
+        return _Question(what, coming)
+
+    async def _judged(self, questions: Iterable[_Question]) -> None:
+        for question in questions:
+            await question.verdict()
+            self._verdicts += 1
+
+
+async def _answer(what: str, hook: Callable[[], Any]) -> Any:
+    try:
+        return await later(hook())
+    except Exception as error:
+        raise AssertionError(f"{what} raised {error!r}") from error
