@@ -1,0 +1,85 @@
+"""The template of an IP filter that anybody can copy, and the how-to around it.
+
+Whether `twist` finds it once it is installed is a test in test_packaging.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from twisted_smtpguard import DiscardDelivery, NetworksFilter
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "docs" / "examples" / "ip_filter_plugin"
+HOW_TO = ROOT / "docs" / "how-to" / "write-an-ip-filter.md"
+
+
+def python(*words: str, cwd: Path) -> str:
+    """What a Python that sees the template's source says. It has to succeed, and leaves nothing behind there."""
+    done = subprocess.run(
+        [sys.executable, "-B", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(TEMPLATE / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_own_tests_pass(tmp_path: Path) -> None:
+    tests = [str(path) for path in (TEMPLATE / "tests").glob("test_*.py")]
+    told = python("-m", "twisted.trial", *tests, cwd=tmp_path)
+    assert re.search(r"^PASSED \(successes=[1-9]", told, re.MULTILINE), told
+
+
+def test_its_tests_hold_the_filter_to_the_contract() -> None:
+    (test,) = (TEMPLATE / "tests").glob("test_*.py")
+    assert "await check_filter(self.filter)" in test.read_text()
+
+
+def test_importing_its_plugin_chooses_no_reactor(tmp_path: Path) -> None:
+    # Importing one that does would take --reactor out of the operator's hands.
+    (plugin,) = (TEMPLATE / "src" / "twisted" / "plugins").glob("*.py")
+    check = f"import runpy, sys; runpy.run_path({str(plugin)!r}); print('twisted.internet.reactor' in sys.modules)"
+    assert python("-c", check, cwd=tmp_path) == "False\n"
+
+
+def test_the_folders_that_belong_to_twisted_have_no_init() -> None:
+    folders = [TEMPLATE / "src" / "twisted", TEMPLATE / "src" / "twisted" / "plugins"]
+    assert [folder for folder in folders if not folder.is_dir() or (folder / "__init__.py").exists()] == []
+
+
+def test_the_code_of_the_how_to_is_that_of_the_files() -> None:
+    shown = re.findall(r"<!-- docs/(\S+) -->\n```\w+\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
+    assert len(shown) == 3
+    for path, text in shown:
+        assert text == (ROOT / "docs" / path).read_text(), path
+
+
+def test_an_application_gives_its_filters_to_the_service_as_the_how_to_says() -> None:
+    (code,) = re.findall(r"```python\n(from twisted_smtpguard import .*?)```", HOW_TO.read_text(), re.DOTALL)
+    names: dict[str, Any] = {
+        "reactor": Clock(),
+        "endpoints": [],
+        "delivery": DiscardDelivery(),
+        "MyFilter": NetworksFilter,
+        "AnotherFilter": NetworksFilter,
+    }
+    exec(code, names)
+    entries = names["service"].factory.filters
+    assert [entry.fail_open for entry in entries] == [True, False]
+
+
+def test_every_file_that_the_how_to_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", HOW_TO.read_text())
+    assert links != []
+    assert [link for link in links if not (HOW_TO.parent / link).exists()] == []
