@@ -10,15 +10,16 @@ from processes import PATIENCE_SECONDS, Address
 
 
 class RawClient:
-    """A connection to `address`. `greeting` is what the guard said first."""
+    """A connection to `address`. `greeting` is what the guard said first. `source` is the client's own address,
+    of 127.0.0.0/8 as a rule."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, source: str = "") -> None:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(PATIENCE_SECONDS)
             self.socket.connect(address)
         else:
-            self.socket = socket.create_connection(address, PATIENCE_SECONDS)
+            self.socket = socket.create_connection(address, PATIENCE_SECONDS, (source, 0) if source else None)
         self._input = self.socket.makefile("rb")
         self.last_reply = ""
         self.greeting = self.reply()

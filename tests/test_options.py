@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
+from commandline import mistake, parsed, printed, twist, written
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from processes import TWIST
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python import usage
@@ -52,36 +51,11 @@ def wrong_value(spec: LimitSpec) -> str:
     return WRONG.get(spec.unit, f"a prefix length from 1 to {longest} is expected, not 'abc'")
 
 
-def parsed(*words: str) -> Options:
-    options = Options()
-    options.parseOptions(words)
-    return options
-
-
-def mistake(*words: str) -> str:
-    with pytest.raises(UsageError) as error:
-        parsed(*words)
-    return str(error.value)
-
-
-def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a question is answered with."""
-    with pytest.raises(SystemExit) as end:
-        parsed(*words)
-    assert not end.value.code
-    return capsys.readouterr().out
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[[str], str]:
     """Writes a --config file and returns its path."""
 
-    def write(text: str) -> str:
-        path = tmp_path / "guard.conf"
-        path.write_bytes(text.encode("utf-8", "surrogateescape"))
-        return str(path)
-
-    return write
+    return partial(written, tmp_path)
 
 
 # Values.
@@ -307,7 +281,9 @@ def test_a_mistake_is_told_by_the_name_of_the_option(words: list[str], told: str
 def test_help_explains_every_option_with_default_and_unit(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(printed(capsys, "--help").split())
     for spec in SPECS:
-        explanation = f"{spec.help} ({spec.unit.name}; default: {spec.unit.format(spec.default)})"
+        default, edge = map(spec.unit.format, (spec.default, spec.edge))
+        defaults = f"default: {default}" + f"; edge: {edge}" * (spec.edge != spec.default)
+        explanation = f"{spec.help} ({spec.unit.name}; {defaults})"
         assert re.search(rf"--{spec.option}(=\S+)? {re.escape(explanation)}", text), spec.option
 
 
@@ -357,7 +333,11 @@ def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
 # The service.
 
 
-def test_the_service_listens_on_every_endpoint_with_the_limits_and_the_name_that_were_given() -> None:
+def test_the_service_listens_on_every_endpoint_with_the_limits_and_the_name_that_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It is never stopped, and the process of the tests handles no signals for it.
+    monkeypatch.setattr("twisted_smtpguard.standalone.SIGHUP", None)
     reactor = MemoryReactorClock()
     options = parsed(
         *("--listen", "tcp:2601", "--listen", "tcp:2602:interface=127.0.0.1"),
@@ -414,21 +394,6 @@ def test_a_bad_endpoint_in_a_file_is_told_with_its_line(config: Callable[[str], 
 
 
 # Real processes.
-
-
-def twist(*words: str, cwd: Path) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of `twist smtpguard` with `words`."""
-    done = subprocess.run(
-        [TWIST, "smtpguard", *words],
-        cwd=cwd,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

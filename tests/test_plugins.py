@@ -1,4 +1,4 @@
-"""From NAME:ARGS to a delivery."""
+"""From NAME:ARGS to a delivery or an IP filter."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from zope.interface.verify import verifyObject
 
 from twisted_smtpguard import plugins
 from twisted_smtpguard.delivery.discard import DiscardDelivery
-from twisted_smtpguard.interfaces import IDeliveryFactory
+from twisted_smtpguard.interfaces import PASS, IDeliveryFactory, IIPFilter, IIPFilterFactory
 from twisted_smtpguard.limits import Limits
+
+
+@implementer(IIPFilter)
+class PassFilter:
+    def check(self, peer):
+        return PASS
 
 
 @implementer(IDeliveryFactory)
 class Plugin:
-    """Remembers what it was asked for."""
+    """Remembers what it was asked for. An exception to make is raised."""
 
     summary = "For tests."
     argument_format = "Anything."
@@ -25,11 +31,23 @@ class Plugin:
 
     def make_delivery(self, argument, reactor):
         self.asked = argument, reactor
+        if isinstance(self.made, Exception):
+            raise self.made
         return self.made
 
 
 class Other(Plugin):
     pass
+
+
+@implementer(IIPFilterFactory)
+class FilterPlugin(Plugin):
+    make_filter = Plugin.make_delivery
+
+
+def installed(monkeypatch, *plugins):
+    """Those that other distributions have brought."""
+    monkeypatch.setattr("twisted.plugin.getPlugins", lambda interface: iter(plugins))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +93,21 @@ def test_a_plugin_without_a_name_is_an_error_too():
         plugins.by_name([object()])
 
 
+@pytest.mark.parametrize("text", ["summary", "argument_format"])
+@pytest.mark.parametrize("value", [None, b"bytes"])
+def test_a_plugin_without_a_text_for_help_is_an_error_that_names_it(text, value):
+    plugin = Plugin()
+    setattr(plugin, text, value)
+    with pytest.raises(ValueError, match=rf"^the plugin test_plugins\.Plugin has no text called '{text}'$"):
+        plugins.by_name([plugin])
+
+
+def test_a_plugin_that_fails_is_an_error_that_names_it():
+    factories = plugins.by_name([Plugin(made=KeyError("key"))])
+    with pytest.raises(ValueError, match=r"^test_plugins\.Plugin failed with KeyError: 'key'$"):
+        plugins.make_delivery("plugin", object(), factories)
+
+
 def test_a_factory_that_makes_something_else_is_an_error_that_names_it():
     with pytest.raises(
         ValueError, match=r"test_plugins\.Plugin made 'mail', which does not provide IDelivery"
@@ -98,16 +131,74 @@ def test_the_builtins_are_factories():
 
 def test_a_plugin_of_another_distribution_stands_beside_the_builtins(monkeypatch):
     plugin = Plugin()
-    monkeypatch.setattr("twisted.plugin.getPlugins", lambda interface: iter([plugin]))
+    installed(monkeypatch, plugin)
     factories = plugins.delivery_factories("mx.example", Limits())
     assert sorted(factories) == ["discard", "maildir", "plugin"]
     assert factories["plugin"] is plugin
 
 
 def test_a_plugin_of_another_distribution_cannot_take_the_place_of_a_builtin(monkeypatch):
-    monkeypatch.setattr("twisted.plugin.getPlugins", lambda interface: iter([Plugin("maildir")]))
+    installed(monkeypatch, Plugin("maildir"))
     with pytest.raises(ValueError, match=r"MaildirFactory and test_plugins\.Plugin"):
         plugins.delivery_factories("mx.example", Limits())
+
+
+# IP filters.
+
+
+def test_the_factory_of_an_ip_filter_gets_the_argument_and_the_reactor():
+    plugin, reactor = FilterPlugin(made=PassFilter()), object()
+    assert plugins.make_filter("plugin:a:b", reactor, plugins.by_name([plugin])) is plugin.made
+    assert plugin.asked == ("a:b", reactor)
+
+
+def test_an_unknown_ip_filter_lists_those_that_there_are():
+    factories = plugins.by_name([FilterPlugin("zeta"), FilterPlugin("alpha")])
+    with pytest.raises(ValueError, match=r"^there is no IP filter called 'beta'; known are alpha, zeta$"):
+        plugins.make_filter("beta:x", object(), factories)
+
+
+def test_a_factory_that_makes_no_ip_filter_is_an_error_that_names_it():
+    factories = plugins.by_name([FilterPlugin(made="sieve")])
+    problem = r"^test_plugins\.FilterPlugin made 'sieve', which does not provide IIPFilter$"
+    with pytest.raises(ValueError, match=problem):
+        plugins.make_filter("plugin", object(), factories)
+
+
+def test_a_factory_of_ip_filters_that_fails_is_an_error_that_names_it():
+    factories = plugins.by_name([FilterPlugin(made=KeyError("key"))])
+    with pytest.raises(ValueError, match=r"^test_plugins\.FilterPlugin failed with KeyError: 'key'$"):
+        plugins.make_filter("plugin", object(), factories)
+
+
+def test_the_built_in_ip_filters_are_factories():
+    factories = plugins.builtin_filters()
+    assert [factory.name for factory in factories] == ["networks"]
+    for factory in factories:
+        verifyObject(IIPFilterFactory, factory)
+
+
+def test_an_ip_filter_of_another_distribution_stands_beside_the_builtins(monkeypatch):
+    plugin = FilterPlugin()
+    installed(monkeypatch, plugin)
+    factories = plugins.filter_factories()
+    assert sorted(factories) == ["networks", "plugin"]
+    assert factories["plugin"] is plugin
+
+
+def test_an_ip_filter_of_another_distribution_cannot_take_the_place_of_a_builtin(monkeypatch):
+    installed(monkeypatch, FilterPlugin("networks"))
+    with pytest.raises(ValueError, match=r"NetworksFactory and test_plugins\.FilterPlugin"):
+        plugins.filter_factories()
+
+
+def test_no_ip_filter_may_be_called_what_marks_one_that_fails_open(monkeypatch):
+    installed(monkeypatch, FilterPlugin("fail-open"))
+    with pytest.raises(ValueError, match=r"^the plugin test_plugins\.FilterPlugin has the name 'fail-open'"):
+        plugins.filter_factories()
+
+
+# Discovery and help.
 
 
 def test_discovery_finds_what_lies_in_twisted_plugins(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,14 @@ class Setting:
             return parse(self.text)
         except ValueError as error:
             raise self.wrong(f"{error}, not {self.text!r}") from error
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """A ValueError raised inside, which is a sentence, becomes the error for the operator."""
+        try:
+            yield
+        except ValueError as error:
+            raise self.wrong(str(error)) from error
 
     def wrong(self, problem: str) -> UsageError:
         """The error to raise: one sentence that says which option, and where it was written."""

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Mapping
 
 from twisted_smtpguard.configuration import Setting
-from twisted_smtpguard.limits import Limits, LimitSpec
-from twisted_smtpguard.units import FLAG
+from twisted_smtpguard.limits import IP_FILTER, Limits, LimitSpec
+from twisted_smtpguard.units import FLAG, RATE
 
 DEFAULT_LISTEN = "tcp:2525:interface=127.0.0.1"
 DEFAULT_DELIVERY = "maildir:Maildir"
@@ -26,6 +26,32 @@ OPTIONS = {
         "NAME[:ARGS]",
         f"Where messages go. Default: {DEFAULT_DELIVERY}, which is the directory ./Maildir.",
     ),
+    "ip-filter": (
+        "NAME[:ARGS]",
+        "An IP filter, which is asked whether a client may come in. May be given several times: they are asked in this "
+        "order, and the first that decides wins. One that fails refuses, unless fail-open: stands before its name.",
+    ),
+    "deny": (
+        "NETWORK",
+        "Refuse clients from this address or network, such as 192.0.2.1 or 2001:db8::/32. May be given several times. "
+        "All --deny and --trust are one list, asked before any --ip-filter; the longest prefix wins.",
+    ),
+    "trust": (
+        "NETWORK",
+        "Let clients from this address or network in, and exempt them from limits per client, rates, the greet delay, "
+        "early-talker and error limits. May be given several times.",
+    ),
+    "profile": (
+        "base|edge",
+        "The defaults of all limits: edge switches every protection on, for a guard that strangers reach. An option "
+        "that is given wins over it, 0 too. Default: base.",
+    ),
+    "dry-run": (
+        "LIMIT[,LIMIT...]",
+        "Limits, by the names of their options, that are decided, counted and logged with dry_run=true, but not "
+        "enforced; ip-filter for the refusals of IP filters; all for all that can be tried. May be given several "
+        "times.",
+    ),
     "config": (
         "FILE",
         "Read options from FILE, one `option = value` a line, named as here. What is given on the command line "
@@ -34,6 +60,8 @@ OPTIONS = {
     "show-limits": ("", "Print every limit in force and where it came from, and exit."),
     "help-deliveries": ("", "List what --deliver may name, and exit."),
     "help-delivery": ("NAME", "Tell what may stand behind the colon of one of them, and exit."),
+    "help-ip-filters": ("", "List what --ip-filter may name, and exit."),
+    "help-ip-filter": ("NAME", "Tell what may stand behind the colon of one of them, and exit."),
     "version": ("", "Print the version and exit."),
     "help": ("", "Print this and exit."),
 }
@@ -41,7 +69,7 @@ OPTIONS = {
 
 _ABOUT_LIMITS = (
     "Limits. 0 means no limit. A size is in octets, or ends in k, M or G for powers of 1024. A time is in seconds, "
-    "or ends in s, m, h or d."
+    "or ends in s, m, h or d. A rate such as 60/60 or 600/1h is so many of one client in so much time."
 )
 
 
@@ -52,14 +80,19 @@ def usage_text(width: int) -> str:
     return "\n".join(["Options:", *options, "", textwrap.fill(_ABOUT_LIMITS, width), *limits, ""])
 
 
-def limits_table(limits: Limits, given: Mapping[str, Setting]) -> str:
+def limits_table(limits: Limits, given: Mapping[str, Setting], profile: str) -> str:
     """Every limit with its value, unit and origin. `given` is what the operator set, by option."""
     rows = [("limit", "value", "unit", "from")]
     for spec in Limits.specs():
         value = spec.unit.format(getattr(limits, spec.name))
-        rows.append((spec.option, value, spec.unit.name, _origin(given.get(spec.option))))
+        if spec.name in limits.dry_run:
+            value += " (dry run)"
+        origin = _origin(given[spec.option]) if spec.option in given else _default_origin(spec, profile)
+        rows.append((spec.option, value, spec.unit.name, origin))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if IP_FILTER in limits.dry_run:
+        lines += ["", "IP filters: what they refuse is only logged (dry run)."]
     return "\n".join([line.rstrip() for line in lines])
 
 
@@ -70,14 +103,20 @@ def _entry(option: str, value: str, text: str, width: int) -> str:
 
 
 def _placeholder(spec: LimitSpec) -> str:
-    return "" if spec.unit is FLAG else "|".join(spec.unit.choices) or "N"
+    if spec.unit is FLAG:
+        return ""
+    return "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
 
 
 def _explanation(spec: LimitSpec) -> str:
-    return f"{spec.help} ({spec.unit.name}; default: {spec.unit.format(spec.default)})"
+    default, edge = map(spec.unit.format, (spec.default, spec.edge))
+    defaults = f"default: {default}" if edge == default else f"default: {default}; edge: {edge}"
+    return f"{spec.help} ({spec.unit.name}; {defaults})"
 
 
-def _origin(setting: Setting | None) -> str:
-    if setting is None:
-        return "default"
+def _default_origin(spec: LimitSpec, profile: str) -> str:
+    return "profile edge" if profile == "edge" and spec.edge != spec.default else "default"
+
+
+def _origin(setting: Setting) -> str:
     return f"config {setting.line}" if setting.line else "command line"

@@ -7,13 +7,17 @@ who starts the guard. Nothing here is called once the guard listens.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from twisted_smtpguard.delivery.discard import DiscardFactory
 from twisted_smtpguard.delivery.maildir import MaildirFactory
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
+from twisted_smtpguard.filters.networks import NetworksFactory
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter, IIPFilterFactory
 from twisted_smtpguard.limits import Limits
+
+FAIL_OPEN = "fail-open"
+"""What the operator writes before the name of an IP filter that lets in whom it cannot judge."""
 
 _NAME = re.compile("[a-z][a-z0-9-]*")
 
@@ -27,6 +31,7 @@ class Factory(Protocol):
 
 
 F = TypeVar("F", bound=Factory)
+T = TypeVar("T")
 
 
 def builtin_deliveries(hostname: str, limits: Limits) -> list[IDeliveryFactory]:
@@ -45,10 +50,30 @@ def make_delivery(
     """The delivery that `specification`, such as `maildir:./Maildir`, asks for."""
     name, argument = split_specification(specification)
     factory = look_up("delivery", name, factories)
-    delivery = factory.make_delivery(argument, reactor)
-    if not IDelivery.providedBy(delivery):
-        raise ValueError(f"{_origin(factory)} made {delivery!r}, which does not provide IDelivery")
-    return delivery
+    return _made(IDelivery, factory, lambda: factory.make_delivery(argument, reactor))
+
+
+def builtin_filters() -> list[IIPFilterFactory]:
+    """The IP filters that come with the guard."""
+    return [NetworksFactory()]
+
+
+def filter_factories() -> dict[str, IIPFilterFactory]:
+    """Every IP filter that `--ip-filter` can name, ours and those of other distributions."""
+    factories = by_name([*builtin_filters(), *discover(IIPFilterFactory)])
+    if FAIL_OPEN in factories:
+        raise ValueError(
+            f"the plugin {_origin(factories[FAIL_OPEN])} has the name {FAIL_OPEN!r}, which says what is done "
+            "when a filter fails"
+        )
+    return factories
+
+
+def make_filter(specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]) -> IIPFilter:
+    """The IP filter that `specification`, such as `networks:/etc/smtpguard/networks`, asks for."""
+    name, argument = split_specification(specification)
+    factory = look_up("IP filter", name, factories)
+    return _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
 
 
 def discover(interface: Any) -> list[Any]:
@@ -59,7 +84,7 @@ def discover(interface: Any) -> list[Any]:
 
 
 def by_name(factories: Iterable[F]) -> dict[str, F]:
-    """`factories` by their names. Two of one name, or a name that is none, is a ValueError."""
+    """`factories` by their names. Two of one name, a name that is none, or no help text is a ValueError."""
     named: dict[str, F] = {}
     for factory in factories:
         name = getattr(factory, "name", None)
@@ -70,6 +95,9 @@ def by_name(factories: Iterable[F]) -> dict[str, F]:
             )
         if name in named:
             raise ValueError(f"{_origin(named[name])} and {_origin(factory)} both have the name {name!r}")
+        for text in ("summary", "argument_format"):
+            if not isinstance(getattr(factory, text, None), str):
+                raise ValueError(f"the plugin {_origin(factory)} has no text called {text!r}")
         named[name] = factory
     return named
 
@@ -88,14 +116,27 @@ def look_up(kind: str, name: str, factories: Mapping[str, F]) -> F:
 
 
 def table(factories: Mapping[str, Factory]) -> str:
-    """One line each, name and summary: the text of --help-deliveries."""
+    """One line each, name and summary: the text of --help-deliveries and --help-ip-filters."""
     width = max(map(len, factories), default=0)
     return "\n".join(f"{name:{width}}  {factories[name].summary}" for name in sorted(factories))
 
 
 def description(factory: Factory) -> str:
-    """What may stand behind the colon: the text of --help-delivery NAME."""
+    """What may stand behind the colon: the text of --help-delivery NAME and --help-ip-filter NAME."""
     return f"{factory.name}: {factory.summary}\n\n{factory.argument_format}"
+
+
+def _made(interface: type[T], factory: Factory, make: Callable[[], T]) -> T:
+    """What `make` makes. A ValueError if it is not what `interface` says, or the plugin is at fault."""
+    try:
+        made = make()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{_origin(factory)} failed with {type(error).__name__}: {error}") from error
+    if not interface.providedBy(made):  # type: ignore[attr-defined]
+        raise ValueError(f"{_origin(factory)} made {made!r}, which does not provide {interface.__name__}")
+    return made
 
 
 def _origin(factory: object) -> str:

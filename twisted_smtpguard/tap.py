@@ -8,40 +8,42 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from types import FrameType
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import LogLevel
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard import plugins
+from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.configuration import Setting, read_configuration
 from twisted_smtpguard.events import Events
+from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, Refused
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory, Refused
+from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.smtp.grammar import parse_rcpt
+from twisted_smtpguard.standalone import StandaloneService
 from twisted_smtpguard.statistics import Statistics
-from twisted_smtpguard.units import FLAG
+from twisted_smtpguard.units import FLAG, one_of
 
 EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset({"listen"})
-_CONFIGURABLE = frozenset({"listen", "hostname", "deliver", *(spec.option for spec in _LIMITS)})
+_REPEATABLE = frozenset({"listen", "ip-filter", "deny", "trust", "dry-run"})
+_CONFIGURABLE = _REPEATABLE | {"hostname", "deliver", "profile", *(spec.option for spec in _LIMITS)}
+_QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters")
+_DENY_TRUST = "deny/trust"
+"""What the log calls the filter that --deny and --trust make."""
 
 
 class Options(usage.Options):
@@ -52,17 +54,20 @@ class Options(usage.Options):
 
     # No defaults here: None, or for a flag 0, tells an option that was not given.
     optParameters = [  # noqa: RUF012 - the base class wants a list
-        *([option, None, None, OPTIONS[option][1]] for option in ("hostname", "deliver", "help-delivery")),
+        *(
+            [option, None, None, OPTIONS[option][1]]
+            for option in ("hostname", "deliver", "profile", "help-delivery", "help-ip-filter")
+        ),
         *([spec.option, None, None, spec.help] for spec in _LIMITS if spec.unit is not FLAG),
     ]
     optFlags = [  # noqa: RUF012
-        *([option, None, OPTIONS[option][1]] for option in ("show-limits", "help-deliveries")),
+        *([option, None, OPTIONS[option][1]] for option in _QUESTIONS),
         *([spec.option, None, spec.help] for spec in _LIMITS if spec.unit is FLAG),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self["listen"] = []
+        self.update({option: [] for option in _REPEATABLE})
         self["config"] = None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -82,6 +87,18 @@ class Options(usage.Options):
     def opt_listen(self, endpoint: str) -> None:
         self["listen"].append(endpoint)
 
+    def opt_ip_filter(self, specification: str) -> None:
+        self["ip-filter"].append(specification)
+
+    def opt_deny(self, network: str) -> None:
+        self["deny"].append(network)
+
+    def opt_trust(self, network: str) -> None:
+        self["trust"].append(network)
+
+    def opt_dry_run(self, limits: str) -> None:
+        self["dry-run"].append(limits)
+
     def opt_config(self, path: str) -> None:
         if self["config"] is not None:
             raise UsageError("--config: one file is expected, not two")
@@ -95,22 +112,39 @@ class Options(usage.Options):
         given = self._given()
         # The last one counts.
         single = {option: settings[-1] for option, settings in given.items()}
-        self.limits = Limits(
+        profile = single["profile"].value(one_of(*PROFILES).parse) if "profile" in single else "base"
+        self.limits = Limits.for_profile(
+            profile,
+            dry_run=frozenset[str]().union(
+                *(setting.value(parse_dry_run) for setting in given.get("dry-run", []))
+            ),
             **{
                 spec.name: single[spec.option].value(spec.unit.parse)
                 for spec in _LIMITS
                 if spec.option in single
-            }
+            },
         )
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
         self.listen = given.get("listen", [Setting("listen", DEFAULT_LISTEN)])
         self.deliver = single.get("deliver", Setting("deliver", DEFAULT_DELIVERY))
+        self.ip_filter = given.get("ip-filter", [])
+        self.deny = [_network(setting) for setting in given.get("deny", [])]
+        self.trust = [_network(setting) for setting in given.get("trust", [])]
+        self._answer_questions(limits_table(self.limits, single, profile))
+
+    def _answer_questions(self, limits: str) -> None:
         if self["show-limits"]:
-            _answer(limits_table(self.limits, single))
+            _answer(limits)
         if self["help-deliveries"]:
-            _answer(plugins.table(self._deliveries()))
+            _answer(plugins.table(self._deliveries(Setting("help-deliveries", ""))))
         if self["help-delivery"] is not None:
-            _answer(self._delivery_help(Setting("help-delivery", self["help-delivery"])))
+            asked = Setting("help-delivery", self["help-delivery"])
+            _answer(_description("delivery", asked, self._deliveries(asked)))
+        if self["help-ip-filters"]:
+            _answer(plugins.table(_filters(Setting("help-ip-filters", ""))))
+        if self["help-ip-filter"] is not None:
+            asked = Setting("help-ip-filter", self["help-ip-filter"])
+            _answer(_description("IP filter", asked, _filters(asked)))
 
     def getSynopsis(self) -> str:
         """The first line of --help."""
@@ -126,11 +160,23 @@ class Options(usage.Options):
 
     def delivery(self, reactor: object) -> IDelivery:
         """Where messages go."""
-        factories = self._deliveries()
-        try:
+        factories = self._deliveries(self.deliver)
+        with self.deliver.blamed():
             return plugins.make_delivery(self.deliver.text, reactor, factories)
-        except ValueError as error:
-            raise self.deliver.wrong(str(error)) from error
+
+    def ip_filters(self, reactor: object) -> list[FilterEntry]:
+        """Who is asked about a connection, in this order. All --deny and --trust are the first."""
+        entries = []
+        if self.deny or self.trust:
+            entries.append(FilterEntry(NetworksFilter(self.deny, self.trust), _DENY_TRUST))
+        # Plugins that nobody asked for are not looked for: a faulty one is no reason not to start.
+        factories = _filters(self.ip_filter[0]) if self.ip_filter else {}
+        for setting in self.ip_filter:
+            name = setting.text.removeprefix(f"{plugins.FAIL_OPEN}:")
+            with setting.blamed():
+                made = plugins.make_filter(name, reactor, factories)
+            entries.append(FilterEntry(made, name, fail_open=name != setting.text))
+        return entries
 
     def _given(self) -> dict[str, list[Setting]]:
         """What the operator set, by option. The command line replaces what the file says of an option."""
@@ -146,38 +192,9 @@ class Options(usage.Options):
             given[option] = [Setting(option, text) for text in texts]
         return given
 
-    def _deliveries(self) -> Mapping[str, IDeliveryFactory]:
-        try:
+    def _deliveries(self, asked: Setting) -> Mapping[str, IDeliveryFactory]:
+        with asked.blamed():
             return plugins.delivery_factories(self.hostname, self.limits)
-        except ValueError as error:
-            raise self.deliver.wrong(str(error)) from error
-
-    def _delivery_help(self, asked: Setting) -> str:
-        try:
-            return plugins.description(plugins.look_up("delivery", asked.text, self._deliveries()))
-        except ValueError as error:
-            raise asked.wrong(str(error)) from error
-
-
-class StandaloneService(SMTPGuardService):
-    """The service of a process that has no other purpose: one that cannot listen ends, and while it stops a
-    second signal means now."""
-
-    def stopService(self) -> Deferred[None]:
-        # Twisted's own handler would log that a stop cannot be stopped.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._hurry)
-        return super().stopService()
-
-    def _hurry(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self.factory.end_now)
-
-    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
-        try:
-            super()._listen(name, endpoint)
-        # OverflowError: a port above 65535.
-        except (CannotListenError, OverflowError, OSError) as error:
-            raise SystemExit(f"--listen: {name} cannot be listened on: {error}") from error
 
 
 def makeService(options: Options) -> IService:
@@ -190,23 +207,43 @@ def makeService(options: Options) -> IService:
         _exit(error)
 
 
-def make_service(options: Options, reactor: Any) -> SMTPGuardService:
+def make_service(options: Options, reactor: Any) -> StandaloneService:
     """The service that parsed options ask for. UsageError where it cannot be made."""
-    # Endpoints first: a wrong one must not leave a new Maildir behind.
+    # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
     endpoints = options.endpoints(reactor)
+    ip_filters = options.ip_filters(reactor)
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
     events = Events(Statistics(), reactor, options.limits, level)
     events.delivering(options.deliver.text)
+    for entry in ip_filters:
+        events.filtering(f"{plugins.FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name)
     return StandaloneService(
         reactor,
         endpoints,
         delivery,
+        ip_filters=ip_filters,
         limits=options.limits,
         hostname=options.hostname,
         events=events,
         names=[setting.text for setting in options.listen],
     )
+
+
+def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:
+    with asked.blamed():
+        return plugins.filter_factories()
+
+
+def _description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
+    with asked.blamed():
+        return plugins.description(plugins.look_up(kind, asked.text, factories))
+
+
+def _network(setting: Setting) -> str:
+    with setting.blamed():
+        parse_network(setting.text)
+    return setting.text
 
 
 def _endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:

@@ -1,0 +1,56 @@
+"""The command line of `twist smtpguard`, in this process and as a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from processes import TWIST
+from twisted.python.usage import UsageError
+
+from twisted_smtpguard.tap import Options
+
+
+def parsed(*words: str) -> Options:
+    options = Options()
+    options.parseOptions(words)
+    return options
+
+
+def mistake(*words: str) -> str:
+    """What the operator is told."""
+    with pytest.raises(UsageError) as error:
+        parsed(*words)
+    return str(error.value)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a question is answered with."""
+    with pytest.raises(SystemExit) as end:
+        parsed(*words)
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def written(directory: Path, text: str) -> str:
+    """The path of a new --config file."""
+    path = directory / "guard.conf"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return str(path)
+
+
+def twist(*words: str, cwd: Path) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `twist smtpguard` with `words`."""
+    done = subprocess.run(
+        [TWIST, "smtpguard", *words],
+        cwd=cwd,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    return done.returncode, done.stdout, done.stderr

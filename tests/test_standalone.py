@@ -1,0 +1,134 @@
+"""The service of a process of its own: what it does on SIGHUP before, between and after start and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import pytest_twisted
+from fakes import FakeDelivery
+from loopback import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.task import deferLater
+
+from twisted_smtpguard.standalone import StandaloneService
+
+HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+class Service(StandaloneService):
+    """Counts how often it was asked to read its files anew."""
+
+    reloads = 0
+
+    def reload(self) -> Deferred[None]:
+        self.reloads += 1
+        done: Deferred[None] = Deferred()
+        done.callback(None)
+        return done
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What the process of the tests does on signals is afterwards what it was."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    signal.signal(signal.SIGHUP, before_the_start)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def before_the_start(number: int, frame: object) -> None:
+    """Stands for whatever was done on SIGHUP before."""
+    raise AssertionError("the service is started")
+
+
+def service(delivery: object = None) -> Service:
+    endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    return Service(reactor, [endpoint], delivery or FakeDelivery(), hostname="guard.example")
+
+
+async def hang_up() -> None:
+    """SIGHUP, and what it was to lead to in the next turns of the reactor."""
+    os.kill(os.getpid(), signal.SIGHUP)
+    for _ in range(3):
+        await deferLater(reactor, 0, lambda: None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_sighup_reloads_while_it_runs() -> None:
+    guard = service()
+    guard.startService()
+    await hang_up()
+    assert guard.reloads == 1
+    await hang_up()
+    assert guard.reloads == 2
+    await guard.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_sighup_is_handled_before_it_says_that_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = service()
+    at_listening: list[object] = []
+    monkeypatch.setattr(
+        guard.factory.site.events,
+        "listening",
+        lambda *_: at_listening.append(signal.getsignal(signal.SIGHUP)),
+    )
+    guard.startService()
+    assert at_listening == [signal.getsignal(signal.SIGHUP)]
+    assert at_listening != [before_the_start]
+    await guard.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_sighup_means_nothing_while_it_stops_and_afterwards_what_it_meant_before() -> None:
+    guard = service()
+    guard.startService()
+    stopped = guard.stopService()
+    assert not stopped.called
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    await stopped
+    await deferLater(reactor, 0, lambda: None)
+    assert guard.reloads == 0
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+
+
+@pytest_twisted.ensureDeferred
+async def test_started_again_it_listens_to_sighup_again() -> None:
+    guard = service()
+    for _ in range(2):
+        guard.startService()
+        await hang_up()
+        await guard.stopService()
+    assert guard.reloads == 2
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_that_fails_gives_sighup_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = service()
+    guard.startService()
+
+    def stopped() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(guard.factory.site.events, "stopped", stopped)
+    with pytest.raises(ZeroDivisionError):
+        await guard.stopService()
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_there_is_no_sighup_none_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twisted_smtpguard.standalone.SIGHUP", None)
+    guard = service()
+    guard.startService()
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+    stopped = guard.stopService()
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+    await stopped
