@@ -19,15 +19,15 @@ class LocalCounterStore:
     """Counts at once, and never with a Deferred. Of each `counter` it remembers `max_clients` clients; 0: all.
 
     The client forgotten first is the one that was least recently given to `acquire` or `add`: whoever goes on
-    trying is remembered, however many strangers come. A client that holds or does something costs 160 to 200
-    octets, its key included. One process uses it, from one thread.
+    trying is remembered, however many strangers come. One that is forgotten starts anew, with no places. In a
+    full table a client costs up to 400 octets with its key, in Python 3.10 up to 500. For one process and thread.
     """
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
         self._places: defaultdict[str, OrderedDict[str, int]] = defaultdict(OrderedDict)
-        # A window is one number: real is when it began, imag its events. A tuple of two numbers takes twice
-        # the memory, a list has to be walked by the garbage collector as well.
+        # A window is one number: real is when it began, imag its events. A tuple of two costs 64 octets more, a
+        # list 80, and the garbage collector would walk through all of them.
         self._windows: defaultdict[str, OrderedDict[str, complex]] = defaultdict(OrderedDict)
 
     def acquire(self, counter: str, client: str, limit: int) -> int:
