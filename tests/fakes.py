@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 from twisted.internet import address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Path
+from twisted_smtpguard.interfaces import (
+    PASS,
+    Client,
+    IDelivery,
+    IIPFilter,
+    IMailTransaction,
+    IMessageSink,
+    Path,
+    Peer,
+)
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -23,10 +33,9 @@ class FakeTransport(StringTransport):
     """A TCP connection as Twisted's own behaves, with a client that reads all at once unless `reads` is False."""
 
     def __init__(self, host: str = "192.0.2.1", port: int = 4711) -> None:
+        kind = address.IPv6Address if ":" in host else address.IPv4Address
         super().__init__(
-            address.IPv4Address("TCP", "198.51.100.1", 25),
-            address.IPv4Address("TCP", host, port),
-            lenient=True,
+            address.IPv4Address("TCP", "198.51.100.1", 25), kind("TCP", host, port), lenient=True
         )
         self.protocol: Any = None
         self.reads = True
@@ -162,14 +171,56 @@ class FakeSink:
         self.transaction.delivery._answer("sink.abort", None)
 
 
+@implementer(IIPFilter)
+class FakeFilter:
+    """Answers every peer with `answer`; a callable one is called with the peer, and may raise."""
+
+    def __init__(self, answer: Any = PASS) -> None:
+        self.answer = answer
+        self.peers: list[Peer] = []
+
+    def check(self, peer: Peer) -> Any:
+        self.peers.append(peer)
+        return self.answer(peer) if callable(self.answer) else self.answer
+
+
+class SlowFilter(FakeFilter):
+    """Answers with a Deferred, kept in `asked`. It is cancelled as any other, and `cancelled` counts that."""
+
+    def __init__(self) -> None:
+        super().__init__(self._ask)
+        self.asked: list[Deferred[Any]] = []
+        self.cancelled = 0
+
+    def _ask(self, _: Peer) -> Deferred[Any]:
+        self.asked.append(Deferred(self._cancel))
+        return self.asked[-1]
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
 class Guard:
     """A factory on a Clock with a FakeDelivery, and clients that talk to it."""
 
-    def __init__(self, delivery: Any = None, clock: Clock | None = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        delivery: Any = None,
+        clock: Clock | None = None,
+        *,
+        ip_filters: Sequence[Any] = (),
+        counters: Any = None,
+        **limits: Any,
+    ) -> None:
         self.clock = clock or Clock()
         self.delivery = delivery or FakeDelivery()
         self.factory = SMTPGuardFactory(
-            self.clock, self.delivery, limits=Limits(**limits), hostname="guard.example"
+            self.clock,
+            self.delivery,
+            limits=Limits(**limits),
+            hostname="guard.example",
+            ip_filters=ip_filters,
+            counters=counters,
         )
 
     def connect(self, host: str = "192.0.2.1") -> Conversation:

@@ -47,6 +47,8 @@ def an_octet_at_a_time(octets: bytes, max_line: int, max_endless: int) -> tuple[
     """The rules once more, as slow and as plain as they can be said."""
     results: list[Result] = []
     line, refused = b"", None
+    # A line of any length still has to end.
+    max_line = max_line or max_endless
     for value in octets:
         line += bytes([value])
         if refused is None and line.endswith(b"\r\n") and b"\r" not in line[:-2]:

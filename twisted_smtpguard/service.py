@@ -11,9 +11,11 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import IDelivery
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 _BACKLOG = 1024
@@ -24,9 +26,9 @@ ones in a flood of resets; with a quarter it was dropped, and tried again after 
 class SMTPGuardService(MultiService):
     """A guard on any number of endpoints, with one cap over all of them.
 
-    `reactor` provides the time. `names` are the endpoints' strings, for the log. A delivery that provides
-    IService is started before any listener and stopped after the last session. It can be started again after it
-    was stopped.
+    `reactor` provides the time. `names` are the endpoints' strings, for the log; the other arguments are those of
+    SMTPGuardFactory. Filters and a delivery that provide IService are started before any listener and stopped after
+    the last session. It can be started again after it was stopped.
     """
 
     def __init__(
@@ -38,16 +40,32 @@ class SMTPGuardService(MultiService):
         limits: Limits | None = None,
         hostname: str | None = None,
         events: Events | None = None,
+        ip_filters: Sequence[IIPFilter | FilterEntry] = (),
+        counters: ICounterStore | None = None,
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._reactor = reactor
-        self.factory = SMTPGuardFactory(reactor, delivery, limits=limits, hostname=hostname, events=events)
+        self.factory = SMTPGuardFactory(
+            reactor,
+            delivery,
+            limits=limits,
+            hostname=hostname,
+            events=events,
+            ip_filters=ip_filters,
+            counters=counters,
+        )
+        filters = self.factory.filters
+        self._reloading = Reloading(
+            [*((entry.name, entry.filter) for entry in filters), (type(delivery).__name__, delivery)],
+            self.factory.site.events,
+        )
         self._endpoints = list(endpoints)
         self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
         self._ports: list[IListeningPort] = []
-        if IService.providedBy(delivery):
-            delivery.setServiceParent(self)
+        for part in (*(entry.filter for entry in filters), delivery):
+            if IService.providedBy(part):
+                part.setServiceParent(self)
 
     @property
     def ports(self) -> Sequence[IListeningPort]:
@@ -108,6 +126,13 @@ class SMTPGuardService(MultiService):
             events.no_connection_cap(descriptors)
         elif descriptors != resource.RLIM_INFINITY and cap >= descriptors:
             events.descriptors_below_cap(descriptors, cap)
+
+    def reload(self) -> Deferred[None]:
+        """Have every filter and the delivery read its data anew, as on SIGHUP, if it provides IReloadable.
+
+        Fires when that is done, and never fails: the log tells what was wrong. Connections already greeted go on.
+        """
+        return self._reloading.reload()
 
     def stopService(self) -> Deferred[None]:
         """Stop listening at once, end the sessions, wait for pending verdicts, then stop the delivery.

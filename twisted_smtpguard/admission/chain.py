@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias, cast
 
-from twisted_smtpguard.interfaces import IIPFilter
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.admission.refusal import Refusal
+from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.interfaces import TRUST, IIPFilter, Verdict
+from twisted_smtpguard.later import CallLater, as_deferred, is_later, within
+from twisted_smtpguard.limits import IP_FILTER, Limits
+from twisted_smtpguard.smtp import replies
 
 
 @attrs.frozen
@@ -13,6 +25,95 @@ class FilterEntry:
 
     filter: IIPFilter
     name: str = ""
-    """What the log calls it; the name of its class where it has none."""
+    """What the log calls it; by default the name of its class."""
     fail_open: bool = False
-    """Where it cannot judge, a client is let in (the next filter is asked), not refused."""
+    """Where it cannot judge, the next filter is asked. By default the client is refused."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", type(self.filter).__name__)
+
+
+Ruling: TypeAlias = Refusal | bool
+"""What came of asking one filter. True: the client is trusted; False: the next one is asked."""
+
+
+class FilterChain:
+    """The IP filters of one guard. `call_later` gives each its time limit."""
+
+    def __init__(
+        self, entries: Sequence[FilterEntry], limits: Limits, call_later: CallLater, events: Events
+    ) -> None:
+        self.entries = tuple(entries)
+        self._limits = limits
+        self._call_later = call_later
+        self._events = events
+
+    async def judge(self, visitor: Visitor, before_waiting: Callable[[], Awaitable[None]]) -> bool:
+        """Whether a filter trusts the visitor. NotAdmitted where one refuses it, or fails and is not to fail open.
+
+        `before_waiting` is called when the first filter does not answer at once; what it raises ends the asking.
+        """
+        waited = False
+        for entry in self.entries:
+            ruling = self._ask(entry, visitor)
+            if isinstance(ruling, Deferred):
+                if not waited:
+                    waited = True
+                    try:
+                        await before_waiting()
+                    except BaseException:
+                        visitor.leave()
+                        ruling.addErrback(_drop)
+                        ruling.cancel()
+                        raise
+                ruling = await ruling
+            if isinstance(ruling, Refusal):
+                ruling.trip(self._events, self._limits, visitor.name, IP_FILTER)
+            elif ruling:
+                return True
+        return False
+
+    def _ask(self, entry: FilterEntry, visitor: Visitor) -> Ruling | Deferred[Ruling]:
+        """A Deferred that is returned fails only when the visitor is gone."""
+        read, failed = partial(self._read, entry, visitor), partial(self._failed, entry, visitor)
+        try:
+            answer: Any = entry.filter.check(visitor.peer)
+            if is_later(answer):
+                promise: Deferred[Any] = within(
+                    self._limits.ip_filter_timeout, self._call_later, as_deferred(answer)
+                )
+                ruling: Any = promise.addCallback(read).addErrback(failed)
+                return cast("Deferred[Ruling]", ruling)
+            return read(answer)
+        except Exception:  # noqa: BLE001 - a filter is somebody else's code
+            return failed(Failure())
+
+    def _read(self, entry: FilterEntry, visitor: Visitor, verdict: object) -> Ruling:
+        if not isinstance(verdict, Verdict):
+            self._events.failure(
+                Failure(TypeError(f"{verdict!r} is no Verdict")), f"IP filter {entry.name}", peer=visitor.name
+            )
+            return self._cannot_judge(entry, visitor, "no verdict")
+        if verdict.reply is not None:
+            return Refusal(verdict.reply, "ip_filter", ip_filter=entry.name)
+        return verdict == TRUST
+
+    def _failed(self, entry: FilterEntry, visitor: Visitor, failure: Failure) -> Ruling:
+        if visitor.gone:
+            failure.raiseException()
+        if isinstance(failure.value, TimeoutError):
+            return self._cannot_judge(entry, visitor, "timeout")
+        self._events.failure(failure, f"IP filter {entry.name}", peer=visitor.name)
+        return self._cannot_judge(entry, visitor, "exception")
+
+    def _cannot_judge(self, entry: FilterEntry, visitor: Visitor, problem: str) -> Ruling:
+        self._events.filter_failed(entry.name, visitor.name, problem, let_in=entry.fail_open)
+        if entry.fail_open:
+            return False
+        reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"
+        return Refusal(replies.LOCAL_ERROR_CLOSING, reason, ip_filter=entry.name)
+
+
+def _drop(_: Failure) -> None:
+    """Nobody waits for it any more."""

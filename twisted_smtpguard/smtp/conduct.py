@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.commands import Command
 from twisted_smtpguard.smtp.replies import Reply
@@ -11,10 +12,11 @@ from twisted_smtpguard.smtp.site import Site
 class Conduct:
     """The counts of one session, and what the log says of its refusals. A limit N trips at the N-th event."""
 
-    def __init__(self, site: Site, session: str, peer: str) -> None:
+    def __init__(self, site: Site, session: str, visitor: Visitor) -> None:
         self._site = site
         self._session = session
-        self._peer = peer
+        self._visitor = visitor
+        self._tried: set[str] = set()
         self.invalid_commands = 0
         """Unrecognized, malformed as lines, or out of sequence; in the whole session."""
         self.rejected_recipients = 0
@@ -60,7 +62,7 @@ class Conduct:
         if reply.closes:
             return None
         self.junk += self._junk
-        if reply.code >= 400 or (self._junk and 0 < self._site.limits.max_junk_commands < self.junk):
+        if reply.code >= 400 or (self._junk and self._too_much_junk()):
             self.errors += 1
         self._junk = False
         self.value = None
@@ -73,31 +75,48 @@ class Conduct:
         """Where one command trips two limits, that on invalid commands gives the reply."""
         if self.behind is not None:
             return self.behind
-        limits = self._site.limits
-        if 0 < limits.max_invalid_commands <= self.invalid_commands:
-            self.value = self.invalid_commands
-            return replies.TOO_MANY_INVALID_COMMANDS
-        if 0 < limits.max_rejected_recipients <= self.rejected_recipients:
-            self.value = self.rejected_recipients
-            return replies.TOO_MANY_REJECTED_RECIPIENTS
-        if 0 < limits.max_errors <= self.errors:
-            self.value = self.errors
-            return replies.TOO_MANY_ERRORS
+        if not self._visitor.trusted:
+            for limit, count, reply in (
+                ("max_invalid_commands", self.invalid_commands, replies.TOO_MANY_INVALID_COMMANDS),
+                ("max_rejected_recipients", self.rejected_recipients, replies.TOO_MANY_REJECTED_RECIPIENTS),
+                ("max_errors", self.errors, replies.TOO_MANY_ERRORS),
+            ):
+                if 0 < getattr(self._site.limits, limit) <= count and self.trips(limit, count, once=True):
+                    return reply
         if between and self._site.draining:
             return replies.SHUTTING_DOWN
-        if between and self.time_is_up:
+        if between and self.time_is_up and self.trips("max_session_time", once=True):
             return replies.SESSION_TOO_LONG
         return None
 
-    def log(self, reason: str, reply: Reply | None = None, *, client_gone: bool = False) -> None:
-        """Log and count a refusal. `reply` None: there was nobody to say it to."""
+    def _too_much_junk(self) -> bool:
+        limit = self._site.limits.max_junk_commands
+        return 0 < limit < self.junk and self.trips("max_junk_commands", self.junk, once=True)
+
+    def trips(self, limit: str, value: float | None = None, *, once: bool = False) -> bool:
+        """Whether the limit that `value` went against is enforced. One that is only tried is logged instead:
+        `once` in a session, where it would have ended it."""
+        self.value = value
+        if limit not in self._site.limits.dry_run:
+            return True
+        if not (once and limit in self._tried):
+            self._tried.add(limit)
+            self.log(limit, dry_run=True)
+        self.value = None
+        return False
+
+    def log(
+        self, reason: str, reply: Reply | None = None, *, client_gone: bool = False, dry_run: bool = False
+    ) -> None:
+        """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
         site = self._site
         site.events.reject(
-            self._peer,
+            self._visitor.name,
             reason,
             session=self._session,
+            dry_run=dry_run,
             reply=reply,
-            limit=getattr(site.limits, reason, None),
+            limit=site.limits.shown(reason),
             value=self.value,
             command=self._command.verb if self._command else "",
             sender=self.sender,

@@ -89,6 +89,7 @@ class MessageCheck:
         "exhausted",
         "octets",
         "problem",
+        "shadow",
     )
 
     def __init__(
@@ -112,6 +113,8 @@ class MessageCheck:
         """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
         self.problem: Reply | None = None
         """The reply to the end of the data; None while nothing is wrong."""
+        self.shadow: MessageCheck | None = None
+        """What limits that are only tried would say: it sees the same octets."""
         self.exhausted = False
         """So far beyond the maximum that the rest is not waited for."""
 
@@ -125,6 +128,8 @@ class MessageCheck:
 
         Of several problems the size wins, then the header's, and the bare newline is last.
         """
+        if self.shadow is not None:
+            self.shadow.take(piece)
         if self._normalize:
             piece = _normalize(piece)
         self.octets += len(piece)
@@ -140,6 +145,8 @@ class MessageCheck:
 
     def expect(self, octets: int) -> None:
         """So many octets more have been announced (BDAT)."""
+        if self.shadow is not None:
+            self.shadow.expect(octets)
         if self.octets + octets > self._max_octets:
             self.problem = replies.MESSAGE_TOO_LARGE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.limits import Limits
@@ -12,17 +13,28 @@ from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCh
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.transaction import Transaction
 
+_LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max_received_fields"})
+
 
 def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCheck:
-    """What a message must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030)."""
-    return MessageCheck(
+    """What a message must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
+
+    Of limits that are only tried, its `shadow` says what they would have done. Bare newlines that are not
+    refused are made CRLF even then: what stands behind the guard must not read more messages than it did.
+    """
+    tried = limits.dry_run & _LIMITS
+    check = MessageCheck(
         max_octets=max_octets,
         drain_octets=limits.oversize_drain,
-        max_header_octets=limits.max_header_size,
-        max_received=limits.max_received_fields,
-        normalize=limits.bare_newline == "normalize",
+        max_header_octets=0 if "max_header_size" in tried else limits.max_header_size,
+        max_received=0 if "max_received_fields" in tried else limits.max_received_fields,
+        normalize=limits.bare_newline == "normalize" or "bare_newline" in tried,
         binary=binary,
     )
+    if tried:
+        enforced = attrs.evolve(limits, dry_run=())
+        check.shadow = message_check(enforced, limits.max_message_size, binary=binary)
+    return check
 
 
 class Reception:
@@ -77,6 +89,12 @@ class Reception:
         if problem is replies.MESSAGE_TOO_LARGE or self._transaction is None:
             return problem
         return self._transaction.refusal or problem
+
+    @property
+    def tried_problem(self) -> Reply | None:
+        """Why the message would have been refused by limits that are only tried."""
+        shadow = self._check.shadow
+        return None if shadow is None else shadow.problem
 
     def keep_refusal(self, reply: Reply) -> None:
         """A chunk was answered with `reply`: every further chunk of the message gets the same."""

@@ -11,7 +11,8 @@ from functools import partial
 
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
+from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.interfaces import Client, Path, Refused
 from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 from twisted_smtpguard.smtp.conduct import Conduct
@@ -20,6 +21,7 @@ from twisted_smtpguard.smtp.reception import Reception, message_check
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
+from twisted_smtpguard.units import Rate
 
 _NOBODY = Path("", {})
 
@@ -27,11 +29,10 @@ _NOBODY = Path("", {})
 class Session:
     """The state of one session, between the wire and the delivery."""
 
-    def __init__(self, site: Site, name: str, peer_name: str, peer: Callable[[], Peer]) -> None:
+    def __init__(self, site: Site, name: str, visitor: Visitor) -> None:
         self.site = site
         self.name = name
-        self.peer_name = peer_name
-        self._peer = peer
+        self.visitor = visitor
         self.phase = Phase.CONNECTED
         self.offered: frozenset[str] = frozenset()
         """MAIL parameters that may be used: none before EHLO."""
@@ -41,7 +42,7 @@ class Session:
         self.ended = False
         self.messages = 0
         """Accepted ones."""
-        self.conduct = Conduct(site, name, peer_name)
+        self.conduct = Conduct(site, name, visitor)
         self._helo = ""
         self._transactions = 0
         self._sender = _NOBODY
@@ -93,7 +94,7 @@ class Session:
         if self.site.draining and self.phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
         self._ends_group = command.ends_group
-        if pipelined and self.refuses_pipelining:
+        if pipelined and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING
         try:
             parsed = command.parse(self, argument)
@@ -105,10 +106,11 @@ class Session:
                 self.conduct.behind = command.malformed
             return refused.reply
 
-    @property
     def refuses_pipelining(self) -> bool:
-        """Whether input behind the last command, before its reply, ends the session (RFC 2920 3.1)."""
-        return self._ends_group and self.site.limits.unexpected_pipelining == "refuse"
+        """Whether the input that stands behind the last command, before its reply, ends the session
+        (RFC 2920 3.1)."""
+        refuses = self._ends_group and self.site.limits.unexpected_pipelining == "refuse"
+        return refuses and self.conduct.trips("unexpected_pipelining", once=True)
 
     def invalid_line(self, reply: Reply) -> Reply:
         """A line that is no command at all."""
@@ -135,7 +137,7 @@ class Session:
 
     def broken(self, failure: Failure) -> Reply:
         """Our own fault: logged with its traceback; the process and the other sessions go on."""
-        self.site.events.failure(failure, "the session failed", self.name, self.peer_name)
+        self.site.events.failure(failure, "the session failed", self.name, self.visitor.name)
         if not self.in_transaction or self.receiving:
             return replies.LOCAL_ERROR_CLOSING
         self.reset()
@@ -182,24 +184,47 @@ class Session:
         site = self.site
         max_octets = site.max_octets
         self.conduct.sender = sender.address
+        limits, trips = site.limits, self.conduct.trips
         declared = int(sender.parameters.get("SIZE") or 0)
-        if max_octets and declared > max_octets:
+        if 0 < max_octets < declared:
             self.conduct.value = declared
             return replies.MESSAGE_TOO_LARGE
-        if site.limits.max_messages and self._transactions >= site.limits.max_messages:
-            self.conduct.value = self._transactions + 1
+        if 0 < limits.max_messages <= self._transactions and trips("max_messages", self._transactions + 1):
             return replies.TOO_MANY_MESSAGES
-        if site.limits.max_pending_deliveries and site.orphans >= site.limits.max_pending_deliveries:
+        if 0 < limits.max_pending_deliveries <= site.orphans:
             self.conduct.value = site.orphans + 1
             return replies.TOO_MANY_PENDING
+        return self._within_rate(
+            "message_rate", replies.MESSAGE_RATE_EXCEEDED, partial(self._ask_delivery, sender)
+        )
+
+    def _within_rate(self, limit: str, exceeded: Reply, go_on: Callable[[], Answer]) -> Answer:
+        """What `go_on` answers, unless the client's `limit`, counted in all its sessions, is reached."""
+        rate: Rate = getattr(self.site.limits, limit)
+        if not rate or self.visitor.trusted:
+            return go_on()
+
+        def counted(count: int | None) -> Answer:
+            if self.ended:
+                return None
+            if count is None:
+                return replies.LOCAL_ERROR
+            if count > rate.events and self.conduct.trips(limit, count):
+                return exceeded
+            return go_on()
+
+        return then(self.site.clients.count(limit, self.visitor.key), counted)
+
+    def _ask_delivery(self, sender: Path) -> Answer:
+        site = self.site
         utf8 = "SMTPUTF8" in sender.parameters
         client = Client(
-            peer=self._peer(),
+            peer=self.visitor.peer,
             session=self.name,
             helo=self._helo,
             protocol=self._protocol_word(utf8),
             identity=None,
-            trusted=False,
+            trusted=self.visitor.trusted,
         )
         self._transaction = Transaction(site.delivery, self._delivery_failed)
         return then(self._transaction.begin(client, sender), partial(self._began, sender, utf8))
@@ -218,19 +243,23 @@ class Session:
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
-        tls = "S" if self._peer().tls else ""
+        tls = "S" if self.visitor.peer.tls else ""
         if utf8:
             return f"UTF8SMTP{tls}"
         return f"ESMTP{tls}" if self.offered else "SMTP"
 
     def add_recipient(self, recipient: Path) -> Answer:
         """RCPT: the cap, then the delivery."""
-        limits = self.site.limits
+        limits, recipients = self.site.limits, len(self._recipients)
         self.conduct.recipient = recipient.address
-        if limits.max_recipients and len(self._recipients) >= limits.max_recipients:
-            self.conduct.value = len(self._recipients) + 1
+        if 0 < limits.max_recipients <= recipients and self.conduct.trips("max_recipients", recipients + 1):
             strict = limits.strict_enhanced_codes
             return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
+        return self._within_rate(
+            "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, partial(self._ask_about, recipient)
+        )
+
+    def _ask_about(self, recipient: Path) -> Answer:
         assert self._transaction is not None
         return then(self._transaction.recipient(recipient), partial(self._recipient_answered, recipient))
 
@@ -323,6 +352,9 @@ class Session:
         if problem is not None:
             self.reset()
             return problem
+        tried = reception.tried_problem
+        if tried is not None:
+            self.conduct.trips(replies.reason_of(tried))
         assert self._transaction is not None
         accepted = partial(
             self._accepted, self._began_at, reception.octets, self._sender.address, self._recipients
@@ -349,7 +381,7 @@ class Session:
         site = self.site
         site.events.accept(
             self.name,
-            self.peer_name,
+            self.visitor.name,
             sender=sender,
             recipients=recipients,
             octets=octets,
@@ -362,4 +394,4 @@ class Session:
         return self.conduct.invalid(replies.BAD_SEQUENCE)
 
     def _delivery_failed(self, failure: Failure, what: str) -> None:
-        self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.peer_name)
+        self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.visitor.name)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import attrs
 
+from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery
 from twisted_smtpguard.limits import Limits
@@ -32,6 +33,7 @@ class Site:
     delivery: IDelivery
     hostname: str
     events: Events
+    clients: ClientLimits
     seconds: Callable[[], float]
     """The clock."""
     draining: bool = False
@@ -45,7 +47,8 @@ class Site:
     @property
     def max_octets(self) -> int:
         """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
-        limits = (self.limits.max_message_size, self.delivery.max_message_octets)
+        size = 0 if "max_message_size" in self.limits.dry_run else self.limits.max_message_size
+        limits = (size, self.delivery.max_message_octets)
         return min((octets for octets in limits if octets), default=0)
 
     def offer(self) -> Offer:

@@ -7,7 +7,7 @@ that becomes a Reply, or a Deferred of one; the session only reads `Transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from twisted_smtpguard.interfaces import (
     Path,
     Refused,
 )
+from twisted_smtpguard.later import as_deferred
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -49,10 +50,6 @@ def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
         later: Deferred[Reply | None] = result.addCallback(go_on)
         return later
     return go_on(result)
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
 
 
 class Transaction:
@@ -199,7 +196,7 @@ class Transaction:
             if not isinstance(result, Deferred):
                 if result is None or not hasattr(type(result), "__await__"):
                     return answered(result)
-                result = Deferred.fromCoroutine(_await(result))
+                result = as_deferred(result)
         except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
             return failed(Failure())
         outer: Deferred[R] = Deferred()

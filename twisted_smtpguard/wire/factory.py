@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -11,10 +12,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 
+from twisted_smtpguard.admission.admission import Admission
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import IDelivery
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
@@ -26,12 +33,16 @@ from twisted_smtpguard.wire.turns import Turns
 _LAST_WAIT_SECONDS = 5
 """After the grace of a stop: for verdicts that are still pending."""
 
+_CROWDED = 0.8
+"""Of the connection cap. Above it nobody is kept waiting for a greeting: that would hold a slot."""
+
 
 class SMTPGuardFactory(ServerFactory):
     """Tracks the live protocols of a guard. Usable on any stream endpoint, alone or in SMTPGuardService.
 
     `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
-    `events` logs and counts; by default at level info.
+    `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
+    more of one than the filter itself. `counters` counts what clients do; by default in memory.
     """
 
     noisy = False
@@ -44,17 +55,32 @@ class SMTPGuardFactory(ServerFactory):
         limits: Limits | None = None,
         hostname: str | None = None,
         events: Events | None = None,
+        ip_filters: Sequence[IIPFilter | FilterEntry] = (),
+        counters: ICounterStore | None = None,
     ) -> None:
         limits = limits or Limits()
+        events = events or Events(Statistics(), reactor, limits)
+        self.deadlines = Deadlines(reactor)
+        self.clients = ClientLimits(
+            limits,
+            counters or LocalCounterStore(limits.max_tracked_clients),
+            reactor.seconds,
+            self.deadlines.call_later,
+            events,
+        )
+        self.filters = tuple(
+            each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
+        )
+        self.admission = Admission(limits, self.filters, self.clients, self.deadlines.call_later, events)
         self.site = Site(
             limits=limits,
             delivery=delivery,
             hostname=hostname or socket.gethostname(),
-            events=events or Events(Statistics(), reactor, limits),
+            events=events,
+            clients=self.clients,
             seconds=reactor.seconds,
             orphan_settled=self._something_ended,
         )
-        self.deadlines = Deadlines(reactor)
         self.turns = Turns(reactor)
         self.greeting = replies.greeting(self.site.hostname)
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
@@ -78,27 +104,38 @@ class SMTPGuardFactory(ServerFactory):
         """Connections that hold a slot of `Limits.max_connections`."""
         return len(self._holding)
 
+    @property
+    def greet_delay(self) -> float:
+        """Seconds from the end of all other checks to the greeting, at this time."""
+        limits = self.site.limits
+        crowded = 0 < limits.max_connections * _CROWDED < len(self._holding)
+        return 0 if crowded else limits.greet_delay
+
     def next_session_name(self) -> str:
         """A name for the log that no other session has, in this process or another."""
         return f"{self._session_prefix}-{next(self._session_numbers):x}"
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
-        cap = self.site.limits.max_connections
         if self._drained is not None:
-            return self._turn_away(addr, self._stopping, "shutdown", None, None)
-        if cap and len(self._holding) >= cap:
-            return self._turn_away(addr, self._full, "max_connections", cap, len(self._holding) + 1)
+            return self._turn_away(addr, self._stopping)
+        if 0 < self.site.limits.max_connections <= len(self._holding):
+            if "max_connections" not in self.site.limits.dry_run:
+                return self._turn_away(addr, self._full, len(self._holding) + 1)
+            self._log_refusal(addr, self._full.reply, len(self._holding) + 1, dry_run=True)
         protocol = SMTPGuardProtocol(self, addr)
         self._holding.add(protocol)
         self._open.add(protocol)
         return protocol
 
-    def _turn_away(
-        self, addr: Any, turn_away: TurnAway, reason: str, limit: int | None, value: int | None
-    ) -> TurnAway:
-        self.site.events.reject(peer_name(addr), reason, reply=turn_away.reply, limit=limit, value=value)
+    def _turn_away(self, addr: IAddress | None, turn_away: TurnAway, value: int | None = None) -> TurnAway:
+        self._log_refusal(addr, turn_away.reply, value)
         return turn_away
+
+    def _log_refusal(
+        self, addr: IAddress | None, reply: Reply, value: int | None, *, dry_run: bool = False
+    ) -> None:
+        refusal_of(reply, value).log(self.site.events, self.site.limits, peer_name(addr), dry_run=dry_run)
 
     # Called by the protocols.
 
@@ -115,14 +152,7 @@ class SMTPGuardFactory(ServerFactory):
         if protocol not in self._holding:
             return
         self._holding.discard(protocol)
-        session = protocol.session
-        self.site.events.disconnect(
-            session.name,
-            session.peer_name,
-            protocol.end_reason,
-            self.site.seconds() - protocol.began_at,
-            session.messages,
-        )
+        protocol.slot_given_back()
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
         """The connection is gone."""

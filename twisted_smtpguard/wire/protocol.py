@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.admission.refusal import Refusal, refusal_of
+from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Peer
 from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -24,9 +26,11 @@ from twisted_smtpguard.smtp.session import Session
 from twisted_smtpguard.smtp.transaction import Answer
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.deadlines import Deadline
+from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import make_peer, peer_name
+from twisted_smtpguard.wire.turnaway import TurnAway
 from twisted_smtpguard.wire.turns import (
     COMMANDS_A_TURN,
     DATA_OCTETS_OF_A_COMMAND,
@@ -51,16 +55,27 @@ _TLS_HELLO = b"\x16\x03"
 
 @implementer(IHalfCloseableProtocol)
 class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
-    """One connection that was let in. Made by SMTPGuardFactory only."""
+    """One connection that was not refused at accept. Made by SMTPGuardFactory only.
+
+    Before its greeting it has an entrance and no session, from the greeting on a session and no entrance.
+    """
+
+    session: Session
+    _lines: LineSplitter
+    _rate: DataRate
+    _output: Output
 
     def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
         self.factory = factory
-        limits = self._limits = factory.site.limits
-        self.session = Session(factory.site, factory.next_session_name(), peer_name(peer), self._make_peer)
-        self._peer: Peer | None = None
+        self._limits = factory.site.limits
+        self._visitor = Visitor(peer_name(peer), self._make_peer, factory.clients)
+        self._entrance: Entrance | None = None
+        self._waited = False
+        self._greeted = False
+        self._refused = False
+        self._speaks = False
         self._buffer = b""
         self._offset = 0
-        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
         self._first_line = True
         self._pending: Deferred[Reply | None] | None = None
         self._walking = False
@@ -76,6 +91,28 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._timed_out: Callable[[], None] = self._read_timed_out
         self._delivery_time: Deadline | None = None
         self._session_time: Deadline | None = None
+        self.end_reason = "lost"
+        """Why the connection ends, for the log."""
+        self.began_at = factory.site.seconds()
+
+    def _make_peer(self) -> Peer:
+        return make_peer(self.transport)
+
+    # The connection begins.
+
+    def connectionMade(self) -> None:
+        """Called by the transport. Whether and when to greet is decided at the entrance."""
+        self._transport: Any = self.transport
+        self._entrance = Entrance(self.factory, self._visitor, self._transport, self._greet, self._refuse)
+        self._entrance.begin()
+        self._waited = True
+
+    def _greet(self) -> None:
+        limits, factory = self._limits, self.factory
+        self._entrance = None
+        self._greeted = True
+        self.session = Session(factory.site, factory.next_session_name(), self._visitor)
+        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
         self._rate = DataRate(
             factory.deadlines,
             factory.site.seconds,
@@ -83,37 +120,45 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             limits.data_rate_window,
             self._data_too_slow,
         )
-        self.end_reason = "lost"
-        """Why the connection ends, for the log."""
-        self.began_at = factory.site.seconds()
+        factory.site.events.connect(self.session.name, self._visitor.name, trusted=self._visitor.trusted)
+        if limits.max_session_time:
+            self._session_time = factory.deadlines.call_later(
+                limits.max_session_time, self._session_time_over
+            )
+        self._begin_to_speak()
+        self._output.queue(factory.greeting.wire)
+        self._walk()
 
-    def _make_peer(self) -> Peer:
-        if self._peer is None:
-            self._peer = make_peer(self.transport)
-        return self._peer
+    def _refuse(self, refusal: Refusal) -> None:
+        """At once as cheaply as at accept. After a wait so that the line reaches a client that was not silent."""
+        self._leave_entrance()
+        self._refused = self._closing = True
+        self._buffer = b""
+        site = self.factory.site
+        refusal.log(site.events, self._limits, self._visitor.name)
+        if self._waited and not ISSLTransport.providedBy(self._transport):
+            self._begin_to_speak()
+            self._output.queue(refusal.reply.wire)
+            self._close(half=True)
+        else:
+            self.factory.release(self)
+            TurnAway(refusal.reply).makeConnection(self._transport)
 
-    # The connection begins.
+    def _leave_entrance(self) -> None:
+        entrance, self._entrance = self._entrance, None
+        if entrance is not None:
+            entrance.leave()
 
-    def connectionMade(self) -> None:
-        """Greet."""
-        limits = self._limits
-        self._transport: Any = self.transport
+    def _begin_to_speak(self) -> None:
+        self._speaks = True
         self._output = Output(
-            self.transport,
+            self._transport,
             self.factory.deadlines,
-            limits.write_timeout,
+            self._limits.write_timeout,
             drained=self._drained,
             stalled=self._write_timed_out,
             closed=self._our_side_closed,
         )
-        self.factory.site.events.connect(self.session.name, self.session.peer_name)
-        if limits.max_session_time:
-            self._session_time = self.factory.deadlines.call_later(
-                limits.max_session_time, self._session_time_over
-            )
-        self._output.queue(self.factory.greeting.wire)
-        self._output.flush()
-        self.setTimeout(limits.read_timeout or None)
 
     # Octets come in.
 
@@ -123,14 +168,17 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             return
         self._buffer = self._buffer[self._offset :] + data if self._buffer else data
         self._offset = 0
+        if self._entrance is not None:
+            self._entrance.spoke()
         if self._held:
             self._bound_buffer()
-        else:
+        elif not self._closing:
             self._walk()
 
     @property
     def _held(self) -> bool:
-        return self._pending is not None or self._had_its_turn or self._congested
+        waits = self._entrance is not None or self._pending is not None
+        return waits or self._had_its_turn or self._congested
 
     @property
     def _congested(self) -> bool:
@@ -241,7 +289,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             return
         self._progress = True
         if reply is not None:
-            if self.session.refuses_pipelining and self._offset < len(self._buffer):
+            if self._offset < len(self._buffer) and self.session.refuses_pipelining():
                 reply = replies.UNEXPECTED_PIPELINING
             self._reply(reply)
         if not self._walking:
@@ -318,18 +366,20 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._hang_up(replies.READ_TIMED_OUT)
 
     def _data_too_slow(self) -> None:
-        self._hang_up(replies.DATA_TOO_SLOW)
+        if self.session.conduct.trips("min_data_rate"):
+            self._hang_up(replies.DATA_TOO_SLOW)
 
     def _session_time_over(self) -> None:
         self._session_time = None
         self.session.conduct.time_is_up = True
-        if self._idle:
+        if self._idle and self.session.conduct.trips("max_session_time", once=True):
             self._hang_up(replies.SESSION_TOO_LONG)
 
     def _write_timed_out(self) -> None:
         """Nothing can be said to a client that does not read."""
         self.end_reason = "write_timeout"
-        self.session.conduct.log("write_timeout")
+        if self._greeted:
+            self.session.conduct.log("write_timeout")
         self._closing = True
         self._output.abort()
 
@@ -358,15 +408,18 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     @property
     def _idle(self) -> bool:
         """Between transactions, with nothing pending."""
-        busy = self._pending is not None or self.session.in_transaction or self.session.receiving
-        return not (busy or self._closing)
+        if self._closing or self._pending is not None:
+            return False
+        return not (self.session.in_transaction or self.session.receiving)
 
     def shut_down(self, *, now: bool) -> None:
         """The service stops. A session in a transaction may go on until its verdict, unless `now`.
 
         Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
         """
-        if self._idle or (now and not self._closing):
+        if self._entrance is not None:
+            self._refuse(refusal_of(replies.SHUTTING_DOWN))
+        elif self._idle or (now and not self._closing):
             self._hang_up(replies.SHUTTING_DOWN)
         if now:
             self._lingers_no_longer = True
@@ -384,8 +437,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     def _close(self, *, half: bool) -> None:
         """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
         self._closing = True
-        self._stop_waiting()
-        self.session.end()
+        self._end_session()
         if half and not self._peer_closed and self.factory.may_linger():
             self._lingering = True
             self._resume()
@@ -400,17 +452,35 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self._timed_out = self._output.abort
             self.setTimeout(self._limits.linger_timeout or None)
 
-    def _stop_waiting(self) -> None:
+    def _end_session(self) -> None:
+        self.setTimeout(None)
+        if not self._greeted:
+            return
         self._rate.end()
         if self._session_time is not None:
             self._session_time.cancel()
             self._session_time = None
-        self.setTimeout(None)
+        self.session.end()
+
+    def slot_given_back(self) -> None:
+        """Called by the factory, once: the connection counts no more."""
+        self._visitor.leave()
+        events, seconds = self.factory.site.events, self.factory.site.seconds() - self.began_at
+        if self._greeted:
+            session = self.session
+            events.disconnect(session.name, self._visitor.name, self.end_reason, seconds, session.messages)
+        elif not self._refused:
+            events.hangup(self._visitor.name, seconds)
 
     def readConnectionLost(self) -> None:
         """The client has shut down its side. It still gets every reply that is due."""
         self._peer_closed = True
         if self._closing:
+            self._transport.loseConnection()
+        elif self._entrance is not None and not self._buffer:
+            # It left without a word. With its commands sent ahead it may still want to hear.
+            self._leave_entrance()
+            self._closing = True
             self._transport.loseConnection()
         elif not self._held:
             # Commands may still wait for replies that are on their way out to have left.
@@ -431,9 +501,10 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._closing = True
         self._buffer = b""
         self._offset = 0
-        self._stop_waiting()
-        self._output.lost()
-        self.session.end()
-        if not self.session.finishing:
+        self._leave_entrance()
+        self._end_session()
+        if self._speaks:
+            self._output.lost()
+        if not (self._greeted and self.session.finishing):
             self._stop_delivery_time()
         self.factory.connection_ended(self, lingered=self._lingering)

@@ -1,0 +1,118 @@
+"""What each client may have and do, in all its connections together: the counts stand in a counter store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.admission.clientkey import client_key
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.interfaces import Address, ICounterStore
+from twisted_smtpguard.later import CallLater, as_deferred, is_later, within
+from twisted_smtpguard.limits import Limits
+
+Count: TypeAlias = int | Deferred[int | None] | None
+"""None: the store has failed."""
+
+_CONNECTIONS = "max_connections_per_client"
+
+
+class ClientLimits:
+    """Asks the store. A store that fails, or does not answer in time, is logged, and its answer is None."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        store: ICounterStore,
+        seconds: Callable[[], float],
+        call_later: CallLater,
+        events: Events,
+    ) -> None:
+        self._limits = limits
+        self._store = store
+        self._seconds = seconds
+        self._call_later = call_later
+        self._events = events
+
+    def key_of(self, address: Address | None) -> str:
+        """The client that an address belongs to."""
+        limits = self._limits
+        return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
+
+    def count(self, rate: str, key: str) -> Count:
+        """Count an event of the client against `rate`, a field of Limits; how many there were in its window."""
+        seconds = getattr(self._limits, rate).seconds
+        return self._ask(lambda: self._store.add(rate, key, seconds, self._seconds()))
+
+    def take_place(self, place: Place, limit: int) -> Count:
+        """Take one more of `limit` places (0: of any number); how many the client then holds."""
+
+        def took(count: int) -> int:
+            place.answered(taken=not 0 < limit < count)
+            return count
+
+        def acquire() -> Any:
+            answer: Any = self._store.acquire(_CONNECTIONS, place.key, limit)
+            return as_deferred(answer).addCallback(took) if is_later(answer) else took(answer)
+
+        return self._ask(acquire)
+
+    def give_place_back(self, key: str) -> None:
+        """A place that was taken is free."""
+        self._ask(lambda: self._store.release(_CONNECTIONS, key))
+
+    def _ask(self, question: Callable[[], Any]) -> Count:
+        try:
+            answer: Any = question()
+            if is_later(answer):
+                answer = within(self._limits.ip_filter_timeout, self._call_later, _shielded(answer))
+                answer.addErrback(self._failed)
+            result: Count = answer
+            return result
+        except Exception:  # noqa: BLE001 - a store is somebody else's code
+            self._failed(Failure())
+            return None
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._events.failure(failure, "the counter store failed")
+
+
+class Place:
+    """What one connection takes of the connections that its client may have at once; given back exactly once."""
+
+    __slots__ = ("_clients", "_held", "_over", "key")
+
+    def __init__(self, clients: ClientLimits, key: str) -> None:
+        self._clients = clients
+        self.key = key
+        self._held = self._over = False
+
+    def answered(self, *, taken: bool) -> None:
+        """The store has answered. Where nobody needs the place any more it goes back at once."""
+        if taken and self._over:
+            self._clients.give_place_back(self.key)
+        else:
+            self._held = taken
+
+    def give_back(self) -> None:
+        """The connection needs it no more. May be called twice, and before the store has answered."""
+        self._over = True
+        if self._held:
+            self._held = False
+            self._clients.give_place_back(self.key)
+
+
+def _shielded(answer: Any) -> Deferred[Any]:
+    """Fires as `answer` does. To cancel it does not cancel that: a place that a store gives late is to be noticed."""
+    shield: Deferred[Any] = Deferred()
+
+    def pass_on(outcome: Any) -> None:
+        if not shield.called:
+            shield.callback(outcome)
+
+    as_deferred(answer).addBoth(pass_on)
+    return shield

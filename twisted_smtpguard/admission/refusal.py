@@ -1,0 +1,51 @@
+"""Why a connection is not let in."""
+
+from __future__ import annotations
+
+import attrs
+
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+
+
+class NotAdmitted(Exception):  # noqa: N818 - a decision, not a fault
+    """Ends the admission of a connection with `refusal`."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+@attrs.frozen
+class Refusal:
+    """Why a connection is not let in, for the client and for the log."""
+
+    reply: Reply
+    reason: str
+    value: int | None = None
+    ip_filter: str = ""
+
+    def log(self, events: Events, limits: Limits, peer: str, *, dry_run: bool = False) -> None:
+        """Count and log it. `dry_run`: nothing is refused."""
+        events.reject(
+            peer,
+            self.reason,
+            dry_run=dry_run,
+            ip_filter=self.ip_filter,
+            reply=self.reply,
+            limit=limits.shown(self.reason),
+            value=self.value,
+        )
+
+    def trip(self, events: Events, limits: Limits, peer: str, limit: str) -> None:
+        """NotAdmitted, or a line in the log where `limit` is only tried."""
+        if limit not in limits.dry_run:
+            raise NotAdmitted(self)
+        self.log(events, limits, peer, dry_run=True)
+
+
+def refusal_of(reply: Reply, value: int | None = None) -> Refusal:
+    """The refusal by one of our own replies, for the reason that the catalogue gives."""
+    return Refusal(reply, replies.reason_of(reply), value)

@@ -1,0 +1,50 @@
+"""Who is at the other end of a connection, and what the connection takes of its client's share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted_smtpguard.interfaces import Peer
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.admission.clients import ClientLimits, Place
+
+
+class Visitor:
+    """One connection's client. `name` is what the log calls it. Peer and key are made when first asked for."""
+
+    __slots__ = ("_clients", "_key", "_make_peer", "_peer", "gone", "name", "place", "trusted")
+
+    def __init__(self, name: str, make_peer: Callable[[], Peer], clients: ClientLimits) -> None:
+        self.name = name
+        self._make_peer = make_peer
+        self._clients = clients
+        self._peer: Peer | None = None
+        self._key = ""
+        self.trusted = False
+        """An IP filter said so."""
+        self.gone = False
+        """The connection has ended, or was refused."""
+        self.place: Place | None = None
+        """Among those that the client may hold at once."""
+
+    @property
+    def peer(self) -> Peer:
+        """What filters and deliveries are told."""
+        if self._peer is None:
+            self._peer = self._make_peer()
+        return self._peer
+
+    @property
+    def key(self) -> str:
+        """The client that the limits per client count for."""
+        if not self._key:
+            self._key = self._clients.key_of(self.peer.address)
+        return self._key
+
+    def leave(self) -> None:
+        """The connection counts no more. May be called twice."""
+        self.gone = True
+        if self.place is not None:
+            self.place.give_back()

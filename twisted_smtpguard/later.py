@@ -1,0 +1,87 @@
+"""Answers that come later: what a hook may answer with instead of its value, and waiting no longer than agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+_log = Logger()
+
+
+class Timer(Protocol):
+    """A call to come, of which a caller may think better."""
+
+    def cancel(self) -> None:
+        """Let it never come."""
+
+
+CallLater: TypeAlias = Callable[[float, Callable[[], object]], Timer]
+"""How a part that knows no reactor gets at time: `Deadlines.call_later`."""
+
+
+def is_later(answer: Any) -> bool:
+    """Whether a hook answered with a Deferred or something else to await, and not with its value."""
+    return isinstance(answer, Deferred) or hasattr(type(answer), "__await__")
+
+
+def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
+    """A Deferred as it is; a coroutine or another awaitable converted."""
+    return answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_await(answer))
+
+
+async def now(answer: T | Deferred[T]) -> T:
+    """The value of an answer, whenever it comes."""
+    return await answer if isinstance(answer, Deferred) else answer
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def within(seconds: float, call_later: CallLater, promised: Deferred[T]) -> Deferred[T]:
+    """What `promised` fires with, or TimeoutError after `seconds`; 0: it may take as long as it likes.
+
+    `promised` is cancelled at the time limit, and when what is returned here is cancelled. It may go on in spite of
+    that: nobody waits for it, and what comes of it is dropped.
+    """
+    timer: Timer | None = None
+
+    def settle(outcome: Any) -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+            timer = None
+        if not waiter.called:
+            waiter.callback(outcome)
+
+    def expire() -> None:
+        nonlocal timer
+        timer = None
+        waiter.errback(Failure(TimeoutError()))
+        _cancel(promised)
+
+    def give_up(_: object) -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+            timer = None
+        _cancel(promised)
+
+    waiter: Deferred[T] = Deferred(give_up)
+    promised.addBoth(settle)
+    if seconds and not waiter.called:
+        timer = call_later(seconds, expire)
+    return waiter
+
+
+def _cancel(promised: Deferred[Any]) -> None:
+    try:
+        promised.cancel()
+    except Exception:  # noqa: BLE001 - somebody else's canceller must not keep us from going on
+        _log.failure("A canceller raised")

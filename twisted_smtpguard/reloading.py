@@ -1,0 +1,74 @@
+"""Reading the data of filters and deliveries anew: all of them first, then all change at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.events import Events
+from twisted_smtpguard.interfaces import IPreparedReload, IReloadable
+from twisted_smtpguard.later import as_deferred, is_later, now
+
+
+class Reloading:
+    """Of `parts`, names for the log and objects, those that provide IReloadable. One reading at a time."""
+
+    def __init__(self, parts: Iterable[tuple[str, object]], events: Events) -> None:
+        self._parts = [(name, part) for name, part in parts if IReloadable.providedBy(part)]
+        self._events = events
+        self._waiting: list[Deferred[None]] = []
+        self._busy = False
+
+    def reload(self) -> Deferred[None]:
+        """Fires when the data have been read that there were at this call. Never fails: what goes wrong with one
+        is logged, and that one keeps its old data."""
+        done: Deferred[None] = Deferred()
+        self._waiting.append(done)
+        if not self._busy:
+            Deferred.fromCoroutine(self._run())
+        return done
+
+    async def _run(self) -> None:
+        self._busy = True
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            await self._reload_all()
+            for done in waiting:
+                done.callback(None)
+        self._busy = False
+
+    async def _reload_all(self) -> None:
+        readings = [(name, self._read(part)) for name, part in self._parts]
+        switches: list[tuple[str, Callable[[], object]]] = []
+        for name, reading in readings:
+            try:
+                switches.append((name, await reading))
+            except Exception as error:  # noqa: BLE001 - the operator's file, or somebody else's code
+                self._failed(name, error)
+        for name, switch in switches:
+            try:
+                switch()
+            except Exception as error:  # noqa: BLE001 - the others change all the same
+                self._failed(name, error)
+            else:
+                self._events.reloaded(name)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._events.reload_failed(name, str(error) or type(error).__name__)
+
+    def _read(self, part: Any) -> Deferred[Callable[[], object]]:
+        """Begin to read. Fires with what takes the new data."""
+        if IPreparedReload.providedBy(part):
+            return Deferred.fromCoroutine(_now(part.prepare_reload))
+        return Deferred.fromCoroutine(_now(part.reload)).addCallback(lambda _: _nothing)
+
+
+async def _now(hook: Callable[[], Any]) -> Any:
+    answer = hook()
+    return await now(as_deferred(answer) if is_later(answer) else answer)
+
+
+def _nothing() -> None:
+    """It has taken its new data already."""

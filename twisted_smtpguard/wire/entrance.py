@@ -1,0 +1,121 @@
+"""One connection from accept to its greeting: admission, early talkers, and the greet delay."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ISSLTransport
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal, refusal_of
+from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.wire.deadlines import Deadline
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+
+class Entrance:
+    """Calls `greet()` or `refuse(refusal)` once, within `begin` or later; neither after `leave`."""
+
+    def __init__(
+        self,
+        factory: SMTPGuardFactory,
+        visitor: Visitor,
+        transport: Any,
+        greet: Callable[[], None],
+        refuse: Callable[[Refusal], None],
+    ) -> None:
+        self._factory = factory
+        self._visitor = visitor
+        self._transport = transport
+        self._greet = greet
+        self._refuse = refuse
+        self._deciding: Deferred[None] | None = None
+        self._delay: Deadline | None = None
+        self._spoke = False
+        self._told = False
+
+    def begin(self) -> None:
+        """The connection is there."""
+        admission = self._factory.admission
+        if admission.asks_nothing:
+            self._admitted(None)
+            return
+        deciding = Deferred.fromCoroutine(admission.decide(self._visitor))
+        self._deciding = deciding
+        deciding.addCallback(self._admitted).addErrback(self._not_admitted)
+
+    def spoke(self) -> None:
+        """The client sent something. Under TLS it could not know better: the handshake is our first word."""
+        if ISSLTransport.providedBy(self._transport):
+            return
+        self._spoke = True
+        if self._delay is not None:
+            self._refuses_early_talker()
+
+    def leave(self) -> None:
+        """The connection is refused or gone: whatever is pending is cancelled."""
+        self._visitor.leave()
+        self._cancel_delay()
+        if self._deciding is not None:
+            self._deciding.cancel()
+
+    def _cancel_delay(self) -> None:
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+
+    def _admitted(self, _: object) -> None:
+        if self._visitor.gone:
+            return
+        if not self._visitor.trusted:
+            if self._refuses_early_talker():
+                return
+            delay = self._factory.greet_delay
+            if delay:
+                self._delay = self._factory.deadlines.call_later(delay, self._waited)
+                return
+        self._greet()
+
+    def _waited(self) -> None:
+        self._delay = None
+        if not self._refuses_early_talker():
+            self._greet()
+
+    def _refuses_early_talker(self) -> bool:
+        """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once."""
+        if self._told or not (self._spoke or _input_waits(self._transport)):
+            return False
+        self._told = True
+        site = self._factory.site
+        refusal = refusal_of(replies.EARLY_TALKER)
+        if site.limits.early_talker == "log" or "early_talker" in site.limits.dry_run:
+            refusal.log(site.events, site.limits, self._visitor.name, dry_run=True)
+            return False
+        self._refuse(refusal)
+        return True
+
+    def _not_admitted(self, failure: Failure) -> None:
+        if self._visitor.gone:
+            return
+        if isinstance(failure.value, NotAdmitted):
+            self._refuse(failure.value.refusal)
+            return
+        self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
+        self._refuse(refusal_of(replies.LOCAL_ERROR_CLOSING))
+
+
+def _input_waits(transport: Any) -> bool:
+    """Whether the kernel has input that nobody has read: what came with the connection is early, too."""
+    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+        return False
+    try:
+        return bool(transport.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
