@@ -12,6 +12,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -196,6 +197,51 @@ def test_only_those_who_abused_a_real_guard_are_found(
     assert all(began <= time <= ended for time in found.times)
     assert found.lines == found.dated == found.missed + 6 == len(guard.lines)
     assert find(log, "aggressive").clients == found.clients + Counter({"127.0.0.5": 1})
+
+
+def told_at_once(guard: GuardProcess, source: str, said: bytes = b"") -> bytes:
+    """All that a client at `source` is told that says `said` before any greeting."""
+    with socket.create_connection(guard.address, PATIENCE_SECONDS, (source, 0)) as client:
+        client.sendall(said)
+        return client.makefile("rb").read()
+
+
+@each_format
+@pytest.mark.clients
+def test_those_who_were_not_let_in_are_found(log_format: str, tmp_path: Path) -> None:
+    limits = ("--max-connections-per-client=2", "--connection-rate=4/3600", "--early-talker=refuse")
+    # So late that nobody is greeted.
+    options = (*limits, "--greet-delay=3600", "--deny=127.0.0.5")
+    with GuardProcess(tmp_path, *options, log_format=log_format) as guard, ExitStack() as held:
+        assert b"spoke before the greeting" in told_at_once(guard, "127.0.0.2", b"EHLO x\r\n")
+        for _ in range(2):
+            held.enter_context(socket.create_connection(guard.address, PATIENCE_SECONDS, ("127.0.0.3", 0)))
+        assert b"Too many connections from your address" in told_at_once(guard, "127.0.0.3")
+        for _ in range(4):
+            told_at_once(guard, "127.0.0.4", b"EHLO x\r\n")
+        assert b"Connection rate exceeded" in told_at_once(guard, "127.0.0.4")
+        assert b"Connection refused" in told_at_once(guard, "127.0.0.5")
+    log = tmp_path / "0.log"
+    assert find(log).clients == {"127.0.0.2": 1, "127.0.0.4": 4}
+    assert find(log, "aggressive").clients == {"127.0.0.2": 1, "127.0.0.3": 1, "127.0.0.4": 5}
+
+
+@each_format
+@pytest.mark.clients
+def test_a_limit_in_dry_run_gets_nobody_banned(log_format: str, tmp_path: Path) -> None:
+    limits = (
+        "--max-invalid-commands=2",
+        "--max-errors=3",
+        "--connection-rate=1/3600",
+        "--max-rejected-recipients=1",
+    )
+    with GuardProcess(tmp_path, "--dry-run=all", *limits, log_format=log_format) as guard:
+        for _ in range(3):
+            assert b"\r\n221 " in talk(guard, "127.0.0.2", *[b"BREW"] * 5, b"QUIT")
+    logged = guard.log.decode()
+    for reason in ("max_invalid_commands", "max_errors", "connection_rate"):
+        assert f"reason={reason} dry_run=true" in logged
+    assert find(tmp_path / "0.log", "aggressive").clients == {}
 
 
 @each_format
