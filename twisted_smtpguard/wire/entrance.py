@@ -40,6 +40,7 @@ class Entrance:
         self._delay: Deadline | None = None
         self._spoke = False
         self._told = False
+        self._left = False
 
     def begin(self) -> None:
         """The connection is there."""
@@ -61,6 +62,7 @@ class Entrance:
 
     def leave(self) -> None:
         """The connection is refused or gone: whatever is pending is cancelled."""
+        self._left = True
         self._visitor.leave()
         self._cancel_delay()
         if self._deciding is not None:
@@ -72,7 +74,7 @@ class Entrance:
             self._delay = None
 
     def _admitted(self, _: object) -> None:
-        if self._visitor.gone:
+        if self._left:
             return
         if not self._visitor.trusted:
             if self._refuses_early_talker():
@@ -102,7 +104,7 @@ class Entrance:
         return True
 
     def _not_admitted(self, failure: Failure) -> None:
-        if self._visitor.gone:
+        if self._left:
             return
         if isinstance(failure.value, NotAdmitted):
             self._refuse(failure.value.refusal)
