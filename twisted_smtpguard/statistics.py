@@ -13,7 +13,7 @@ class Statistics:
     connections_accepted: int = 0
     """Connections let in, those still open included."""
     connections_refused: int = 0
-    """Connections turned away at accept. They are in `refusals` too."""
+    """Connections turned away before their greeting. They are in `refusals` too."""
     live_connections: int = 0
     """Connections let in and not yet ended."""
     peak_live_connections: int = 0

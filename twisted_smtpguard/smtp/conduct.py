@@ -75,14 +75,20 @@ class Conduct:
         """Where one command trips two limits, that on invalid commands gives the reply."""
         if self.behind is not None:
             return self.behind
+        limits, trips = self._site.limits, self.trips
         if not self._visitor.trusted:
-            for limit, count, reply in (
-                ("max_invalid_commands", self.invalid_commands, replies.TOO_MANY_INVALID_COMMANDS),
-                ("max_rejected_recipients", self.rejected_recipients, replies.TOO_MANY_REJECTED_RECIPIENTS),
-                ("max_errors", self.errors, replies.TOO_MANY_ERRORS),
+            # Plainly, one after the other: this is asked at every reply.
+            count = self.invalid_commands
+            if 0 < limits.max_invalid_commands <= count and trips("max_invalid_commands", count, once=True):
+                return replies.TOO_MANY_INVALID_COMMANDS
+            count = self.rejected_recipients
+            if 0 < limits.max_rejected_recipients <= count and trips(
+                "max_rejected_recipients", count, once=True
             ):
-                if 0 < getattr(self._site.limits, limit) <= count and self.trips(limit, count, once=True):
-                    return reply
+                return replies.TOO_MANY_REJECTED_RECIPIENTS
+            count = self.errors
+            if 0 < limits.max_errors <= count and trips("max_errors", count, once=True):
+                return replies.TOO_MANY_ERRORS
         if between and self._site.draining:
             return replies.SHUTTING_DOWN
         if between and self.time_is_up and self.trips("max_session_time", once=True):
