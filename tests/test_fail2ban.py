@@ -151,6 +151,10 @@ LOCAL_PARTS = [
 """Inside the quotes of an address, which the log shows."""
 
 
+LONG_AGO = b'MAIL FROM:<"2001-01-01T00:00:00+0000 \\", \\"log_time\\": 1000000000"@x>'
+"""Whoever is believed this was refused so long ago that it is not banned."""
+
+
 def forger(local_part: str) -> list[bytes]:
     """A client whose sender, accepted recipient and refused recipient have `local_part`."""
     address = f'<"{local_part}"@x>'
@@ -166,7 +170,14 @@ def test_only_those_who_abused_a_real_guard_are_found(
 ) -> None:
     # Far from that of the tests, to see that fail2ban reads it.
     monkeypatch.setenv("TZ", "Asia/Kolkata")
-    options = ("--max-recipients=1", "--max-errors=15", "--max-messages=1", "--max-invalid-commands=5")
+    options = (
+        "--max-recipients=1",
+        "--max-errors=15",
+        "--max-messages=1",
+        "--max-invalid-commands=5",
+        "--max-message-size=1000",
+        "--oversize-drain=1",
+    )
     listen = ("tcp:0:interface=127.0.0.1", r"tcp6:0:interface=\:\:1", f"unix:{tmp_path}/socket")
     began = int(time.time())
     with GuardProcess(tmp_path, *options, listen=listen, log_format=log_format) as guard:
@@ -174,8 +185,12 @@ def test_only_those_who_abused_a_real_guard_are_found(
         assert b"Not an SMTP client" in talk(guard, "::1", b"GET / HTTP/1.1", address="::1")
         assert b"\r\n421 4.4.0 " in talk(guard, "127.0.0.3", *[f"BREW {FORGED}".encode()] * 5)
         for _ in range(3):
-            assert b"malformed BDAT" in talk(guard, "127.0.0.4", b"BDAT")
+            assert b"malformed BDAT" in talk(
+                guard, "127.0.0.4", b"EHLO x", LONG_AGO, b"RCPT TO:<a@x>", b"BDAT"
+            )
         assert b"\r\n421 4.7.0 " in talk(guard, "127.0.0.5", *[b"EXPN"] * 15)
+        endless = (b"EHLO x", LONG_AGO, b"RCPT TO:<a@x>", b"DATA", b"x" * 3000)
+        assert b"Message too large, closing" in talk(guard, "127.0.0.9", *endless)
         mail = (b"EHLO x", b"MAIL FROM:<a@x>", b"RSET")
         assert b"Too many messages" in talk(guard, "127.0.0.6", *mail, *mail)
         for line in LINES:
@@ -194,9 +209,10 @@ def test_only_those_who_abused_a_real_guard_are_found(
     log = tmp_path / "0.log"
     found = find(log)
     assert found.clients == {"127.0.0.2": 1, "::1": 1, "127.0.0.3": 1, "127.0.0.4": 3}
-    assert all(began <= time <= ended for time in found.times)
     assert found.lines == found.dated == found.missed + 6 == len(guard.lines)
-    assert find(log, "aggressive").clients == found.clients + Counter({"127.0.0.5": 1})
+    aggressive = find(log, "aggressive")
+    assert aggressive.clients == found.clients + Counter({"127.0.0.5": 1, "127.0.0.9": 1})
+    assert all(began <= time <= ended for time in found.times + aggressive.times)
 
 
 def told_at_once(guard: GuardProcess, source: str, said: bytes = b"") -> bytes:
