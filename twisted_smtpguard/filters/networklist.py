@@ -1,0 +1,152 @@
+"""What a list of networks says, line by line. Everything wrong in it is a ValueError of one sentence.
+
+A line is `allow NETWORK`, `trust NETWORK` or `deny NETWORK [reply]`. Blank lines count for nothing, nor does what
+stands from a `#` on that begins a line or follows a space.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import BinaryIO
+
+from twisted_smtpguard.filters.networktable import (
+    ALLOWED,
+    IPV4_BITS,
+    IPV6_BITS,
+    MAPPED,
+    TRUSTED,
+    NetworkTable,
+    TableBuilder,
+)
+from twisted_smtpguard.interfaces import refuse
+from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
+
+MAX_LINE_OCTETS = 4096
+
+_COMMENT = re.compile("(?:^| )#.*")
+_REPLY = re.compile(r"(?:([45][0-9]{2})(?: +|$))?(?:([0-9]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$))?(.*)")
+_LENGTHS = {str(length): length for length in range(IPV6_BITS + 1)}
+_LINES_AT_ONCE = 256
+
+
+def parse_network(text: str) -> tuple[int, int, int]:
+    """An address or CIDR as IPV4_BITS or IPV6_BITS, first address, prefix length. What is IPv4-mapped is IPv4."""
+    address, slash, prefix = text.partition("/")
+    family, bits = (AF_INET6, IPV6_BITS) if ":" in address else (AF_INET, IPV4_BITS)
+    try:
+        start = int.from_bytes(inet_pton(family, address), "big")
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{_shown(text)} is no network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected"
+        ) from None
+    length = _LENGTHS.get(prefix, IPV6_BITS + 1) if slash else bits
+    if length > bits:
+        raise ValueError(f"{_shown(text)} must have a number from 0 to {bits} behind its slash")
+    if bits == IPV6_BITS and length >= 96 and start >> 32 == MAPPED:
+        bits, start, length = IPV4_BITS, start & 0xFFFFFFFF, length - 96
+    if start & ((1 << bits - length) - 1):
+        network = (IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length), strict=False)
+        raise ValueError(f"{_shown(text)} has bits set behind its prefix; {network} is expected")
+    return bits, start, length
+
+
+def parse_reply(text: str) -> Reply:
+    """The reply that `text` asks for: `521 5.7.1 Go away`, or without its codes, which then are 421 and 4.7.0."""
+    match = _REPLY.fullmatch(text)
+    assert match is not None
+    code = match[1] or "421"
+    enhanced = match[2] or f"{code[0]}.7.0"
+    if code not in ("421", "521"):
+        raise ValueError(f"a connection is refused with 421 or 521, not {code}")
+    if enhanced[0] != code[0]:
+        raise ValueError(
+            f"an enhanced code beginning with {code[0]} is expected behind {code}, not {enhanced}"
+        )
+    return Reply(int(code), enhanced, (match[3],) if match[3] else CONNECTION_REFUSED.lines)
+
+
+def read_table(path: str | os.PathLike[str], rest: Callable[[], object] = lambda: None) -> NetworkTable:
+    """The table of the list in the file `path`. `rest` is called after each short piece of work.
+
+    ValueError names the file, and the line where one is wrong.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _read(os.fspath(path), file, rest)
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+
+
+def _read(path: str, file: BinaryIO, rest: Callable[[], object]) -> NetworkTable:
+    reader = _Reader()
+    number = 0
+    # Never more than one octet too many of a line: there may be no end of it.
+    while line := file.readline(MAX_LINE_OCTETS + 1):
+        number += 1
+        try:
+            reader.read(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number}: {error}") from None
+        if number % _LINES_AT_ONCE == 0:
+            rest()
+    return reader.builder.build(rest)
+
+
+class _Reader:
+    """Turns lines into networks of a table."""
+
+    def __init__(self) -> None:
+        self.builder = TableBuilder()
+        # By what stands behind the network: most lines of a list have the same there.
+        self._refusals: dict[str, int] = {}
+
+    def read(self, octets: bytes) -> None:
+        line = _text(octets)
+        if "#" in line:
+            line = _COMMENT.sub("", line)
+        # Only spaces are left as what `split` takes for spaces.
+        if not line.isprintable():
+            raise ValueError("control characters and spaces other than ordinary ones are not expected")
+        words = line.split(None, 2)
+        if not words:
+            return
+        keyword, *behind = words
+        text = behind[1].rstrip() if len(words) == 3 else ""
+        index = self._index(keyword, text)
+        if not behind:
+            raise ValueError(f"{keyword} needs a network, such as {keyword} 192.0.2.0/24")
+        self.builder.add(*parse_network(behind[0]), index)
+
+    def _index(self, keyword: str, text: str) -> int:
+        if keyword == "deny":
+            index = self._refusals.get(text)
+            if index is None:
+                index = self._refusals[text] = self.builder.index(refuse(parse_reply(text)))
+            return index
+        if keyword not in ("allow", "trust"):
+            raise ValueError(f"allow, trust or deny is expected, not {_shown(keyword)}")
+        if text:
+            raise ValueError(f"nothing but a comment is expected behind the network of {keyword}")
+        return ALLOWED if keyword == "allow" else TRUSTED
+
+
+def _text(octets: bytes) -> str:
+    if len(octets) > MAX_LINE_OCTETS:
+        raise ValueError(f"at most {MAX_LINE_OCTETS} octets are expected in a line")
+    try:
+        line = octets.rstrip(b"\r\n").decode()
+    except UnicodeDecodeError:
+        raise ValueError("UTF-8 is expected") from None
+    # A CR within a line is the line end of other systems: a comment would hide all lines behind it.
+    if "\0" in line or "\r" in line:
+        raise ValueError("neither NUL nor a CR within a line is expected")
+    return line.replace("\t", " ")
+
+
+def _shown(word: str) -> str:
+    return repr(word if len(word) <= 60 else f"{word[:60]}…")

@@ -1,0 +1,103 @@
+"""IP filters that know networks: those that the operator named, and a file of them that is read anew on reload."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from twisted.internet.defer import Deferred, DeferredLock
+from zope.interface import implementer
+
+from twisted_smtpguard.delivery.spool import ThreadedReactor, in_thread
+from twisted_smtpguard.filters.networklist import parse_network, read_table
+from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
+from twisted_smtpguard.interfaces import (
+    PASS,
+    TRUST,
+    IIPFilter,
+    IIPFilterFactory,
+    IPreparedReload,
+    Peer,
+    Verdict,
+    refuse,
+)
+
+_REST_SECONDS = 0.00005
+
+
+@implementer(IIPFilter)
+class NetworksFilter:
+    """Refuses the networks `deny` and trusts the networks `trust`, the longest prefix deciding; of one that is
+    in both, `deny`. Each is an address or CIDR; ValueError names one that is not."""
+
+    def __init__(self, deny: Iterable[str] = (), trust: Iterable[str] = ()) -> None:
+        builder = TableBuilder()
+        for verdict, networks in ((refuse(), deny), (TRUST, trust)):
+            index = builder.index(verdict)
+            for network in networks:
+                builder.add(*parse_network(network), index)
+        self._table = builder.build(lambda: None)
+
+    def check(self, peer: Peer) -> Verdict:
+        return _verdict(self._table, peer)
+
+
+@implementer(IIPFilter, IPreparedReload)
+class NetworksFile:
+    """Does what the list of networks in the file `path` says: see docs/reference/filters.md.
+
+    The file is read at once, and again on reload, in one of the reactor's threads. ValueError: it cannot be
+    read, or a line of it is wrong; on reload the old list then stays.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
+        self._path = path
+        self._reactor = reactor
+        # One reading at a time: a later one never ends before an earlier one, and takes no thread meanwhile.
+        self._reading = DeferredLock()
+        self._table = read_table(path)
+
+    def check(self, peer: Peer) -> Verdict:
+        return _verdict(self._table, peer)
+
+    def prepare_reload(self) -> Deferred[Callable[[], None]]:
+        read: Deferred[NetworkTable] = self._reading.run(
+            in_thread, self._reactor, read_table, self._path, let_others_run
+        )
+        return read.addCallback(lambda table: lambda: self._take(table))
+
+    def reload(self) -> Deferred[None]:
+        return self.prepare_reload().addCallback(lambda take: take())
+
+    def _take(self, table: NetworkTable) -> None:
+        self._table = table
+
+
+@implementer(IIPFilterFactory)
+class NetworksFactory:
+    """`--ip-filter networks:PATH`."""
+
+    name = "networks"
+    summary = "Allow, trust or deny the networks of a file."
+    argument_format = (
+        "The path of the file, such as networks:/etc/smtpguard/networks, which is read again on SIGHUP. Its "
+        "lines are `allow NETWORK`, `trust NETWORK` and `deny NETWORK [reply]`, the network being an address "
+        "or CIDR; the longest prefix decides."
+    )
+
+    def make_filter(self, argument: str, reactor: object) -> IIPFilter:
+        if not argument:
+            raise ValueError("networks needs a path, such as networks:/etc/smtpguard/networks")
+        return NetworksFile(argument, cast(ThreadedReactor, reactor))
+
+
+def _verdict(table: NetworkTable, peer: Peer) -> Verdict:
+    return PASS if peer.address is None else table.verdict(peer.address)
+
+
+def let_others_run() -> None:
+    """Let the reactor have the interpreter. It would get it back only 5 ms after each of its system calls, and do
+    a few hundred of them a second; a sleep of 0 gives it back to us at once."""
+    time.sleep(_REST_SECONDS)

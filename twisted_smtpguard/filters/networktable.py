@@ -1,0 +1,171 @@
+"""The verdict on an address, out of any number of networks: the one with the longest prefix decides.
+
+Nested networks are flattened once into ranges that do not overlap, in sorted arrays. A look-up is one bisection,
+however many networks there are, and a range takes 8 octets (IPv4) or 20 (IPv6).
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from heapq import merge
+from itertools import chain
+
+from twisted_smtpguard.interfaces import PASS, TRUST, Address, Verdict
+
+IPV4_BITS = 32
+IPV6_BITS = 128
+
+ALLOWED = 0
+TRUSTED = 1
+FIRST_REFUSAL = 2
+
+MAPPED = 0xFFFF
+"""What stands before the last 32 bits of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
+
+_MASK_32 = (1 << 32) - 1
+_MASK_64 = (1 << 64) - 1
+
+# So many networks are sorted, or worked on, in less than a millisecond.
+_RUN = 2048
+_WORK = 256
+
+
+class NetworkTable:
+    """Tells the verdict on any address. Made by `TableBuilder`; never changes."""
+
+    def __init__(self, verdicts: list[Verdict], ipv4: _IPv4Ranges, ipv6: _IPv6Ranges) -> None:
+        self._verdicts = verdicts
+        self._ipv4 = ipv4
+        self._ipv6 = ipv6
+
+    def verdict(self, address: Address) -> Verdict:
+        """PASS where no network has `address`. An IPv4-mapped IPv6 address is the IPv4 address."""
+        number = int(address)
+        if address.version == 4:
+            return self._verdicts[self._ipv4.find(number)]
+        if number >> 32 == MAPPED:
+            return self._verdicts[self._ipv4.find(number & _MASK_32)]
+        return self._verdicts[self._ipv6.find(number)]
+
+
+class TableBuilder:
+    """Collects networks in any order. Of one that comes twice a refusal stands, else trust, else allow; of two
+    refusals the one whose verdict was added first."""
+
+    def __init__(self) -> None:
+        self._verdicts = [PASS, TRUST]
+        self._indexes = {PASS: ALLOWED, TRUST: TRUSTED}
+        self._runs = {IPV4_BITS: _Runs(), IPV6_BITS: _Runs()}
+
+    def index(self, verdict: Verdict) -> int:
+        """What `add` wants for `verdict`: ALLOWED, TRUSTED, or a number from FIRST_REFUSAL on. Equal verdicts
+        are held once."""
+        index = self._indexes.setdefault(verdict, len(self._verdicts))
+        if index == len(self._verdicts):
+            self._verdicts.append(verdict)
+        return index
+
+    def add(self, bits: int, start: int, length: int, index: int) -> None:
+        """The network of `bits` (IPV4_BITS or IPV6_BITS) that begins with the address `start`, no bit of which
+        is set behind the first `length`."""
+        self._runs[bits].add(start << 40 | length << 32 | index)
+
+    def build(self, rest: Callable[[], object]) -> NetworkTable:
+        """The table of what was added; the builder is used up. `rest` is called after each short piece of work."""
+        ipv4, ipv6 = _IPv4Ranges(), _IPv6Ranges()
+        for bits, ranges in ((IPV4_BITS, ipv4), (IPV6_BITS, ipv6)):
+            last = -1
+            for count, (start, index) in enumerate(_flattened(self._runs[bits].drain(), bits)):
+                if index != last:
+                    ranges.append(start, index)
+                    last = index
+                if count % _WORK == 0:
+                    rest()
+        return NetworkTable(self._verdicts, ipv4, ipv6)
+
+
+class _Runs:
+    """Numbers to be sorted, a run at a time: to sort a million at once would stop every other thread."""
+
+    def __init__(self) -> None:
+        self._runs: list[list[int]] = [[]]
+
+    def add(self, number: int) -> None:
+        run = self._runs[-1]
+        run.append(number)
+        if len(run) == _RUN:
+            run.sort(reverse=True)
+            self._runs.append([])
+
+    def drain(self) -> Iterator[int]:
+        """All of them in ascending order. Their memory is given back on the way."""
+        self._runs[-1].sort(reverse=True)
+        return merge(*map(_popped, self._runs))
+
+
+def _popped(run: list[int]) -> Iterator[int]:
+    while run:
+        yield run.pop()
+
+
+def _flattened(keys: Iterable[int], bits: int) -> Iterator[tuple[int, int]]:
+    """Where each range begins and the index of its verdict, over all addresses from 0 on. `keys` are sorted, so
+    that a network comes before those within it."""
+    everything = 1 << bits
+    # The ends and indexes of the networks that we are in, the narrowest last.
+    around = [(everything + 1, ALLOWED)]
+    begin, index = 0, ALLOWED
+    previous = -1
+    for key in chain(keys, (everything << 40,)):
+        start = key >> 40
+        while around[-1][0] <= start:
+            end, _ = around.pop()
+            if begin < end:
+                yield begin, index
+                begin = end
+            index = around[-1][1]
+        if key >> 32 == previous and index >= FIRST_REFUSAL:
+            continue
+        previous = key >> 32
+        if begin < start:
+            yield begin, index
+            begin = start
+        index = key & _MASK_32
+        around.append((start + (1 << bits - (previous & 0xFF)), index))
+
+
+class _IPv4Ranges:
+    def __init__(self) -> None:
+        self._starts = array("I")
+        self._indexes = array("I")
+
+    def append(self, start: int, index: int) -> None:
+        self._starts.append(start)
+        self._indexes.append(index)
+
+    def find(self, number: int) -> int:
+        return self._indexes[bisect_right(self._starts, number) - 1]
+
+
+class _IPv6Ranges:
+    """No array takes 128 bits: two take 64 each."""
+
+    def __init__(self) -> None:
+        self._high = array("Q")
+        self._low = array("Q")
+        self._indexes = array("I")
+
+    def append(self, start: int, index: int) -> None:
+        self._high.append(start >> 64)
+        self._low.append(start & _MASK_64)
+        self._indexes.append(index)
+
+    def find(self, number: int) -> int:
+        high = number >> 64
+        place = bisect_right(self._high, high)
+        if self._high[place - 1] == high:
+            first = bisect_left(self._high, high, 0, place)
+            place = bisect_right(self._low, number & _MASK_64, first, place)
+        return self._indexes[place - 1]
