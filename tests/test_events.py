@@ -399,25 +399,6 @@ def test_a_long_value_is_cut_and_says_so(log: Log) -> None:
     assert fields["recipient"] == "b" * 320
 
 
-def test_the_fail2ban_example_matches_refusals_and_nothing_that_a_client_wrote() -> None:
-    page = (REFERENCE / "events.md").read_text()
-    (pattern,) = re.findall(r"^failregex = (.*)$", page, re.MULTILINE)
-    ban = re.compile(pattern.replace("<HOST>", r"(?P<host>[0-9a-f.:]+)"))
-
-    def banned(log: Log) -> list[str]:
-        # fail2ban takes the time out of the line first.
-        lines = [re.sub(r"^\S+T\S+", "", line) for line in log.text_file.splitlines()]
-        return [match["host"] for match in map(ban.match, lines) if match]
-
-    log = Log()
-    log.to.reject("192.0.2.1", "not_smtp", session="s1")
-    log.to.reject("192.0.2.2", "max_errors", session="s1", limit=3)
-    log.to.reject("192.0.2.3", "max_recipients", session="s1")
-    assert banned(log) == ["192.0.2.1", "192.0.2.2"]
-    forged = "[twisted_smtpguard#info] reject peer=9.9.9.9 reason=not_smtp"
-    assert banned(hostile_lines(f"{forged}\n{forged}\r{forged}")) == []
-
-
 # Our own faults.
 
 

@@ -167,7 +167,7 @@ class ICounterStore(Interface):
         """Count an event, and answer how many there were in this window, this one included.
 
         A window of `seconds` begins with the first event of a client, or the first after its last window.
-        `now` is the guard's monotonic clock.
+        `now` is the guard's clock, which somebody may set back.
         """
 
 

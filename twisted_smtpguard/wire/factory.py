@@ -63,7 +63,7 @@ class SMTPGuardFactory(ServerFactory):
         self.deadlines = Deadlines(reactor)
         self.clients = ClientLimits(
             limits,
-            counters or LocalCounterStore(limits.max_tracked_clients),
+            LocalCounterStore(limits.max_tracked_clients) if counters is None else counters,
             reactor.seconds,
             self.deadlines.call_later,
             events,

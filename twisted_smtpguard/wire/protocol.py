@@ -1,4 +1,4 @@
-"""Octets in: one connection's lines and message data, its time limits, and the ways it can end.
+"""Octets in: the lines and message data of one session, its answers, and its time limits.
 
 The protocol translates between the transport and the session and decides nothing about SMTP. Input lies in one
 buffer that is walked by offset; the replies to one arrival leave in one write; while a Deferred is pending,
@@ -7,30 +7,21 @@ nothing behind its command is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
-from twisted.protocols.basic import LineReceiver
-from twisted.protocols.policies import TimeoutMixin
+from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from twisted_smtpguard.admission.refusal import Refusal, refusal_of
-from twisted_smtpguard.admission.visitor import Visitor
-from twisted_smtpguard.interfaces import Peer
+from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.session import Session
 from twisted_smtpguard.smtp.transaction import Answer
+from twisted_smtpguard.wire.connection import Connection
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.deadlines import Deadline
-from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.lines import LineSplitter
-from twisted_smtpguard.wire.output import Output
-from twisted_smtpguard.wire.peers import make_peer, peer_name
-from twisted_smtpguard.wire.turnaway import TurnAway
 from twisted_smtpguard.wire.turns import (
     COMMANDS_A_TURN,
     DATA_OCTETS_OF_A_COMMAND,
@@ -53,64 +44,30 @@ _PROGRESS_OCTETS = 1024
 _TLS_HELLO = b"\x16\x03"
 
 
-@implementer(IHalfCloseableProtocol)
-class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
-    """One connection that was not refused at accept. Made by SMTPGuardFactory only.
-
-    Before its greeting it has an entrance and no session, from the greeting on a session and no entrance.
-    """
+class SMTPGuardProtocol(Connection):
+    """One connection and, from the greeting on, its session. Made by SMTPGuardFactory only."""
 
     session: Session
     _lines: LineSplitter
     _rate: DataRate
-    _output: Output
 
     def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
-        self.factory = factory
-        self._limits = factory.site.limits
-        self._visitor = Visitor(peer_name(peer), self._make_peer, factory.clients)
-        self._entrance: Entrance | None = None
-        self._waited = False
-        self._greeted = False
-        self._refused = False
-        self._speaks = False
-        self._buffer = b""
-        self._offset = 0
+        super().__init__(factory, peer)
         self._first_line = True
         self._pending: Deferred[Reply | None] | None = None
         self._walking = False
         self._had_its_turn = False
-        self._paused = False
-        self._peer_closed = False
-        self._closing = False
-        self._lingering = False
-        self._lingers_no_longer = False
-        self._half_closed = False
         self._progress = False
         self._progress_octets = 0
-        self._timed_out: Callable[[], None] = self._read_timed_out
+        self._timed_out = self._read_timed_out
         self._delivery_time: Deadline | None = None
         self._session_time: Deadline | None = None
-        self.end_reason = "lost"
-        """Why the connection ends, for the log."""
-        self.began_at = factory.site.seconds()
 
-    def _make_peer(self) -> Peer:
-        return make_peer(self.transport)
+    # The session begins, and is over.
 
-    # The connection begins.
-
-    def connectionMade(self) -> None:
-        """Called by the transport. Whether and when to greet is decided at the entrance."""
-        self._transport: Any = self.transport
-        self._entrance = Entrance(self.factory, self._visitor, self._transport, self._greet, self._refuse)
-        self._entrance.begin()
-        self._waited = True
-
-    def _greet(self) -> None:
+    def begin_session(self) -> None:
+        """Called after the greeting."""
         limits, factory = self._limits, self.factory
-        self._entrance = None
-        self._greeted = True
         self.session = Session(factory.site, factory.next_session_name(), self._visitor)
         self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
         self._rate = DataRate(
@@ -125,39 +82,23 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self._session_time = factory.deadlines.call_later(
                 limits.max_session_time, self._session_time_over
             )
-        self._begin_to_speak()
-        self._output.queue(factory.greeting.wire)
         self._walk()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """At once as cheaply as at accept. After a wait so that the line reaches a client that was not silent."""
-        self._leave_entrance()
-        self._refused = self._closing = True
-        self._buffer = b""
-        site = self.factory.site
-        refusal.log(site.events, self._limits, self._visitor.name)
-        if self._waited and not ISSLTransport.providedBy(self._transport):
-            self._begin_to_speak()
-            self._output.queue(refusal.reply.wire)
-            self._close(half=True)
-        else:
-            self.factory.release(self)
-            TurnAway(refusal.reply).makeConnection(self._transport)
+    def end_session(self) -> None:
+        """Called when nothing more is said, and when the connection is gone."""
+        self._rate.end()
+        if self._session_time is not None:
+            self._session_time.cancel()
+            self._session_time = None
+        self.session.end()
+        if not self.session.finishing:
+            self._stop_delivery_time()
 
-    def _leave_entrance(self) -> None:
-        entrance, self._entrance = self._entrance, None
-        if entrance is not None:
-            entrance.leave()
-
-    def _begin_to_speak(self) -> None:
-        self._speaks = True
-        self._output = Output(
-            self._transport,
-            self.factory.deadlines,
-            self._limits.write_timeout,
-            drained=self._drained,
-            stalled=self._write_timed_out,
-            closed=self._our_side_closed,
+    def session_over(self, seconds: float) -> None:
+        """Called when the connection holds no slot any more."""
+        session = self.session
+        self.factory.site.events.disconnect(
+            session.name, self._visitor.name, self.end_reason, seconds, session.messages
         )
 
     # Octets come in.
@@ -210,7 +151,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
                 self.factory.turns.wait(self._take_turn)
         self._walking = False
         if not self._had_its_turn:
-            self._buffer = b"" if self._closing else self._buffer[self._offset :]
+            self._buffer = self._buffer[self._offset :]
             self._offset = 0
             self._output.flush()
         if not self._closing:
@@ -277,10 +218,8 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         elif answer is not None:
             self._pending = answer
             answer.addCallbacks(self._answered, self._failed).addErrback(self._drop)
-            if self._pending is not None and self._limits.delivery_timeout:
-                self._delivery_time = self.factory.deadlines.call_later(
-                    self._limits.delivery_timeout, self._delivery_timed_out
-                )
+            if self._pending is not None:
+                self._start_delivery_time()
 
     def _answered(self, reply: Reply | None) -> None:
         self._pending = None
@@ -301,8 +240,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
     def _drop(self, failure: Failure) -> None:
         """A fault while an answer was given. Nobody else would end the session, for nothing is waited for."""
         self.session.broken(failure)
-        self._closing = True
-        self._output.abort()
+        self.abort()
 
     def _reply(self, reply: Reply, *, reason: str = "") -> None:
         self._output.queue(reply.wire)
@@ -321,14 +259,6 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self._output.flush()
 
     # Time.
-
-    def callLater(self, period: float, func: Callable[[], object]) -> Any:
-        """TimeoutMixin's way to a timer: the coarse one that all connections share."""
-        return self.factory.deadlines.call_later(period, func)
-
-    def timeoutConnection(self) -> None:
-        """Called by TimeoutMixin."""
-        self._timed_out()
 
     def _wait_for_what_is_next(self) -> None:
         session = self.session
@@ -353,9 +283,18 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
             self._progress_octets = 0
             self.setTimeout(self._limits.read_timeout or None)
 
+    def _start_delivery_time(self) -> None:
+        if self._limits.delivery_timeout:
+            self._delivery_time = self.factory.deadlines.call_later(
+                self._limits.delivery_timeout, self._delivery_timed_out
+            )
+
     def _delivery_timed_out(self) -> None:
         self._delivery_time = None
         self.session.expire()
+        if self._pending is not None:
+            # A counter store is still thinking. The delivery that is asked next must not have for ever.
+            self._start_delivery_time()
 
     def _stop_delivery_time(self) -> None:
         if self._delivery_time is not None:
@@ -366,7 +305,7 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         self._hang_up(replies.READ_TIMED_OUT)
 
     def _data_too_slow(self) -> None:
-        if self.session.conduct.trips("min_data_rate"):
+        if self.session.conduct.trips("min_data_rate", once=True):
             self._hang_up(replies.DATA_TOO_SLOW)
 
     def _session_time_over(self) -> None:
@@ -375,33 +314,12 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         if self._idle and self.session.conduct.trips("max_session_time", once=True):
             self._hang_up(replies.SESSION_TOO_LONG)
 
-    def _write_timed_out(self) -> None:
-        """Nothing can be said to a client that does not read."""
-        self.end_reason = "write_timeout"
-        if self._greeted:
-            self.session.conduct.log("write_timeout")
-        self._closing = True
-        self._output.abort()
-
     # Holding the client back.
 
-    def _bound_buffer(self) -> None:
-        if 0 < self._limits.max_input_buffer <= len(self._buffer) - self._offset:
-            self._pause()
-
-    def _drained(self) -> None:
-        if not self._walking:
+    def output_drained(self) -> None:
+        """Called when the client has made room for replies."""
+        if not (self._walking or self._closing):
             self._walk()
-
-    def _pause(self) -> None:
-        if not self._paused and not self._peer_closed:
-            self._paused = True
-            self._transport.pauseProducing()
-
-    def _resume(self) -> None:
-        if self._paused and not self._peer_closed:
-            self._paused = False
-            self._transport.resumeProducing()
 
     # The ways to end.
 
@@ -424,87 +342,22 @@ class SMTPGuardProtocol(LineReceiver, TimeoutMixin):
         if now:
             self._lingers_no_longer = True
             if self._half_closed:
-                self._output.abort()
-
-    def abort(self) -> None:
-        """The service waits no longer."""
-        self._output.abort()
+                self.abort()
 
     def _hang_up(self, reply: Reply) -> None:
         self._reply(reply)
         self._output.flush()
 
-    def _close(self, *, half: bool) -> None:
-        """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
-        self._closing = True
-        self._end_session()
-        if half and not self._peer_closed and self.factory.may_linger():
-            self._lingering = True
-            self._resume()
-            self._output.half_close()
-        else:
-            self._output.close()
-
-    def _our_side_closed(self) -> None:
-        """Everything has been said. A connection that only lingers holds no slot."""
-        if self._lingering:
-            self.factory.release(self)
-            self._timed_out = self._output.abort
-            self.setTimeout(self._limits.linger_timeout or None)
-
-    def _end_session(self) -> None:
-        self.setTimeout(None)
-        if not self._greeted:
-            return
-        self._rate.end()
-        if self._session_time is not None:
-            self._session_time.cancel()
-            self._session_time = None
-        self.session.end()
-
-    def slot_given_back(self) -> None:
-        """Called by the factory, once: the connection counts no more."""
-        self._visitor.leave()
-        events, seconds = self.factory.site.events, self.factory.site.seconds() - self.began_at
+    def _write_timed_out(self) -> None:
         if self._greeted:
-            session = self.session
-            events.disconnect(session.name, self._visitor.name, self.end_reason, seconds, session.messages)
-        elif not self._refused:
-            events.hangup(self._visitor.name, seconds)
+            self.session.conduct.log("write_timeout")
+        super()._write_timed_out()
 
-    def readConnectionLost(self) -> None:
-        """The client has shut down its side. It still gets every reply that is due."""
-        self._peer_closed = True
-        if self._closing:
-            self._transport.loseConnection()
-        elif self._entrance is not None and not self._buffer:
-            # It left without a word. With its commands sent ahead it may still want to hear.
-            self._leave_entrance()
-            self._closing = True
-            self._transport.loseConnection()
-        elif not self._held:
-            # Commands may still wait for replies that are on their way out to have left.
+    def input_over(self) -> None:
+        """Called when the client has shut down its side. Its commands may still wait for room for their replies."""
+        if not self._held:
             self._walk()
 
     def _input_ended(self) -> None:
         self.end_reason = "lost" if self.session.receiving else "half_closed"
         self._close(half=False)
-
-    def writeConnectionLost(self) -> None:
-        """Called by the transport: our FIN has been sent, behind everything else."""
-        self._half_closed = True
-        if self._lingers_no_longer:
-            self._output.abort()
-
-    def connectionLost(self, reason: Failure | None = None) -> None:
-        """Called by the transport, once, however the connection ended."""
-        self._closing = True
-        self._buffer = b""
-        self._offset = 0
-        self._leave_entrance()
-        self._end_session()
-        if self._speaks:
-            self._output.lost()
-        if not (self._greeted and self.session.finishing):
-            self._stop_delivery_time()
-        self.factory.connection_ended(self, lingered=self._lingering)

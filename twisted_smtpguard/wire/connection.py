@@ -1,0 +1,223 @@
+"""How one connection begins and ends. What is said meanwhile is the protocol's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
+from twisted.protocols.basic import LineReceiver
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.admission.refusal import Refusal
+from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.interfaces import Peer
+from twisted_smtpguard.wire.entrance import Entrance
+from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.peers import make_peer, peer_name
+from twisted_smtpguard.wire.turnaway import TurnAway
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+
+@implementer(IHalfCloseableProtocol)
+class Connection(LineReceiver, TimeoutMixin):
+    """One connection that was not refused at accept. It has an entrance until it is greeted or refused."""
+
+    _output: Output
+
+    def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
+        self.factory = factory
+        self._limits = factory.site.limits
+        self._visitor = Visitor(peer_name(peer), self._make_peer, factory.clients)
+        self._entrance: Entrance | None = None
+        self._waited = False
+        self._greeted = False
+        self._refused = False
+        self._speaks = False
+        self._buffer = b""
+        self._offset = 0
+        self._paused = False
+        self._peer_closed = False
+        self._closing = False
+        self._lingering = False
+        self._lingers_no_longer = False
+        self._half_closed = False
+        self._timed_out: Callable[[], None] = self.abort
+        self.end_reason = "lost"
+        """Why the connection ends, for the log."""
+        self.began_at = factory.site.seconds()
+
+    def _make_peer(self) -> Peer:
+        return make_peer(self.transport)
+
+    # For the protocol to say.
+
+    def begin_session(self) -> None:
+        """The greeting has been queued. It is the client's turn."""
+        raise NotImplementedError
+
+    def end_session(self) -> None:
+        """Nothing more is said, or there is nobody to say it to. May be called twice, but only after the greeting."""
+        raise NotImplementedError
+
+    def session_over(self, seconds: float) -> None:
+        """The connection, `seconds` old, holds no slot any more. Called once, only after the greeting."""
+        raise NotImplementedError
+
+    def input_over(self) -> None:
+        """The client, greeted, has shut down its side."""
+        raise NotImplementedError
+
+    def output_drained(self) -> None:
+        """Replies had to wait, and the client has taken them all."""
+        raise NotImplementedError
+
+    # The beginning.
+
+    def connectionMade(self) -> None:
+        """Called by the transport. Whether and when to greet is decided at the entrance."""
+        self._transport: Any = self.transport
+        self._entrance = Entrance(self.factory, self._visitor, self._transport, self._greet, self._refuse)
+        self._entrance.begin()
+        self._waited = True
+
+    def _greet(self) -> None:
+        self._entrance = None
+        self._greeted = True
+        self._begin_to_speak()
+        self._output.queue(self.factory.greeting.wire)
+        self.begin_session()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """At once as cheaply as at accept. After a wait so that the line reaches a client that was not silent."""
+        self._leave_entrance()
+        self._refused = self._closing = True
+        site = self.factory.site
+        refusal.log(site.events, self._limits, self._visitor.name)
+        if self._waited and not ISSLTransport.providedBy(self._transport):
+            self._begin_to_speak()
+            self._output.queue(refusal.reply.wire)
+            self._close(half=True)
+        else:
+            self.factory.release(self)
+            TurnAway(refusal.reply).makeConnection(self._transport)
+
+    def _leave_entrance(self) -> None:
+        entrance, self._entrance = self._entrance, None
+        if entrance is not None:
+            entrance.leave()
+
+    def _begin_to_speak(self) -> None:
+        self._speaks = True
+        self._output = Output(
+            self._transport,
+            self.factory.deadlines,
+            self._limits.write_timeout,
+            drained=self.output_drained,
+            stalled=self._write_timed_out,
+            closed=self._our_side_closed,
+        )
+
+    # Time.
+
+    def callLater(self, period: float, func: Callable[[], object]) -> Any:
+        """TimeoutMixin's way to a timer: the coarse one that all connections share."""
+        return self.factory.deadlines.call_later(period, func)
+
+    def timeoutConnection(self) -> None:
+        """Called by TimeoutMixin."""
+        self._timed_out()
+
+    # Reading.
+
+    def _bound_buffer(self) -> None:
+        if 0 < self._limits.max_input_buffer <= len(self._buffer) - self._offset:
+            self._pause()
+
+    def _pause(self) -> None:
+        if not self._paused and not self._peer_closed:
+            self._paused = True
+            self._transport.pauseProducing()
+
+    def _resume(self) -> None:
+        if self._paused and not self._peer_closed:
+            self._paused = False
+            self._transport.resumeProducing()
+
+    # The ends.
+
+    def abort(self) -> None:
+        """Drop the connection: nothing can be said, or the service waits no longer."""
+        self._closing = True
+        self._transport.abortConnection()
+
+    def _close(self, *, half: bool) -> None:
+        """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
+        self._closing = True
+        self._stop()
+        if half and not self._peer_closed and self.factory.may_linger():
+            self._lingering = True
+            self._resume()
+            self._output.half_close()
+        else:
+            self._output.close()
+
+    def _our_side_closed(self) -> None:
+        """Everything has been said. A connection that only lingers holds no slot."""
+        if self._lingering:
+            self.factory.release(self)
+            self._timed_out = self.abort
+            self.setTimeout(self._limits.linger_timeout or None)
+
+    def _stop(self) -> None:
+        self._buffer = b""
+        self._offset = 0
+        self.setTimeout(None)
+        if self._greeted:
+            self.end_session()
+
+    def _write_timed_out(self) -> None:
+        """Nothing can be said to a client that does not read."""
+        self.end_reason = "write_timeout"
+        self.abort()
+
+    def slot_given_back(self) -> None:
+        """Called by the factory, once: the connection counts no more."""
+        self._visitor.leave()
+        seconds = self.factory.site.seconds() - self.began_at
+        if self._greeted:
+            self.session_over(seconds)
+        elif not self._refused:
+            self.factory.site.events.hangup(self._visitor.name, seconds)
+
+    def readConnectionLost(self) -> None:
+        """The client has shut down its side. It still gets every reply that is due."""
+        self._peer_closed = True
+        if self._closing:
+            self._transport.loseConnection()
+        elif self._greeted:
+            self.input_over()
+        elif not self._buffer:
+            # It left without a word. One that has sent its commands ahead may still want to hear.
+            self._leave_entrance()
+            self._closing = True
+            self._transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Called by the transport: our FIN has been sent, behind everything else."""
+        self._half_closed = True
+        if self._lingers_no_longer:
+            self.abort()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """Called by the transport, once, however the connection ended."""
+        self._closing = True
+        self._leave_entrance()
+        self._stop()
+        if self._speaks:
+            self._output.lost()
+        self.factory.connection_ended(self, lingered=self._lingering)
