@@ -1,0 +1,291 @@
+"""The documents: commands that parse, examples that run, links that lead somewhere, a how-to with every limit."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from commandline import parsed
+from twisted.internet.testing import MemoryReactorClock
+
+from twisted_smtpguard import (
+    PASS,
+    TRUST,
+    DiscardDelivery,
+    FilterEntry,
+    Limits,
+    Peer,
+    Rate,
+    SMTPGuardService,
+    refuse,
+)
+from twisted_smtpguard.filters.networklist import read_table
+from twisted_smtpguard.helptext import OPTIONS
+from twisted_smtpguard.interfaces import IIPFilter
+from twisted_smtpguard.limits import LimitSpec, dry_runnable
+from twisted_smtpguard.smtp import replies
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+HOW_TO = DOCS / "how-to" / "limit-connections-and-abuse.md"
+LIMITS = DOCS / "reference" / "limits.md"
+FILTERS = DOCS / "reference" / "filters.md"
+LIST = "/etc/smtpguard/networks"
+"""Where the documents say that a list of networks lies."""
+
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+SPECS = list(Limits.specs())
+NAMES = {*OPTIONS, *(spec.option for spec in SPECS)}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def section(page: Path, title: str) -> str:
+    """What stands below a heading."""
+    return re.split(r"^#+ ", page.read_text().split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+# Links.
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub makes anchors of them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@each_page
+def test_every_link_leads_to_a_file_of_the_project_and_a_heading_of_it(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if ROOT not in there.parents or not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_map_of_the_documents_leaves_none_out() -> None:
+    linked = {
+        (DOCS / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / "README.md").read_text())
+    }
+    pages = {page for page in DOCS.rglob("*.md") if "examples" not in page.parts} - {DOCS / "README.md"}
+    assert pages - linked == set()
+
+
+# Commands.
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The options of every `twist … smtpguard …` in the page's shell blocks."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.search(r"\btwist (?:-\S+ )*smtpguard\b(.*)", line)
+            if found:
+                yield [word for word in shlex.split(found[1], comments=True) if word != "…"]
+
+
+COMMANDS = [pytest.param(words, id=f"{name_of(page)}: {words}") for page in PAGES for words in commands(page)]
+
+
+def test_commands_are_found_at_all() -> None:
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_that_is_shown_is_understood(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "networks"
+    path.write_text("deny 192.0.2.1\n")
+    words = [word.replace(LIST, str(path)) for word in words]
+    # An abbreviation is understood, too.
+    assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= NAMES
+    if any(word == "--show-limits" or word.startswith("--help") for word in words):
+        with pytest.raises(SystemExit) as end:
+            parsed(*words)
+        assert not end.value.code and capsys.readouterr().out
+        return
+    options = parsed(*words)
+    for setting in options.ip_filter:
+        assert re.match(r"(fail-open:)?(networks|known-clients):", setting.text)
+    if all("networks:" in setting.text for setting in options.ip_filter):
+        options.ip_filters(MemoryReactorClock())
+
+
+@each_page
+def test_a_config_file_that_is_shown_is_understood(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "ini"):
+        if not re.search(r"^\[", block, re.MULTILINE):
+            path = tmp_path / "guard.conf"
+            path.write_text(block)
+            parsed("--config", str(path))
+
+
+@each_page
+def test_a_list_of_networks_that_is_shown_is_understood(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "text"):
+        if re.search(r"^(trust|deny|allow) ", block, re.MULTILINE):
+            path = tmp_path / "networks"
+            path.write_text(block)
+            read_table(path)
+
+
+# Python.
+
+
+@each_page
+def test_an_example_compiles_and_what_it_imports_from_the_guard_exists(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for statement in ast.walk(ast.parse(block)):
+            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(
+                "twisted_smtpguard"
+            ):
+                exec(ast.unparse(statement), {})
+
+
+def run_examples(page: Path, tmp_path: Path) -> tuple[dict[str, Any], list[SMTPGuardService]]:
+    """The names that there are when the page's examples have run one after the other, and the services they made."""
+    path = tmp_path / "networks"
+    path.write_text("deny 192.0.2.1\n")
+    names: dict[str, Any] = {
+        "reactor": MemoryReactorClock(),
+        "endpoints": [],
+        "delivery": DiscardDelivery(),
+    }
+    services = []
+    for block in blocks(page, "python"):
+        exec(block.replace(LIST, str(path)), names)
+        if "service" in names:
+            services.append(names.pop("service"))
+    return names, services
+
+
+def test_the_examples_of_the_reference_of_filters_run(tmp_path: Path) -> None:
+    names, _ = run_examples(FILTERS, tmp_path)
+    assert "NetworksFile" in names
+
+
+def test_the_profile_is_shown_as_a_command_a_file_and_an_application_that_ask_for_the_same(
+    tmp_path: Path,
+) -> None:
+    _, services = run_examples(HOW_TO, tmp_path)
+    path = tmp_path / "guard.conf"
+    path.write_text(blocks(HOW_TO, "ini")[0])
+    (command,) = (words for words in commands(HOW_TO) if "--show-limits" in words)
+    command.remove("--show-limits")
+    assert services[0].factory.site.limits == parsed(*command).limits
+    assert services[0].factory.site.limits == parsed("--config", str(path)).limits
+
+
+def test_known_networks_are_shown_as_commands_and_as_an_application_that_ask_for_the_same(
+    tmp_path: Path,
+) -> None:
+    _, services = run_examples(HOW_TO, tmp_path)
+    fixed, listed = (entry.filter for entry in services[1].factory.filters)
+    (options,) = (parsed(*words) for words in commands(HOW_TO) if "--deny" in words)
+    (asked,) = options.ip_filters(MemoryReactorClock())
+    addresses = ["203.0.113.1", "203.0.113.25", "2001:db8:1::1", "192.0.2.1"]
+    peers = [Peer(ip_address(each), 1, None, None, tls=False, proxied=False) for each in addresses]
+    verdicts = [fixed.check(peer) for peer in peers]
+    assert verdicts == [asked.filter.check(peer) for peer in peers] == [refuse(), TRUST, TRUST, PASS]
+    assert listed.check(peers[3]) == refuse()
+
+
+def test_the_filter_for_unix_sockets_trusts_their_peers_and_nobody_else(tmp_path: Path) -> None:
+    names, _ = run_examples(HOW_TO, tmp_path)
+    trust_local = names["TrustLocal"]()
+    assert IIPFilter.providedBy(trust_local)
+    unix = Peer(None, None, None, None, tls=False, proxied=False)
+    assert trust_local.check(unix) == TRUST
+    assert trust_local.check(attrs.evolve(unix, address=ip_address("127.0.0.1"))) == PASS
+
+
+# Every limit.
+
+
+def rows() -> dict[str, tuple[str, str, str]]:
+    """Of each limit in the how-to: its option with a value, its library form, and what the client hears."""
+    found = {}
+    for option, library, hears in re.findall(
+        r"^\| `(--[^`]+)` \| `(Limits\([^`]+\))` \| (.+) \|$", HOW_TO.read_text(), re.MULTILINE
+    ):
+        name = option.removeprefix("--").split()[0]
+        assert name not in found, f"{name} stands twice"
+        found[name] = (option, library, hears)
+    return found
+
+
+def test_the_how_to_has_every_limit_once() -> None:
+    assert set(rows()) == {spec.option for spec in SPECS}
+    lines = [line for line in HOW_TO.read_text().splitlines() if line.startswith("| `")]
+    assert len(lines) == len(SPECS)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_how_to_gives_a_limit_the_same_value_on_the_command_line_and_in_an_application(
+    spec: LimitSpec,
+) -> None:
+    option, library, _ = rows()[spec.option]
+    assert re.findall(r"\w+(?==)", library) == [spec.name]
+    asked: Limits = eval(library, {"Limits": Limits, "Rate": Rate})
+    assert getattr(asked, spec.name)
+    assert parsed(*option.split()).limits == asked
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_how_to_says_what_the_client_hears(spec: LimitSpec) -> None:
+    texts = [getattr(replies, name).wire.decode().strip() for name in spec.replies]
+    _, _, hears = rows()[spec.option]
+    assert hears == ("<br>".join(f"`{text}`" for text in texts) or "nothing")
+
+
+def test_an_option_that_is_named_in_a_document_exists() -> None:
+    for page in [HOW_TO, LIMITS, FILTERS]:
+        named = set(re.findall(r"`--([a-z0-9-]+)", page.read_text()))
+        assert named - NAMES - {"log-level", "log-file", "log-format"} == set(), name_of(page)
+
+
+def test_the_limits_that_can_be_tried_are_listed() -> None:
+    listed = section(LIMITS, "Trying a limit").split("\n\n")[1]
+    words = re.findall(r"`([a-z0-9-]+)`", listed)
+    assert sorted(words) == sorted(name.replace("_", "-") for name in dry_runnable())
+
+
+def test_the_limits_that_do_not_hold_for_trusted_clients_are_the_same_in_both_documents() -> None:
+    exempt = re.findall(r"`--([a-z-]+)`", section(LIMITS, "Trusted clients").split("\n\n")[1])
+    told = re.findall(
+        r"`--([a-z-]+)`",
+        HOW_TO.read_text()
+        .partition("**Whom you trust** is exempt from")[2]
+        .partition("and from nothing else")[0],
+    )
+    assert exempt == told
+    assert len(exempt) == 10
+
+
+# What a filter is told.
+
+
+def test_the_reference_of_filters_has_every_field_of_a_peer_and_of_an_entry() -> None:
+    for title, kind in (("What a filter is told", Peer), ("In an application", FilterEntry)):
+        fields = re.findall(r"^\| `(\w+)` \|", section(FILTERS, title), re.MULTILINE)
+        assert fields == [field.name for field in attrs.fields(kind)]
