@@ -63,6 +63,25 @@ def test_a_delivery_knows_no_session_and_no_wire(name: str) -> None:
         assert not imported.startswith(("twisted_smtpguard.wire", "twisted_smtpguard.smtp.session")), imported
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("admission/")))
+def test_admission_knows_no_session_no_wire_and_no_transport(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(
+            ("twisted_smtpguard.wire", "twisted_smtpguard.delivery", "twisted_smtpguard.filters")
+        )
+        ours = imported.startswith("twisted_smtpguard.smtp")
+        assert not ours or imported.startswith("twisted_smtpguard.smtp.replies"), imported
+        internet = imported.startswith("twisted.internet")
+        assert not internet or imported.startswith("twisted.internet.defer."), imported
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("filters/")))
+def test_a_filter_knows_no_session_no_wire_and_no_admission(name: str) -> None:
+    unknown = ("wire", "smtp.session", "admission", "delivery")
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(tuple(f"twisted_smtpguard.{part}" for part in unknown)), imported
+
+
 @each_module
 def test_only_events_logs_at_info(name: str) -> None:
     informs = [call for call in calls(MODULES[name]) if call.endswith((".info", ".emit", "log.msg"))]

@@ -12,9 +12,10 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
-from twisted_smtpguard.delivery.spool import Spool, ThreadedReactor
+from twisted_smtpguard.delivery.spool import Spool
 from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Later, Path
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.threads import ThreadedReactor
 
 DeliveryFunction: TypeAlias = Callable[[Envelope, BinaryIO], Later[Reply | None]]
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.delivery.spool import ThreadedReactor, in_thread
+from twisted_smtpguard.threads import ThreadedReactor, in_thread
 
 GOOD_FOR_SECONDS = 1.0
 

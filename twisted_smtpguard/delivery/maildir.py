@@ -21,7 +21,7 @@ from zope.interface import implementer
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import MessageFile, NotTakenBack, prepare_maildir, unique_names
-from twisted_smtpguard.delivery.spool import Spool, ThreadedReactor
+from twisted_smtpguard.delivery.spool import Spool
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -34,6 +34,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
 from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
+from twisted_smtpguard.threads import ThreadedReactor
 
 _log = Logger()
 

@@ -10,41 +10,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from threading import Lock
-from typing import Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE
+from twisted_smtpguard.threads import ThreadedReactor, in_thread
 
 MAX_HELD_OCTETS = 64 * 1024
 
 _log = Logger()
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class ThreadedReactor(Protocol):
-    """What deliveries use of a reactor: its clock, which tells seconds since 1970, and its threads."""
-
-    def seconds(self) -> float: ...
-
-    def getThreadPool(self) -> ThreadPool: ...  # noqa: N802 - Twisted's name
-
-
-def in_thread(
-    reactor: ThreadedReactor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> Deferred[T]:
-    """Call `function` in one of the reactor's threads."""
-    return deferToThreadPool(
-        cast(IReactorFromThreads, reactor), reactor.getThreadPool(), function, *args, **kwargs
-    )
 
 
 class SpoolFile(Protocol):

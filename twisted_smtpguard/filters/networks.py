@@ -10,7 +10,6 @@ from typing import cast
 from twisted.internet.defer import Deferred, DeferredLock
 from zope.interface import implementer
 
-from twisted_smtpguard.delivery.spool import ThreadedReactor, in_thread
 from twisted_smtpguard.filters.networklist import parse_network, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.interfaces import (
@@ -23,6 +22,7 @@ from twisted_smtpguard.interfaces import (
     Verdict,
     refuse,
 )
+from twisted_smtpguard.threads import ThreadedReactor, in_thread
 
 _REST_SECONDS = 0.00005
 
