@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits, Place
-from twisted_smtpguard.admission.refusal import NotAdmitted, refusal_of
+from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.later import CallLater, now
@@ -67,8 +67,6 @@ class Admission:
 
     def _hold(self, visitor: Visitor, reply: Reply, count: int | None, limit: int) -> None:
         """Hold the visitor to `limit`. No count: the store has failed."""
-        if count is None:
-            raise NotAdmitted(refusal_of(replies.LOCAL_ERROR_CLOSING))
-        if count > limit:
-            refusal = refusal_of(reply, count)
-            refusal.trip(self._events, self._limits, visitor.name, refusal.reason)
+        if count is None or count > limit:
+            refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
+            refusal.trip(self._events, self._limits, visitor.name, replies.reason_of(reply))

@@ -58,7 +58,7 @@ class FilterChain:
         for entry in self.entries:
             ruling = self._ask(entry, visitor)
             if isinstance(ruling, Deferred):
-                if not waited:
+                if not (waited or ruling.called):
                     waited = True
                     try:
                         await before_waiting()
@@ -75,7 +75,7 @@ class FilterChain:
         return False
 
     def _ask(self, entry: FilterEntry, visitor: Visitor) -> Ruling | Deferred[Ruling]:
-        """A Deferred that is returned fails only when the visitor is gone."""
+        """A Deferred that is returned fails only when the visitor is gone. It may have answered already."""
         read, failed = partial(self._read, entry, visitor), partial(self._failed, entry, visitor)
         try:
             answer: Any = entry.filter.check(visitor.peer)

@@ -97,7 +97,8 @@ class Conduct:
 
     def _too_much_junk(self) -> bool:
         limit = self._site.limits.max_junk_commands
-        return 0 < limit < self.junk and self.trips("max_junk_commands", self.junk, once=True)
+        over = 0 < limit < self.junk and not self._visitor.trusted
+        return over and self.trips("max_junk_commands", self.junk, once=True)
 
     def trips(self, limit: str, value: float | None = None, *, once: bool = False) -> bool:
         """Whether the limit that `value` went against is enforced. One that is only tried is logged instead:

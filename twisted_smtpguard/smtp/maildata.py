@@ -121,7 +121,8 @@ class MessageCheck:
     @property
     def slow_to_read(self) -> bool:
         """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
-        return self._normalize or not self._header.over
+        shadow_slow = self.shadow is not None and self.shadow.slow_to_read
+        return self._normalize or not self._header.over or shadow_slow
 
     def take(self, piece: bytes) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.

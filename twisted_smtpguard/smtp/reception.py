@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.limits import Limits
@@ -23,18 +23,25 @@ def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCh
     refused are made CRLF even then: what stands behind the guard must not read more messages than it did.
     """
     tried = limits.dry_run & _LIMITS
-    check = MessageCheck(
+    normalize = limits.bare_newline == "normalize"
+    lenient = normalize or "bare_newline" in tried
+    check = _check(limits, _LIMITS - tried, max_octets, normalize=lenient, binary=binary)
+    if tried:
+        max_octets = limits.max_message_size if "max_message_size" in tried else 0
+        check.shadow = _check(limits, tried, max_octets, normalize=normalize, binary=binary)
+    return check
+
+
+def _check(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageCheck:
+    """What holds a message to `held`, some of _LIMITS."""
+    return MessageCheck(
         max_octets=max_octets,
         drain_octets=limits.oversize_drain,
-        max_header_octets=0 if "max_header_size" in tried else limits.max_header_size,
-        max_received=0 if "max_received_fields" in tried else limits.max_received_fields,
-        normalize=limits.bare_newline == "normalize" or "bare_newline" in tried,
+        max_header_octets=limits.max_header_size if "max_header_size" in held else 0,
+        max_received=limits.max_received_fields if "max_received_fields" in held else 0,
+        normalize=normalize,
         binary=binary,
     )
-    if tried:
-        enforced = attrs.evolve(limits, dry_run=())
-        check.shadow = message_check(enforced, limits.max_message_size, binary=binary)
-    return check
 
 
 class Reception:

@@ -208,8 +208,10 @@ class Session:
             if self.ended:
                 return None
             if count is None:
-                return replies.LOCAL_ERROR
-            if count > rate.events and self.conduct.trips(limit, count):
+                if limit not in self.site.limits.dry_run:
+                    return replies.LOCAL_ERROR
+                self.conduct.log("internal_error", dry_run=True)
+            elif count > rate.events and self.conduct.trips(limit, count):
                 return exceeded
             return go_on()
 
@@ -354,7 +356,8 @@ class Session:
             return problem
         tried = reception.tried_problem
         if tried is not None:
-            self.conduct.trips(replies.reason_of(tried))
+            octets = reception.octets if tried is replies.MESSAGE_TOO_LARGE else None
+            self.conduct.trips(replies.reason_of(tried), octets)
         assert self._transaction is not None
         accepted = partial(
             self._accepted, self._began_at, reception.octets, self._sender.address, self._recipients
