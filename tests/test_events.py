@@ -147,6 +147,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks:/etc/smtpguard/networks"),
+    "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
     "reloaded": lambda to: to.reloaded("networks:/etc/smtpguard/networks"),
     "reload_failed": lambda to: to.reload_failed(
         "networks:/etc/smtpguard/networks", "/etc/smtpguard/networks line 3: no network"

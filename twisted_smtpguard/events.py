@@ -10,7 +10,7 @@ client can forge a line or a field. A value never becomes part of a format strin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -76,6 +76,10 @@ class Events:
     def filtering(self, ip_filter: str) -> None:
         """An IP filter is asked about every connection, in the order of these lines. Once each, at start-up."""
         self._info("filtering", {"filter": _word(ip_filter)})
+
+    def trying(self, limits: Collection[str]) -> None:
+        """Limits are decided and logged, but hold nobody back. Once, at start-up."""
+        self._warn("trying", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str) -> None:
         """A filter or delivery has read its data anew."""

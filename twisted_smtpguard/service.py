@@ -82,6 +82,9 @@ class SMTPGuardService(MultiService):
         for name, endpoint in zip(self._names, self._endpoints, strict=True):
             self._listen(name, endpoint)
         self._warn_of_descriptors()
+        tried = self.factory.site.limits.dry_run
+        if tried:
+            self.factory.site.events.trying(tried)
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         failures: list[Failure] = []
