@@ -11,6 +11,7 @@ from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
 
 from twisted_smtpguard.limits import Limits, dry_runnable
+from twisted_smtpguard.smtp.reception import message_check
 from twisted_smtpguard.units import Rate
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
@@ -89,6 +90,15 @@ def test_an_early_talker_is_logged_once_whether_that_is_tried_or_the_rule(limit:
     assert log.take("reject") == [
         f"reject peer=192.0.2.1 reason=early_talker dry_run=true limit={limit} code=421"
     ]
+
+
+def test_what_went_against_a_tried_limit_is_not_told_of_another_refusal(log: Logbook) -> None:
+    guard = Guard(delivery_without_nobody(), max_recipients=1, dry_run=["max_recipients"])
+    guard.greeted().say(MAIL, RCPT, NOBODY)
+    told, refusal = log.take("reject")
+    assert " limit=1 value=2 " in told
+    assert " reason=delivery " in refusal
+    assert " value=" not in refusal
 
 
 # Several at once.
@@ -227,3 +237,10 @@ def test_a_tried_size_is_counted_at_the_end_of_the_last_chunk(log: Logbook) -> N
     [line] = log.take("reject")
     assert " limit=9 value=16 command=BDAT sender=a@b" in line
     assert len(client.guard.delivery.messages[0].octets) == 16
+
+
+def test_a_header_whose_limits_are_only_tried_takes_as_long_to_read_as_any_other() -> None:
+    check = message_check(Limits(dry_run=["max_header_size", "max_received_fields"]), 0, binary=False)
+    assert check.slow_to_read
+    check.take(b"Subject: x\r\n\r\n" + b"text\r\n" * 1000)
+    assert not check.slow_to_read

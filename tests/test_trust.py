@@ -176,6 +176,13 @@ def test_time_limits_hold_for_a_trusted_client_too(limits: dict[str, Any], text:
     assert client.heard() == f"421 4.4.2 {text}, closing connection\r\n"
 
 
+def test_the_session_time_of_a_trusted_client_is_over_behind_its_transaction_too() -> None:
+    client = guarded(max_session_time=10).greeted(FRIEND)
+    client.say(MAIL, RCPT, "DATA")
+    client.guard.clock.advance(10.1)
+    assert client.codes(".") == [250, 421]
+
+
 def test_message_data_has_to_come_fast_enough_from_a_trusted_client_too() -> None:
     client = guarded(min_data_rate=500).greeted(FRIEND)
     client.say(MAIL, RCPT, "DATA")

@@ -146,8 +146,6 @@ class MessageCheck:
 
     def expect(self, octets: int) -> None:
         """So many octets more have been announced (BDAT)."""
-        if self.shadow is not None:
-            self.shadow.expect(octets)
         if self.octets + octets > self._max_octets:
             self.problem = replies.MESSAGE_TOO_LARGE
 

@@ -27,8 +27,7 @@ def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCh
     lenient = normalize or "bare_newline" in tried
     check = _check(limits, _LIMITS - tried, max_octets, normalize=lenient, binary=binary)
     if tried:
-        max_octets = limits.max_message_size if "max_message_size" in tried else 0
-        check.shadow = _check(limits, tried, max_octets, normalize=normalize, binary=binary)
+        check.shadow = _check(limits, tried, limits.max_message_size, normalize=normalize, binary=binary)
     return check
 
 
