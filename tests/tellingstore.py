@@ -69,7 +69,17 @@ def fails() -> Any:
     return fail(LookupError("no store"))
 
 
-each_fault = pytest.mark.parametrize("fault", [raises, raises_later, fails])
+def answers_nothing() -> None:
+    return None
+
+
+async def answers_a_word_later() -> str:
+    return "7"
+
+
+each_fault = pytest.mark.parametrize(
+    "fault", [raises, raises_later, fails, answers_nothing, answers_a_word_later]
+)
 each_way = pytest.mark.parametrize(
     "wrapped", [lambda x: x, succeed, coroutine], ids=["value", "Deferred", "coroutine"]
 )

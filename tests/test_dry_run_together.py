@@ -77,7 +77,7 @@ def test_connections_above_a_tried_cap_hold_their_places(log: Logbook) -> None:
     for client in clients:
         client.disconnect()
     guard.connect()
-    assert [line.partition(" value=")[2] for line in log.take("reject")] == ["2 code=421", "3 code=421"]
+    assert [line.partition(" value=")[2] for line in log.take("reject")] == ["2", "3"]
 
 
 @pytest.mark.parametrize("limit", ["refuse", "log"])
@@ -88,7 +88,7 @@ def test_an_early_talker_is_logged_once_whether_that_is_tried_or_the_rule(limit:
     guard.clock.advance(2.1)
     assert codes(client.heard()) == [220, 250, 250]
     assert log.take("reject") == [
-        f"reject peer=192.0.2.1 reason=early_talker dry_run=true limit={limit} code=421"
+        f"reject peer=192.0.2.1 reason=early_talker dry_run=true limit={limit}"
     ]
 
 

@@ -166,6 +166,16 @@ def test_one_that_fails_open_leaves_it_to_the_next(answer: Any) -> None:
     assert logged(events, "reject") == []
 
 
+def test_one_that_fails_and_is_only_tried_refuses_nobody() -> None:
+    guard = Guard(ip_filters=[FakeFilter(raises)], dry_run=["ip_filter"])
+    with capturedLogs() as events:
+        assert guard.connect().heard() == GREETING
+    (failed,) = logged(events, "filter_failed")
+    assert failed["outcome"] == "passed"
+    (line,) = [event["text"] for event in logged(events, "reject")]
+    assert line == "reject peer=192.0.2.1 reason=internal_error dry_run=true filter=FakeFilter"
+
+
 def test_a_failure_that_stands_open_does_not_open_for_another_filter() -> None:
     client = Guard(ip_filters=[FilterEntry(FakeFilter(raises), fail_open=True), FakeFilter(raises)]).connect()
     assert client.heard() == INTERNAL

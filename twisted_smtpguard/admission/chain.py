@@ -108,7 +108,8 @@ class FilterChain:
         return self._cannot_judge(entry, visitor, "exception")
 
     def _cannot_judge(self, entry: FilterEntry, visitor: Visitor, problem: str) -> Ruling:
-        self._events.filter_failed(entry.name, visitor.name, problem, let_in=entry.fail_open)
+        let_in = entry.fail_open or IP_FILTER in self._limits.dry_run
+        self._events.filter_failed(entry.name, visitor.name, problem, let_in=let_in)
         if entry.fail_open:
             return False
         reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"

@@ -45,33 +45,30 @@ class ClientLimits:
     def count(self, rate: str, key: str) -> Count:
         """Count an event of the client against `rate`, a field of Limits; how many there were in its window."""
         seconds = getattr(self._limits, rate).seconds
-        return self._ask(lambda: self._store.add(rate, key, seconds, self._seconds()))
+        return self._ask(lambda: self._store.add(rate, key, seconds, self._seconds()), _whole)
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number); how many the client then holds."""
 
-        def took(count: int) -> int:
+        def took(answer: object) -> int:
+            count = _whole(answer)
             place.answered(taken=not 0 < limit < count)
             return count
 
-        def acquire() -> Any:
-            answer: Any = self._store.acquire(_CONNECTIONS, place.key, limit)
-            return as_deferred(answer).addCallback(took) if is_later(answer) else took(answer)
-
-        return self._ask(acquire)
+        return self._ask(lambda: self._store.acquire(_CONNECTIONS, place.key, limit), took)
 
     def give_place_back(self, key: str) -> None:
         """A place that was taken is free."""
-        self._ask(lambda: self._store.release(_CONNECTIONS, key))
+        self._ask(lambda: self._store.release(_CONNECTIONS, key), lambda _: 0)
 
-    def _ask(self, question: Callable[[], Any]) -> Count:
+    def _ask(self, question: Callable[[], Any], read: Callable[[object], int]) -> Count:
+        """What `read` makes of the answer. It hears even of one that nobody waits for any more."""
         try:
-            answer: Any = question()
-            if is_later(answer):
-                answer = within(self._limits.ip_filter_timeout, self._call_later, _shielded(answer))
-                answer.addErrback(self._failed)
-            result: Count = answer
-            return result
+            answer = question()
+            if not is_later(answer):
+                return read(answer)
+            later = _shielded(as_deferred(answer).addCallback(read))
+            return within(self._limits.ip_filter_timeout, self._call_later, later).addErrback(self._failed)
         except Exception:  # noqa: BLE001 - a store is somebody else's code
             self._failed(Failure())
             return None
@@ -106,7 +103,13 @@ class Place:
             self._clients.give_place_back(self.key)
 
 
-def _shielded(answer: Any) -> Deferred[Any]:
+def _whole(answer: object) -> int:
+    if not isinstance(answer, int):
+        raise TypeError(f"{answer!r} is no whole number")
+    return answer
+
+
+def _shielded(answer: Deferred[Any]) -> Deferred[Any]:
     """Fires as `answer` does. To cancel it does not cancel that: a place that a store gives late is to be noticed."""
     shield: Deferred[Any] = Deferred()
 
@@ -114,5 +117,5 @@ def _shielded(answer: Any) -> Deferred[Any]:
         if not shield.called:
             shield.callback(outcome)
 
-    as_deferred(answer).addBoth(pass_on)
+    answer.addBoth(pass_on)
     return shield

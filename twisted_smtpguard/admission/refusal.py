@@ -28,13 +28,13 @@ class Refusal:
     ip_filter: str = ""
 
     def log(self, events: Events, limits: Limits, peer: str, *, dry_run: bool = False) -> None:
-        """Count and log it. `dry_run`: nothing is refused."""
+        """Count and log it. `dry_run`: nothing is refused, and nothing said."""
         events.reject(
             peer,
             self.reason,
             dry_run=dry_run,
             ip_filter=self.ip_filter,
-            reply=self.reply,
+            reply=None if dry_run else self.reply,
             limit=limits.shown(self.reason),
             value=self.value,
         )
