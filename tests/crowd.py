@@ -13,7 +13,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-_SOURCES = itertools.cycle([f"127.0.{a}.{b}" for a in range(1, 11) for b in range(1, 101)])
+_SOURCES = itertools.cycle([f"127.0.{a}.{b}" for b in range(1, 101) for a in range(1, 13)])
 
 ENVELOPE = b"EHLO crowd.example\r\nMAIL FROM:<a@crowd.example>\r\nRCPT TO:<b@guard.example>\r\n"
 GONE = (ConnectionError, TimeoutError)
@@ -32,7 +32,7 @@ class Client:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if anywhere:
-            # One of a thousand loopback addresses, so that limits for each client do not help.
+            # One of 1,200 loopback addresses in 12 networks, so that limits for each client do not help.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind((next(_SOURCES), 0))
 
@@ -72,7 +72,7 @@ class Client:
         try:
             await self.hear_the_end()
         finally:
-            talking.cancel()
+            await _end(talking)
 
     def close(self) -> None:
         self.socket.close()
@@ -81,6 +81,12 @@ class Client:
         """Go without a word, as a crashed or malicious client does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
         self.socket.close()
+
+
+async def _end(talking: asyncio.Future[None]) -> None:
+    """Before its socket is closed: the next client may get the same descriptor."""
+    talking.cancel()
+    await asyncio.gather(talking, return_exceptions=True)
 
 
 Behaviour = Callable[[Client], Awaitable[object]]
@@ -191,7 +197,7 @@ def drip(beginning: bytes, octets: bytes, interval: float) -> Behaviour:
         try:
             await client.hear_the_end()
         finally:
-            talking.cancel()
+            await _end(talking)
 
     return behave
 

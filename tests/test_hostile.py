@@ -235,3 +235,82 @@ def test_a_flood_of_refusals_fills_no_log(attack: Attack, scale: Scale) -> None:
     # Limits count by the second of the clock, and a siege may begin at the end of one.
     assert siege.log_octets < (siege.seconds + 1) * MAX_LOG_OCTETS_A_SECOND
     assert siege.peak - siege.before < 16 * MiB
+
+
+# Before the greeting.
+
+EDGE = ("--profile=edge", "--trust=127.0.0.1")
+EARLY = b"421 4.7.0 Protocol error: client spoke before the greeting\r\n"
+
+
+def test_resets_at_the_edge_leave_nothing_behind(attack: Attack, scale: Scale) -> None:
+    """Each finds a greet delay, and is gone before it is over."""
+    resets = [RESETS["resets, at once"]] * scale.clients(10_000)
+    how = {"seconds": 3 * scale.seconds, "at_once": 200, "anywhere": True, "lets_go": True}
+    siege = attack("edge: resets", resets, *EDGE, **how)
+    assert siege.peak - siege.before < 32 * MiB
+    again = attack("edge: resets, again", resets, *EDGE, **how)
+    assert again.after - again.before < 4 * MiB
+
+
+def test_silent_connections_at_the_edge_are_all_greeted(attack: Attack, scale: Scale) -> None:
+    """As many as are let in; a trusted client is served meanwhile."""
+    silent = [be_idle] * scale.clients(1900)
+    siege = attack("edge: silent", silent, *EDGE, seconds=max(4, scale.seconds / 2), anywhere=True)
+    assert told_all(siege, b"220 ")
+    assert siege.octets_a_client < 16 * KiB
+
+
+@pytest.mark.parametrize("behave", [repeat, repeat_unheard], ids=["heard", "unheard"])
+def test_early_talkers_at_the_edge_are_not_kept(
+    attack: Attack, scale: Scale, behave: Callable[[bytes, bytes], Behaviour]
+) -> None:
+    name = "edge: early talkers" if behave is repeat else "edge: early talkers, 421 unheard"
+    talking = [behave(b"", b"NOOP\r\n" * 10_000)] * scale.clients(1000)
+    # Those who listen come a few at a time: none is so busy that its first word comes behind the greeting.
+    at_once = 100 if behave is repeat else 1000
+    siege = attack(
+        name, talking, *EDGE, seconds=scale.seconds + 3, at_once=at_once, anywhere=True, lets_go=True
+    )
+    assert siege.octets_a_client < 64 * KiB
+    if behave is repeat:
+        assert told_all(siege, EARLY)
+
+
+def test_input_before_the_greeting_is_bounded_where_it_is_not_refused(attack: Attack, scale: Scale) -> None:
+    stuffing = repeat_unheard(b"", b"NOOP\r\n" * 10_000)
+    siege = attack(
+        "flood in the greet delay, unheard",
+        [stuffing] * scale.clients(500),
+        f"--greet-delay={round(3 * scale.seconds)}",
+        "--trust=127.0.0.1",
+        seconds=scale.seconds,
+        anywhere=True,
+        receive_buffer=1,
+    )
+    assert siege.octets_a_client < (64 + 64 + 16) * KiB
+
+
+FLOODS_OF_ONE = {
+    "refused: connections of a client": ("--max-connections-per-client=10", 10, b"421 4.7.0 Too many conn"),
+    "refused: connection rate": ("--connection-rate=10/86400", 10, b"421 4.7.0 Connection rate exceeded"),
+    "refused: denied": ("--deny=127.0.0.1", 0, b"421 4.7.0 Connection refused\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS_OF_ONE)
+def test_a_flood_from_one_address_fills_no_log(attack: Attack, scale: Scale, name: str) -> None:
+    option, holders, words = FLOODS_OF_ONE[name]
+    siege = attack(
+        name,
+        [knock] * scale.clients(20_000),
+        option,
+        "--read-timeout=300",
+        seconds=5 * scale.seconds,
+        at_once=300,
+        holders=holders,
+        probe_greeting=421,
+    )
+    assert told_all(siege, words)
+    assert siege.log_octets < (siege.seconds + 1) * MAX_LOG_OCTETS_A_SECOND / 10
+    assert siege.peak - siege.before < 16 * MiB
