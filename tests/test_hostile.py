@@ -288,7 +288,7 @@ def test_input_before_the_greeting_is_bounded_where_it_is_not_refused(attack: At
         anywhere=True,
         receive_buffer=1,
     )
-    assert siege.octets_a_client < (64 + 64 + 16) * KiB
+    assert siege.octets_a_client < (64 + 64 + 48) * KiB
 
 
 FLOODS_OF_ONE = {
