@@ -162,6 +162,12 @@ def one_crowd(fail_open: bool) -> Counter[str]:
     for network in range(len(SLOW_WAYS)):
         assert counters.acquire("max_connections_per_client", f"127.0.{network}.0/24", 0) == 1
 
+    counts["let in"] = add_up(guard, crowd, counts, fail_open)
+    return counts
+
+
+def add_up(guard: Guard, crowd: list[Waiting], counts: Counter[str], fail_open: bool) -> int:
+    """Hold the statistics against what became of everybody. How many of the crowd were let in."""
     statistics = guard.factory.statistics
     told = Counter(expected(each.way, fail_open=fail_open) for each in crowd)
     cannot_say = statistics.refusals.get("internal_error", 0) + statistics.refusals.get(
@@ -174,8 +180,7 @@ def one_crowd(fail_open: bool) -> Counter[str]:
     assert statistics.hangups == counts["hangups"]
     assert statistics.live_connections == 0
     assert statistics.failures == sum(each.way in ("raise_late", "rubbish_late") for each in crowd)
-    counts["let in"] = told[GREETING]
-    return counts
+    return told[GREETING]
 
 
 # Over sockets, against a real process.
