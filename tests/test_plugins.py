@@ -148,8 +148,24 @@ def test_a_plugin_of_another_distribution_cannot_take_the_place_of_a_builtin(mon
 
 def test_the_factory_of_an_ip_filter_gets_the_argument_and_the_reactor():
     plugin, reactor = FilterPlugin(made=PassFilter()), object()
-    assert plugins.make_filter("plugin:a:b", reactor, plugins.by_name([plugin])) is plugin.made
+    assert plugins.make_filter("plugin:a:b", reactor, plugins.by_name([plugin])).filter is plugin.made
     assert plugin.asked == ("a:b", reactor)
+
+
+@pytest.mark.parametrize(
+    ("specification", "name", "fail_open", "argument"),
+    [
+        ("plugin", "plugin", False, ""),
+        ("plugin:fail-open:a", "plugin:fail-open:a", False, "fail-open:a"),
+        ("fail-open:plugin", "plugin", True, ""),
+        ("fail-open:plugin:a:b", "plugin:a:b", True, "a:b"),
+    ],
+)
+def test_an_ip_filter_fails_open_where_that_stands_before_its_name(specification, name, fail_open, argument):
+    plugin = FilterPlugin(made=PassFilter())
+    entry = plugins.make_filter(specification, object(), plugins.by_name([plugin]))
+    assert (entry.name, entry.fail_open, plugin.asked[0]) == (name, fail_open, argument)
+    assert plugins.filter_specification(entry) == specification
 
 
 def test_an_unknown_ip_filter_lists_those_that_there_are():

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.delivery.discard import DiscardFactory
 from twisted_smtpguard.delivery.maildir import MaildirFactory
 from twisted_smtpguard.filters.networks import NetworksFactory
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter, IIPFilterFactory
 from twisted_smtpguard.limits import Limits
 
-FAIL_OPEN = "fail-open"
+_FAIL_OPEN = "fail-open"
 """What the operator writes before the name of an IP filter that lets in whom it cannot judge."""
 
 _NAME = re.compile("[a-z][a-z0-9-]*")
@@ -61,19 +62,29 @@ def builtin_filters() -> list[IIPFilterFactory]:
 def filter_factories() -> dict[str, IIPFilterFactory]:
     """Every IP filter that `--ip-filter` can name, ours and those of other distributions."""
     factories = by_name([*builtin_filters(), *discover(IIPFilterFactory)])
-    if FAIL_OPEN in factories:
+    if _FAIL_OPEN in factories:
         raise ValueError(
-            f"the plugin {_origin(factories[FAIL_OPEN])} has the name {FAIL_OPEN!r}, which says what is done "
+            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which says what is done "
             "when a filter fails"
         )
     return factories
 
 
-def make_filter(specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]) -> IIPFilter:
-    """The IP filter that `specification`, such as `networks:/etc/smtpguard/networks`, asks for."""
-    name, argument = split_specification(specification)
+def make_filter(
+    specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]
+) -> FilterEntry:
+    """The IP filter that `specification` asks for, such as `networks:/etc/smtpguard/networks`, or with `fail-open:`
+    before it one that fails open. Its name in the log is `specification` without that."""
+    asked = specification.removeprefix(f"{_FAIL_OPEN}:")
+    name, argument = split_specification(asked)
     factory = look_up("IP filter", name, factories)
-    return _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
+    made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
+    return FilterEntry(made, asked, fail_open=asked != specification)
+
+
+def filter_specification(entry: FilterEntry) -> str:
+    """`entry` as an operator writes it, `fail-open:` included."""
+    return f"{_FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name
 
 
 def discover(interface: Any) -> list[Any]:

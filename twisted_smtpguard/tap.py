@@ -172,10 +172,8 @@ class Options(usage.Options):
         # Plugins that nobody asked for are not looked for: a faulty one is no reason not to start.
         factories = _filters(self.ip_filter[0]) if self.ip_filter else {}
         for setting in self.ip_filter:
-            name = setting.text.removeprefix(f"{plugins.FAIL_OPEN}:")
             with setting.blamed():
-                made = plugins.make_filter(name, reactor, factories)
-            entries.append(FilterEntry(made, name, fail_open=name != setting.text))
+                entries.append(plugins.make_filter(setting.text, reactor, factories))
         return entries
 
     def _given(self) -> dict[str, list[Setting]]:
@@ -217,7 +215,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     events = Events(Statistics(), reactor, options.limits, level)
     events.delivering(options.deliver.text)
     for entry in ip_filters:
-        events.filtering(f"{plugins.FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name)
+        events.filtering(plugins.filter_specification(entry))
     return StandaloneService(
         reactor,
         endpoints,
