@@ -37,7 +37,7 @@ MIB = 1024 * 1024
 
 
 def add(store: LocalCounterStore, client: str) -> int:
-    return store.add("connection_rate", client, 3600, 0)
+    return store.add("connection_rate", client, 1, 3600, 0)
 
 
 def acquire(store: LocalCounterStore, client: str) -> int:

@@ -35,7 +35,7 @@ class Store:
         self.calls.append(("acquire", counter, client))
         return self.answer()
 
-    def add(self, counter: str, client: str, seconds: float, now: float) -> Any:
+    def add(self, counter: str, client: str, events: int, seconds: float, now: float) -> Any:
         self.calls.append(("add", counter, client))
         return self.answer()
 

@@ -30,8 +30,6 @@ DEPRECATED = 2**32
         ("ffff::", 32, 1, "8000::/1"),
         ("::1", 32, 64, "::/64"),
         ("::1", 32, 128, "::1"),
-        ("::ffff:192.0.2.1", 32, 64, "192.0.2.1"),
-        ("::ffff:192.0.2.1", 24, 128, "192.0.2.0/24"),
         ("::fffe:192.0.2.1", 32, 64, "::/64"),
         ("fe80::1%eth0", 32, 64, "fe80::/64"),
         ("fe80::1%eth0", 32, 128, "fe80::1"),
@@ -61,9 +59,3 @@ def test_an_ipv6_client_is_written_as_everybody_writes_it(number: int, bits: int
         assert ip_network(key) == network
     else:
         assert key == str(network).removesuffix("/128")
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 32))
-def test_a_mapped_address_is_the_client_that_its_ipv4_address_is(number: int, bits: int) -> None:
-    mapped = IPv6Address(0xFFFF << 32 | number)
-    assert client_key(mapped, bits, 64) == client_key(IPv4Address(number), bits, 64)

@@ -51,7 +51,7 @@ def test_a_place_above_the_limit_is_answered_above_it_and_not_taken(store: Local
 def test_clients_and_counters_are_counted_each_for_itself(store: LocalCounterStore) -> None:
     for counter, client in [("c", "a"), ("c", "b"), ("d", "a")]:
         assert store.acquire(counter, client, 1) == 1
-        assert store.add(counter, client, 60, 0) == 1
+        assert store.add(counter, client, 1, 60, 0) == 1
 
 
 def test_releasing_what_is_not_held_gives_nobody_a_place(store: LocalCounterStore) -> None:
@@ -90,7 +90,7 @@ def test_the_places_of_a_forgotten_client_can_still_be_released(store: LocalCoun
 
 
 def test_every_event_in_a_window_is_counted(store: LocalCounterStore) -> None:
-    assert [store.add("r", "a", 60, 100 + second) for second in range(5)] == [1, 2, 3, 4, 5]
+    assert [store.add("r", "a", 1, 60, 100 + second) for second in range(5)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -99,29 +99,29 @@ def test_every_event_in_a_window_is_counted(store: LocalCounterStore) -> None:
 def test_a_window_begins_with_its_first_event_and_is_over_after_its_seconds(
     store: LocalCounterStore, now: float, count: int
 ) -> None:
-    store.add("r", "a", 60, 100.0)
-    store.add("r", "a", 60, 101.0)
-    assert store.add("r", "a", 60, now) == count
+    store.add("r", "a", 1, 60, 100.0)
+    store.add("r", "a", 1, 60, 101.0)
+    assert store.add("r", "a", 1, 60, now) == count
 
 
 def test_attempts_do_not_make_a_window_longer(store: LocalCounterStore) -> None:
-    counts = [store.add("r", "a", 60, now) for now in range(0, 180, 20)]
+    counts = [store.add("r", "a", 1, 60, now) for now in range(0, 180, 20)]
     assert counts == [1, 2, 3] * 3
 
 
 def test_a_clock_set_back_forgives_nobody_and_holds_nobody_longer_than_a_window(
     store: LocalCounterStore,
 ) -> None:
-    assert [store.add("r", "a", 60, now) for now in (5000, 5001, 1000, 1059.9)] == [1, 2, 3, 4]
-    assert store.add("r", "a", 60, 1060) == 1
+    assert [store.add("r", "a", 1, 60, now) for now in (5000, 5001, 1000, 1059.9)] == [1, 2, 3, 4]
+    assert store.add("r", "a", 1, 60, 1060) == 1
 
 
 def test_the_client_that_did_nothing_for_longest_is_forgotten_first(store: LocalCounterStore) -> None:
     for client in "abca":
-        store.add("r", client, 60, 0)
-    store.add("r", "d", 60, 0)
-    assert [store.add("r", client, 60, 0) for client in "acd"] == [3, 2, 2]
-    assert store.add("r", "b", 60, 0) == 1
+        store.add("r", client, 1, 60, 0)
+    store.add("r", "d", 1, 60, 0)
+    assert [store.add("r", client, 1, 60, 0) for client in "acd"] == [3, 2, 2]
+    assert store.add("r", "b", 1, 60, 0) == 1
 
 
 # Bounds.
@@ -135,10 +135,10 @@ def addresses(count: int) -> list[str]:
 def test_the_busiest_abuser_among_random_addresses_is_held_by_a_small_table() -> None:
     store = LocalCounterStore(1000)
     for number, address in enumerate(addresses(100_000)):
-        store.add("r", address, 3600, number / 1000)
+        store.add("r", address, 1, 3600, number / 1000)
         store.acquire("c", address, 20)
         if number % 500 == 0:
-            attempts = store.add("r", ABUSER, 3600, number / 1000)
+            attempts = store.add("r", ABUSER, 1, 3600, number / 1000)
             held = store.acquire("c", ABUSER, 20)
     assert (attempts, held) == (200, 21)
 
@@ -153,7 +153,7 @@ def test_random_addresses_take_no_more_memory_than_the_table_may_hold(kind: str)
             # A new string, as after each accept: what the table keeps of it is counted.
             address = "".join([strangers[number][:1], strangers[number][1:]])
             if kind == "add":
-                store.add("r", address, 60, number / 1000)
+                store.add("r", address, 1, 60, number / 1000)
             else:
                 store.acquire("c", address, 20)
         octets, _ = tracemalloc.get_traced_memory()
@@ -165,8 +165,8 @@ def test_random_addresses_take_no_more_memory_than_the_table_may_hold(kind: str)
 def test_a_table_without_bound_forgets_nobody() -> None:
     store = LocalCounterStore(0)
     for address in addresses(10_000):
-        store.add("r", address, 60, 0)
-    assert all(store.add("r", address, 60, 0) > 1 for address in addresses(10_000))
+        store.add("r", address, 1, 60, 0)
+    assert all(store.add("r", address, 1, 60, 0) > 1 for address in addresses(10_000))
 
 
 # Against a model that is too simple to be wrong.
@@ -212,7 +212,7 @@ class Model(RuleBasedStateMachine):
             begun, count = self.now, 0
         window = (client, min(begun, self.now), count + 1)
         self.windows[counter] = [*(each for each in table if each[0] != client), window][-3:]
-        assert self.store.add(counter, client, 10, self.now) == count + 1
+        assert self.store.add(counter, client, 1, 10, self.now) == count + 1
 
     @invariant()
     def nobody_else_is_remembered(self) -> None:
@@ -231,6 +231,6 @@ def test_whatever_the_clock_says_an_event_counts_as_the_next_or_the_first(
 ) -> None:
     store, last = LocalCounterStore(1), 0
     for now in times:
-        count = store.add("r", "a", seconds, now)
+        count = store.add("r", "a", 1, seconds, now)
         assert count in (1, last + 1)
         last = count

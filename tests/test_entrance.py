@@ -15,6 +15,7 @@ from zope.interface import directlyProvides
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
+from twisted_smtpguard.units import Rate
 
 GREETING = "220 guard.example ESMTP\r\n"
 EARLY = "421 4.7.0 Protocol error: client spoke before the greeting\r\n"
@@ -53,6 +54,11 @@ def test_the_delay_begins_when_the_filters_are_through() -> None:
 def test_nobody_is_kept_waiting_when_more_than_four_fifths_of_the_slots_are_taken() -> None:
     guard = Guard(greet_delay=2, max_connections=10)
     assert [guard.connect().heard() for _ in range(10)] == [""] * 8 + [GREETING] * 2
+
+
+def test_a_cap_that_is_only_tried_makes_no_crowd() -> None:
+    guard = Guard(greet_delay=2, max_connections=2, dry_run=["max_connections"])
+    assert [guard.connect().heard() for _ in range(4)] == [""] * 4
 
 
 def test_the_read_timeout_begins_with_the_greeting() -> None:
@@ -206,6 +212,15 @@ def test_who_turns_out_to_be_trusted_counts_no_more() -> None:
     assert guard.factory.connections == 6
 
 
+def test_the_connections_of_who_turns_out_to_be_trusted_are_taken_back_from_its_rate() -> None:
+    slow = SlowFilter()
+    guard = Guard(ip_filters=[slow], connection_rate=Rate(2, 60))
+    for n in range(5):
+        client = guard.connect()
+        slow.asked[n].callback(TRUST)
+        assert client.heard() == GREETING
+
+
 def test_a_client_is_counted_once_however_many_of_its_filters_are_slow() -> None:
     first, second = SlowFilter(), SlowFilter()
     guard = Guard(ip_filters=[first, FakeFilter(), second], max_connections_per_client=1)
@@ -216,7 +231,7 @@ def test_a_client_is_counted_once_however_many_of_its_filters_are_slow() -> None
 
 
 def test_a_client_that_a_filter_refuses_at_once_is_not_counted() -> None:
-    guard = Guard(ip_filters=[FakeFilter(refuse())], connection_rate=0, max_connections_per_client=1)
+    guard = Guard(ip_filters=[FakeFilter(refuse())], connection_rate=Rate(1, 60))
     for _ in range(3):
         assert guard.connect().heard() == "421 4.7.0 Connection refused\r\n"
 

@@ -103,10 +103,18 @@ def test_a_filters_own_text_is_one_line_of_printable_ascii(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [Reply(450, "4.7.1", ("No",)), Reply(554, "5.7.1", ("No",)), None, "421 no"]
+    "reply",
+    [
+        Reply(450, "4.7.1", ("No",)),
+        Reply(554, "5.7.1", ("No",)),
+        None,
+        "421 no",
+        Reply(421, "4.7.1", "No"),
+        Reply(421, "4.7.1", ("No",) * 11),
+    ],
 )
 def test_a_connection_is_refused_with_421_or_521_only(reply: Any) -> None:
-    with pytest.raises(ValueError, match=r"^a connection is refused with a 421 or 521 reply, not "):
+    with pytest.raises(ValueError, match=r"^a connection is refused with a short 421 or 521 reply, not "):
         refuse(reply)
 
 
@@ -334,6 +342,64 @@ def test_input_is_read_while_a_filter_is_pending_but_no_more_than_the_buffer_hol
     assert client.transport.producerState == "producing"
     client.send(b"x" * 4096)
     assert client.transport.producerState == "paused"
+
+
+def test_nobody_asks_the_next_filter_about_a_client_that_is_gone() -> None:
+    async def passes_on_whatever_happens(_: Peer) -> Verdict:
+        try:
+            return await Deferred[Verdict]()
+        except Exception:  # noqa: BLE001 - Twisted's CancelledError is one
+            return PASS
+
+    for leave in (leave_by_reset, leave_by_close, lambda client: client.guard.factory.drain()):
+        following = SlowFilter()
+        guard = Guard(ip_filters=[FakeFilter(passes_on_whatever_happens), following])
+        leave(guard.connect())
+        assert following.peers == []
+
+
+# Faults of ours.
+
+
+def test_a_fault_while_it_is_greeted_or_refused_ends_the_connection() -> None:
+    for verdict in (PASS, refuse()):
+        for wrapped in (lambda x: x, None):
+            slow = SlowFilter()
+            guard = Guard(ip_filters=[slow if wrapped is None else FakeFilter(verdict)])
+            guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
+            guard.factory.site.events.reject = None  # type: ignore[assignment, method-assign]
+            with capturedLogs() as events:
+                client = guard.connect()
+                for asked in slow.asked:
+                    asked.callback(verdict)
+            assert client.transport.aborted
+            assert len(logged(events, "failure")) == 1
+            assert_nothing_is_left(guard)
+
+
+def test_a_fault_at_the_end_of_the_greet_delay_ends_the_connection() -> None:
+    guard = Guard(greet_delay=2)
+    guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
+    with capturedLogs() as events:
+        client = guard.connect()
+        guard.clock.advance(2.1)
+    assert client.transport.aborted
+    assert len(logged(events, "failure")) == 1
+    assert_nothing_is_left(guard)
+
+
+@pytest.mark.parametrize("filter_", [object(), FakeFilter, None])
+def test_what_is_no_filter_is_told_at_once(filter_: Any) -> None:
+    with pytest.raises(TypeError, match="does not provide IIPFilter"):
+        Guard(ip_filters=[filter_])
+
+
+@pytest.mark.parametrize(
+    ("enhanced", "heard"), [("", "4.0.0"), ("5.7.1", "4.0.0"), ("hello", "4.0.0"), ("4.7.9", "4.7.9")]
+)
+def test_a_filters_reply_has_an_enhanced_code_of_its_class(enhanced: str, heard: str) -> None:
+    client = Guard(ip_filters=[FakeFilter(refuse(Reply(421, enhanced, ("Go away",))))]).connect()
+    assert client.heard() == f"421 {heard} Go away\r\n"
 
 
 # How a refusal is said.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tracemalloc
 from ipaddress import ip_address, ip_network
@@ -323,6 +324,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, problem):
     with pytest.raises(ValueError, match="cannot be read") as error:
         read_table(tmp_path / name)
     assert str(error.value) == f"{tmp_path / name} cannot be read: {problem}"
+
+
+def test_a_pipe_would_be_waited_for_and_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is a pipe; a file that can be read again is expected$"):
+        read_table(tmp_path / "pipe")
+
+
+def test_a_byte_order_mark_at_the_start_is_nothing(read):
+    assert verdict(read(b"\xef\xbb\xbfdeny 192.0.2.1\n"), "192.0.2.1") == refuse()
 
 
 def test_lines_with_one_reply_share_it(read):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,8 +68,7 @@ def test_the_longest_prefix_decides_whatever_the_nesting(rows, data):
             if family == bits:
                 edges |= {start, start - 1, start + 2 ** (bits - length) - 1, start + 2 ** (bits - length)}
         for number in edges:
-            # Of IPv6 addresses those that are IPv4-mapped are IPv4.
-            if 0 <= number < 2**bits and not (bits == IPV6_BITS and number >> 32 == 0xFFFF):
+            if 0 <= number < 2**bits:
                 assert made.verdict(ADDRESS[bits](number)) == naive(rows, bits, number), hex(number)
 
 
@@ -83,16 +81,8 @@ def test_of_one_network_the_first_refusal_stands_then_trust_whatever_the_order(o
     assert expected == VERDICTS[min(refusals) if refusals else max(order[:count])]
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "0.0.0.0", "255.255.255.255"])
-def test_a_mapped_address_is_the_ipv4_address(address):
-    number = int(IPv4Address(address))
-    made = table((IPV4_BITS, number, 32, TRUSTED), (IPV6_BITS, 0, 0, FIRST_REFUSAL))
-    assert made.verdict(IPv6Address(f"::ffff:{address}")) is TRUST
-    assert made.verdict(IPv6Address(number)) == REFUSALS[0]
-
-
 def test_an_empty_table_passes_everybody():
-    for address in (IPv4Address(0), IPv6Address(0), IPv6Address("::ffff:0.0.0.0"), IPv6Address(2**128 - 1)):
+    for address in (IPv4Address(0), IPv6Address(0), IPv6Address(2**128 - 1)):
         assert table().verdict(address) is PASS
 
 

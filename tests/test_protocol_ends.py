@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import Conversation, Guard, codes
+from fakes import Conversation, FakeTransport, Guard, codes
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import LogEvent, globalLogPublisher
+from zope.interface import directlyProvides
 
 from twisted_smtpguard.smtp.replies import SHUTTING_DOWN
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
@@ -745,3 +747,35 @@ def test_a_grace_of_0_is_no_limit() -> None:
     guard.factory.drain()
     guard.clock.advance(1e6)
     assert codes(client.say("text", ".")) == [250, 421]
+
+
+class TLSTransport(FakeTransport):
+    """As Twisted's: to close it waits for the client's close_notify, without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        directlyProvides(self, ISSLTransport)
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+
+
+@pytest.mark.parametrize("last", ["QUIT", "x\r\n" * 10], ids=["221", "421"])
+@pytest.mark.parametrize("max_lingering", [1024, 1])
+def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_aborted(
+    last: str, max_lingering: int
+) -> None:
+    guard = Guard(max_connections_per_client=1, max_lingering=max_lingering)
+    guard.factory._lingering = 1
+    transport = TLSTransport()
+    transport.protocol = protocol = guard.factory.buildProtocol(transport.getPeer())
+    protocol.makeConnection(transport)
+    protocol.dataReceived(f"{last}\r\n".encode())
+    assert transport.disconnecting
+    assert guard.factory.connections == 0
+    assert guard.connect().heard().startswith("220 ")
+    guard.clock.advance(5.1)
+    assert transport.aborted

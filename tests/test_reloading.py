@@ -125,6 +125,36 @@ def test_a_switch_that_raises_keeps_no_other_from_changing_nor_the_next_reload()
         ]
 
 
+def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing() -> None:
+    guard = service(Reloadable(Deferred), Reloadable())
+    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    for _ in range(2):
+        done = guard.reload()
+        clock.advance(119)
+        assert not done.called
+        with capturedLogs() as events:
+            clock.advance(1.1)
+        assert [event["text"] for event in events] == [
+            "reload_failed what=f0 no answer in 120 seconds",
+            "reloaded what=f1",
+        ]
+        assert done.called
+    assert clock.getDelayedCalls() == []
+
+
+def test_an_exception_that_has_no_text_stops_no_later_reload() -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def answer() -> None:
+        raise Speechless
+
+    guard = service(Reloadable(answer), Reloadable())
+    for _ in range(2):
+        assert reload(guard)[1:] == ["reloaded what=f1"]
+
+
 def test_who_asks_during_a_reload_gets_one_more_and_a_thousand_who_ask_get_the_same() -> None:
     reading: list[Deferred[None]] = []
 
@@ -159,3 +189,40 @@ def test_a_filter_that_is_a_service_runs_while_the_guard_does() -> None:
     assert part.running
     guard.stopService()
     assert not part.running
+
+
+def test_a_filter_that_does_not_stop_has_five_seconds() -> None:
+    @implementer(IIPFilter)
+    class Hanging(Service):  # type: ignore[misc]
+        def check(self, peer: Peer) -> Verdict:
+            return PASS
+
+        def stopService(self) -> Deferred[None]:
+            return Deferred()
+
+    guard = service(Hanging())
+    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    guard.startService()
+    stopped: list[object] = []
+    guard.stopService().addBoth(stopped.append)
+    clock.advance(4.9)
+    assert stopped == []
+    with capturedLogs() as events:
+        clock.advance(0.2)
+    assert stopped == [None]
+    assert [event.get("event", event) for event in events] == ["failure", "stopped"]
+
+
+def test_a_filter_that_does_not_start_stops_those_that_have() -> None:
+    @implementer(IIPFilter)
+    class Broken(Service):  # type: ignore[misc]
+        def check(self, peer: Peer) -> Verdict:
+            return PASS
+
+        def startService(self) -> None:
+            raise LookupError("no database")
+
+    guard = service(Broken())
+    with pytest.raises(LookupError):
+        guard.startService()
+    assert not guard.running

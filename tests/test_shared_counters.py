@@ -56,9 +56,9 @@ def test_nobody_is_greeted_before_the_store_has_answered(limit: str, count: int)
 @at_connection
 def test_a_store_that_does_not_answer_in_time_refuses(limit: str, log: Logbook) -> None:
     store = Store()
-    guard = guard_with(limit, store, ip_filter_timeout=5)
+    guard = guard_with(limit, store, ip_filter_timeout=0)
     client = guard.connect()
-    guard.clock.advance(4.9)
+    guard.clock.advance(9.9)
     assert client.heard() == ""
     guard.clock.advance(0.2)
     assert client.heard() == CLOSING
@@ -208,3 +208,36 @@ def test_a_store_that_does_not_take_a_place_back_is_logged_and_harms_nobody(
     assert log.take("failure") == [FAILED]
     assert guard.factory.connections == 0
     assert guard.clock.getDelayedCalls() == []
+
+
+def test_a_stop_waits_for_what_the_store_has_not_yet_taken_back() -> None:
+    pending: list[Deferred[None]] = []
+
+    class Slow(Store):
+        def release(self, counter: str, client: str) -> Any:
+            pending.append(Deferred())
+            return pending[-1]
+
+    guard = guard_with("max_connections_per_client", Slow(lambda: 1))
+    guard.connect().disconnect()
+    stopped: list[object] = []
+    guard.factory.drain().addCallback(stopped.append)
+    assert stopped == []
+    pending[0].callback(None)
+    assert stopped == [None]
+
+
+def test_who_leaves_while_a_tried_limit_is_asked_for_is_asked_about_no_more(log: Logbook) -> None:
+    store, slow = Store(), SlowFilter()
+    guard = guard_with(
+        "max_connections_per_client",
+        store,
+        ip_filters=[slow],
+        connection_rate=Rate(2, 60),
+        dry_run=["max_connections_per_client"],
+    )
+    guard.connect().disconnect()
+    assert slow.cancelled == 1
+    store.asked[0].callback(1)
+    assert [call[0] for call in store.calls] == ["acquire", "release"]
+    assert log.take("reject") == []

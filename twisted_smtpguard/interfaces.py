@@ -30,18 +30,22 @@ class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook
         self.reply = reply
 
 
+def _unmapped(address: Address | None) -> Address | None:
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
 @attrs.frozen
 class Peer:
     """Who connects, as far as it is known before the greeting."""
 
-    address: Address | None
-    """None: a UNIX socket. An IPv4-mapped IPv6 address is given as IPv4."""
+    address: Address | None = attrs.field(converter=_unmapped)
+    """None: a UNIX socket. An IPv4-mapped IPv6 address becomes IPv4."""
     port: int | None
-    local_address: Address | None
+    local_address: Address | None = attrs.field(converter=_unmapped)
     local_port: int | None
-    tls: bool
+    tls: bool = False
     """Implicit TLS; the handshake may still be going on."""
-    proxied: bool
+    proxied: bool = False
     """The values are the real client's, told by a trusted proxy in front."""
 
 
@@ -84,10 +88,15 @@ class Verdict:
 
     def __attrs_post_init__(self) -> None:
         if self.kind == "refuse":
-            if not isinstance(self.reply, Reply) or not self.reply.closes:
-                raise ValueError(f"a connection is refused with a 421 or 521 reply, not {self.reply!r}")
+            if not isinstance(self.reply, Reply) or not self.reply.closes or not _short(self.reply.lines):
+                raise ValueError(f"a connection is refused with a short 421 or 521 reply, not {self.reply!r}")
         elif self.kind not in ("pass", "trust") or self.reply is not None:
             raise ValueError(f"there is no verdict {self.kind!r} with the reply {self.reply!r}")
+
+
+def _short(lines: object) -> bool:
+    """A few lines, which leave in one packet or so: whoever is refused is not waited for."""
+    return isinstance(lines, tuple) and len(lines) <= 10 and all(isinstance(line, str) for line in lines)
 
 
 PASS = Verdict("pass")
@@ -152,7 +161,7 @@ class ICounterStore(Interface):
     processes or hosts share may answer with Deferreds.
 
     `counter` says what is counted: the name of a field of Limits. `client` is the key of a client, such as
-    `192.0.2.1` or `2001:db8::/64`. An exception, or no answer within `Limits.ip_filter_timeout`: the client
+    `192.0.2.1` or `2001:db8::/64`. An exception, or no answer within 10 seconds: the client
     gets `421 4.3.0`, in a session `451 4.3.0`. No call is cancelled.
     """
 
@@ -163,8 +172,9 @@ class ICounterStore(Interface):
     def release(counter: str, client: str) -> Later[None]:
         """Give back a place. Called exactly once for each that was taken."""
 
-    def add(counter: str, client: str, seconds: float, now: float) -> Later[int]:
-        """Count an event, and answer how many there were in this window, this one included.
+    def add(counter: str, client: str, events: int, seconds: float, now: float) -> Later[int]:
+        """Count `events`, and answer how many there were in this window, these included. 0 only asks, -1 takes
+        one back.
 
         A window of `seconds` begins with the first event of a client, or the first after its last window.
         `now` is the guard's clock, which somebody may set back.

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -32,16 +32,12 @@ def is_later(answer: Any) -> bool:
 
 def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
     """A Deferred as it is; a coroutine or another awaitable converted."""
-    return answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(_await(answer))
+    return answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(answer_of(answer))
 
 
-async def now(answer: T | Deferred[T]) -> T:
-    """The value of an answer, whenever it comes."""
-    return await answer if isinstance(answer, Deferred) else answer
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+async def answer_of(answer: Any) -> Any:
+    """The value that a hook answered with, whenever it comes."""
+    return await answer if is_later(answer) else answer
 
 
 def within(seconds: float, call_later: CallLater, promised: Deferred[T]) -> Deferred[T]:
@@ -84,4 +80,17 @@ def _cancel(promised: Deferred[Any]) -> None:
     try:
         promised.cancel()
     except Exception:  # noqa: BLE001 - somebody else's canceller must not keep us from going on
-        _log.failure("A canceller raised")
+        # At debug: a client decides how often this happens.
+        _log.failure("A canceller raised", level=LogLevel.debug)
+
+
+def shielded(promised: Deferred[T]) -> Deferred[T]:
+    """Fires as `promised` does. To cancel it does not cancel that: somebody else is to hear what comes of it."""
+    shield: Deferred[T] = Deferred()
+
+    def pass_on(outcome: Any) -> None:
+        if not shield.called:
+            shield.callback(outcome)
+
+    promised.addBoth(pass_on)
+    return shield

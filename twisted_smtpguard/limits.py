@@ -138,7 +138,7 @@ class Limits:
     recipient_rate: Rate = _limit(
         NO_RATE,
         RATE,
-        "Recipients of one client, counted at RCPT, refused ones too.",
+        "Recipients of one client, counted at RCPT, also those that the delivery refuses.",
         "RECIPIENT_RATE_EXCEEDED",
         dry_run=True,
         converter=_rate,
@@ -157,7 +157,7 @@ class Limits:
     ip_filter_timeout: float = _limit(
         10,
         SECONDS,
-        "For an IP filter to answer, and for a counter store that other processes share.",
+        "For an IP filter to answer.",
         "LOCAL_ERROR_CLOSING",
     )
     early_talker: str = _limit(
@@ -225,7 +225,7 @@ class Limits:
         dry_run=True,
     )
     max_messages: int = _limit(
-        0, COUNT, "Messages in a session.", "TOO_MANY_MESSAGES", edge=100, dry_run=True
+        0, COUNT, "Transactions in a session, begun with MAIL.", "TOO_MANY_MESSAGES", edge=100, dry_run=True
     )
     max_command_line: int = _limit(
         2048,
@@ -379,6 +379,10 @@ class Limits:
             raise ValueError(f"one of {', '.join(PROFILES)} is expected, not {profile!r}")
         edge = {spec.name: spec.edge for spec in cls.specs()} if profile == "edge" else {}
         return cls(**{**edge, **explicit})
+
+    def enforced(self, name: str) -> Any:
+        """The value of a limit; 0 where it is only tried."""
+        return 0 if name in self.dry_run else getattr(self, name)
 
     def shown(self, reason: str) -> float | str | None:
         """What the log gives as the limit of a refusal for `reason`; None where no limit has that name."""

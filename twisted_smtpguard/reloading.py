@@ -6,18 +6,23 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.reflect import safe_str
 
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IPreparedReload, IReloadable
-from twisted_smtpguard.later import as_deferred, is_later, now
+from twisted_smtpguard.later import CallLater, answer_of, within
+
+_SECONDS = 120
+"""For one part to read its data. One that never answers must not keep the others from ever changing."""
 
 
 class Reloading:
     """Of `parts`, names for the log and objects, those that provide IReloadable. One reading at a time."""
 
-    def __init__(self, parts: Iterable[tuple[str, object]], events: Events) -> None:
+    def __init__(self, parts: Iterable[tuple[str, object]], events: Events, call_later: CallLater) -> None:
         self._parts = [(name, part) for name, part in parts if IReloadable.providedBy(part)]
         self._events = events
+        self._call_later = call_later
         self._waiting: list[Deferred[None]] = []
         self._busy = False
 
@@ -45,6 +50,8 @@ class Reloading:
         for name, reading in readings:
             try:
                 switches.append((name, await reading))
+            except TimeoutError:
+                self._events.reload_failed(name, f"no answer in {_SECONDS} seconds")
             except Exception as error:  # noqa: BLE001 - the operator's file, or somebody else's code
                 self._failed(name, error)
         for name, switch in switches:
@@ -56,18 +63,19 @@ class Reloading:
                 self._events.reloaded(name)
 
     def _failed(self, name: str, error: Exception) -> None:
-        self._events.reload_failed(name, str(error) or type(error).__name__)
+        self._events.reload_failed(name, safe_str(error) or type(error).__name__)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object]]:
         """Begin to read. Fires with what takes the new data."""
-        if IPreparedReload.providedBy(part):
-            return Deferred.fromCoroutine(_now(part.prepare_reload))
-        return Deferred.fromCoroutine(_now(part.reload)).addCallback(lambda _: _nothing)
+        prepared = IPreparedReload.providedBy(part)
+        reading = Deferred.fromCoroutine(_answer_to(part.prepare_reload if prepared else part.reload))
+        return within(_SECONDS, self._call_later, reading).addCallback(
+            lambda switch: switch if prepared else _nothing
+        )
 
 
-async def _now(hook: Callable[[], Any]) -> Any:
-    answer = hook()
-    return await now(as_deferred(answer) if is_later(answer) else answer)
+async def _answer_to(hook: Callable[[], Any]) -> Any:
+    return await answer_of(hook())
 
 
 def _nothing() -> None:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
+from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -21,6 +22,9 @@ from twisted_smtpguard.wire.factory import SMTPGuardFactory
 _BACKLOG = 1024
 """Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
 ones in a flood of resets; with a quarter it was dropped, and tried again after a second."""
+
+_PARTS_SECONDS = 5
+"""For filters and a delivery that are services to stop."""
 
 
 class SMTPGuardService(MultiService):
@@ -59,6 +63,7 @@ class SMTPGuardService(MultiService):
         self._reloading = Reloading(
             [*((entry.name, entry.filter) for entry in filters), (type(delivery).__name__, delivery)],
             self.factory.site.events,
+            self.factory.deadlines.call_later,
         )
         self._endpoints = list(endpoints)
         self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
@@ -77,7 +82,11 @@ class SMTPGuardService(MultiService):
 
         What an endpoint fails with later is logged, and the others go on.
         """
-        super().startService()
+        try:
+            super().startService()
+        except Exception:
+            super().stopService()
+            raise
         self.factory.reopen()
         for name, endpoint in zip(self._names, self._endpoints, strict=True):
             self._listen(name, endpoint)
@@ -119,7 +128,7 @@ class SMTPGuardService(MultiService):
         self.factory.site.events.listening(name, _address_text(port.getHost()))
 
     def _warn_of_descriptors(self) -> None:
-        events, cap = self.factory.site.events, self.factory.site.limits.max_connections
+        events, cap = self.factory.site.events, self.factory.site.limits.enforced("max_connections")
         try:
             import resource  # noqa: PLC0415 - not on every system
         except ImportError:
@@ -140,16 +149,23 @@ class SMTPGuardService(MultiService):
     def stopService(self) -> Deferred[None]:
         """Stop listening at once, end the sessions, wait for pending verdicts, then stop the delivery.
 
-        Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is off.
+        Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is off; where a filter or a delivery
+        that is a service does not stop, after 5 seconds more.
         """
         ports, self._ports = self._ports, []
         closed: Deferred[Any] = gatherResults(
             [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
         )
         closed.addBoth(lambda _: self.factory.drain())
-        closed.addCallback(lambda _: maybeDeferred(super(SMTPGuardService, self).stopService))
+        closed.addCallback(lambda _: self._stop_parts())
         closed.addCallback(lambda _: self.factory.site.events.stopped())
         return closed
+
+    def _stop_parts(self) -> Deferred[Any]:
+        """Stop the filters and the delivery. One that hangs must not keep the process."""
+        stopping: Deferred[Any] = shielded(maybeDeferred(super().stopService))
+        stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
+        return stopped.addErrback(self.factory.site.events.failure, "stopping a filter or the delivery")
 
 
 def _address_text(host: Any) -> str:

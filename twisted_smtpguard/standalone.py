@@ -16,6 +16,12 @@ SIGHUP = getattr(signal, "SIGHUP", None)
 """None where there is no such signal (Windows)."""
 
 
+def ignore_hangup() -> None:
+    """Until the service handles it: SIGHUP while files are read for the first time must not end the process."""
+    if SIGHUP is not None:
+        signal.signal(SIGHUP, signal.SIG_IGN)
+
+
 class StandaloneService(SMTPGuardService):
     """SIGHUP has it read its files anew. One that cannot listen ends the process. While it stops, a second
     signal to stop means now, and SIGHUP nothing."""

@@ -31,7 +31,7 @@ from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory, Refused
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.smtp.grammar import parse_rcpt
-from twisted_smtpguard.standalone import StandaloneService
+from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import FLAG, one_of
 
@@ -199,6 +199,7 @@ def makeService(options: Options) -> IService:
     """Called by `twist` once, after it has chosen the reactor."""
     from twisted.internet import reactor  # noqa: PLC0415
 
+    ignore_hangup()
     try:
         return make_service(options, reactor)
     except UsageError as error:

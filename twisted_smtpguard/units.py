@@ -94,13 +94,11 @@ def parse_rate(text: str) -> Rate:
     events, slash, seconds = text.partition("/")
     try:
         rate = Rate(parse_count(events), parse_seconds(seconds if slash else "0"))
+        if rate and not rate.seconds:
+            raise ValueError
     except ValueError:
-        rate = Rate(1, 0)
-    if not rate:
-        return NO_RATE
-    if not rate.seconds:
-        raise ValueError("a rate such as 60/60, which is 60 in 60 seconds, or 0 is expected")
-    return rate
+        raise ValueError("a rate such as 60/60, which is 60 in 60 seconds, or 0 is expected") from None
+    return rate or NO_RATE
 
 
 def _check_rate(value: object) -> str | None:

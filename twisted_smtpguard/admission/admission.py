@@ -9,7 +9,7 @@ from twisted_smtpguard.admission.clients import ClientLimits, Place
 from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.later import CallLater, now
+from twisted_smtpguard.later import CallLater, answer_of
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -49,24 +49,32 @@ class Admission:
         trusted = await self.chain.judge(visitor, count)
         if not (trusted or counted):
             await self._count(visitor)
-        if trusted and visitor.place is not None:
-            visitor.place.give_back()
+        if trusted and counted:
+            self._take_back(visitor)
         visitor.trusted = trusted
+
+    def _take_back(self, visitor: Visitor) -> None:
+        """Who turns out to be trusted should not have been counted."""
+        if visitor.place is not None:
+            visitor.place.give_back()
+        if self._limits.connection_rate:
+            self._clients.count("connection_rate", visitor.key, -1)
 
     async def _count(self, visitor: Visitor) -> None:
         limits, clients = self._limits, self._clients
         cap, rate = limits.max_connections_per_client, limits.connection_rate
         if cap:
-            tried = "max_connections_per_client" in limits.dry_run
             visitor.place = Place(clients, visitor.key)
-            held = await now(clients.take_place(visitor.place, 0 if tried else cap))
+            enforced = limits.enforced("max_connections_per_client")
+            held = await answer_of(clients.take_place(visitor.place, enforced))
             self._hold(visitor, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held, cap)
         if rate:
-            count = await now(clients.count("connection_rate", visitor.key))
+            count = await answer_of(clients.count("connection_rate", visitor.key))
             self._hold(visitor, replies.CONNECTION_RATE_EXCEEDED, count, rate.events)
 
     def _hold(self, visitor: Visitor, reply: Reply, count: int | None, limit: int) -> None:
         """Hold the visitor to `limit`. No count: the store has failed."""
+        visitor.stays()
         if count is None or count > limit:
             refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
-            refusal.trip(self._events, self._limits, visitor.name, replies.reason_of(reply))
+            refusal.enforce(self._events, self._limits, visitor.name, replies.reason_of(reply))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.admission.refusal import Refusal
+from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import TRUST, IIPFilter, Verdict
@@ -24,14 +23,16 @@ class FilterEntry:
     """An IP filter, and what the operator decided about it."""
 
     filter: IIPFilter
-    name: str = ""
+    name: str = attrs.field(
+        default=attrs.Factory(lambda self: type(self.filter).__name__, takes_self=True), converter=str
+    )
     """What the log calls it; by default the name of its class."""
     fail_open: bool = False
     """Where it cannot judge, the next filter is asked. By default the client is refused."""
 
     def __attrs_post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", type(self.filter).__name__)
+        if not IIPFilter.providedBy(self.filter):
+            raise TypeError(f"{self.filter!r} does not provide IIPFilter")
 
 
 Ruling: TypeAlias = Refusal | bool
@@ -56,52 +57,39 @@ class FilterChain:
         """
         waited = False
         for entry in self.entries:
-            ruling = self._ask(entry, visitor)
-            if isinstance(ruling, Deferred):
-                if not (waited or ruling.called):
-                    waited = True
-                    try:
-                        await before_waiting()
-                    except BaseException:
-                        visitor.leave()
-                        ruling.addErrback(_drop)
-                        ruling.cancel()
-                        raise
-                ruling = await ruling
+            try:
+                answer: Any = entry.filter.check(visitor.peer)
+                if is_later(answer):
+                    promise = within(self._limits.ip_filter_timeout, self._call_later, as_deferred(answer))
+                    if not (waited or promise.called):
+                        waited = True
+                        await _unless_refused(before_waiting(), promise)
+                    answer = await promise
+            except NotAdmitted:
+                raise
+            except Exception:  # noqa: BLE001 - a filter is somebody else's code
+                visitor.stays()
+                ruling = self._failed(entry, visitor, Failure())
+            else:
+                visitor.stays()
+                ruling = self._read(entry, visitor, answer)
             if isinstance(ruling, Refusal):
-                ruling.trip(self._events, self._limits, visitor.name, IP_FILTER)
+                ruling.enforce(self._events, self._limits, visitor.name, IP_FILTER)
             elif ruling:
                 return True
         return False
-
-    def _ask(self, entry: FilterEntry, visitor: Visitor) -> Ruling | Deferred[Ruling]:
-        """A Deferred that is returned fails only when the visitor is gone. It may have answered already."""
-        read, failed = partial(self._read, entry, visitor), partial(self._failed, entry, visitor)
-        try:
-            answer: Any = entry.filter.check(visitor.peer)
-            if is_later(answer):
-                promise: Deferred[Any] = within(
-                    self._limits.ip_filter_timeout, self._call_later, as_deferred(answer)
-                )
-                ruling: Any = promise.addCallback(read).addErrback(failed)
-                return cast("Deferred[Ruling]", ruling)
-            return read(answer)
-        except Exception:  # noqa: BLE001 - a filter is somebody else's code
-            return failed(Failure())
 
     def _read(self, entry: FilterEntry, visitor: Visitor, verdict: object) -> Ruling:
         if not isinstance(verdict, Verdict):
             self._events.failure(
                 Failure(TypeError(f"{verdict!r} is no Verdict")), f"IP filter {entry.name}", peer=visitor.name
             )
-            return self._cannot_judge(entry, visitor, "no verdict")
+            return self._cannot_judge(entry, visitor, "no_verdict")
         if verdict.reply is not None:
-            return Refusal(verdict.reply, "ip_filter", ip_filter=entry.name)
+            return Refusal(replies.with_enhanced_code(verdict.reply), "ip_filter", ip_filter=entry.name)
         return verdict == TRUST
 
     def _failed(self, entry: FilterEntry, visitor: Visitor, failure: Failure) -> Ruling:
-        if visitor.gone:
-            failure.raiseException()
         if isinstance(failure.value, TimeoutError):
             return self._cannot_judge(entry, visitor, "timeout")
         self._events.failure(failure, f"IP filter {entry.name}", peer=visitor.name)
@@ -114,6 +102,16 @@ class FilterChain:
             return False
         reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"
         return Refusal(replies.LOCAL_ERROR_CLOSING, reason, ip_filter=entry.name)
+
+
+async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> None:
+    """Wait for `limits`. Where they refuse the visitor, or it leaves, the filter's promise is cancelled."""
+    try:
+        await limits
+    except BaseException:
+        promise.addErrback(_drop)
+        promise.cancel()
+        raise
 
 
 def _drop(_: Failure) -> None:

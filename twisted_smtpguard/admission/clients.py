@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.clientkey import client_key
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import Address, ICounterStore
-from twisted_smtpguard.later import CallLater, as_deferred, is_later, within
+from twisted_smtpguard.later import CallLater, as_deferred, is_later, shielded, within
 from twisted_smtpguard.limits import Limits
 
 Count: TypeAlias = int | Deferred[int | None] | None
@@ -19,9 +19,15 @@ Count: TypeAlias = int | Deferred[int | None] | None
 
 _CONNECTIONS = "max_connections_per_client"
 
+_STORE_SECONDS = 10
+"""For a store to answer: as long as an IP filter has by default, but never without end."""
+
 
 class ClientLimits:
-    """Asks the store. A store that fails, or does not answer in time, is logged, and its answer is None."""
+    """Asks the store. A store that fails, or does not answer in time, is logged, and its answer is None.
+
+    `settled()` is called whenever a store that took its time has answered.
+    """
 
     def __init__(
         self,
@@ -30,22 +36,27 @@ class ClientLimits:
         seconds: Callable[[], float],
         call_later: CallLater,
         events: Events,
+        settled: Callable[[], object],
     ) -> None:
         self._limits = limits
         self._store = store
         self._seconds = seconds
         self._call_later = call_later
         self._events = events
+        self._settled = settled
+        self.pending = 0
+        """Answers that the store still owes: what was taken or given back is not known to be."""
 
     def key_of(self, address: Address | None) -> str:
         """The client that an address belongs to."""
         limits = self._limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
-    def count(self, rate: str, key: str) -> Count:
-        """Count an event of the client against `rate`, a field of Limits; how many there were in its window."""
+    def count(self, rate: str, key: str, events: int = 1) -> Count:
+        """Count events of the client against `rate`, a field of Limits; how many there were in its window. -1 takes
+        one back."""
         seconds = getattr(self._limits, rate).seconds
-        return self._ask(lambda: self._store.add(rate, key, seconds, self._seconds()), _whole)
+        return self._ask(lambda: self._store.add(rate, key, events, seconds, self._seconds()), _whole)
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number); how many the client then holds."""
@@ -67,11 +78,18 @@ class ClientLimits:
             answer = question()
             if not is_later(answer):
                 return read(answer)
-            later = _shielded(as_deferred(answer).addCallback(read))
-            return within(self._limits.ip_filter_timeout, self._call_later, later).addErrback(self._failed)
+            self.pending += 1
+            later: Deferred[Any] = as_deferred(answer).addCallback(read)
+            later = shielded(later.addBoth(self._answered))
+            return within(_STORE_SECONDS, self._call_later, later).addErrback(self._failed)
         except Exception:  # noqa: BLE001 - a store is somebody else's code
             self._failed(Failure())
             return None
+
+    def _answered(self, outcome: object) -> object:
+        self.pending -= 1
+        self._settled()
+        return outcome
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -107,15 +125,3 @@ def _whole(answer: object) -> int:
     if not isinstance(answer, int):
         raise TypeError(f"{answer!r} is no whole number")
     return answer
-
-
-def _shielded(answer: Deferred[Any]) -> Deferred[Any]:
-    """Fires as `answer` does. To cancel it does not cancel that: a place that a store gives late is to be noticed."""
-    shield: Deferred[Any] = Deferred()
-
-    def pass_on(outcome: Any) -> None:
-        if not shield.called:
-            shield.callback(outcome)
-
-    answer.addBoth(pass_on)
-    return shield

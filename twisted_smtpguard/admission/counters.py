@@ -49,8 +49,8 @@ class LocalCounterStore:
         elif held:
             del places[client]
 
-    def add(self, counter: str, client: str, seconds: float, now: float) -> int:
-        """Count an event, and answer how many there were in this window of `seconds`, this one included."""
+    def add(self, counter: str, client: str, events: int, seconds: float, now: float) -> int:
+        """Count `events`, and answer how many there were in this window of `seconds`, these included."""
         windows = self._windows[counter]
         window = windows.get(client)
         if window is None or now - window.real >= seconds:
@@ -58,7 +58,7 @@ class LocalCounterStore:
         elif now < window.real:
             # A clock that was set back neither forgives nor holds anybody for longer than one window.
             window = complex(now, window.imag)
-        window += _ONE_EVENT
+        window += events * _ONE_EVENT
         self._put(windows, client, window)
         windows.move_to_end(client)
         return int(window.imag)

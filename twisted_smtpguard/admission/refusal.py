@@ -39,7 +39,7 @@ class Refusal:
             value=self.value,
         )
 
-    def trip(self, events: Events, limits: Limits, peer: str, limit: str) -> None:
+    def enforce(self, events: Events, limits: Limits, peer: str, limit: str) -> None:
         """NotAdmitted, or a line in the log where `limit` is only tried."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)

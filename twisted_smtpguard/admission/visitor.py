@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import CancelledError
+
 from twisted_smtpguard.interfaces import Peer
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ class Visitor:
         if not self._key:
             self._key = self._clients.key_of(self.peer.address)
         return self._key
+
+    def stays(self) -> None:
+        """CancelledError once the connection is refused or gone: somebody's hook may have gone on in spite of that."""
+        if self.gone:
+            raise CancelledError
 
     def leave(self) -> None:
         """The connection counts no more. May be called twice."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -76,6 +77,9 @@ def read_table(path: str | os.PathLike[str], rest: Callable[[], object] = lambda
     ValueError names the file, and the line where one is wrong.
     """
     try:
+        # It would be waited for, at a reload without end.
+        if Path(path).is_fifo():
+            raise ValueError(f"{os.fspath(path)} is a pipe; a file that can be read again is expected")
         with Path(path).open("rb") as file:
             return _read(os.fspath(path), file, rest)
     except OSError as error:
@@ -88,6 +92,8 @@ def _read(path: str, file: BinaryIO, rest: Callable[[], object]) -> NetworkTable
     # Never more than one octet too many of a line: there may be no end of it.
     while line := file.readline(MAX_LINE_OCTETS + 1):
         number += 1
+        if number == 1:
+            line = line.removeprefix(BOM_UTF8)
         try:
             reader.read(line)
         except ValueError as error:

@@ -41,12 +41,10 @@ class NetworkTable:
         self._ipv6 = ipv6
 
     def verdict(self, address: Address) -> Verdict:
-        """PASS where no network has `address`. An IPv4-mapped IPv6 address is the IPv4 address."""
+        """PASS where no network has `address`, which is a Peer's and so never IPv4-mapped."""
         number = int(address)
         if address.version == 4:
             return self._verdicts[self._ipv4.find(number)]
-        if number >> 32 == MAPPED:
-            return self._verdicts[self._ipv4.find(number & _MASK_32)]
         return self._verdicts[self._ipv6.find(number)]
 
 

@@ -89,7 +89,7 @@ class MessageCheck:
         "exhausted",
         "octets",
         "problem",
-        "shadow",
+        "shadows",
     )
 
     def __init__(
@@ -113,24 +113,23 @@ class MessageCheck:
         """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
         self.problem: Reply | None = None
         """The reply to the end of the data; None while nothing is wrong."""
-        self.shadow: MessageCheck | None = None
-        """What limits that are only tried would say: it sees the same octets."""
+        self.shadows: tuple[MessageCheck, ...] = ()
+        """What each limit that is only tried would say: they see the same octets."""
         self.exhausted = False
         """So far beyond the maximum that the rest is not waited for."""
 
     @property
     def slow_to_read(self) -> bool:
         """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
-        shadow_slow = self.shadow is not None and self.shadow.slow_to_read
-        return self._normalize or not self._header.over or shadow_slow
+        return self._normalize or not self._header.over or any(each.slow_to_read for each in self.shadows)
 
     def take(self, piece: bytes) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
 
         Of several problems the size wins, then the header's, and the bare newline is last.
         """
-        if self.shadow is not None:
-            self.shadow.take(piece)
+        for shadow in self.shadows:
+            shadow.take(piece)
         if self._normalize:
             piece = _normalize(piece)
         self.octets += len(piece)

@@ -19,15 +19,16 @@ _LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max
 def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCheck:
     """What a message must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
 
-    Of limits that are only tried, its `shadow` says what they would have done. Bare newlines that are not
+    Of limits that are only tried, its `shadows` say what each would have done. Bare newlines that are not
     refused are made CRLF even then: what stands behind the guard must not read more messages than it did.
     """
     tried = limits.dry_run & _LIMITS
-    normalize = limits.bare_newline == "normalize"
-    lenient = normalize or "bare_newline" in tried
-    check = _check(limits, _LIMITS - tried, max_octets, normalize=lenient, binary=binary)
-    if tried:
-        check.shadow = _check(limits, tried, limits.max_message_size, normalize=normalize, binary=binary)
+    normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
+    check = _check(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
+    for limit in sorted(tried):
+        octets = limits.max_message_size if limit == "max_message_size" else 0
+        newlines_matter = limit == "bare_newline" and limits.bare_newline == "reject" and not binary
+        check.shadows += (_check(limits, {limit}, octets, normalize=False, binary=not newlines_matter),)
     return check
 
 
@@ -97,10 +98,9 @@ class Reception:
         return self._transaction.refusal or problem
 
     @property
-    def tried_problem(self) -> Reply | None:
+    def tried_problems(self) -> list[Reply]:
         """Why the message would have been refused by limits that are only tried."""
-        shadow = self._check.shadow
-        return None if shadow is None else shadow.problem
+        return [shadow.problem for shadow in self._check.shadows if shadow.problem is not None]
 
     def keep_refusal(self, reply: Reply) -> None:
         """A chunk was answered with `reply`: every further chunk of the message gets the same."""

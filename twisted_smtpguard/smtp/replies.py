@@ -5,6 +5,7 @@ Code, tests and docs/reference/replies.md use these names. Texts and codes: RFC 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -36,6 +37,17 @@ class Reply:
     def closes(self) -> bool:
         """Whether the session ends after this reply."""
         return self.code in (421, 521)
+
+
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+
+
+def with_enhanced_code(reply: Reply) -> Reply:
+    """Somebody else's reply with an enhanced code of its class (RFC 2034 4): its own, or x.0.0."""
+    kind = str(reply.code // 100)
+    if _ENHANCED.fullmatch(reply.enhanced) is None or reply.enhanced[0] != kind:
+        return attrs.evolve(reply, enhanced=f"{kind}.0.0")
+    return reply
 
 
 def _render(reply: Reply) -> Iterator[bytes]:

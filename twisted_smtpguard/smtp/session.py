@@ -354,8 +354,7 @@ class Session:
         if problem is not None:
             self.reset()
             return problem
-        tried = reception.tried_problem
-        if tried is not None:
+        for tried in reception.tried_problems:
             octets = reception.octets if tried is replies.MESSAGE_TOO_LARGE else None
             self.conduct.trips(replies.reason_of(tried), octets)
         assert self._transaction is not None

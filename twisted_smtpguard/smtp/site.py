@@ -47,12 +47,8 @@ class Site:
     @property
     def max_octets(self) -> int:
         """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
-        limits = (self._enforced("max_message_size"), self.delivery.max_message_octets)
+        limits = (self.limits.enforced("max_message_size"), self.delivery.max_message_octets)
         return min((octets for octets in limits if octets), default=0)
-
-    def _enforced(self, limit: str) -> int:
-        # What is only tried is not announced: clients that heed it would never meet it.
-        return 0 if limit in self.limits.dry_run else getattr(self.limits, limit)
 
     def offer(self) -> Offer:
         """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
@@ -68,7 +64,9 @@ class Site:
     def _keywords(self, extensions: frozenset[str], octets: int) -> list[str]:
         """RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
-        limits = [f"{word}={self._enforced(name)}" for word, name in caps if self._enforced(name)]
+        # What is only tried is not announced: clients that heed it would never meet it.
+        enforced = [(word, self.limits.enforced(name)) for word, name in caps]
+        limits = [f"{word}={cap}" for word, cap in enforced if cap]
         return [
             "PIPELINING",
             f"SIZE {octets}" if octets else "SIZE",

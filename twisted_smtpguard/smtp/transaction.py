@@ -6,12 +6,10 @@ that becomes a Reply, or a Deferred of one; the session only reads `Transaction.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
@@ -40,7 +38,6 @@ MAX_WRITE_OCTETS = 64 * 1024
 _REFUSALS = frozenset(range(400, 600))
 _ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
 """Codes that a delivery may give. Only a client's QUIT is answered with 221."""
-_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 
 def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
@@ -238,10 +235,7 @@ class Transaction:
         if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
             self._report(Failure(ValueError(f"{reply!r}")), "not a reply to give here")
             return replies.LOCAL_ERROR
-        kind = str(reply.code // 100)
-        if _ENHANCED.fullmatch(reply.enhanced) is None or reply.enhanced[0] != kind:
-            return attrs.evolve(reply, enhanced=f"{kind}.0.0")
-        return reply
+        return replies.with_enhanced_code(reply)
 
 
 def _owed_an_end(given: T) -> T:

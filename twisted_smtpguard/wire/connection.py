@@ -34,7 +34,7 @@ class Connection(LineReceiver, TimeoutMixin):
         self._limits = factory.site.limits
         self._visitor = Visitor(peer_name(peer), self._make_peer, factory.clients)
         self._entrance: Entrance | None = None
-        self._waited = False
+        self._at_accept = True
         self._greeted = False
         self._refused = False
         self._speaks = False
@@ -57,7 +57,7 @@ class Connection(LineReceiver, TimeoutMixin):
     # For the protocol to say.
 
     def begin_session(self) -> None:
-        """The greeting has been queued. It is the client's turn."""
+        """The greeting has been queued."""
         raise NotImplementedError
 
     def end_session(self) -> None:
@@ -72,8 +72,8 @@ class Connection(LineReceiver, TimeoutMixin):
         """The client, greeted, has shut down its side."""
         raise NotImplementedError
 
-    def output_drained(self) -> None:
-        """Replies had to wait, and the client has taken them all."""
+    def go_on(self) -> None:
+        """The session may go on: it has begun, or the client has taken the replies that had to wait."""
         raise NotImplementedError
 
     # The beginning.
@@ -83,14 +83,15 @@ class Connection(LineReceiver, TimeoutMixin):
         self._transport: Any = self.transport
         self._entrance = Entrance(self.factory, self._visitor, self._transport, self._greet, self._refuse)
         self._entrance.begin()
-        self._waited = True
+        self._at_accept = False
 
     def _greet(self) -> None:
         self._entrance = None
-        self._greeted = True
         self._begin_to_speak()
         self._output.queue(self.factory.greeting.wire)
         self.begin_session()
+        self._greeted = True
+        self.go_on()
 
     def _refuse(self, refusal: Refusal) -> None:
         """At once as cheaply as at accept. After a wait so that the line reaches a client that was not silent."""
@@ -98,7 +99,7 @@ class Connection(LineReceiver, TimeoutMixin):
         self._refused = self._closing = True
         site = self.factory.site
         refusal.log(site.events, self._limits, self._visitor.name)
-        if self._waited and not ISSLTransport.providedBy(self._transport):
+        if not (self._at_accept or ISSLTransport.providedBy(self._transport)):
             self._begin_to_speak()
             self._output.queue(refusal.reply.wire)
             self._close(half=True)
@@ -117,7 +118,7 @@ class Connection(LineReceiver, TimeoutMixin):
             self._transport,
             self.factory.deadlines,
             self._limits.write_timeout,
-            drained=self.output_drained,
+            drained=self.go_on,
             stalled=self._write_timed_out,
             closed=self._our_side_closed,
         )
@@ -167,9 +168,9 @@ class Connection(LineReceiver, TimeoutMixin):
             self._output.close()
 
     def _our_side_closed(self) -> None:
-        """Everything has been said. A connection that only lingers holds no slot."""
-        if self._lingering:
-            self.factory.release(self)
+        """Everything has been said: no slot is held any more. Under TLS even a plain close waits for the client."""
+        self.factory.release(self)
+        if self._lingering or ISSLTransport.providedBy(self._transport):
             self._timed_out = self.abort
             self.setTimeout(self._limits.linger_timeout or None)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
@@ -46,11 +46,11 @@ class Entrance:
         """The connection is there."""
         admission = self._factory.admission
         if admission.asks_nothing:
-            self._admitted(None)
-            return
-        deciding = Deferred.fromCoroutine(admission.decide(self._visitor))
+            deciding: Deferred[None] = succeed(None)
+        else:
+            deciding = Deferred.fromCoroutine(admission.decide(self._visitor))
         self._deciding = deciding
-        deciding.addCallback(self._admitted).addErrback(self._not_admitted)
+        deciding.addCallbacks(self._admitted, self._not_admitted).addErrback(self._broken)
 
     def spoke(self) -> None:
         """The client sent something. Under TLS it could not know better: the handshake is our first word."""
@@ -87,8 +87,11 @@ class Entrance:
 
     def _waited(self) -> None:
         self._delay = None
-        if not self._refuses_early_talker():
-            self._greet()
+        try:
+            if not self._refuses_early_talker():
+                self._greet()
+        except Exception:  # noqa: BLE001 - nobody else would end the connection
+            self._broken(Failure())
 
     def _refuses_early_talker(self) -> bool:
         """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once."""
@@ -112,12 +115,17 @@ class Entrance:
         self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
         self._refuse(refusal_of(replies.LOCAL_ERROR_CLOSING))
 
+    def _broken(self, failure: Failure) -> None:
+        """A fault of ours while it was greeted or refused: nobody else would end the connection."""
+        self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
+        self._transport.abortConnection()
+
 
 def _input_waits(transport: Any) -> bool:
     """Whether the kernel has input that nobody has read: what came with the connection is early, too."""
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False
     try:
-        return bool(transport.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return bool(transport.socket.recv(1, socket.MSG_PEEK))
     except OSError:
         return False

@@ -67,6 +67,7 @@ class SMTPGuardFactory(ServerFactory):
             reactor.seconds,
             self.deadlines.call_later,
             events,
+            self._something_ended,
         )
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
@@ -108,7 +109,7 @@ class SMTPGuardFactory(ServerFactory):
     def greet_delay(self) -> float:
         """Seconds from the end of all other checks to the greeting, at this time."""
         limits = self.site.limits
-        crowded = 0 < limits.max_connections * _CROWDED < len(self._holding)
+        crowded = 0 < limits.enforced("max_connections") * _CROWDED < len(self._holding)
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
@@ -209,7 +210,7 @@ class SMTPGuardFactory(ServerFactory):
         self._fire()
 
     def _something_ended(self) -> None:
-        if not self._open and not self.site.orphans:
+        if not (self._open or self.site.orphans or self.clients.pending):
             self._fire()
 
     def _fire(self) -> None:

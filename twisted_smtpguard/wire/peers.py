@@ -36,7 +36,4 @@ def make_peer(transport: Any) -> Peer:
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
     if not isinstance(end, address.IPv4Address | address.IPv6Address):
         return None, None
-    ip = ipaddress.ip_address(end.host)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped, end.port
-    return ip, end.port
+    return ipaddress.ip_address(end.host), end.port

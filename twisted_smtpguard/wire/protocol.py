@@ -82,7 +82,6 @@ class SMTPGuardProtocol(Connection):
             self._session_time = factory.deadlines.call_later(
                 limits.max_session_time, self._session_time_over
             )
-        self._walk()
 
     def end_session(self) -> None:
         """Called when nothing more is said, and when the connection is gone."""
@@ -316,8 +315,8 @@ class SMTPGuardProtocol(Connection):
 
     # Holding the client back.
 
-    def output_drained(self) -> None:
-        """Called when the client has made room for replies."""
+    def go_on(self) -> None:
+        """Called when the session has begun, and when the client has made room for replies."""
         if not (self._walking or self._closing):
             self._walk()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from twisted.internet import tcp
@@ -29,7 +28,7 @@ class TurnAway:
         if type(transport) is tcp.Server:
             try:
                 transport.socket.send(self.reply.wire)
-                transport.socket.recv(65536, socket.MSG_DONTWAIT)
+                transport.socket.recv(65536)
             except OSError:
                 pass  # nothing has come yet, or the client is gone already
         else:
