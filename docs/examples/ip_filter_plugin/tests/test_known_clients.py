@@ -4,8 +4,9 @@ import sqlite3
 from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Event
 
-from known_clients import KnownClients, KnownClientsFactory
+from known_clients import THREADS, KnownClients, KnownClientsFactory
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, ensureDeferred
 from twisted.trial.unittest import TestCase
@@ -28,6 +29,8 @@ def peer(address: str | None) -> Peer:
 
 
 class KnownClientsTests(TestCase):
+    timeout = 20  # seconds, for one that waits in vain
+
     def setUp(self) -> None:
         self.path = Path(self.mktemp())
         with closing(sqlite3.connect(self.path)) as database, database:
@@ -60,12 +63,42 @@ class KnownClientsTests(TestCase):
         for unknown in ("2001:db8::1", "192.0.2.4", None):
             self.assertEqual(await self.says(unknown), PASS)
 
-    async def test_a_client_that_leaves_gives_back_its_turn(self) -> None:
-        leaving = [ensureDeferred(self.filter.check(peer("192.0.2.1"))) for _ in range(20)]
-        for check in leaving:
+    def block_look_ups(self) -> tuple[list[str], Event]:
+        """The addresses that are looked up from now on, and what lets these look-ups go on."""
+        begun: list[str] = []
+        go_on = Event()
+        self.addCleanup(go_on.set)
+        look_up = self.filter.look_up
+
+        def blocked(address: str) -> tuple[str, str]:
+            begun.append(address)
+            go_on.wait()
+            return look_up(address)
+
+        self.patch(self.filter, "look_up", blocked)
+        return begun, go_on
+
+    def come_and_leave(self, clients: int) -> None:
+        for _ in range(clients):
+            check = ensureDeferred(self.says("192.0.2.1"))
             check.cancel()
             self.failureResultOf(check, CancelledError)
-        self.assertEqual(await self.says("192.0.2.1"), PASS)
+
+    async def test_clients_that_come_and_leave_cost_no_more_look_ups_than_there_are_threads(self) -> None:
+        begun, go_on = self.block_look_ups()
+        self.come_and_leave(2000)
+        fresh = ensureDeferred(self.says("192.0.2.2"))
+        go_on.set()
+        self.assertEqual(await fresh, PASS)
+        self.assertEqual(begun, ["192.0.2.1"] * THREADS + ["192.0.2.2"])
+
+    async def test_a_look_up_that_fails_when_its_client_has_left_gives_back_its_turn(self) -> None:
+        _, go_on = self.block_look_ups()
+        self.come_and_leave(THREADS)
+        self.path.unlink()
+        go_on.set()
+        with self.assertRaises(sqlite3.Error):
+            await self.says("192.0.2.2")
 
     async def test_a_database_that_is_gone_is_an_error_and_no_verdict(self) -> None:
         self.path.unlink()

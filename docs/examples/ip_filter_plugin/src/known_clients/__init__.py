@@ -43,15 +43,18 @@ class KnownClients(Service):
     async def check(self, peer: Peer) -> Verdict:
         """Must not block, so the database is read in a thread.
 
-        The guard cancels it when the client leaves or the time is up: one that waits for its turn then never costs
-        a thread. What goes wrong is raised; the guard refuses, or with fail-open asks the next filter.
+        The guard cancels it when the client leaves or the time is up. One that waits for its turn then costs no thread
+        at all. What goes wrong is raised; the guard refuses, or with fail-open asks the next filter.
         """
         if peer.address is None:  # a UNIX socket
             return PASS
-        async with self._turns:
-            verdict, text = await deferToThreadPool(
-                self._reactor, self._threads, self.look_up, str(peer.address)
-            )
+        await self._turns.acquire()
+        look_up = deferToThreadPool(self._reactor, self._threads, self.look_up, str(peer.address))
+        # A thread cannot be stopped: the turn ends with the look-up, whoever has left. If it ended when the client
+        # leaves, those who come and leave would fill the threads' queue. So what is cancelled is only the answer.
+        answer: Deferred[tuple[str, str]] = Deferred()
+        look_up.chainDeferred(answer).addBoth(lambda _: self._turns.release())
+        verdict, text = await answer
         if verdict == "refuse":
             # The guard's own reply, or for good: 521 (RFC 7504). No other codes than 421 and 521 are possible.
             return refuse(Reply(521, "5.7.1", (text,))) if text else refuse()
