@@ -140,8 +140,25 @@ def blocks(self, peer):
 
 
 async def blocks_in_coroutine(self, peer):
-    self.clock.rightNow += 0.26
+    return blocks(self, peer)
+
+
+def blocks_for_new_addresses(self, peer):
+    if peer.address is not None and peer.address not in self.waiting:
+        self.waiting[peer.address] = True
+        blocks(self, peer)
     return PASS
+
+
+def blocks_for_one_kind_of_peer(self, peer):
+    return blocks(self, peer) if peer.address is None and not peer.proxied else PASS
+
+
+def blocks_when_others_wait(self, peer):
+    """It goes through all who wait."""
+    self.asked += 1
+    self.clock.rightNow += self.asked * 0.002
+    return self.look_up().addBoth(lambda verdict: setattr(self, "asked", self.asked - 1) or verdict)
 
 
 def gives_one_deferred_twice(self, peer):
@@ -167,8 +184,11 @@ def gets_stuck_by_two_at_once(self, peer):
         (needs_an_address, r"check\(\) of a UNIX socket raised AttributeError"),
         (needs_ports, r"check\(\) of no ports raised TypeError"),
         (takes_addresses_for_text, r"check\(\) of IPv6 link-local with a zone raised AssertionError"),
-        (blocks, r"check\(\) of IPv4 blocked for 0\.26 s"),
-        (blocks_in_coroutine, r"check\(\) of IPv4 blocked for 0\.26 s"),
+        (blocks, r"check\(\) of IPv6 under TLS blocked for 0\.26 s, as 5 did before it"),
+        (blocks_in_coroutine, r"check\(\) of IPv6 under TLS blocked for 0\.26 s"),
+        (blocks_for_new_addresses, "blocked for 0.26 s"),
+        (blocks_for_one_kind_of_peer, "a UNIX socket, many at once blocked for 0.26 s"),
+        (blocks_when_others_wait, "many at once blocked for 0.26 s"),
         (gives_one_deferred_twice, "IPv4, many at once answered with a Deferred that it gave before"),
         (gets_stuck_by_two_at_once, "IPv6, many at once raised AssertionError"),
     ],
@@ -181,6 +201,16 @@ def test_what_is_wrong_is_said(check, problem):
 def test_a_check_may_take_as_long_as_nobody_notices():
     def check(self, peer):
         self.clock.rightNow += 0.24
+        return PASS
+
+    assert spoilt(check=check) == spoilt()
+
+
+def test_a_machine_that_stalls_now_and_then_is_not_the_fault_of_the_filter():
+    def check(self, peer):
+        self.asked += 1
+        if self.asked % 120 == 1:  # five times in all
+            self.clock.rightNow += 3
         return PASS
 
     assert spoilt(check=check) == spoilt()
