@@ -48,10 +48,12 @@ PLANS = st.dictionaries(
 class Contract(RuleBasedStateMachine):
     """Up to three clients of one guard."""
 
+    make_delivery = StrictDelivery
+
     def __init__(self) -> None:
         super().__init__()
         self.plan: dict[str, str] = {}
-        self.delivery = StrictDelivery(lambda hook: self.plan.pop(hook, "now"))
+        self.delivery = self.make_delivery(lambda hook: self.plan.pop(hook, "now"))
         self.guard = Guard(
             self.delivery,
             delivery_timeout=30,

@@ -234,6 +234,18 @@ class IDelivery(Interface):
         it took."""
 
 
+class ISessionDelivery(IDelivery):
+    """A delivery that has something for each session, such as a login, and gives it back at the end. Optional."""
+
+    def session_ended(session: str) -> None:
+        """Called exactly once for each session, by its id in the log, for which `begin()` was called.
+
+        The session is over, and every hook that was called for it has answered: a pending `finish()` too, and
+        one that went on in spite of its cancellation. No call of a hook or an `abort()` follows. Must not
+        raise: that is logged, and nothing else comes of it.
+        """
+
+
 class IDeliveryFactory(Interface):
     """A plugin for `--deliver NAME:ARGS` provides this and twisted.plugin.IPlugin."""
 

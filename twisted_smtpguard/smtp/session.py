@@ -12,10 +12,11 @@ from functools import partial
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
-from twisted_smtpguard.interfaces import Client, Path, Refused
+from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
 from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 from twisted_smtpguard.smtp.conduct import Conduct
+from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.maildata import MessageCheck
 from twisted_smtpguard.smtp.reception import Reception, message_check
 from twisted_smtpguard.smtp.replies import Reply
@@ -50,6 +51,7 @@ class Session:
         self._chunk_octets = 0
         self._transaction: Transaction | None = None
         self._reception: Reception | None = None
+        self._farewell: Farewell | None = None
         self._began_at = 0.0
         self._ends_group = False  # the command whose reply is still to come
 
@@ -157,6 +159,8 @@ class Session:
             self.site.orphans += 1
         elif self._transaction is not None:
             self._transaction.end()
+        if self._farewell is not None:
+            self._farewell.session_ended()
 
     # What a row of COMMANDS asks.
 
@@ -228,7 +232,9 @@ class Session:
             identity=None,
             trusted=self.visitor.trusted,
         )
-        self._transaction = Transaction(site.delivery, self._delivery_failed)
+        if self._farewell is None and ISessionDelivery.providedBy(site.delivery):
+            self._farewell = Farewell(self._say_farewell)
+        self._transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
         return then(self._transaction.begin(client, sender), partial(self._began, sender, utf8))
 
     def _began(self, sender: Path, utf8: bool, reply: Reply) -> Reply:
@@ -394,6 +400,12 @@ class Session:
 
     def _misplaced(self) -> Reply:
         return self.conduct.invalid(replies.BAD_SEQUENCE)
+
+    def _say_farewell(self) -> None:
+        try:
+            ISessionDelivery(self.site.delivery).session_ended(self.name)
+        except Exception:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
+            self._delivery_failed(Failure(), "session_ended() raised")
 
     def _delivery_failed(self, failure: Failure, what: str) -> None:
         self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.visitor.name)

@@ -23,6 +23,7 @@ from twisted_smtpguard.interfaces import (
 )
 from twisted_smtpguard.later import as_deferred
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.replies import Reply
 
 T = TypeVar("T")
@@ -50,11 +51,18 @@ def then(result: T | Deferred[T], go_on: Callable[[T], Answer]) -> Answer:
 
 
 class Transaction:
-    """From MAIL to the verdict. `report(failure, what)` is told of what the delivery did wrong."""
+    """From MAIL to the verdict. `report(failure, what)` is told of what the delivery did wrong, `farewell` of
+    every hook."""
 
-    def __init__(self, delivery: IDelivery, report: Callable[[Failure, str], None]) -> None:
+    def __init__(
+        self,
+        delivery: IDelivery,
+        report: Callable[[Failure, str], None],
+        farewell: Farewell | None = None,
+    ) -> None:
         self._delivery = delivery
         self._report = report
+        self._farewell = farewell
         self._mail: IMailTransaction | None = None
         self._sink: IMessageSink | None = None
         self._inner: Deferred[Any] | None = None
@@ -149,9 +157,9 @@ class Transaction:
         inner = self._inner
         if inner is not None:
             inner.cancel()
-        if not (self._handing_over and self._inner is not None):
+        if not self._handing_over:
             self._abort()
-        # Else begin() or data() goes on in spite of its cancellation: what it hands over is aborted then.
+        # Else begin() or data() is still at work: what it hands over is aborted then.
 
     def expire(self) -> None:
         """The pending hook had its time. It is cancelled; whoever waits for it gets a 451 now."""
@@ -188,14 +196,22 @@ class Transaction:
         hook: Callable[..., Any],
         *args: object,
     ) -> R | Deferred[R]:
+        farewell = self._farewell
+        if farewell is not None:
+            farewell.hook_called()
+        waits = False
         try:
             result = hook(*args)
             if not isinstance(result, Deferred):
                 if result is None or not hasattr(type(result), "__await__"):
                     return answered(result)
                 result = as_deferred(result)
+            waits = True
         except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
             return failed(Failure())
+        finally:
+            if farewell is not None and not waits:
+                farewell.hook_answered()
         outer: Deferred[R] = Deferred()
         self._inner, self._outer = result, outer
         result.addCallback(answered).addErrback(failed)
@@ -210,6 +226,8 @@ class Transaction:
             outer.callback(outcome)
         elif isinstance(outcome, Reply) and outcome.code < 300:
             self._late()
+        if self._farewell is not None:
+            self._farewell.hook_answered()
 
     # Outcomes.
 
