@@ -5,6 +5,7 @@ from twisted_smtpguard.delivery.callable import CallableDelivery
 from twisted_smtpguard.delivery.discard import DiscardDelivery
 from twisted_smtpguard.delivery.envelope import Envelope
 from twisted_smtpguard.delivery.maildir import MaildirDelivery
+from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
 from twisted_smtpguard.interfaces import PASS, TRUST, Client, Path, Peer, Refused, Verdict, refuse
@@ -36,6 +37,7 @@ __all__ = [
     "SMTPGuardFactory",
     "SMTPGuardService",
     "Statistics",
+    "TwistedMailDelivery",
     "Verdict",
     "refuse",
 ]

@@ -320,6 +320,13 @@ ROUTING_LOOP = _reply(
     "after the end of data with too many Received fields",
     "max_received_fields",
 )
+MESSAGE_LINE_TOO_LONG = _reply(
+    554,
+    "5.6.0",
+    "Message line too long",
+    "after the end of data, where the delivery takes whole lines and one is above 64 KiB",
+    "max_message_line",
+)
 MALFORMED_BDAT = _reply(
     421,
     "4.7.0",
