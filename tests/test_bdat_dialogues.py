@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from dialogue import Turn, dialogue
 from fakes import Guard, codes
 from test_commands import delivery_without_nobody
 from test_message_dialogues import BARE_NEWLINE, NEVER_ENDS, TOO_LARGE, sent
@@ -19,6 +18,8 @@ from test_session_dialogues import (
     OK,
     RCPT,
 )
+
+from twisted_smtpguard.testing import Turn, dialogue
 
 ENVELOPE = (MAIL, RCPT)
 NOOP: Turn = ("NOOP", OK)

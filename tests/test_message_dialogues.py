@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dialogue import Turn, dialogue
 from fakes import Conversation, FakeDelivery, Guard, refusal
 from test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
 
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.testing import Turn, dialogue
 
 TOO_LARGE = "552 5.3.4 Message size exceeds fixed maximum message size"
 NEVER_ENDS = "421 4.3.0 Message too large, closing connection"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dialogue import dialogue
 from fakes import Guard, codes
+
+from twisted_smtpguard.testing import dialogue
 
 NOT_SMTP = "421 4.7.0 Not an SMTP client, closing connection"
 OTHERS = [

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from dialogue import Turn, dialogue
 from fakes import FakeDelivery, Guard, codes, refusal
 from test_commands import delivery_without_nobody
 
 from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.testing import Turn, dialogue
 
 UNKNOWN = "500 5.5.1 Command not recognized"
 SYNTAX = "500 5.5.2 Syntax error"

@@ -1,4 +1,6 @@
-"""For people who write deliveries and IP filters: each check does to one what a guard and its clients can do to it.
+"""For people who write deliveries and IP filters, and for applications that have them.
+
+The checks do to one what a guard and its clients can do to it:
 
 async def test_delivery():
     await check_delivery(MyDelivery())
@@ -6,9 +8,35 @@ async def test_delivery():
 
 async def test_filter():
     await check_filter(MyFilter())
+
+A Guard holds conversations with it, without a socket and without waiting:
+
+def test_a_stranger_is_told_so():
+    client = Guard(MyDelivery(), max_recipients=10).greeted()
+    assert client.say("MAIL FROM:<stranger@example.org>") == "550 5.7.1 I do not know you\r\n"
+
+The fakes answer what a test says.
 """
 
+from twisted_smtpguard.testing.conversation import Clients, Conversation, Guard, codes
 from twisted_smtpguard.testing.deliveries import check_delivery
+from twisted_smtpguard.testing.dialogues import Turn, dialogue
+from twisted_smtpguard.testing.fakes import Delivered, FakeDelivery, FakeFilter, SlowFilter
 from twisted_smtpguard.testing.filters import check_filter
+from twisted_smtpguard.testing.transport import FakeTransport
 
-__all__ = ["check_delivery", "check_filter"]
+__all__ = [
+    "Clients",
+    "Conversation",
+    "Delivered",
+    "FakeDelivery",
+    "FakeFilter",
+    "FakeTransport",
+    "Guard",
+    "SlowFilter",
+    "Turn",
+    "check_delivery",
+    "check_filter",
+    "codes",
+    "dialogue",
+]

@@ -1,0 +1,132 @@
+"""A delivery and IP filters that answer as a test says, and remember what they were asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from twisted_smtpguard.interfaces import (
+    PASS,
+    Client,
+    IDelivery,
+    IIPFilter,
+    IMailTransaction,
+    IMessageSink,
+    Path,
+    Peer,
+)
+
+
+@attrs.define
+class Delivered:
+    """A message that `finish()` was called for."""
+
+    client: Client
+    sender: Path
+    recipients: list[Path]
+    """All that were asked about, those that an answer of the test's refused too."""
+    octets: bytes
+
+
+@implementer(IDelivery)
+class FakeDelivery:
+    """Accepts everything and keeps it in `messages`.
+
+    A test makes one hook answer otherwise by `answers[hook]`: it is called with the hook's arguments, and what it
+    returns is the hook's answer; so it may return a Deferred or a coroutine, or raise. The hooks are `begin`,
+    `recipient`, `data`, `write`, `finish`, `transaction.abort` and `sink.abort`.
+    """
+
+    extensions = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME"})
+    max_message_octets = 0
+
+    def __init__(self) -> None:
+        self.messages: list[Delivered] = []
+        """A message is here from the call of `finish()` on, whatever that is made to answer."""
+        self.calls: list[str] = []
+        """The hooks that were called, in their order."""
+        self.answers: dict[str, Any] = {}
+
+    def _answer(self, hook: str, default: Any, *args: object) -> Any:
+        self.calls.append(hook)
+        answer = self.answers.get(hook)
+        return answer(*args) if answer is not None else default
+
+    def begin(self, client: Client, sender: Path) -> Any:
+        return self._answer("begin", FakeTransaction(self, client, sender), client, sender)
+
+
+@implementer(IMailTransaction)
+class FakeTransaction:
+    """What a FakeDelivery answers at MAIL. Its hooks are the delivery's to answer."""
+
+    def __init__(self, delivery: FakeDelivery, client: Client, sender: Path) -> None:
+        self.delivery, self.client, self.sender = delivery, client, sender
+        self.recipients: list[Path] = []
+
+    def recipient(self, recipient: Path) -> Any:
+        self.recipients.append(recipient)
+        return self.delivery._answer("recipient", None, recipient)
+
+    def data(self) -> Any:
+        return self.delivery._answer("data", FakeSink(self))
+
+    def abort(self) -> None:
+        self.delivery._answer("transaction.abort", None)
+
+
+@implementer(IMessageSink)
+class FakeSink:
+    """What a FakeTransaction answers at DATA. `octets` is what came so far."""
+
+    def __init__(self, transaction: FakeTransaction) -> None:
+        self.transaction = transaction
+        self.octets = b""
+
+    def write(self, data: bytes) -> Any:
+        self.octets += data
+        return self.transaction.delivery._answer("write", None, data)
+
+    def finish(self) -> Any:
+        txn = self.transaction
+        txn.delivery.messages.append(Delivered(txn.client, txn.sender, txn.recipients, self.octets))
+        return txn.delivery._answer("finish", None)
+
+    def abort(self) -> None:
+        self.transaction.delivery._answer("sink.abort", None)
+
+
+@implementer(IIPFilter)
+class FakeFilter:
+    """Answers every peer with `answer`, a verdict or something to await; a callable one is called with the peer, and
+    may raise. `peers` are those that it was asked about."""
+
+    def __init__(self, answer: Any = PASS) -> None:
+        self.answer = answer
+        self.peers: list[Peer] = []
+
+    def check(self, peer: Peer) -> Any:
+        self.peers.append(peer)
+        return self.answer(peer) if callable(self.answer) else self.answer
+
+
+class SlowFilter(FakeFilter):
+    """Answers with a Deferred, kept in `asked`: a test fires it with the verdict, or lets the time pass.
+
+    It is cancelled as any other, and `cancelled` counts that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._ask)
+        self.asked: list[Deferred[Any]] = []
+        self.cancelled = 0
+
+    def _ask(self, _: Peer) -> Deferred[Any]:
+        self.asked.append(Deferred(self._cancel))
+        return self.asked[-1]
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1

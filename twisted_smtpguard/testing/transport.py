@@ -1,0 +1,93 @@
+"""A network in memory: one end of a TCP connection, and a client at the other that reads as the test says."""
+
+# ruff: noqa: N802 - Twisted's own method names
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+
+class FakeTransport(StringTransport):
+    """A TCP connection as Twisted's own behaves, with a client that reads all at once unless `reads` is False.
+
+    `host` and `port` are the client's; it has connected to 198.51.100.1, port 25. Give it its `protocol`, then call the
+    protocol's `makeConnection` with it. What the client has read is `value()`, since the last `clear()`.
+    """
+
+    def __init__(self, host: str = "192.0.2.1", port: int = 4711) -> None:
+        kind = IPv6Address if ":" in host else IPv4Address
+        super().__init__(IPv4Address("TCP", "198.51.100.1", 25), kind("TCP", host, port), lenient=True)
+        self.protocol: Any = None
+        self.reads = True
+        """Set it to False for a client that reads nothing. Set back, it reads at the next `drain()`."""
+        self.writes: list[bytes] = []
+        """One entry for every call of write()."""
+        self.half_closed = False
+        """The guard says no more."""
+        self.aborted = False
+        """The guard has ended the connection without waiting for what was still to be sent."""
+        self.lost = False
+        """The connection is gone."""
+        self._untaken = b""
+
+    # What the guard does.
+
+    def write(self, data: bytes) -> None:
+        if self.half_closed or self.lost:
+            return
+        self.writes.append(data)
+        if self.reads:
+            super().write(data)
+        else:
+            self._untaken += data
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        super().registerProducer(producer, streaming)
+        producer.resumeProducing()
+        self.drain()
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+        self.protocol.writeConnectionLost()
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        if self.producer is None and not self._untaken:
+            self.lose(ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.lose(ConnectionAborted())
+
+    # What the client and the network do.
+
+    def drain(self) -> None:
+        """The client reads all that was written, and what is written because it reads, unless `reads` is False."""
+        while self.reads and self.producer is not None and not self.lost:
+            self.io.write(self._untaken)
+            self._untaken = b""
+            self.producer.resumeProducing()
+        if self.reads:
+            self.io.write(self._untaken)
+            self._untaken = b""
+            if self.disconnecting and not self.lost:
+                self.lose(ConnectionDone())
+
+    def take(self, octets: int) -> None:
+        """A client that reads slowly reads so many octets of what was written."""
+        self.io.write(self._untaken[:octets])
+        self._untaken = self._untaken[octets:]
+        if not self._untaken and self.producer is not None:
+            self.producer.resumeProducing()
+
+    def lose(self, reason: BaseException | None = None) -> None:
+        """The connection is gone, by default because the network or the client let it go. Once counts."""
+        if not self.lost:
+            self.lost = True
+            self.connected = False
+            self.protocol.connectionLost(Failure(reason or ConnectionLost()))
