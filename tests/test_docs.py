@@ -29,7 +29,8 @@ from twisted_smtpguard import (
 from twisted_smtpguard.filters.networklist import read_table
 from twisted_smtpguard.helptext import OPTIONS
 from twisted_smtpguard.interfaces import IIPFilter
-from twisted_smtpguard.limits import LimitSpec, dry_runnable
+from twisted_smtpguard.limits import dry_runnable
+from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.smtp import replies
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import attrs
 import pytest
 from reference_pages import assert_rows
 
-from twisted_smtpguard.limits import Limits, LimitSpec, dry_runnable, parse_dry_run
+from twisted_smtpguard.limits import Limits, dry_runnable, parse_dry_run
+from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.units import NO_RATE, Rate
 

@@ -18,7 +18,8 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.limits import Limits, LimitSpec
+from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.tap import Options, make_service
 from twisted_smtpguard.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 

@@ -481,7 +481,7 @@ def test_a_fault_of_ours_in_message_data_is_a_421_for_where_it_ends_cannot_be_kn
     client = Guard().greeted()
     client.say(*ENVELOPE, begin)
     client.heard()
-    monkeypatch.setattr(client.protocol.session._reception._decoder.__class__, "feed", fault)
+    monkeypatch.setattr(client.protocol.session.incoming.reception._decoder.__class__, "feed", fault)
     assert client.say("text") == "421 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls[-1] == "sink.abort"
     assert client.guard.delivery.messages == []

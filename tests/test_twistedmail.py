@@ -437,7 +437,7 @@ def test_a_line_of_64_kib_may_end_in_two_pieces() -> None:
     transaction: list[Any] = []
     client = greeted(notebook, "delivery")
     client.say(*MESSAGE[:2])
-    Deferred.fromCoroutine(client.protocol.session._transaction._mail.data()).addCallback(transaction.append)
+    Deferred.fromCoroutine(client.protocol.session.transaction._mail.data()).addCallback(transaction.append)
     (sink,) = transaction
     for data in (b"y" * 65_535, b"y", b"\r", b"\n"):
         sink.write(data)

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Mapping
 
 from twisted_smtpguard.configuration import Setting
-from twisted_smtpguard.limits import IP_FILTER, Limits, LimitSpec
+from twisted_smtpguard.limits import IP_FILTER, Limits
+from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.units import FLAG, RATE
 
 DEFAULT_LISTEN = "tcp:2525:interface=127.0.0.1"

@@ -127,7 +127,8 @@ class IReloadable(Interface):
     """A filter or delivery that can read its data anew: on SIGHUP and `service.reload()`. Optional."""
 
     def reload() -> Later[None]:
-        """Take the new data whole, or raise and keep the old. It holds for connections not yet greeted.
+        """Take the new data whole, or raise and keep the old. It has two minutes. New data hold for connections
+        that the filter has not been asked about.
 
         The exception's text is logged for the operator: it should name the file and the line.
         """

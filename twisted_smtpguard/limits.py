@@ -6,11 +6,12 @@ against it. 0 always means: no limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, Literal
 
 import attrs
 
+from twisted_smtpguard.limitspec import LimitSpec, limit
 from twisted_smtpguard.units import (
     COUNT,
     FLAG,
@@ -20,70 +21,15 @@ from twisted_smtpguard.units import (
     RATE,
     SECONDS,
     Rate,
-    Unit,
     one_of,
     prefix_length,
 )
-
-_N = TypeVar("_N")
 
 PROFILES = ("base", "edge")
 """Sets of defaults. edge is for a guard that strangers reach: every protection is on."""
 
 IP_FILTER = "ip_filter"
 """What `Limits.dry_run` calls the refusals of IP filters, which are no limit of ours."""
-
-
-@attrs.frozen
-class LimitSpec:
-    """What is known of a limit besides its value. `Limits.specs()` lists them."""
-
-    name: str
-    """The field of Limits. Where a refusal has this reason, the log gives the limit's value with it."""
-    default: Any
-    edge: Any
-    """Its default in the profile edge."""
-    unit: Unit
-    help: str
-    replies: tuple[str, ...]
-    """Names in smtp/replies.py: what the client gets. Empty where nothing can be or need be said."""
-    dry_run: bool
-    """Whether it can be tried without being enforced. What bounds memory, disk or time held cannot."""
-
-    @property
-    def option(self) -> str:
-        """The command-line option without its dashes."""
-        return self.name.replace("_", "-")
-
-
-def _limit(
-    default: _N,
-    unit: Unit,
-    help: str,  # noqa: A002
-    *replies: str,
-    edge: _N | None = None,
-    dry_run: bool = False,
-    converter: Callable[[Any], _N] | None = None,
-) -> _N:
-    field: _N = attrs.field(
-        default=default,
-        validator=_check,
-        converter=converter,
-        metadata={
-            "unit": unit,
-            "help": help,
-            "edge": default if edge is None else edge,
-            "replies": replies,
-            "dry_run": dry_run,
-        },
-    )
-    return field
-
-
-def _check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
-    problem = field.metadata["unit"].check(value)
-    if problem:
-        raise ValueError(f"{field.name} {problem}, not {value!r}")
 
 
 def _rate(value: Rate | Literal[0]) -> Rate:
@@ -102,7 +48,7 @@ class Limits:
     """
 
     # Admission.
-    max_connections: int = _limit(
+    max_connections: int = limit(
         0,
         COUNT,
         "Connections at once over all listeners, from accept to the end of the connection.",
@@ -110,7 +56,7 @@ class Limits:
         edge=2000,
         dry_run=True,
     )
-    max_connections_per_client: int = _limit(
+    max_connections_per_client: int = limit(
         0,
         COUNT,
         "Connections at once of one client.",
@@ -118,7 +64,7 @@ class Limits:
         edge=20,
         dry_run=True,
     )
-    connection_rate: Rate = _limit(
+    connection_rate: Rate = limit(
         NO_RATE,
         RATE,
         "Connections of one client.",
@@ -127,7 +73,7 @@ class Limits:
         dry_run=True,
         converter=_rate,
     )
-    message_rate: Rate = _limit(
+    message_rate: Rate = limit(
         NO_RATE,
         RATE,
         "Messages of one client, counted at MAIL.",
@@ -135,7 +81,7 @@ class Limits:
         dry_run=True,
         converter=_rate,
     )
-    recipient_rate: Rate = _limit(
+    recipient_rate: Rate = limit(
         NO_RATE,
         RATE,
         "Recipients of one client, counted at RCPT, also those that the delivery refuses.",
@@ -143,24 +89,24 @@ class Limits:
         dry_run=True,
         converter=_rate,
     )
-    ipv4_client_prefix: int = _limit(
+    ipv4_client_prefix: int = limit(
         32, prefix_length(32), "The leading bits of an IPv4 address that make a client."
     )
-    ipv6_client_prefix: int = _limit(
+    ipv6_client_prefix: int = limit(
         64, prefix_length(128), "The leading bits of an IPv6 address that make a client."
     )
-    max_tracked_clients: int = _limit(
+    max_tracked_clients: int = limit(
         100_000,
         COUNT,
         "Clients remembered for each limit per client; the one that did nothing for longest is forgotten first.",
     )
-    ip_filter_timeout: float = _limit(
+    ip_filter_timeout: float = limit(
         10,
         SECONDS,
         "For an IP filter to answer.",
         "LOCAL_ERROR_CLOSING",
     )
-    early_talker: str = _limit(
+    early_talker: str = limit(
         "log",
         one_of("log", "refuse"),
         "A client that speaks before the greeting.",
@@ -168,7 +114,7 @@ class Limits:
         edge="refuse",
         dry_run=True,
     )
-    greet_delay: float = _limit(
+    greet_delay: float = limit(
         0,
         SECONDS,
         "From the end of all other checks to the greeting; none above 80 % of the connection cap.",
@@ -176,7 +122,7 @@ class Limits:
     )
 
     # Commands.
-    max_invalid_commands: int = _limit(
+    max_invalid_commands: int = limit(
         10,
         COUNT,
         "Invalid commands in a session (unrecognized, malformed lines, out of sequence); the last one "
@@ -184,7 +130,7 @@ class Limits:
         "TOO_MANY_INVALID_COMMANDS",
         dry_run=True,
     )
-    max_errors: int = _limit(
+    max_errors: int = limit(
         0,
         COUNT,
         "Error replies of any kind in a session since its last accepted message; the last one allowed "
@@ -193,7 +139,7 @@ class Limits:
         edge=20,
         dry_run=True,
     )
-    max_junk_commands: int = _limit(
+    max_junk_commands: int = limit(
         0,
         COUNT,
         "NOOP, RSET, VRFY, EXPN, HELP and repeated HELO or EHLO since the last accepted message; each one "
@@ -202,7 +148,7 @@ class Limits:
         edge=20,
         dry_run=True,
     )
-    max_recipients: int = _limit(
+    max_recipients: int = limit(
         100,
         COUNT,
         "Recipients in a transaction. Those accepted stay, and the transaction goes on.",
@@ -210,13 +156,13 @@ class Limits:
         "TOO_MANY_RECIPIENTS_STRICT",
         dry_run=True,
     )
-    strict_enhanced_codes: bool = _limit(
+    strict_enhanced_codes: bool = limit(
         False,
         FLAG,
         "Refuse a recipient too many with 452 4.5.3, as RFC 2034 asks, not 452 5.5.3.",
         "TOO_MANY_RECIPIENTS_STRICT",
     )
-    max_rejected_recipients: int = _limit(
+    max_rejected_recipients: int = limit(
         0,
         COUNT,
         "Recipients refused for good (5xx) in a session; the last one allowed ends it.",
@@ -224,22 +170,22 @@ class Limits:
         edge=10,
         dry_run=True,
     )
-    max_messages: int = _limit(
+    max_messages: int = limit(
         0, COUNT, "Transactions in a session, begun with MAIL.", "TOO_MANY_MESSAGES", edge=100, dry_run=True
     )
-    max_command_line: int = _limit(
+    max_command_line: int = limit(
         2048,
         OCTETS,
         "A command line, its CRLF included. A longer one is skipped to its CRLF.",
         "LINE_TOO_LONG",
     )
-    max_endless_line: int = _limit(
+    max_endless_line: int = limit(
         64 * 1024,
         OCTETS,
         "What is skipped of one over-long or malformed command line before the session is ended.",
         "TOO_MANY_INVALID_COMMANDS",
     )
-    unexpected_pipelining: str = _limit(
+    unexpected_pipelining: str = limit(
         "serve",
         one_of("serve", "refuse"),
         "Input behind a command that must be the last of its group (EHLO, HELO, DATA; RFC 2920 3.1).",
@@ -247,56 +193,56 @@ class Limits:
         edge="refuse",
         dry_run=True,
     )
-    max_input_buffer: int = _limit(
+    max_input_buffer: int = limit(
         64 * 1024,
         OCTETS,
         "Input that waits unprocessed while a command is being answered; the client is not read past it.",
     )
-    max_output_buffer: int = _limit(
+    max_output_buffer: int = limit(
         16 * 1024,
         OCTETS,
         "Replies that wait for a client to read them; past it no further command is executed.",
     )
 
     # Messages.
-    max_message_size: int = _limit(
+    max_message_size: int = limit(
         10 * 1024 * 1024,
         OCTETS,
         "A message, counted after dot-unstuffing, line ends included. Announced as SIZE.",
         "MESSAGE_TOO_LARGE",
         dry_run=True,
     )
-    oversize_drain: int = _limit(
+    oversize_drain: int = limit(
         1024 * 1024,
         OCTETS,
         "What is read and thrown away above the maximum message size before the session is ended; the "
         "maximum message size itself where that is more.",
         "DATA_NEVER_ENDS",
     )
-    bare_newline: str = _limit(
+    bare_newline: str = limit(
         "reject",
         one_of("reject", "normalize"),
         "A bare CR or LF in a message: refuse the message, or make it CRLF.",
         "BARE_NEWLINE",
         dry_run=True,
     )
-    max_header_size: int = _limit(
+    max_header_size: int = limit(
         256 * 1024, OCTETS, "The header section of a message.", "HEADER_TOO_LARGE", dry_run=True
     )
-    max_received_fields: int = _limit(
+    max_received_fields: int = limit(
         100,
         COUNT,
         "Received fields in a message; more are a routing loop.",
         "ROUTING_LOOP",
         dry_run=True,
     )
-    min_free_space: int = _limit(
+    min_free_space: int = limit(
         100 * 1024 * 1024,
         OCTETS,
         "Free space that a Maildir must have, besides the declared size, for MAIL to be accepted.",
         "INSUFFICIENT_STORAGE",
     )
-    max_pending_deliveries: int = _limit(
+    max_pending_deliveries: int = limit(
         1000,
         COUNT,
         "Delivery verdicts still pending whose clients are gone; above it no transaction begins.",
@@ -304,16 +250,16 @@ class Limits:
     )
 
     # Time.
-    read_timeout: float = _limit(
+    read_timeout: float = limit(
         300,
         SECONDS,
         "For one whole command; in message data for the next whole line or 1,024 octets.",
         "READ_TIMED_OUT",
     )
-    write_timeout: float = _limit(
+    write_timeout: float = limit(
         300, SECONDS, "For the client to take any of the replies that wait. The connection is aborted."
     )
-    min_data_rate: int = _limit(
+    min_data_rate: int = limit(
         0,
         OCTETS_A_SECOND,
         "Message data, on the average of the data rate window.",
@@ -321,12 +267,12 @@ class Limits:
         edge=500,
         dry_run=True,
     )
-    data_rate_window: float = _limit(
+    data_rate_window: float = limit(
         60,
         SECONDS,
         "Over which the minimum data rate is averaged, and for which a message is spared at its start.",
     )
-    max_session_time: float = _limit(
+    max_session_time: float = limit(
         0,
         SECONDS,
         "A session, checked between transactions.",
@@ -334,28 +280,28 @@ class Limits:
         edge=1800,
         dry_run=True,
     )
-    delivery_timeout: float = _limit(
+    delivery_timeout: float = limit(
         300,
         SECONDS,
         "For the delivery to answer. Below the ten minutes that a client waits after its final dot.",
         "DELIVERY_TIMED_OUT",
     )
-    linger_timeout: float = _limit(
+    linger_timeout: float = limit(
         5,
         SECONDS,
         "From our half-close behind a last 421 to the abort, so that the line reaches a client that was "
         "still sending.",
     )
-    max_lingering: int = _limit(1024, COUNT, "Connections that linger so at once; more are closed plainly.")
-    shutdown_grace: float = _limit(
+    max_lingering: int = limit(1024, COUNT, "Connections that linger so at once; more are closed plainly.")
+    shutdown_grace: float = limit(
         30, SECONDS, "For sessions in a transaction to end after a stop was asked for.", "SHUTTING_DOWN"
     )
 
     # Log.
-    max_log_lines: int = _limit(
+    max_log_lines: int = limit(
         200, COUNT, "Refusals logged a second. The next line tells how many were left out."
     )
-    max_log_lines_per_client: int = _limit(10, COUNT, "Refusals logged a second for each client and reason.")
+    max_log_lines_per_client: int = limit(10, COUNT, "Refusals logged a second for each client and reason.")
 
     dry_run: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     """The limits that are decided, counted and logged, but not enforced: names of fields, and IP_FILTER."""

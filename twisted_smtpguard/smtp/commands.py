@@ -121,17 +121,17 @@ def _rcpt(session: Session, recipient: Path) -> Answer:
 def _data(session: Session, _: None) -> Answer:
     if session.phase is Phase.REFUSED:
         return replies.NO_VALID_RECIPIENTS
-    return session.receive_data()
+    return session.incoming.receive_data()
 
 
 def _bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
     if session.phase is Phase.REFUSED:
-        return session.refuse_chunk(*chunk, replies.NO_VALID_RECIPIENTS)
-    return session.receive_chunk(*chunk)
+        return session.incoming.refuse_chunk(*chunk, replies.NO_VALID_RECIPIENTS)
+    return session.incoming.receive_chunk(*chunk)
 
 
 def _misplaced_bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
-    return session.refuse_chunk(*chunk, replies.BAD_SEQUENCE)
+    return session.incoming.refuse_chunk(*chunk, replies.BAD_SEQUENCE)
 
 
 def _rset(session: Session, _: None) -> Answer:

@@ -17,8 +17,7 @@ from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.farewell import Farewell
-from twisted_smtpguard.smtp.maildata import MessageCheck
-from twisted_smtpguard.smtp.reception import Reception, message_check
+from twisted_smtpguard.smtp.incoming import Incoming
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
@@ -37,8 +36,6 @@ class Session:
         self.phase = Phase.CONNECTED
         self.offered: frozenset[str] = frozenset()
         """MAIL parameters that may be used: none before EHLO."""
-        self.utf8 = False
-        """The transaction was begun with SMTPUTF8."""
         self.quit = False
         self.ended = False
         self.messages = 0
@@ -46,26 +43,30 @@ class Session:
         self.conduct = Conduct(site, name, visitor)
         self._helo = ""
         self._transactions = 0
-        self._sender = _NOBODY
-        self._recipients: list[str] = []
-        self._chunk_octets = 0
-        self._transaction: Transaction | None = None
-        self._reception: Reception | None = None
         self._farewell: Farewell | None = None
-        self._began_at = 0.0
         self._ends_group = False  # the command whose reply is still to come
+        # Of the transaction:
+        self.transaction: Transaction | None = None
+        self.sender = _NOBODY
+        self.recipients: list[str] = []
+        """Accepted ones."""
+        self.utf8 = False
+        """It was begun with SMTPUTF8."""
+        self.began_at = 0.0
+        """Its MAIL was accepted, by the guard's clock."""
+        self.incoming = Incoming(self)
 
     # What the protocol asks.
 
     @property
     def receiving(self) -> bool:
         """What the client sends now is message data, not a command."""
-        return self._reception is not None and self._reception.open
+        return self.incoming.reception is not None and self.incoming.reception.open
 
     @property
     def slow_to_read(self) -> bool:
         """Message data that may take long to read has to come in small pieces."""
-        return self._reception is not None and self._reception.slow_to_read
+        return self.incoming.reception is not None and self.incoming.reception.slow_to_read
 
     @property
     def amid_message(self) -> bool:
@@ -80,7 +81,7 @@ class Session:
     @property
     def finishing(self) -> bool:
         """The delivery is deciding on a whole message; nobody may interrupt it."""
-        return self._transaction is not None and self._transaction.finishing
+        return self.transaction is not None and self.transaction.finishing
 
     def execute(self, line: bytes, *, pipelined: bool) -> Answer:
         """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
@@ -92,7 +93,7 @@ class Session:
         except Refused as refused:
             return self.invalid_line(refused.reply)
         junk = command.junk or (command.junk_again and bool(self._helo))
-        self.conduct.begin(command, junk=junk, sender=self._sender.address if self.in_transaction else None)
+        self.conduct.begin(command, junk=junk, sender=self.sender.address if self.in_transaction else None)
         if self.site.draining and self.phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
         self._ends_group = command.ends_group
@@ -101,7 +102,7 @@ class Session:
         try:
             parsed = command.parse(self, argument)
             if self.phase not in command.phases:
-                return command.misplaced(self, parsed) if command.misplaced else self._misplaced()
+                return command.misplaced(self, parsed) if command.misplaced else self.misplaced()
             return command.run(self, parsed)
         except Refused as refused:
             if refused.reply is replies.BAD_ARGUMENTS:
@@ -123,11 +124,7 @@ class Session:
 
     def receive(self, data: bytes) -> tuple[int, Answer]:
         """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
-        assert self._reception is not None
-        taken, waiting = self._reception.feed(data)
-        if waiting is None:
-            return taken, self._received(None)
-        return taken, waiting.addCallback(self._received)
+        return self.incoming.receive(data)
 
     def account(self, reply: Reply, reason: str = "") -> Reply | None:
         """Count and log a reply that is about to be written; what comes back ends the session behind it.
@@ -147,8 +144,8 @@ class Session:
 
     def expire(self) -> None:
         """The delivery had its time. The answer that is pending comes now."""
-        if self._transaction is not None:
-            self._transaction.expire()
+        if self.transaction is not None:
+            self.transaction.expire()
 
     def end(self) -> None:
         """The connection is closing or gone: nothing is delivered any more, but what is being finished is."""
@@ -157,8 +154,8 @@ class Session:
         self.ended = True
         if self.finishing:
             self.site.orphans += 1
-        elif self._transaction is not None:
-            self._transaction.end()
+        elif self.transaction is not None:
+            self.transaction.end()
         if self._farewell is not None:
             self._farewell.session_ended()
 
@@ -177,9 +174,9 @@ class Session:
 
     def reset(self) -> None:
         """No transaction any more; what was begun is aborted."""
-        if self._transaction is not None:
-            self._transaction.end()
-        self._transaction = self._reception = None
+        if self.transaction is not None:
+            self.transaction.end()
+        self.transaction = self.incoming.reception = None
         self.utf8 = False
         self.phase = Phase.READY if self._helo else Phase.CONNECTED
 
@@ -234,18 +231,18 @@ class Session:
         )
         if self._farewell is None and ISessionDelivery.providedBy(site.delivery):
             self._farewell = Farewell(self._say_farewell)
-        self._transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
-        return then(self._transaction.begin(client, sender), partial(self._began, sender, utf8))
+        self.transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
+        return then(self.transaction.begin(client, sender), partial(self._began, sender, utf8))
 
     def _began(self, sender: Path, utf8: bool, reply: Reply) -> Reply:
         if reply.code >= 300:
-            self._transaction = None
+            self.transaction = None
             return reply
         self._transactions += 1
-        self._began_at = self.site.seconds()
-        self._sender, self.utf8 = sender, utf8
-        self._recipients = []
-        self._reception = None
+        self.began_at = self.site.seconds()
+        self.sender, self.utf8 = sender, utf8
+        self.recipients = []
+        self.incoming.reception = None
         self.phase = Phase.SENDER
         return reply
 
@@ -258,7 +255,7 @@ class Session:
 
     def add_recipient(self, recipient: Path) -> Answer:
         """RCPT: the cap, then the delivery."""
-        limits, recipients = self.site.limits, len(self._recipients)
+        limits, recipients = self.site.limits, len(self.recipients)
         self.conduct.recipient = recipient.address
         if 0 < limits.max_recipients <= recipients and self.conduct.trips("max_recipients", recipients + 1):
             strict = limits.strict_enhanced_codes
@@ -268,16 +265,16 @@ class Session:
         )
 
     def _ask_about(self, recipient: Path) -> Answer:
-        assert self._transaction is not None
-        return then(self._transaction.recipient(recipient), partial(self._recipient_answered, recipient))
+        assert self.transaction is not None
+        return then(self.transaction.recipient(recipient), partial(self._recipient_answered, recipient))
 
     def _recipient_answered(self, recipient: Path, reply: Reply) -> Reply:
-        transaction = self._transaction
+        transaction = self.transaction
         if transaction is None or transaction.over:
             self.reset()
         elif reply.code < 300:
             self.phase = Phase.RECIPIENTS
-            self._recipients.append(recipient.address)
+            self.recipients.append(recipient.address)
         else:
             if reply.code >= 500:
                 self.conduct.rejected_recipients += 1
@@ -285,121 +282,18 @@ class Session:
                 self.phase = Phase.REFUSED
         return reply
 
-    def receive_data(self) -> Answer:
-        """DATA with a recipient: the delivery's sink, then the 354."""
-        if self._binary:
-            return self._misplaced()
-        assert self._transaction is not None
-        return then(self._transaction.data(), self._data_answered)
-
-    def _data_answered(self, refusal: Reply | None) -> Reply:
-        if refusal is not None:
-            self.reset()
-            return refusal
-        self._reception = Reception(self._check(), self._transaction, chunked=False)
-        return replies.START_DATA
-
-    def receive_chunk(self, octets: int, last: bool) -> Answer:
-        """BDAT in sequence: with the first chunk the delivery's sink is asked for."""
-        if self._reception is not None:
-            return self._start_chunk(octets, last)
-        assert self._transaction is not None
-        return then(self._transaction.data(), partial(self._first_chunk, octets, last))
-
-    def _first_chunk(self, octets: int, last: bool, refusal: Reply | None) -> Answer:
-        if refusal is not None:
-            return self.refuse_chunk(octets, last, refusal)
-        self._reception = Reception(self._check(), self._transaction, chunked=True)
-        self.phase = Phase.CHUNKS
-        return self._start_chunk(octets, last)
-
-    def refuse_chunk(self, octets: int, last: bool, reply: Reply) -> Answer:
-        """A BDAT that cannot be taken: its octets are swallowed, then comes the reply (RFC 3030 2)."""
-        if self._reception is None:
-            if reply is replies.BAD_SEQUENCE:
-                self.conduct.invalid_commands += 1
-            self._reception = Reception(self._check(), None, chunked=True, refusal=reply)
-        if self.in_transaction:
-            self.phase = Phase.CHUNKS
-        return self._start_chunk(octets, last)
-
-    def _start_chunk(self, octets: int, last: bool) -> Answer:
-        assert self._reception is not None
-        self._reception.start_chunk(octets, last)
-        self._chunk_octets = octets
-        # BDAT 0 is complete as it stands.
-        return None if self._reception.open else self.receive(b"")[1]
-
-    # Inside.
-
-    def _check(self) -> MessageCheck:
-        return message_check(self.site.limits, self.site.max_octets, binary=self._binary)
+    # What both ask.
 
     @property
-    def _binary(self) -> bool:
-        return self.in_transaction and self._sender.parameters.get("BODY") == "BINARYMIME"
+    def binary(self) -> bool:
+        """The transaction was begun with BODY=BINARYMIME (RFC 3030)."""
+        return self.in_transaction and self.sender.parameters.get("BODY") == "BINARYMIME"
 
-    def _received(self, _: object) -> Answer:
-        reception = self._reception
-        assert reception is not None
-        if self.ended:
-            return None
-        reception.settle()
-        if reception.exhausted:
-            self.conduct.value = reception.octets
-            return replies.DATA_NEVER_ENDS
-        if reception.open:
-            return None
-        problem = reception.problem
-        self.conduct.value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
-        if not reception.last:
-            if problem is None:
-                return replies.chunk_received(self._chunk_octets)
-            reception.keep_refusal(problem)
-            return problem
-        if problem is not None:
-            self.reset()
-            return problem
-        for tried in reception.tried_problems:
-            octets = reception.octets if tried is replies.MESSAGE_TOO_LARGE else None
-            self.conduct.trips(replies.reason_of(tried), octets)
-        assert self._transaction is not None
-        accepted = partial(
-            self._accepted, self._began_at, reception.octets, self._sender.address, self._recipients
-        )
-        finished = self._transaction.finish(late=partial(accepted, late=True))
-        return then(finished, partial(self._verdict, accepted))
-
-    def _verdict(self, accepted: Callable[[], None], reply: Reply) -> Reply:
-        if reply.code < 300:
-            self.messages += 1
-            self.conduct.message_accepted()
-            accepted()
-        self.reset()
-        if self.ended:
-            if reply.code >= 400:
-                self.conduct.log(replies.reason_of(reply), reply, client_gone=True)
-            self.site.orphans -= 1
-            self.site.orphan_settled()
-        return reply
-
-    def _accepted(
-        self, began_at: float, octets: int, sender: str, recipients: list[str], *, late: bool = False
-    ) -> None:
-        site = self.site
-        site.events.accept(
-            self.name,
-            self.visitor.name,
-            sender=sender,
-            recipients=recipients,
-            octets=octets,
-            seconds=site.seconds() - began_at,
-            client_gone=self.ended,
-            late=late,
-        )
-
-    def _misplaced(self) -> Reply:
+    def misplaced(self) -> Reply:
+        """A command out of sequence."""
         return self.conduct.invalid(replies.BAD_SEQUENCE)
+
+    # Inside.
 
     def _say_farewell(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @implementer(IHalfCloseableProtocol)
-class Connection(LineReceiver, TimeoutMixin):
+class Connection(LineReceiver, TimeoutMixin, ABC):
     """One connection that was not refused at accept. It has an entrance until it is greeted or refused."""
 
     _output: Output
@@ -56,25 +57,25 @@ class Connection(LineReceiver, TimeoutMixin):
 
     # For the protocol to say.
 
+    @abstractmethod
     def begin_session(self) -> None:
         """The greeting has been queued."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_session(self) -> None:
         """Nothing more is said, or there is nobody to say it to. May be called twice, but only after the greeting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def session_over(self, seconds: float) -> None:
         """The connection, `seconds` old, holds no slot any more. Called once, only after the greeting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_over(self) -> None:
         """The client, greeted, has shut down its side."""
-        raise NotImplementedError
 
+    @abstractmethod
     def go_on(self) -> None:
         """The session may go on: it has begun, or the client has taken the replies that had to wait."""
-        raise NotImplementedError
 
     # The beginning.
 
