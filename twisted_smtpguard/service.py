@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -17,6 +17,7 @@ from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.reloading import Reloading
+from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 _BACKLOG = 1024
@@ -68,6 +69,8 @@ class SMTPGuardService(MultiService):
         self._endpoints = list(endpoints)
         self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
         self._ports: list[IListeningPort] = []
+        self._ending = 0
+        """Drains and stops that are not over."""
         for part in (*(entry.filter for entry in filters), delivery):
             if IService.providedBy(part):
                 part.setServiceParent(self)
@@ -77,16 +80,22 @@ class SMTPGuardService(MultiService):
         """What is listened on, in the order of the endpoints; empty while the service does not run."""
         return tuple(self._ports)
 
-    def startService(self) -> None:
-        """Listen. Raises what an endpoint fails with (CannotListenError: the port is taken); then none listens.
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted so far. It goes on over stops and starts."""
+        return self.factory.statistics
 
-        What an endpoint fails with later is logged, and the others go on.
+    def startService(self) -> None:
+        """Listen, for the first time, after a stop or after a drain. Raises what an endpoint fails with
+        (CannotListenError: the port is taken); then none listens, and the service is stopped.
+
+        What an endpoint fails with later is logged, and the others go on. RuntimeError where a stop or drain is not
+        over.
         """
-        try:
-            super().startService()
-        except Exception:
-            super().stopService()
-            raise
+        if self._ending:
+            raise RuntimeError("the service can be started again when its stop or drain is over")
+        if not self.running:
+            self._start_parts()
         self.factory.reopen()
         for name, endpoint in zip(self._names, self._endpoints, strict=True):
             self._listen(name, endpoint)
@@ -94,6 +103,13 @@ class SMTPGuardService(MultiService):
         tried = self.factory.site.limits.dry_run
         if tried:
             self.factory.site.events.trying(tried)
+
+    def _start_parts(self) -> None:
+        try:
+            super().startService()
+        except Exception:
+            super().stopService()
+            raise
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         failures: list[Failure] = []
@@ -146,26 +162,43 @@ class SMTPGuardService(MultiService):
         """
         return self._reloading.reload()
 
-    def stopService(self) -> Deferred[None]:
-        """Stop listening at once, end the sessions, wait for pending verdicts, then stop the delivery.
+    def drain(self) -> Deferred[None]:
+        """Stop listening at once, let the sessions end, and wait for pending verdicts.
 
-        Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is off; where a filter or a delivery
-        that is a service does not stop, after 5 seconds more.
+        What `stopService()` does first, and all that it does as far as clients can see. But filters and a delivery
+        that are services go on, and so does this service for its parent: `startService()` has it listen again, and
+        `stopService()` stops the rest. Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is
+        off. May be called again meanwhile, and where nothing is listened on.
         """
+        return self._until_drained(lambda _: None)
+
+    def stopService(self) -> Deferred[None]:
+        """Drain, then stop the filters and the delivery.
+
+        Where one of them that is a service does not stop, this fires 5 seconds later than a drain would.
+        """
+        return self._until_drained(self._stop_parts)
+
+    def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
         ports, self._ports = self._ports, []
-        closed: Deferred[Any] = gatherResults(
+        self._ending += 1
+        ended: Deferred[Any] = gatherResults(
             [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
         )
-        closed.addBoth(lambda _: self.factory.drain())
-        closed.addCallback(lambda _: self._stop_parts())
-        closed.addCallback(lambda _: self.factory.site.events.stopped())
-        return closed
+        ended.addBoth(lambda _: self.factory.drain())
+        # Whoever waits for it no longer has not called it off.
+        return shielded(ended.addCallback(then).addBoth(self._ended))
 
-    def _stop_parts(self) -> Deferred[Any]:
+    def _ended(self, outcome: Any) -> Any:
+        self._ending -= 1
+        return outcome
+
+    def _stop_parts(self, _: object) -> Deferred[Any]:
         """Stop the filters and the delivery. One that hangs must not keep the process."""
         stopping: Deferred[Any] = shielded(maybeDeferred(super().stopService))
         stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
-        return stopped.addErrback(self.factory.site.events.failure, "stopping a filter or the delivery")
+        stopped.addErrback(self.factory.site.events.failure, "stopping a filter or the delivery")
+        return stopped.addCallback(lambda _: self.factory.site.events.stopped())
 
 
 def _address_text(host: Any) -> str:

@@ -1,0 +1,1 @@
+"""Prints the mail for its mailboxes: twist mailroom --mailbox ADDRESS"""
