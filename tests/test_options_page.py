@@ -1,0 +1,75 @@
+"""docs/reference/options.md has every option, as the command line and --help have it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from commandline import parsed
+from reference_pages import REFERENCE, assert_rows
+from twisted.application.twist._options import TwistOptions
+
+from twisted_smtpguard.helptext import OPTIONS
+from twisted_smtpguard.limits import Limits, LimitSpec
+from twisted_smtpguard.tap import _CONFIGURABLE, _REPEATABLE, Options
+from twisted_smtpguard.units import FLAG, RATE
+
+PAGE = REFERENCE / "options.md"
+SPECS = list(Limits.specs())
+
+
+def code(option: str, value: str) -> str:
+    return f"`--{option} {value}`".replace("|", "\\|") if value else f"`--{option}`"
+
+
+def row(option: str, value: str, text: str) -> str:
+    file = "no" if option not in _CONFIGURABLE else "yes, repeated" if option in _REPEATABLE else "yes"
+    return f"| {code(option, value)} | {file} | {text} |"
+
+
+def limit_row(spec: LimitSpec, section: str) -> str:
+    value = "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
+    base, edge = spec.unit.format(spec.default), spec.unit.format(spec.edge)
+    anchor = section.lower().replace(" ", "-")
+    shown = code(spec.option, "" if spec.unit is FLAG else value)
+    return f"| {shown} | {base} | {edge} | [{section}](limits.md#{anchor}) |"
+
+
+def sections() -> dict[str, str]:
+    """Of each limit the heading of limits.md below which it stands."""
+    found, heading = {}, ""
+    for line in (REFERENCE / "limits.md").read_text().splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        elif option := re.match(r"\| `--([a-z0-9-]+)`", line):
+            found[option[1]] = heading
+    return found
+
+
+def test_the_page_has_every_option_in_the_order_of_help() -> None:
+    where = sections()
+    rows = [row(option, value, text) for option, (value, text) in OPTIONS.items()]
+    limits = [limit_row(spec, where[spec.option]) for spec in SPECS]
+    assert_rows("options.md", "| `--", rows + limits)
+
+
+def test_the_command_line_takes_these_options_and_no_other() -> None:
+    assert {*OPTIONS, *(spec.option for spec in SPECS)} == {name.rstrip("=") for name in Options().longOpt}
+
+
+@pytest.mark.parametrize("option", sorted(_REPEATABLE))
+def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
+    values = {
+        "listen": ["tcp:1", "tcp:2"],
+        "ip-filter": ["networks:a", "networks:b"],
+        "deny": ["192.0.2.1", "192.0.2.2"],
+        "trust": ["192.0.2.1", "192.0.2.2"],
+        "dry-run": ["max-errors", "max-messages"],
+    }[option]
+    assert parsed(*(f"--{option}={value}" for value in values))[option] == values
+
+
+def test_the_options_of_twist_that_the_page_names_exist() -> None:
+    named = re.findall(r"^\| `twist --([a-z-]+)", PAGE.read_text(), re.MULTILINE)
+    assert len(named) == 4
+    assert set(named) <= {name.rstrip("=") for name in TwistOptions().longOpt}
