@@ -120,7 +120,7 @@ def test_a_command_that_is_shown_is_understood(
     words = [word.replace(LIST, str(path)) for word in words]
     # An abbreviation is understood, too.
     assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= NAMES
-    if any(word == "--show-limits" or word.startswith("--help") for word in words):
+    if any(word in ("--show-limits", "--version") or word.startswith("--help") for word in words):
         with pytest.raises(SystemExit) as end:
             parsed(*words)
         assert not end.value.code and capsys.readouterr().out
