@@ -43,12 +43,10 @@ myst_heading_anchors = 4
 suppress_warnings = ["toc.not_included"]
 
 pydoctor_args = [
-    "--warnings-as-errors",
     f"--project-name={project}",
     f"--project-url={posixpath.relpath(MAP, API)}.html",
     f"--project-base-dir={ROOT}",
     "--docformat=plaintext",
-    "--process-types",
     f"--html-output={{outdir}}/{API}",
     str(ROOT / PACKAGE),
 ]
@@ -67,7 +65,9 @@ def add_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     parts = []
     for part in source[0].split("\n## ")[1:]:
         entries = "\n".join(re.findall(r"\]\(([^)#]+)\.md\)", part))
-        parts.append(f"```{{toctree}}\n:hidden:\n:caption: {part.splitlines()[0]}\n\n{entries}\n```\n")
+        if entries:
+            caption = part.splitlines()[0]
+            parts.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n")
     source[0] += "\n" + "\n".join(parts)
 
 

@@ -83,6 +83,11 @@ class Shell:
             lines.append(line)
         raise AssertionError(f"the shell has ended behind {words!r}: {lines}")
 
+    def succeeds(self, command: Command) -> None:
+        """Run a command whose output depends on the machine."""
+        printed = self.run(f"{command.words} && echo && echo it has succeeded")
+        assert printed.endswith("\nit has succeeded\n"), f"$ {command.words}\n{printed}"
+
     def shows(self, command: Command) -> None:
         """Run a command until it prints what the page says. What looks at a log may come too early, as a user
         who types fast does; anything else is run once."""
