@@ -48,7 +48,8 @@ def command(
 
 
 class GuardProcess:
-    """A guard that listens, in `directory`: there are its Maildir and its logs, a new one each start.
+    """A guard that listens, in `directory`: there are its Maildir and its logs, a new one each start. `descriptors` are
+    those of this process that it inherits.
 
     As a context manager it is stopped at the end of the block, and must then have logged no traceback.
     """
@@ -61,6 +62,7 @@ class GuardProcess:
         reactor: str = "default",
         log_format: str = "text",
         twist: Path = TWIST,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.maildir = directory / "Maildir"
         number = len(list(directory.glob("*.log")))
@@ -73,6 +75,7 @@ class GuardProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,
+                pass_fds=descriptors,
             )
         try:
             eventually(lambda: self._is_listening(len(listen)), f"it does not listen, see {self._log}")
@@ -131,9 +134,9 @@ class GuardProcess:
         """SIGTERM. It goes on with what it has begun, see `ended`."""
         self._process.terminate()
 
-    def ended(self) -> None:
-        """Wait for its end after `terminate`: by that signal, without a word about a fault."""
-        assert self._process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, self._errors.read_text()
+    def ended(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Wait for its end after `terminate`, or another signal: by that signal, without a word about a fault."""
+        assert self._process.wait(PATIENCE_SECONDS) == -number, self._errors.read_text()
         assert self._errors.read_text() == ""
         assert b"Traceback" not in self.log, self.log.decode()
 

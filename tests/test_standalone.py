@@ -110,6 +110,18 @@ async def test_started_again_it_listens_to_sighup_again() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_after_a_drain_sighup_is_still_given_back_at_the_stop() -> None:
+    guard = service()
+    guard.startService()
+    await guard.drain()
+    guard.startService()
+    await hang_up()
+    assert guard.reloads == 1
+    await guard.stopService()
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_stop_that_fails_gives_sighup_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = service()
     guard.startService()

@@ -1,4 +1,5 @@
-"""The service of a process that has no other purpose: its signals, and its end where it cannot listen."""
+"""The service of a process that has no other purpose: its signals, what it tells systemd, and its end where it cannot
+listen."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
 from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.systemd import READY, STOPPING, notify, reloading
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None where there is no such signal (Windows)."""
@@ -24,18 +26,20 @@ def ignore_hangup() -> None:
 
 class StandaloneService(SMTPGuardService):
     """SIGHUP has it read its files anew. One that cannot listen ends the process. While it stops, a second
-    signal to stop means now, and SIGHUP nothing."""
+    signal to stop means now, and SIGHUP nothing. systemd is told when it listens, reloads and stops."""
 
     _hangup_before: Any = None
     """What was done on SIGHUP before the start."""
 
     def startService(self) -> None:  # noqa: N802 - the base class's name
         # First, for whoever reads in the log that it listens may send the signal.
-        if SIGHUP is not None:
+        # Running: it listens again after a drain.
+        if SIGHUP is not None and not self.running:
             self._hangup_before = signal.signal(SIGHUP, self._reread)
         super().startService()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
+        notify(STOPPING)
         # Twisted's own handler would log that a stop cannot be stopped.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hurry)
@@ -50,7 +54,16 @@ class StandaloneService(SMTPGuardService):
         return outcome
 
     def _reread(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self.reload)
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        notify(reloading())
+        self.reload().addCallback(lambda _: self._tell_ready())
+
+    def _tell_ready(self) -> None:
+        # Not so where a listener still takes its time, nor after a stop, which takes the listeners away.
+        if len(self.ports) == len(self._endpoints):
+            notify(READY)
 
     def _hurry(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self.factory.end_now)
@@ -61,3 +74,7 @@ class StandaloneService(SMTPGuardService):
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
             raise SystemExit(f"--listen: {name} cannot be listened on: {error}") from error
+
+    def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
+        super()._listening(port, name, ports)
+        self._tell_ready()
