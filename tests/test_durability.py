@@ -5,89 +5,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 
-import attrs
 import pytest
 from processes import GuardProcess, eventually
 from rawclient import RawClient, stuffed
+from sealed import ENVELOPE, Ledger, assert_nothing_lost, is_whole, sealed, send_by_bdat, send_by_data
 from stored import stored, unfinished
 
 SENDERS = 8
 MOST_OCTETS = 1_000_000
 """Large enough that some message is always half-way."""
 
-ENVELOPE = b"MAIL FROM:<sender@example.com>\r\nRCPT TO:<%b@example.org>\r\n"
 SHUTTING_DOWN = "421 4.3.2 Server shutting down"
-
-
-def sealed(name: str, octets: int) -> bytes:
-    """A message of about `octets` that tells in its last line how long it is and what its checksum is."""
-    line = b".%b says that dots at line starts are no obstacle\r\n" % name.encode()
-    body = b"Subject: %b\r\n\r\n" % name.encode() + line * (octets // len(line))
-    return body + _seal(body.replace(b"\r\n", b"\n"))
-
-
-def is_whole(message: bytes) -> bool:
-    """Whether a message that was stored ends with its seal."""
-    body, newline, seal = message[:-1].rpartition(b"\n")
-    body += newline
-    return message.endswith(b"\n") and seal + b"\r\n" == _seal(body)
-
-
-def _seal(body: bytes) -> bytes:
-    return b"%d %b\r\n" % (len(body), hashlib.sha256(body).hexdigest().encode())
-
-
-@attrs.define
-class Ledger:
-    """What a load was told."""
-
-    accepted: set[str] = attrs.field(factory=set)
-    """The names of messages that got their 250."""
-    refusals: set[str] = attrs.field(factory=set)
-    """What others got."""
-    last_words: set[str] = attrs.field(factory=set)
-    """What was said last in sessions that ended in the middle."""
-    sent: int = 0
-    _lock: Lock = attrs.field(factory=Lock)
-
-    def next_name(self) -> str:
-        with self._lock:
-            self.sent += 1
-            return str(self.sent)
-
-    def record(self, name: str, reply: str) -> None:
-        with self._lock:
-            if reply.startswith("250 "):
-                self.accepted.add(name)
-            else:
-                self.refusals.add(reply)
-
-
-def send_by_data(client: RawClient, name: str, message: bytes) -> str:
-    client.send(ENVELOPE % name.encode() + b"DATA\r\n")
-    for expected in ("250", "250", "354"):
-        reply = client.reply()
-        if not reply.startswith(expected):
-            return reply
-    client.send(stuffed(message))
-    verdict = client.reply()
-    return verdict if verdict.startswith("250 ") else f"as a verdict: {verdict}"
-
-
-def send_by_bdat(client: RawClient, name: str, message: bytes) -> str:
-    client.send(ENVELOPE % name.encode() + b"BDAT %d LAST\r\n%b" % (len(message), message))
-    for _ in range(2):
-        reply = client.reply()
-        if not reply.startswith("250"):
-            return reply
-    return client.reply()
 
 
 def keep_sending(
@@ -95,6 +29,7 @@ def keep_sending(
     ledger: Ledger,
     send: Callable[[RawClient, str, bytes], str],
     sizes: random.Random,
+    most_octets: int,
 ) -> None:
     """Message after message, on a new connection now and then, until the guard is gone."""
     with suppress(OSError):
@@ -104,19 +39,19 @@ def keep_sending(
                     client.ask("EHLO c")
                     for _ in range(sizes.randrange(1, 20)):
                         name = ledger.next_name()
-                        ledger.record(name, send(client, name, sealed(name, sizes.randrange(MOST_OCTETS))))
+                        ledger.record(name, send(client, name, sealed(name, sizes.randrange(most_octets))))
                 except OSError:
                     ledger.last_words.add(client.last_reply)
                     return
 
 
 @contextmanager
-def load(guard: GuardProcess, ledger: Ledger, seed: int) -> Iterator[None]:
+def load(guard: GuardProcess, ledger: Ledger, seed: int, most_octets: int = MOST_OCTETS) -> Iterator[None]:
     """While the block runs, senders send. The block must end the guard."""
     threads = [
         Thread(
             target=keep_sending,
-            args=(guard, ledger, send, random.Random(seed * SENDERS + number)),
+            args=(guard, ledger, send, random.Random(seed * SENDERS + number), most_octets),
             daemon=True,
         )
         for number, send in enumerate([send_by_data, send_by_bdat] * (SENDERS // 2))
@@ -127,18 +62,6 @@ def load(guard: GuardProcess, ledger: Ledger, seed: int) -> Iterator[None]:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive(), "a sender hangs"
-
-
-def assert_nothing_lost(maildir: Path, ledger: Ledger) -> None:
-    """Every message that got its 250 is in new/; nothing there is partial, twice, or not what was sent."""
-    names = []
-    for mail in stored(maildir):
-        assert is_whole(mail.message), f"{mail.recipients} is partial: {mail.message[-200:]!r}"
-        name = mail.message.partition(b"\n")[0].decode().removeprefix("Subject: ")
-        assert mail.recipients == (f"{name}@example.org",)
-        names.append(name)
-    assert len(names) == len(set(names)), "a message is there twice"
-    assert ledger.accepted <= set(names), f"lost: {ledger.accepted - set(names)}"
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.soak)], ids=["short", "long"])
@@ -236,3 +159,25 @@ def test_a_message_that_does_not_end_within_the_grace_is_dropped_whole(tmp_path:
         guard.stop()
     assert stored(guard.maildir) == []
     assert unfinished(guard.maildir) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("end", ["SIGTERM", "kill -9"])
+def test_two_thousand_messages_into_a_load_nothing_is_lost(tmp_path: Path, end: str) -> None:
+    ledger = Ledger()
+    with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=2000, most_octets=50_000):
+        eventually(lambda: len(ledger.accepted) >= 2000, "the load does not get on")
+        if end == "SIGTERM":
+            guard.stop()
+        else:
+            guard.kill()
+    assert_nothing_lost(guard.maildir, ledger)
+    if end == "SIGTERM":
+        assert unfinished(guard.maildir) == []
+        assert ledger.last_words == {SHUTTING_DOWN}
+    there = len(stored(guard.maildir))
+    print(
+        f"\n{end}: {ledger.sent} messages begun, {len(ledger.accepted)} answered 250, {there} in new/, 0 lost, "
+        "0 partial"
+    )
