@@ -63,6 +63,8 @@ class Client:
         try:
             while True:
                 await self.say(octets)
+                # What is taken at once is said without a turn for anybody else.
+                await asyncio.sleep(0)
         except GONE:
             pass
 

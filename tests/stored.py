@@ -30,6 +30,15 @@ def stored(maildir: Path) -> list[Stored]:
     return [_read(path) for path in sorted((maildir / "new").iterdir())]
 
 
+def take(maildir: Path) -> list[Stored]:
+    """As `stored`, and what was read is taken away; what comes meanwhile stays."""
+    messages = []
+    for path in (maildir / "new").iterdir():
+        messages.append(_read(path))
+        path.unlink()
+    return messages
+
+
 def unfinished(maildir: Path) -> list[Path]:
     """What stands in tmp/."""
     return list((maildir / "tmp").iterdir())
