@@ -9,7 +9,7 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, Refused
+from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, ISessionDelivery, Refused
 from twisted_smtpguard.smtp.replies import LOCAL_ERROR, OK, Reply
 from twisted_smtpguard.testing import check_delivery
 
@@ -167,3 +167,122 @@ async def test_messages_above_what_the_delivery_takes_are_not_tried():
     accepted = await check_delivery(spoilt(max_message_octets=1000, write=write, finish=end, abort=end))
     assert 0 < max(sizes) <= 1000
     assert accepted == await check_delivery(Good()) - 2
+
+
+@implementer(ISessionDelivery)
+class Sessions(Good):
+    """Knows which of its sessions are open."""
+
+    def __init__(self):
+        self.begun = []
+        self.ended = []
+
+    def begin(self, client, sender):
+        self.begun.append(client.session)
+        return self
+
+    def session_ended(self, session):
+        self.ended.append(session)
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_message_is_in_a_session_of_its_own_that_has_its_end():
+    delivery = Sessions()
+    accepted = await check_delivery(delivery)
+    assert len(set(delivery.begun)) == len(delivery.begun) > accepted
+    assert sorted(delivery.ended) == sorted(delivery.begun)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_ends_when_the_last_of_its_hooks_has_answered():
+    class Slow(Sessions):
+        def begin(self, client, sender):
+            given = Good()
+            writes = []
+
+            def write(data):
+                if data[:2] == b"xx" and not writes:
+                    writes.append(client.session)
+                    pending.append((client.session, Deferred()))
+                    return pending[-1][1]
+                return None
+
+            given.write = write
+            self.begun.append(client.session)
+            return given
+
+    pending = []
+    delivery = Slow()
+    done = []
+    check_delivery(delivery).addBoth(done.append)
+    while not done:
+        pending[-1][1].callback(None)
+    still = [session for session, write in pending if not write.called]
+    assert len(still) == 1
+    assert set(delivery.begun) - set(delivery.ended) == set(still)
+    next(write for session, write in pending if session in still).callback(None)
+    assert sorted(delivery.ended) == sorted(delivery.begun)
+
+
+@pytest.mark.parametrize(
+    ("spoils", "problem"),
+    [
+        ({"session_ended": None}, "the delivery: .*session_ended"),
+        ({"session_ended": fail}, r"session_ended\(\) raised RuntimeError"),
+        ({"session_ended": lambda self, session: session}, r"session_ended\(\) answered '1-1', not None"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_is_wrong_with_the_end_of_a_session_is_said(spoils, problem):
+    with pytest.raises(AssertionError, match=problem):
+        await check_delivery(type("Spoilt", (Sessions,), spoils)())
+
+
+class Counting(Good):
+    """Answers `refusal()` at the end of what contains the words, and counts the rest."""
+
+    def __init__(self, words, refusal):
+        self.words = words
+        self.refusal = refusal
+        self.stored = 0
+
+    def begin(self, client, sender):
+        given = Good()
+        octets = bytearray()
+        given.write = octets.extend
+        given.finish = lambda: self.finish_with(octets)
+        return given
+
+    def finish_with(self, octets):
+        if self.words in octets:
+            return self.refusal()
+        self.stored += 1
+        return None
+
+
+FULL = Reply(452, "4.3.1", ("full",))
+
+
+def refuse_as_full():
+    raise Refused(FULL)
+
+
+@pytest.mark.parametrize("refusal", [lambda: FULL, refuse_as_full])
+@pytest.mark.parametrize(("words", "messages"), [(b"two at once", 2), (b"cancelled", 1)])
+@pytest_twisted.ensureDeferred
+async def test_only_what_was_accepted_is_counted(words, messages, refusal):
+    delivery = Counting(words, refusal)
+    assert await check_delivery(delivery) == delivery.stored == await check_delivery(Good()) - messages
+
+
+@pytest.mark.parametrize("words", [b"two at once", b"cancelled"])
+@pytest_twisted.ensureDeferred
+async def test_a_verdict_that_breaks_is_said_whichever_message_it_is_of(words):
+    with pytest.raises(AssertionError, match=r"finish\(\).* raised RuntimeError"):
+        await check_delivery(Counting(words, lambda: fail(None)))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_recipient_that_is_refused_by_reply_is_not_accepted():
+    with pytest.raises(AssertionError, match=r"a plain message was refused .*452"):
+        await check_delivery(spoilt(recipient=lambda self, recipient: FULL))

@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.mail import smtp
-from twistedmail import HOST, KINDS, Late, Notebook, Realm, deliverer, guarded
+from twistedmail import HOST, KINDS, Late, Message, Notebook, Realm, deliverer, guarded
 
 from twisted_smtpguard import Client, Path, Peer, TwistedMailDelivery
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
@@ -37,6 +37,8 @@ HOOKS = {
     "eomReceived": 4,
 }
 """Which line of MESSAGE calls the hook."""
+KEPT = {"login", "make_message"}
+"""What these answer has to hear of its end, however late it comes: they are never cancelled."""
 each_hook = pytest.mark.parametrize("hook", HOOKS)
 
 
@@ -159,16 +161,17 @@ def test_what_is_raised_refuses_with_its_code_and_text_or_is_451(
 
 
 @each_hook
-def test_what_is_pending_is_cancelled_when_the_client_leaves_but_not_the_end_of_a_message(hook: str) -> None:
+def test_what_is_pending_is_cancelled_when_the_client_leaves_but_not_what_needs_an_end(hook: str) -> None:
     late = Late()
     notebook = Notebook(**{hook: lambda *args: late(None)})
     client = greeted(notebook)
     client.say(*MESSAGE)
     client.disconnect()
     ending = hook == "eomReceived"
-    assert late.cancelled == (not ending)
+    assert late.cancelled == (not ending and hook not in KEPT)
     assert notebook.calls().count("logout") == (hook not in {"login", "eomReceived"})
-    late.fire()
+    if hook not in KEPT:
+        late.fire()
     assert notebook.calls().count("lost") == (hook == "receivedHeader")
     assert notebook.calls().count("logout") == (hook != "login")
     assert notebook.calls()[-1] == "logout" or hook == "login"
@@ -185,7 +188,7 @@ def test_at_the_time_limit_what_is_pending_is_cancelled(hook: str) -> None:
     assert late.cancelled == 0
     client.heard()
     client.guard.clock.advance(2)
-    assert late.cancelled == 1
+    assert late.cancelled == (hook not in KEPT)
     assert client.heard().startswith("451 4.3.0 Delivery timed out, try again later\r\n")
 
 
@@ -195,12 +198,18 @@ TEXTS: list[tuple[Any, str]] = [
     ("j\xf6rg", "550 5.0.0 j\\xf6rg\r\n"),
     ("j\xf6rg".encode(), "550 5.0.0 j\\xf6rg\r\n"),
     (b"\0\x1b\xff\xfe", "550 5.0.0 \\x00\\x1b\\xff\\xfe\r\n"),
-    (b"", "550 5.0.0 \r\n"),
-    (None, "550 5.0.0 None\r\n"),
+    (b"", "550 5.0.0 Refused\r\n"),
+    ("", "550 5.0.0 Refused\r\n"),
+    (None, "550 5.0.0 Refused\r\n"),
+    ("\n", "550 5.0.0 Refused\r\n"),
+    ("one\n\ntwo", "550-5.0.0 one\r\n550 5.0.0 two\r\n"),
     (b"5.1.1 No such user", "550 5.1.1 No such user\r\n"),
     ("5.1.1 No\n5.1.1 such user\nhere", "550-5.1.1 No\r\n550-5.1.1 such user\r\n550 5.1.1 here\r\n"),
     ("4.2.1 Another class", "550 5.0.0 Another class\r\n"),
-    ("5.1.1", "550 5.0.0 5.1.1\r\n"),
+    ("5.1.1", "550 5.1.1 Refused\r\n"),
+    ("5.1.1\nNo such user", "550 5.1.1 No such user\r\n"),
+    ("5.1.1 No\n5.1.10 such", "550-5.1.1 No\r\n550 5.1.1 5.1.10 such\r\n"),
+    ("5.1.1x", "550 5.0.0 5.1.1x\r\n"),
     ("x" * 600, f"550 5.0.0 {'x' * 500}\r\n"),
 ]
 
@@ -323,23 +332,77 @@ def test_a_portal_that_lets_nobody_in_says_so() -> None:
 
 
 class Stubborn(Deferred[Any]):
-    """What a login returns that catches its cancellation and goes on."""
+    """What an end returns that catches its cancellation and goes on."""
 
     def cancel(self) -> None:
         """It does not care."""
 
 
+# A plain Deferred, as of a thread or a database: it has no canceller, and is done in its own time.
+
+
+def logins(count: int) -> tuple[list[Deferred[Any]], Notebook, Callable[[int], None]]:
+    """So many logins that are pending, and what lets one succeed."""
+    pending: list[Deferred[Any]] = [Deferred() for _ in range(count)]
+    answers = iter(pending)
+    notebook = Notebook(login=lambda: next(answers))
+    realm = Realm(notebook, factories=True)
+
+    def succeed_with(number: int) -> None:
+        pending[number].callback((smtp.IMessageDelivery, deliverer("delivery", notebook), realm.logout))
+
+    return pending, notebook, succeed_with
+
+
 def test_a_login_that_comes_after_the_client_has_left_has_its_logout() -> None:
-    login = Stubborn()
-    notebook = Notebook(login=lambda: login)
+    _, notebook, log_in = logins(1)
     client = greeted(notebook)
     client.say(ENVELOPE[0])
     client.disconnect()
     assert notebook.calls() == ["login"]
-    realm = Realm(notebook, factories=True)
-    login.callback((smtp.IMessageDelivery, deliverer("delivery", notebook), realm.logout))
-    assert notebook.calls()[-1] == "logout"
-    assert notebook.calls().count("logout") == 1
+    log_in(0)
+    assert notebook.calls() == ["login", "logout"]
+
+
+def test_a_login_that_comes_after_its_time_has_its_logout_and_the_next_mail_logs_in_again() -> None:
+    _, notebook, log_in = logins(2)
+    client = greeted(notebook, delivery_timeout=30)
+    client.say(ENVELOPE[0])
+    client.heard()
+    client.guard.clock.advance(31)
+    assert client.heard() == "451 4.3.0 Delivery timed out, try again later\r\n"
+    client.say(ENVELOPE[0])
+    log_in(1)
+    assert client.heard().startswith("250 ")
+    log_in(0)
+    assert [call for call in notebook.calls() if call.startswith("log")] == ["login", "login", "logout"]
+    client.say("QUIT")
+    assert [call for call in notebook.calls() if call.startswith("log")] == ["login"] * 2 + ["logout"] * 2
+
+
+def test_a_login_that_fails_after_the_client_has_left_has_no_logout(failures: list[Any]) -> None:
+    (login,), notebook, _ = logins(1)
+    client = greeted(notebook)
+    client.say(ENVELOPE[0])
+    client.disconnect()
+    login.errback(UnauthorizedLogin())
+    assert notebook.calls() == ["login"]
+    assert failures == []
+
+
+@pytest.mark.parametrize("over", ["left", "expired"])
+def test_a_message_that_is_made_too_late_is_told_its_end(over: str) -> None:
+    made: Deferred[Any] = Deferred()
+    notebook = Notebook(make_message=lambda user: made)
+    client = greeted(notebook, delivery_timeout=30)
+    client.say(*MESSAGE[:3])
+    if over == "left":
+        client.disconnect()
+    else:
+        client.guard.clock.advance(31)
+    assert "lost" not in notebook.calls()
+    made.callback(Message(notebook))
+    assert notebook.calls().count("lost") == 1
 
 
 @pytest.fixture
@@ -551,6 +614,42 @@ def test_a_message_that_fails_to_hear_of_its_end_keeps_no_other_from_hearing(fai
     assert failures == [ZeroDivisionError] * 2
 
 
+class Unusable:
+    """No method of it can be looked up."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", [type(None), Unusable])
+@pytest.mark.parametrize("end", ["lost", "eom"])
+def test_what_is_no_message_keeps_no_other_from_its_end(kind: Any, end: str, failures: list[Any]) -> None:
+    notebook = Notebook(receivedHeader=lambda recipients: b"")
+    made = iter([Message(notebook), kind(), Message(notebook)])
+    notebook.answers["make_message"] = lambda user: next(made)
+    client = greeted(notebook)
+    client.say(*ENVELOPE, *ENVELOPE[1:] * 2, "DATA")
+    client.heard()
+    if end == "eom":
+        assert client.say(".") == INTERNAL_ERROR
+    client.disconnect()
+    assert [entry for entry in notebook.seen if entry[0] in {"lost", "eom"}] == [(end, 1), (end, 2)]
+    error = ZeroDivisionError if kind is Unusable else AttributeError
+    # It is told its end, whichever way the others had theirs.
+    assert failures == [error] * (1 + (end == "eom"))
+
+
+def test_a_message_that_has_no_verdict_to_give_is_told_its_end() -> None:
+    class Dumb(Message):
+        eomReceived = property(lambda self: _raise(ZeroDivisionError()))
+
+    notebook = Notebook()
+    notebook.answers["make_message"] = lambda user: Dumb(notebook)
+    client = greeted(notebook)
+    assert client.say(*MESSAGE).endswith(INTERNAL_ERROR)
+    assert notebook.calls()[-1] == "lost"
+
+
 @pytest.mark.parametrize("limit", [{"max_message_size": 10}, {"bare_newline": "reject"}, {"read_timeout": 5}])
 def test_a_message_that_the_guard_refuses_is_told_its_end(limit: dict[str, Any]) -> None:
     notebook = Notebook()
@@ -620,6 +719,8 @@ def test_it_keeps_the_contract_of_deliveries(kind: str) -> None:
     assert notebook.calls().count("eom") >= accepted[0]
     ends = notebook.calls().count("eom") + notebook.calls().count("lost")
     assert ends == notebook.calls().count("make_message")
+    assert notebook.calls().count("login") == notebook.calls().count("logout")
+    assert (notebook.calls().count("login") > accepted[0]) is kind.startswith("portal")
 
 
 def test_it_keeps_the_contract_of_deliveries_with_answers_that_come_later() -> None:
@@ -635,13 +736,11 @@ def test_it_keeps_the_contract_of_deliveries_with_answers_that_come_later() -> N
     for _ in range(10_000):
         late.fire()
     assert isinstance(accepted[0], int), accepted
+    assert notebook.calls().count("login") == notebook.calls().count("logout") > accepted[0]
 
 
 def test_a_cancelled_begin_takes_nothing() -> None:
-    login = Late()
-    delivery = TwistedMailDelivery(
-        deliverer("portal of factories", Notebook(login=lambda: login(None))), HOST
-    )
+    delivery = TwistedMailDelivery(deliverer("portal of factories", logins(1)[1]), HOST)
     peer = Peer(None, None, None, None, tls=False, proxied=False)
     client = Client(peer, "1-1", "x", "ESMTP", identity=None, trusted=False)
     begun = Deferred.fromCoroutine(delivery.begin(client, Path("a@b", {})))
@@ -649,7 +748,6 @@ def test_a_cancelled_begin_takes_nothing() -> None:
     outcome: list[Any] = []
     begun.addErrback(lambda failure: outcome.append(failure.type))
     assert outcome == [CancelledError]
-    assert login.cancelled == 1
     delivery.session_ended("1-1")
     delivery.session_ended("1-1")
     assert delivery._sessions == {}

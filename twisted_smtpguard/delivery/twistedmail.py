@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.cred.credentials import Anonymous
 from twisted.cred.error import UnauthorizedLogin, UnhandledCredentials
 from twisted.cred.portal import Portal
-from twisted.internet.defer import CancelledError, DeferredList, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.mail.interfaces import IMessageDelivery, IMessageDeliveryFactory
 from twisted.python.failure import Failure
@@ -25,15 +25,18 @@ from twisted_smtpguard.interfaces import (
     Path,
     Refused,
 )
+from twisted_smtpguard.later import shielded
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
+
+T = TypeVar("T")
 
 _log = Logger()
 
 MAX_LINE_OCTETS = 64 * 1024
 """IMessage takes whole lines. What is longer is refused, for a session must not hold more."""
 
-_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3}) ")
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?!\S)")
 
 
 def _smtp() -> Any:
@@ -54,7 +57,8 @@ class TwistedMailDelivery:
     Anything else is a TypeError. `hostname` is the domain of an address that has none, and `user.protocol.host`.
 
     Every answer may be a Deferred or a coroutine. It is cancelled when the client leaves; that of eomReceived()
-    is not, but at the time limit. SMTPServerError and its kinds refuse with their code and text.
+    is not, but at the time limit. A login and the making of a message are never cancelled: what comes too late
+    is logged out at once, or told connectionLost(). SMTPServerError and its kinds refuse with their code and text.
 
     The client gets its 250 when eomReceived() has succeeded for every recipient. Where it raised SMTPServerError
     for every one, the client gets that code, a 4xx if there is one. Else it is a 451, and those recipients who
@@ -127,14 +131,13 @@ class _Session:
         assert self._portal is not None
         interfaces = (IMessageDeliveryFactory, IMessageDelivery)
         try:
-            interface, avatar, logout = await maybeDeferred(
-                self._portal.login, Anonymous(), None, *interfaces
-            )
+            login = maybeDeferred(self._portal.login, Anonymous(), None, *interfaces)
+            interface, avatar, logout = await _or_given_back(login, _log_out_again)
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
         except UnhandledCredentials as error:
             raise _smtp().SMTPBadSender(sender, resp="Unauthenticated senders not allowed") from error
-        # A login that goes on in spite of its cancellation may come after the next one. Both get their logout.
+        # Before anything can be wrong with it: each login gets its logout, one that is of no use too.
         self._logouts.append(logout)
         if not any(interface.isOrExtends(asked) for asked in interfaces):
             raise TypeError(f"the realm answered with {interface!r}, which it was not asked for")
@@ -142,9 +145,9 @@ class _Session:
         self._source = avatar
 
     def log_out(self) -> None:
-        """The session is over, and nothing of it is pending."""
+        """The session is over. A login that is still to come is logged out then."""
         for logout in self._logouts:
-            maybeDeferred(logout).addErrback(_report, "logout")
+            _log_out(logout)
 
 
 @implementer(IMailTransaction)
@@ -172,13 +175,13 @@ class _Mail:
         try:
             with _refusals():
                 for user, make_message in self._recipients:
-                    message: Any = await maybeDeferred(make_message)
+                    message: Any = await _or_given_back(maybeDeferred(make_message), _discard)
                     messages.append(message)
                     received = await maybeDeferred(ask_received, self._helo, self._origin, [user])
                     if received:
                         message.lineReceived(received)
         except BaseException:
-            _discard(messages)
+            _discard_all(messages)
             raise
         return _Sink(messages)
 
@@ -227,12 +230,12 @@ class _Sink:
             except BaseException:
                 self.abort()
                 raise
-        verdicts = [maybeDeferred(message.eomReceived) for message in self._messages]
+        verdicts = [_end(message) for message in self._messages]
         outcomes = await DeferredList(verdicts, consumeErrors=True)
         _check([outcome for succeeded, outcome in outcomes if not succeeded], len(outcomes))
 
     def abort(self) -> None:
-        _discard(self._messages)
+        _discard_all(self._messages)
 
 
 def _check(failures: Sequence[Failure], recipients: int) -> None:
@@ -250,9 +253,50 @@ def _check(failures: Sequence[Failure], recipients: int) -> None:
     raised.raiseException()
 
 
-def _discard(messages: Sequence[Any]) -> None:
+def _end(message: Any) -> Deferred[Any]:
+    """Its verdict. A message that cannot be asked for one keeps no other from its own."""
+    try:
+        end = message.eomReceived
+    except Exception:  # noqa: BLE001 - whatever is put into a place of IMessage
+        _discard(message)
+        return fail()
+    return maybeDeferred(end)
+
+
+def _discard_all(messages: Sequence[Any]) -> None:
     for message in messages:
-        maybeDeferred(message.connectionLost).addErrback(_report, "connectionLost")
+        _discard(message)
+
+
+def _discard(message: Any) -> None:
+    ended = maybeDeferred(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
+    ended.addErrback(_report, "connectionLost")
+
+
+def _log_out_again(login: tuple[object, object, Callable[[], object]]) -> None:
+    _log_out(login[2])
+
+
+def _log_out(logout: Callable[[], object]) -> None:
+    maybeDeferred(logout).addErrback(_report, "logout")
+
+
+def _or_given_back(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:
+    """What `promised` fires with; once cancelled, `give_back` gets that.
+
+    `promised` itself is not cancelled: Deferreds without a canceller, as of threads and databases, fail at once
+    then, and drop what comes of the work that goes on.
+    """
+
+    def hand_over(given: T) -> T:
+        if taken is not None and taken.called:
+            give_back(given)
+        return given
+
+    taken: Deferred[T] | None = None
+    promised.addCallback(hand_over)
+    taken = shielded(promised)
+    return taken
 
 
 def _report(failure: Failure, what: str) -> None:
@@ -270,11 +314,12 @@ def _refusals() -> Iterator[None]:
 
 def _refusal(error: Any) -> Reply:
     """The reply of an SMTPServerError. An enhanced code that its text begins with is one here too."""
-    text = error.resp
+    text = error.resp or ""
     text = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
-    enhanced = _ENHANCED.match(text)
-    lines = [line.removeprefix(enhanced[0]) if enhanced else line for line in text.splitlines()]
-    return Reply(error.code, enhanced[1] if enhanced else "", tuple(lines))
+    found = _ENHANCED.match(text)
+    enhanced = found[0] if found else ""
+    lines = [f"{line} ".removeprefix(f"{enhanced} ").strip() for line in text.splitlines()]
+    return Reply(error.code, enhanced, tuple(filter(None, lines)) or ("Refused",))
 
 
 @contextmanager

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.python.failure import Failure
 
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
     IMailTransaction,
     IMessageSink,
+    ISessionDelivery,
     Path,
     Peer,
     Refused,
 )
+from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.testing.demands import later, require, verify
 
@@ -43,10 +48,11 @@ _ADDRESSES = (
 
 def check_delivery(delivery: IDelivery, *, recipient: str = "user@example.com") -> Deferred[int]:
     """Hold `delivery` to its contract: the interfaces of all three objects, nasty envelopes and bodies, and
-    an end at every stage. `recipient` is an address that it accepts.
+    an end at every stage. `recipient` is an address that it accepts. Each message is in a session of its own;
+    an ISessionDelivery hears of the end of each.
 
     Fires with the number of messages that it accepted; an AssertionError says what it did wrong, and where.
-    It may refuse whatever it likes but a plain message to `recipient`. The message whose verdict is
+    It may refuse whatever it likes but the first plain message to `recipient`. A message whose verdict is
     cancelled, as at the time limit, may or may not have been stored, and is not in the number.
     """
     return Deferred.fromCoroutine(_check(delivery, Path(recipient, {})))
@@ -54,6 +60,8 @@ def check_delivery(delivery: IDelivery, *, recipient: str = "user@example.com") 
 
 async def _check(delivery: IDelivery, recipient: Path) -> int:
     verify(IDelivery, delivery, "the delivery")
+    if ISessionDelivery.providedBy(delivery):
+        verify(ISessionDelivery, delivery, "the delivery")
     extensions, octets = delivery.extensions, delivery.max_message_octets
     require(isinstance(extensions, frozenset), f"extensions is {extensions!r}, not a frozenset")
     require(extensions <= EXTENSIONS, f"extensions has unknown words: {sorted(extensions - EXTENSIONS)}")
@@ -119,6 +127,37 @@ def _bodies(extensions: frozenset[str]) -> dict[str, list[bytes]]:
     return bodies
 
 
+class _Session:
+    """One session of a delivery. Its end is said when all its hooks have answered."""
+
+    def __init__(self, delivery: IDelivery, client: Client) -> None:
+        self.client = client
+        self._delivery = delivery
+        self._farewell = Farewell(self._say_farewell)
+        self.end = self._farewell.session_ended
+
+    def call(self, hook: Callable[..., Any], *args: object) -> Deferred[Any]:
+        """What the hook answers or raises, however it does."""
+        self._farewell.hook_called()
+        return maybeDeferred(lambda: later(hook(*args))).addBoth(self._answered)
+
+    async def answer(self, what: str, hook: Callable[..., Any], *args: object) -> Any:
+        """The answer of a hook, at once or later. `Refused` goes through; anything else is a fault."""
+        try:
+            return await self.call(hook, *args)
+        except Exception as error:
+            raise _checked_error(what, error) from error
+
+    def _answered(self, outcome: Any) -> Any:
+        self._farewell.hook_answered()
+        return outcome
+
+    def _say_farewell(self) -> None:
+        if ISessionDelivery.providedBy(self._delivery):
+            end = ISessionDelivery(self._delivery).session_ended
+            _tell_end("session_ended()", end, self.client.session)
+
+
 class _Checks:
     """One delivery under check. `accepted` counts its messages."""
 
@@ -126,6 +165,7 @@ class _Checks:
         self.accepted = 0
         self._delivery = delivery
         self._plain = _Envelope("a plain message", recipients=[recipient])
+        self._sessions = count(1)
 
     async def plain_message(self) -> None:
         refused = await self.message(self._plain, [b"Subject: plain\r\n", b"\r\n", b"text\r\n"])
@@ -135,131 +175,164 @@ class _Checks:
 
     async def message(self, envelope: _Envelope, pieces: list[bytes]) -> Reply | None:
         """A whole message. What refused it, or None."""
-        try:
-            sink = await self._sink(envelope)
+        with self._session(envelope) as session:
             try:
+                sink = await self._sink(session, envelope)
                 for piece in pieces:
-                    await _answer(f"write(), {envelope.what}", sink.write, piece)
-            except Refused:
-                _abort(sink, "after it refused in write()")
-                raise
-            reply: Reply | None = await _answer(f"finish(), {envelope.what}", sink.finish)
-        except Refused as refused:
-            return refused.reply
-        _check_reply(reply, f"finish(), {envelope.what}")
-        if reply is not None and reply.code >= 300:
-            return reply
-        self.accepted += 1
+                    await self._write(session, sink, envelope.what, piece)
+                await self._finish(session, sink, envelope.what)
+            except Refused as refused:
+                return refused.reply
         return None
 
     async def aborts(self) -> None:
         """An end at every stage, and in the middle of every write that waits."""
-        mail = await self._mail(self._plain)
-        _abort(mail, "after begin()")
-        mail = await self._mail(self._plain)
-        await self._recipients(mail, self._plain)
-        _abort(mail, "after recipient()")
-        _abort(await self._sink(self._plain), "after data()")
+        with self._session(self._plain) as session:
+            _abort(await self._mail(session, self._plain), "after begin()")
+        with self._session(self._plain) as session:
+            mail = await self._mail(session, self._plain)
+            await self._recipients(session, mail, self._plain)
+            _abort(mail, "after recipient()")
+        with self._session(self._plain) as session:
+            _abort(await self._sink(session, self._plain), "after data()")
         for cancelled in (False, True):
-            sink = await self._sink(self._plain)
-            limit = self._delivery.max_message_octets
-            try:
-                for _ in range(min(5, limit // PIECE_OCTETS) if limit else 5):
-                    if not _has_come("write()", sink.write(b"x" * PIECE_OCTETS), cancel=cancelled):
-                        break
-            except Refused:
-                pass  # As it may. It is aborted like any other.
-            _abort(sink, "after or during write()")
+            with self._session(self._plain) as session:
+                sink = await self._sink(session, self._plain)
+                limit = self._delivery.max_message_octets
+                # It may refuse. It is aborted like any other.
+                with suppress(Refused):
+                    for _ in range(min(5, limit // PIECE_OCTETS) if limit else 5):
+                        written = session.call(sink.write, b"x" * PIECE_OCTETS)
+                        if not _come("write()", written, cancel=cancelled):
+                            break
+                _abort(sink, "after or during write()")
 
     async def cancelled_hooks(self) -> None:
         """The client leaves while a hook is pending, or the time limit passes while the verdict is."""
-        begun = later(self._delivery.begin(self._plain.client, self._plain.sender))
-        given: list[IMailTransaction] = []
-        _has_come("begin()", begun.addCallback(given.append), cancel=True)
-        for mail in given:
-            _abort(mail, "after begin()")
-        sink = await self._sink(self._plain)
-        await _answer("write()", sink.write, b"Subject: cancelled\r\n\r\n")
-        self.accepted += _has_come("finish()", sink.finish(), cancel=True)
+        with self._session(self._plain) as session:
+            begun = session.call(self._delivery.begin, session.client, self._plain.sender)
+            for mail in _come("begin()", begun, cancel=True):
+                _abort(mail, "after begin()")
+        with self._session(self._plain) as session:
+            sink = await self._sink(session, self._plain)
+            await self._write(session, sink, "a message that is cancelled", b"Subject: cancelled\r\n\r\n")
+            for reply in _come("finish()", session.call(sink.finish), cancel=True):
+                self._count(reply, "finish()")
 
     async def two_at_once(self) -> None:
         """Sessions are independent of each other."""
-        sinks = [await self._sink(self._plain), await self._sink(self._plain)]
-        for piece in (b"Subject: two at once\r\n", b"\r\n", b"text\r\n"):
-            for sink in sinks:
-                await _answer("write(), two messages at once", sink.write, piece)
-        for sink in sinks:
-            await _answer("finish(), two messages at once", sink.finish)
-            self.accepted += 1
+        what = "two messages at once"
+        with self._session(self._plain) as one, self._session(self._plain) as other:
+            sinks: list[tuple[_Session, IMessageSink]] = []
+            for session in (one, other):
+                with suppress(Refused):
+                    sinks.append((session, await self._sink(session, self._plain)))
+            for piece in (b"Subject: two at once\r\n", b"\r\n", b"text\r\n"):
+                for session, sink in sinks.copy():
+                    try:
+                        await self._write(session, sink, what, piece)
+                    except Refused:
+                        sinks.remove((session, sink))
+            for session, sink in sinks:
+                with suppress(Refused):
+                    await self._finish(session, sink, what)
 
-    async def _mail(self, envelope: _Envelope) -> IMailTransaction:
+    @contextmanager
+    def _session(self, envelope: _Envelope) -> Iterator[_Session]:
+        """Of an id of its own. A refusal ends it like anything else that is no fault."""
+        client = attrs.evolve(envelope.client, session=f"1-{next(self._sessions)}")
+        session = _Session(self._delivery, client)
+        with suppress(Refused):
+            yield session
+        session.end()
+
+    async def _mail(self, session: _Session, envelope: _Envelope) -> IMailTransaction:
         what = f"begin(), {envelope.what}"
-        mail: IMailTransaction = await _answer(what, self._delivery.begin, envelope.client, envelope.sender)
+        mail: IMailTransaction = await session.answer(
+            what, self._delivery.begin, session.client, envelope.sender
+        )
         verify(IMailTransaction, mail, f"what {what} answered")
         return mail
 
-    async def _recipients(self, mail: IMailTransaction, envelope: _Envelope) -> None:
+    async def _recipients(self, session: _Session, mail: IMailTransaction, envelope: _Envelope) -> None:
         refusal: Refused | None = None
         accepted = 0
         for recipient in envelope.recipients:
             what = f"recipient(), {envelope.what}"
             try:
-                reply = await _answer(what, mail.recipient, recipient)
+                _check_reply(await session.answer(what, mail.recipient, recipient), what)
+                accepted += 1
             except Refused as refused:
                 refusal = refused
-            else:
-                _check_reply(reply, what)
-                accepted += 1
         if not accepted:
             _abort(mail, "after it refused every recipient")
             assert refusal is not None
             raise refusal
 
-    async def _sink(self, envelope: _Envelope) -> IMessageSink:
-        mail = await self._mail(envelope)
-        await self._recipients(mail, envelope)
-        sink: IMessageSink = await _answer(f"data(), {envelope.what}", mail.data)
+    async def _sink(self, session: _Session, envelope: _Envelope) -> IMessageSink:
+        mail = await self._mail(session, envelope)
+        await self._recipients(session, mail, envelope)
+        sink: IMessageSink = await session.answer(f"data(), {envelope.what}", mail.data)
         verify(IMessageSink, sink, f"what data(), {envelope.what} answered")
         return sink
 
+    async def _write(self, session: _Session, sink: IMessageSink, what: str, piece: bytes) -> None:
+        try:
+            await session.answer(f"write(), {what}", sink.write, piece)
+        except Refused:
+            _abort(sink, "after it refused in write()")
+            raise
+
+    async def _finish(self, session: _Session, sink: IMessageSink, what: str) -> None:
+        what = f"finish(), {what}"
+        self._count(await session.answer(what, sink.finish), what)
+
+    def _count(self, reply: object, what: str) -> None:
+        _check_reply(reply, what)
+        self.accepted += 1
+
 
 def _check_reply(reply: object, what: str) -> None:
+    """`Refused` where it says no."""
     require(reply is None or isinstance(reply, Reply), f"{what} answered {reply!r}, neither None nor a Reply")
+    if isinstance(reply, Reply) and reply.code >= 300:
+        raise Refused(reply)
 
 
-async def _answer(what: str, hook: Callable[..., Any], *args: object) -> Any:
-    """The answer of a hook, at once or later. `Refused` goes through; anything else is a fault."""
-    try:
-        return await later(hook(*args))
-    except Refused as refused:
-        code = refused.reply.code
-        require(400 <= code < 600, f"{what} refused with {code}, which refuses nothing")
-        raise
-    except Exception as error:
-        raise AssertionError(f"{what} raised {error!r}") from error
+def _checked_error(what: str, error: Exception) -> Exception:
+    """The fault that a hook's exception is, or the refusal."""
+    if not isinstance(error, Refused):
+        return AssertionError(f"{what} raised {error!r}")
+    code = error.reply.code
+    return (
+        error if 400 <= code < 600 else AssertionError(f"{what} refused with {code}, which refuses nothing")
+    )
 
 
 def _abort(ended: IMailTransaction | IMessageSink, when: str) -> None:
+    _tell_end(f"abort() {when}", ended.abort)
+
+
+def _tell_end(what: str, end: Callable[..., object], *args: object) -> None:
     try:
-        result: object = ended.abort()
+        result = end(*args)
     except Exception as error:
-        raise AssertionError(f"abort() {when} raised {error!r}") from error
-    require(result is None, f"abort() {when} answered {result!r}, not None")
+        raise AssertionError(f"{what} raised {error!r}") from error
+    require(result is None, f"{what} answered {result!r}, not None")
 
 
-def _has_come(what: str, result: Any, *, cancel: bool) -> bool:
-    """Whether a hook has answered already. If not, its Deferred is cancelled, or let go."""
-    pending = later(result)
-    outcomes: list[object] = []
+def _come(what: str, pending: Deferred[Any], *, cancel: bool) -> list[Any]:
+    """What a hook has answered already. If nothing, its Deferred is cancelled, or let go."""
+    outcomes: list[Any] = []
     pending.addBoth(outcomes.append)
-    if outcomes:
-        return True
-    if cancel:
+    cancelled = cancel and not outcomes
+    if cancelled:
         pending.cancel()
         require(bool(outcomes), f"{what} was cancelled, and its Deferred has not fired")
-        error = getattr(outcomes[0], "value", None)
-        require(
-            error is None or isinstance(error, CancelledError | Refused),
-            f"{what} was cancelled, and failed with {error!r}",
-        )
-    return False
+    if not outcomes or not isinstance(outcomes[0], Failure):
+        return outcomes
+    error: Any = outcomes[0].value
+    if not cancelled:
+        raise _checked_error(what, error)
+    require(isinstance(error, CancelledError | Refused), f"{what} was cancelled, and failed with {error!r}")
+    return []
