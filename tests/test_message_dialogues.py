@@ -1,4 +1,4 @@
-"""What a session answers to message data, row by row of BEHAVIOUR's messages, each limit at its octet."""
+"""What a session answers to message data, each limit at its octet."""
 
 from __future__ import annotations
 
@@ -206,3 +206,25 @@ def test_a_body_without_its_end_is_never_delivered(octets: bytes, leave: str) ->
     getattr(client, leave)()
     assert sent(client) == []
     assert client.guard.delivery.calls[-1] == "sink.abort"
+
+
+@pytest.mark.parametrize("verb", ["DATA", "BDAT"])
+def test_after_a_fault_of_ours_in_message_data_nothing_of_it_is_a_command(verb: str) -> None:
+    guard = Guard()
+
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    guard.factory.site.events.accept = fault  # type: ignore[method-assign]
+    client = guard.greeted()
+    client.heard()
+    client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")
+    body = b"MAIL FROM:<smuggled@evil.example>\r\nRCPT TO:<c@d.example>\r\n"
+    if verb == "DATA":
+        client.say("DATA")
+        heard = client.send(body + b".\r\nNOOP\r\n")
+    else:
+        heard = client.send(b"BDAT %d LAST\r\n%sNOOP\r\n" % (len(body), body))
+    assert heard == "421 4.3.0 Internal error, try again later\r\n"
+    assert client.closed
+    assert guard.delivery.calls.count("begin") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ def reload(guard: SMTPGuardService) -> list[str]:
     with capturedLogs() as events:
         guard.reload().addBoth(done.append)
     assert done == [None]
-    return [event["text"] for event in events]
+    return [event.get("text", event) for event in events]
 
 
 async def coroutine() -> None:
@@ -140,6 +141,15 @@ def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing
         ]
         assert done.called
     assert clock.getDelayedCalls() == []
+
+
+def test_one_that_was_cancelled_from_within_stops_no_later_reload() -> None:
+    async def answer() -> None:
+        raise asyncio.CancelledError
+
+    guard = service(Reloadable(answer), Reloadable())
+    for _ in range(2):
+        assert reload(guard) == ["reload_failed what=f0 CancelledError", "reloaded what=f1"]
 
 
 def test_an_exception_that_has_no_text_stops_no_later_reload() -> None:

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from fakes import FakeDelivery, codes
+from fakes import FakeDelivery, Guard, codes
 from loopback import Loopback, reactor
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import implementer
+
+from twisted_smtpguard import SMTPGuardService
+from twisted_smtpguard.testing import Clients
 
 ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 STOPPING = b"421 4.3.2 Server shutting down\r\n"
@@ -426,3 +432,55 @@ async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
     with pytest.raises(OSError, match="no disk"):
         guard.service.startService()
     assert guard.service.ports == ()
+
+
+@pytest_twisted.ensureDeferred
+async def test_to_start_what_listens_already_changes_nothing(guard: Loopback) -> None:
+    ports = list(guard.service.ports)
+    with pytest.raises(RuntimeError, match="listens already"):
+        guard.service.startService()
+    assert guard.service.ports == tuple(ports)
+    assert guard.service.running
+    assert listens(guard.ports[0])
+
+
+class StuckPort:
+    """Never closes."""
+
+    def getHost(self) -> object:
+        return UNIXAddress("stuck")
+
+    def stopListening(self) -> Deferred[None]:
+        return Deferred()
+
+
+@implementer(IStreamServerEndpoint)
+class StuckEndpoint:
+    def listen(self, factory: object) -> Deferred[Any]:
+        return succeed(StuckPort())
+
+
+def test_a_port_that_does_not_close_has_a_second_and_then_the_sessions_are_told() -> None:
+    clock = Clock()
+    stuck = SMTPGuardService(clock, [StuckEndpoint()], FakeDelivery())
+    stuck.startService()
+    client = Clients(stuck.factory, clock).connect()
+    stopped: list[object] = []
+    stuck.stopService().addBoth(stopped.append)
+    clock.advance(1)
+    assert client.heard().endswith("421 4.3.2 Server shutting down\r\n")
+    assert stopped == []
+    client.disconnect()
+    assert stopped == [None]
+
+
+def test_a_factory_is_reopened_only_when_its_drain_is_over() -> None:
+    guard = Guard()
+    client = guard.connect()
+    client.say("EHLO a", "MAIL FROM:<a@b.example>")
+    guard.factory.drain()
+    with pytest.raises(RuntimeError, match="when the drain is over"):
+        guard.factory.reopen()
+    client.disconnect()
+    guard.factory.reopen()
+    assert guard.connect().heard().startswith("220 ")

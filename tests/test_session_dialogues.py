@@ -1,4 +1,4 @@
-"""What a session answers when a limit of BEHAVIOUR's commands is reached, and that it does not before."""
+"""What a session answers when a limit on commands is reached, and that it does not before."""
 
 from __future__ import annotations
 

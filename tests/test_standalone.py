@@ -144,3 +144,53 @@ async def test_where_there_is_no_sighup_none_is_handled(monkeypatch: pytest.Monk
     stopped = guard.stopService()
     assert signal.getsignal(signal.SIGHUP) is before_the_start
     await stopped
+
+
+async def ask_to_stop(number: int = signal.SIGTERM, times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+    for _ in range(3):
+        await deferLater(reactor, 0, lambda: None)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_to_stop_is_for_the_reactor_and_the_next_means_now(number: int) -> None:
+    heard: list[int] = []
+    signal.signal(number, lambda number, _: heard.append(number))
+    guard = service()
+    for _ in range(2):
+        guard.startService()
+        await ask_to_stop(number, times=2)
+        assert heard == [number]
+        assert guard.factory._hurried
+        await guard.stopService()
+        heard.clear()
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_a_stop_a_signal_to_stop_means_what_it_meant_before() -> None:
+    heard: list[int] = []
+
+    def before(number: int, frame: object) -> None:
+        heard.append(number)
+
+    signal.signal(signal.SIGTERM, before)
+    guard = service()
+    guard.startService()
+    assert signal.getsignal(signal.SIGTERM) != before
+    await guard.stopService()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hurried_stop_has_no_grace() -> None:
+    guard = service()
+    guard.startService()
+    guard.factory.end_now()
+    stopped = guard.stopService()
+    assert guard.factory._last_wait is not None or guard.factory.connections == 0
+    await stopped
+    guard.startService()
+    assert not guard.factory._hurried
+    await guard.stopService()

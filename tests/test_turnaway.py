@@ -9,11 +9,13 @@ import pytest
 import pytest_twisted
 from fakes import FakeTransport, Guard
 from loopback import Loopback
+from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import ISSLTransport
 from zope.interface import directlyProvides
 
 from twisted_smtpguard.smtp.replies import TOO_MANY_CONNECTIONS
 from twisted_smtpguard.smtp.session import Session
+from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.turnaway import TurnAway
 
 FULL = b"421 4.7.0 Too many connections, try again later\r\n"
@@ -113,3 +115,9 @@ async def test_a_refused_client_that_resets_at_once_harms_nobody(full: Loopback)
     client = full.client()
     assert await client.hears_the_end() == "FIN"
     assert client.heard == FULL
+
+
+def test_a_mapped_address_is_logged_as_the_ipv4_address_that_it_is() -> None:
+    peer = IPv6Address("TCP", "::ffff:192.0.2.1", 4711)
+    assert peer_name(peer) == "192.0.2.1"
+    assert peer_name(IPv6Address("TCP", "2001:db8::1", 4711)) == "2001:db8::1"

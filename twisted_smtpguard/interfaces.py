@@ -15,6 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
 
 T = TypeVar("T")
@@ -30,18 +31,14 @@ class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook
         self.reply = reply
 
 
-def _unmapped(address: Address | None) -> Address | None:
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-
-
 @attrs.frozen
 class Peer:
     """Who connects, as far as it is known before the greeting."""
 
-    address: Address | None = attrs.field(converter=_unmapped)
+    address: Address | None = attrs.field(converter=unmapped)
     """None: a UNIX socket. An IPv4-mapped IPv6 address becomes IPv4."""
     port: int | None
-    local_address: Address | None = attrs.field(converter=_unmapped)
+    local_address: Address | None = attrs.field(converter=unmapped)
     local_port: int | None
     tls: bool = False
     """Implicit TLS; the handshake may still be going on."""

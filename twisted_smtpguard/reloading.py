@@ -48,12 +48,13 @@ class Reloading:
         readings = [(name, self._read(part)) for name, part in self._parts]
         switches: list[tuple[str, Callable[[], object]]] = []
         for name, reading in readings:
-            try:
-                switches.append((name, await reading))
-            except TimeoutError:
+            outcome = await reading
+            if isinstance(outcome, TimeoutError):
                 self._events.reload_failed(name, f"no answer in {_SECONDS} seconds")
-            except Exception as error:  # noqa: BLE001 - the operator's file, or somebody else's code
-                self._failed(name, error)
+            elif isinstance(outcome, BaseException):
+                self._failed(name, outcome)
+            else:
+                switches.append((name, outcome))
         for name, switch in switches:
             try:
                 switch()
@@ -62,15 +63,15 @@ class Reloading:
             else:
                 self._events.reloaded(name)
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _failed(self, name: str, error: BaseException) -> None:
         self._events.reload_failed(name, safe_str(error) or type(error).__name__)
 
-    def _read(self, part: Any) -> Deferred[Callable[[], object]]:
-        """Begin to read. Fires with what takes the new data."""
+    def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
+        """Begin to read. Fires with what takes the new data, or with what went wrong."""
         prepared = IPreparedReload.providedBy(part)
         reading = Deferred.fromCoroutine(_answer_to(part.prepare_reload if prepared else part.reload))
-        return within(_SECONDS, self._call_later, reading).addCallback(
-            lambda switch: switch if prepared else _nothing
+        return within(_SECONDS, self._call_later, reading).addCallbacks(
+            lambda switch: switch if prepared else _nothing, lambda failure: failure.value
         )
 
 

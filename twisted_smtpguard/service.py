@@ -27,6 +27,9 @@ ones in a flood of resets; with a quarter it was dropped, and tried again after 
 _PARTS_SECONDS = 5
 """For filters and a delivery that are services to stop."""
 
+_PORT_SECONDS = 1
+"""For listeners to close, which takes a turn of the reactor."""
+
 
 class SMTPGuardService(MultiService):
     """A guard on any number of endpoints, with one cap over all of them.
@@ -89,9 +92,11 @@ class SMTPGuardService(MultiService):
         """Listen, for the first time, after a stop or after a drain. Raises what an endpoint fails with
         (CannotListenError: the port is taken); then none listens, and the service is stopped.
 
-        What an endpoint fails with later is logged, and the others go on. RuntimeError where a stop or drain is not
-        over.
+        What an endpoint fails with later is logged, and the others go on. RuntimeError where it listens already, or a
+        stop or drain is not over.
         """
+        if self._ports:
+            raise RuntimeError("the service listens already")
         if self._ending:
             raise RuntimeError("the service can be started again when its stop or drain is over")
         if not self.running:
@@ -182,9 +187,11 @@ class SMTPGuardService(MultiService):
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
         ports, self._ports = self._ports, []
         self._ending += 1
-        ended: Deferred[Any] = gatherResults(
-            [maybeDeferred(port.stopListening) for port in ports], consumeErrors=True
+        # A port that does not close must not keep the sessions from being told.
+        closing = shielded(
+            gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         )
+        ended: Deferred[Any] = within(_PORT_SECONDS, self.factory.deadlines.call_later, closing)
         ended.addBoth(lambda _: self.factory.drain())
         # Whoever waits for it no longer has not called it off.
         return shielded(ended.addCallback(then).addBoth(self._ended))

@@ -4,7 +4,8 @@ listen."""
 from __future__ import annotations
 
 import signal
-from types import FrameType
+from collections.abc import Mapping
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -28,30 +29,51 @@ class StandaloneService(SMTPGuardService):
     """SIGHUP has it read its files anew. One that cannot listen ends the process. While it stops, a second
     signal to stop means now, and SIGHUP nothing. systemd is told when it listens, reloads and stops."""
 
-    _hangup_before: Any = None
-    """What was done on SIGHUP before the start."""
+    _before: Mapping[int, Any] = MappingProxyType({})
+    """What was done on each signal before the start."""
+    _asked = False
+    """The process has been asked to stop."""
 
     def startService(self) -> None:  # noqa: N802 - the base class's name
-        # First, for whoever reads in the log that it listens may send the signal.
         # Running: it listens again after a drain.
-        if SIGHUP is not None and not self.running:
-            self._hangup_before = signal.signal(SIGHUP, self._reread)
+        if not self.running:
+            self._asked = False
+            self._before = {}
+            # First, for whoever reads in the log that it listens may send the signal.
+            if SIGHUP is not None:
+                self._handle(SIGHUP, self._reread)
+            # The reactor sets its own when it runs.
+            self._reactor.callWhenRunning(self._watch_stops)
         super().startService()
+
+    def _handle(self, number: int, handler: Any) -> None:
+        self._before = {**self._before, number: signal.signal(number, handler)}
+
+    def _watch_stops(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                self._handle(number, self._stop)
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
         notify(STOPPING)
-        # Twisted's own handler would log that a stop cannot be stopped.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._hurry)
+        self._asked = True
         if SIGHUP is not None:
             signal.signal(SIGHUP, signal.SIG_IGN)
         return super().stopService().addBoth(self._stopped)
 
     def _stopped(self, outcome: Any) -> Any:
-        if SIGHUP is not None:
+        for number, handler in self._before.items():
             # None: a handler that was not set by Python, which cannot set it again either.
-            signal.signal(SIGHUP, self._hangup_before or signal.SIG_DFL)
+            signal.signal(number, handler or signal.SIG_DFL)
         return outcome
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal is for the reactor, whose handler would log that a stop cannot be stopped."""
+        if self._asked:
+            self._reactor.callFromThread(self.factory.end_now)
+        else:
+            self._asked = True
+            self._before[number](number, frame)
 
     def _reread(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reload)
@@ -65,9 +87,6 @@ class StandaloneService(SMTPGuardService):
         if len(self.ports) == len(self._endpoints):
             notify(READY)
 
-    def _hurry(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self.factory.end_now)
-
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         try:
             super()._listen(name, endpoint)
@@ -77,4 +96,5 @@ class StandaloneService(SMTPGuardService):
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         super()._listening(port, name, ports)
-        self._tell_ready()
+        # When a signal to stop is heeded, too.
+        self._reactor.callWhenRunning(self._tell_ready)

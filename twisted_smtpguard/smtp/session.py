@@ -134,10 +134,14 @@ class Session:
         self._ends_group = False
         return None if self.quit else self.conduct.account(reply, reason, between=not self.in_transaction)
 
-    def broken(self, failure: Failure) -> Reply:
-        """Our own fault: logged with its traceback; the process and the other sessions go on."""
+    def broken(self, failure: Failure, *, amid_data: bool = False) -> Reply:
+        """Our own fault: logged with its traceback; the process and the other sessions go on.
+
+        `amid_data`: while message data was read. How much of it was is not known, and the rest of a message must
+        never be taken for commands.
+        """
         self.site.events.failure(failure, "the session failed", self.name, self.visitor.name)
-        if not self.in_transaction or self.receiving:
+        if amid_data or not self.in_transaction:
             return replies.LOCAL_ERROR_CLOSING
         self.reset()
         return replies.LOCAL_ERROR

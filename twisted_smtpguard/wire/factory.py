@@ -92,6 +92,7 @@ class SMTPGuardFactory(ServerFactory):
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
         self._drained: Deferred[None] | None = None
+        self._hurried = False
         self._grace: Deadline | None = None
         self._last_wait: Deadline | None = None
 
@@ -182,20 +183,28 @@ class SMTPGuardFactory(ServerFactory):
         if grace:
             self._grace = self.deadlines.call_later(grace, self.end_now)
         drained.addCallback(self._stop_waiting)
+        if self._hurried:
+            self.end_now()
         self._something_ended()
         return drained
 
     def reopen(self) -> None:
-        """After a drain: connections are let in again."""
+        """After a drain: connections are let in again. RuntimeError before it is over."""
+        if self._drained is not None and not self._drained.called:
+            raise RuntimeError("connections can be let in again when the drain is over")
         self._drained = None
+        self._hurried = False
         self.site.draining = False
 
     def end_now(self) -> None:
         """The grace is over: every session ends. Verdicts that are pending have five seconds more, however often
-        this is called."""
+        this is called. Before a drain: it will have no grace."""
+        self._hurried = True
+        if self._drained is None:
+            return
         for protocol in list(self._open):
             protocol.shut_down(now=True)
-        if self._drained is not None and not self._drained.called and self._last_wait is None:
+        if not self._drained.called and self._last_wait is None:
             self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._give_up)
 
     def _stop_waiting(self, _: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet import address
 from twisted.internet.interfaces import IAddress, ISSLTransport
 
+from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.interfaces import Address, Peer
 
 
@@ -36,4 +37,4 @@ def make_peer(transport: Any) -> Peer:
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
     if not isinstance(end, address.IPv4Address | address.IPv6Address):
         return None, None
-    return ipaddress.ip_address(end.host), end.port
+    return unmapped(ipaddress.ip_address(end.host)), end.port

@@ -131,8 +131,9 @@ class SMTPGuardProtocol(Connection):
         share = COMMANDS_A_TURN
         while self._offset < len(self._buffer) and not (self._closing or self._held):
             start, a_command = self._offset, LINE_OCTETS_OF_A_COMMAND
+            receiving = self.session.receiving
             try:
-                if self.session.receiving:
+                if receiving:
                     slow = self.session.slow_to_read
                     a_command = SLOW_DATA_OCTETS_OF_A_COMMAND if slow else DATA_OCTETS_OF_A_COMMAND
                     self._receive_data(_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS, whole=not slow)
@@ -140,7 +141,7 @@ class SMTPGuardProtocol(Connection):
                 else:
                     more = self._receive_line()
             except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
-                self._reply(self.session.broken(Failure()))
+                self._reply(self.session.broken(Failure(), amid_data=receiving))
                 continue
             if not more:
                 break
