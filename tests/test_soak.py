@@ -139,7 +139,7 @@ class Reloads:
 
     def renew(self, guard: GuardProcess) -> None:
         """A new list, and SIGHUP. AssertionError where another list is in force than should be."""
-        assert self._is_in_force(guard), "a list with a mistake took the place of the one before"
+        assert self.is_in_force(guard), "a list with a mistake took the place of the one before"
         bad = (self.good + self.bad) % 4 == 3
         self._write(not self._denied, *(["nonsense"] if bad else []))
         os.kill(guard.pid, signal.SIGHUP)
@@ -148,7 +148,7 @@ class Reloads:
             return
         self.good += 1
         self._denied = not self._denied
-        eventually(lambda: self._is_in_force(guard), "the new list does not come into force")
+        eventually(lambda: self.is_in_force(guard), "the new list does not come into force")
 
     def _write(self, denied: bool, *more: str) -> None:
         lines = [
@@ -159,7 +159,8 @@ class Reloads:
         ]
         self._path.write_text("".join(f"{line}\n" for line in (*lines, *more)))
 
-    def _is_in_force(self, guard: GuardProcess) -> bool:
+    def is_in_force(self, guard: GuardProcess) -> bool:
+        """Whether TOGGLED meets what the last list without a mistake says of it."""
         self.connections += 1
         with RawClient(guard.address, TOGGLED) as client:
             return (client.greeting == REFUSED) is self._denied
@@ -253,7 +254,7 @@ def test_under_honest_and_hostile_traffic_nothing_grows_and_nothing_is_lost(
         senders = [Sender(guard, ledger, number) for number in range(SENDERS)]
         with visits(guard.port) as waits, honest_traffic(senders):
             over = time.monotonic() + scale.seconds
-            while time.monotonic() < over:
+            while time.monotonic() < over or not reloads.bad:
                 clients = run_crowd(
                     chance.choices(HOSTILE, k=descriptors_for(scale.hostile_clients)),
                     partial(Client, guard.port, anywhere=True),
@@ -268,6 +269,7 @@ def test_under_honest_and_hostile_traffic_nothing_grows_and_nothing_is_lost(
                 eventually(lambda: vitals.descriptors <= descriptors + OTHERS, "the crowd is not let go")
                 memory.append(vitals.resident)
                 taken.take(guard.maildir)
+            assert reloads.is_in_force(guard)
         eventually(lambda: vitals.descriptors <= descriptors, "it keeps connections open")
     taken.take(guard.maildir)
     counts = last_statistics(guard)
@@ -283,7 +285,8 @@ def test_under_honest_and_hostile_traffic_nothing_grows_and_nothing_is_lost(
         f"\n{scale.seconds:.0f} s, {connections} connections made, {counted} counted, {reloads.good} reloads and "
         f"{reloads.bad} that failed\n"
         f"memory after a sixth of the time {early / MiB:.1f} MiB, at the end {late / MiB:.1f} MiB "
-        f"({late / early - 1:+.1%}), peak {max(memory) / MiB:.1f} MiB between waves\n"
+        f"({late / early - 1:+.1%}), between waves: "
+        f"{' '.join(f'{each / MiB:.1f}' for each in memory[:: max(1, len(memory) // 10)])}\n"
         f"{len(ledger.accepted)} messages of strangers answered 250, {len(taken.names)} in the Maildir, all whole\n"
         f"{len(waits.seconds)} visits, median {waits.median * 1000:.1f} ms, worst {waits.worst * 1000:.1f} ms\n"
         + " ".join(f"{name}={count}" for name, count in counts.items())
