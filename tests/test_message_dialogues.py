@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from fakes import Conversation, FakeDelivery, Guard, refusal
 from test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
+from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.smtp.reception import Reception
 from twisted_smtpguard.testing import Turn, dialogue
 
 TOO_LARGE = "552 5.3.4 Message size exceeds fixed maximum message size"
@@ -226,5 +228,29 @@ def test_after_a_fault_of_ours_in_message_data_nothing_of_it_is_a_command(verb: 
     else:
         heard = client.send(b"BDAT %d LAST\r\n%sNOOP\r\n" % (len(body), body))
     assert heard == "421 4.3.0 Internal error, try again later\r\n"
+    assert client.closed
+    assert guard.delivery.calls.count("begin") == 1
+
+
+@pytest.mark.parametrize("start", [b"DATA\r\n", b"BDAT 1000 LAST\r\n"])
+def test_after_a_fault_of_ours_while_the_delivery_takes_its_time_the_rest_of_the_data_is_no_command(
+    start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard()
+    taking: Deferred[None] = Deferred()
+    guard.delivery.answers["write"] = lambda _: taking
+    client = guard.greeted()
+    client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")
+    client.send(start)
+    client.send(b"text\r\n")
+    client.heard()
+
+    def fault(_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Reception, "settle", fault)
+    client.send(b"RSET\r\nMAIL FROM:<smuggled@evil.example>\r\n")
+    taking.callback(None)
+    assert client.heard() == "421 4.3.0 Internal error, try again later\r\n"
     assert client.closed
     assert guard.delivery.calls.count("begin") == 1

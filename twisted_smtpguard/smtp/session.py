@@ -141,7 +141,7 @@ class Session:
         never be taken for commands.
         """
         self.site.events.failure(failure, "the session failed", self.name, self.visitor.name)
-        if amid_data or not self.in_transaction:
+        if amid_data or self.receiving or not self.in_transaction:
             return replies.LOCAL_ERROR_CLOSING
         self.reset()
         return replies.LOCAL_ERROR
