@@ -1,11 +1,12 @@
-"""The documents: commands that parse, examples that run, links that lead somewhere, a how-to with every limit."""
+"""The documents: examples that run, links that lead somewhere, a how-to with every limit.
+
+Their commands are run in test_shown_commands.py.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 from commandline import parsed
+from documents import DOCS, PAGES, ROOT, blocks, name_of, options, section
 from twisted.internet.testing import MemoryReactorClock
 
 from twisted_smtpguard import (
@@ -33,33 +35,17 @@ from twisted_smtpguard.limits import dry_runnable
 from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.smtp import replies
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 HOW_TO = DOCS / "how-to" / "limit-connections-and-abuse.md"
 LIMITS = DOCS / "reference" / "limits.md"
 FILTERS = DOCS / "reference" / "filters.md"
 LIST = "/etc/smtpguard/networks"
 """Where the documents say that a list of networks lies."""
 
-PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
 SPECS = list(Limits.specs())
 NAMES = {*OPTIONS, *(spec.option for spec in SPECS)}
 
 
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def section(page: Path, title: str) -> str:
-    """What stands below a heading."""
-    return re.split(r"^#+ ", page.read_text().split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 # Links.
@@ -95,41 +81,11 @@ def test_the_map_of_the_documents_leaves_none_out() -> None:
 # Commands.
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """The options of every `twist … smtpguard …` in the page's shell blocks."""
-    for block in blocks(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            found = re.search(r"\btwist (?:-\S+ )*smtpguard\b(.*)", line)
-            if found:
-                yield [word for word in shlex.split(found[1], comments=True) if word != "…"]
-
-
-COMMANDS = [pytest.param(words, id=f"{name_of(page)}: {words}") for page in PAGES for words in commands(page)]
-
-
-def test_commands_are_found_at_all() -> None:
-    assert len(COMMANDS) >= 10
-
-
-@pytest.mark.parametrize("words", COMMANDS)
-def test_a_command_that_is_shown_is_understood(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "networks"
-    path.write_text("deny 192.0.2.1\n")
-    words = [word.replace(LIST, str(path)) for word in words]
+@each_page
+def test_options_of_a_command_are_spelled_in_full(page: Path) -> None:
     # An abbreviation is understood, too.
-    assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= NAMES
-    if any(word in ("--show-limits", "--version") or word.startswith("--help") for word in words):
-        with pytest.raises(SystemExit) as end:
-            parsed(*words)
-        assert not end.value.code and capsys.readouterr().out
-        return
-    options = parsed(*words)
-    for setting in options.ip_filter:
-        assert re.match(r"(fail-open:)?(networks|known-clients):", setting.text)
-    if all("networks:" in setting.text for setting in options.ip_filter):
-        options.ip_filters(MemoryReactorClock())
+    shown = {word[2:].split("=")[0] for words in options(page) for word in words if word.startswith("--")}
+    assert shown <= NAMES
 
 
 @each_page
@@ -191,7 +147,7 @@ def test_the_profile_is_shown_as_a_command_a_file_and_an_application_that_ask_fo
     _, services = run_examples(HOW_TO, tmp_path)
     path = tmp_path / "guard.conf"
     path.write_text(blocks(HOW_TO, "ini")[0])
-    (command,) = (words for words in commands(HOW_TO) if "--show-limits" in words)
+    (command,) = (words for words in options(HOW_TO) if "--show-limits" in words)
     command.remove("--show-limits")
     assert services[0].factory.site.limits == parsed(*command).limits
     assert services[0].factory.site.limits == parsed("--config", str(path)).limits
@@ -202,8 +158,8 @@ def test_known_networks_are_shown_as_commands_and_as_an_application_that_ask_for
 ) -> None:
     _, services = run_examples(HOW_TO, tmp_path)
     fixed, listed = (entry.filter for entry in services[1].factory.filters)
-    (options,) = (parsed(*words) for words in commands(HOW_TO) if "--deny" in words)
-    (asked,) = options.ip_filters(MemoryReactorClock())
+    (command,) = (parsed(*words) for words in options(HOW_TO) if "--deny" in words)
+    (asked,) = command.ip_filters(MemoryReactorClock())
     addresses = ["203.0.113.1", "203.0.113.25", "2001:db8:1::1", "192.0.2.1"]
     peers = [Peer(ip_address(each), 1, None, None, tls=False, proxied=False) for each in addresses]
     verdicts = [fixed.check(peer) for peer in peers]

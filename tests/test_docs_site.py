@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 import pytest
+from documents import ROOT, commands
 from zope.interface.interface import InterfaceClass
 
 import twisted_smtpguard
@@ -19,7 +19,6 @@ from twisted_smtpguard import interfaces, testing
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parent.parent
 NOT_SOURCE = shutil.ignore_patterns(
     ".*", "*.egg-info", "__pycache__", "dropin.cache", "build", "dist", "Maildir", "node_modules"
 )
@@ -47,10 +46,9 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the site is. The command fails on any warning."""
     clone = Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("site") / "clone", ignore=NOT_SOURCE))
-    text = (clone / "docs" / "README.md").read_text()
-    (command,) = re.findall(r"^<!-- docs command -->\n```sh\n(.*)\n```$", text, re.MULTILINE)
+    (command,) = commands(ROOT / "docs/README.md")
     done = subprocess.run(
-        ["bash", "-c", command],
+        ["bash", "-c", command.words],
         cwd=clone,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
-from test_docs import DOCS, NAMES, ROOT
+from documents import DOCS, ROOT
+from test_docs import NAMES
 
 from twisted_smtpguard.limits import Limits
 

@@ -23,13 +23,13 @@ from typing import Any
 import pytest
 import pytest_twisted
 from commandline import parsed
+from documents import ROOT, blocks
 from fakes import FakeDelivery
 from loopback import reactor
 from processes import PATIENCE_SECONDS, TWIST, GuardProcess, command
 from rawclient import RawClient
 from stored import stored
 from test_clients import run
-from test_docs import blocks
 from test_process import deliver
 from test_standalone import handlers as handlers  # noqa: PLC0414 - a fixture
 from twisted.internet.defer import Deferred
@@ -39,7 +39,6 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted_smtpguard.standalone import StandaloneService
 from twisted_smtpguard.systemd import notify
 
-ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "docs" / "examples" / "systemd"
 SERVICE = UNITS / "twisted-smtpguard.service"
 SOCKET = UNITS / "twisted-smtpguard.socket"

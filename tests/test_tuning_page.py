@@ -6,7 +6,8 @@ import re
 
 import pytest
 from commandline import parsed
-from test_docs import DOCS, NAMES, ROOT, commands
+from documents import DOCS, ROOT, options
+from test_docs import NAMES
 
 from twisted_smtpguard import service
 from twisted_smtpguard.limits import Limits
@@ -42,7 +43,7 @@ def test_every_figure_was_measured() -> None:
 def test_every_sum_is_right() -> None:
     sums = re.findall(_SUM, TEXT)
     assert sums
-    (command,) = (words for words in commands(PAGE) if "--max-connections" in words)
+    (command,) = (words for words in options(PAGE) if "--max-connections" in words)
     cap = parsed(*command).limits.max_connections
     for clients, octets, total in sums:
         assert int(clients) == cap

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tutorial import PORT, ROOT, Command, Shell, free_port, tutorial
+from documents import ROOT, Command
+from shell import Shell, free_port
+from tutorial import PORT, shows, tutorial
 
 INSTALL = 2
 """How many commands of the page install the guard, which needs a package index."""
@@ -25,9 +27,9 @@ def follow(clone: Path, installation: list[Command], commands: list[Command]) ->
             example.write_text(example.read_text().replace(PORT, port))
     with Shell(clone) as shell:
         for command in installation:
-            shell.succeeds(command)
+            shell.succeeds(command.words)
         for command in commands:
-            shell.shows(Command(command.words.replace(PORT, port), command.output.replace(PORT, port)))
+            shows(shell, Command(command.words.replace(PORT, port), command.output.replace(PORT, port)))
 
 
 def test_the_tutorial_installs_first_and_needs_nothing_else() -> None:
