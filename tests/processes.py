@@ -99,14 +99,12 @@ class GuardProcess:
     @property
     def lines(self) -> list[str]:
         """Whole lines of its log, or records of JSON without their RS."""
-        return [line.lstrip("\x1e").rstrip("\n") for line in _LINE.findall(self.log.decode())]
+        return _lines(self.log.decode())
 
     @property
     def addresses(self) -> list[Address]:
         """What it listens on, in the order of its --listen options."""
-        # JSON has the text more than once.
-        found = [_LISTENING.search(line) for line in self.lines]
-        return [_address(listening[1]) for listening in found if listening]
+        return listening(self.log.decode())
 
     @property
     def address(self) -> tuple[str, int]:
@@ -164,6 +162,17 @@ class GuardProcess:
             self.stop()
         finally:
             self.kill()
+
+
+def listening(log: str) -> list[Address]:
+    """What a guard listens on that has written `log`."""
+    # JSON has the text more than once.
+    found = [_LISTENING.search(line) for line in _lines(log)]
+    return [_address(match[1]) for match in found if match]
+
+
+def _lines(log: str) -> list[str]:
+    return [line.lstrip("\x1e").rstrip("\n") for line in _LINE.findall(log)]
 
 
 def _address(text: str) -> Address:
