@@ -138,7 +138,11 @@ class Contract(RuleBasedStateMachine):
     def stop(self) -> None:
         self.guard.factory.drain()
 
-    @precondition(lambda self: self.guard.factory.site.draining and not self.clients)
+    @precondition(
+        lambda self: (
+            self.guard.factory.site.draining and not self.clients and not self.guard.factory.site.orphans
+        )
+    )
     @rule()
     def start_again(self) -> None:
         self.guard.factory.reopen()
