@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class Phase(enum.Enum):
     """How far a session has come (RFC 5321 4.1.4)."""
 
+    # In C: every command asks whether its phases hold the session's.
+    __hash__ = object.__hash__
+
     CONNECTED = "connected"
     """Greeted, no HELO or EHLO yet."""
     READY = "ready"
@@ -39,6 +42,8 @@ class Phase(enum.Enum):
 
 
 _ANY = frozenset(Phase)
+IN_TRANSACTION = _ANY - {Phase.CONNECTED, Phase.READY}
+"""Between MAIL and the verdict."""
 
 
 @attrs.frozen

@@ -12,11 +12,30 @@ from twisted_smtpguard.smtp.site import Site
 class Conduct:
     """The counts of one session, and what the log says of its refusals. A limit N trips at the N-th event."""
 
+    __slots__ = (
+        "_command",
+        "_junk",
+        "_session",
+        "_site",
+        "_time_is_up",
+        "_tried",
+        "_visitor",
+        "behind",
+        "errors",
+        "invalid_commands",
+        "junk",
+        "recipient",
+        "rejected_recipients",
+        "sender",
+        "unremarkable",
+        "value",
+    )
+
     def __init__(self, site: Site, session: str, visitor: Visitor) -> None:
         self._site = site
         self._session = session
         self._visitor = visitor
-        self._tried: set[str] = set()
+        self._tried: frozenset[str] = frozenset()
         self.invalid_commands = 0
         """Unrecognized, malformed as lines, or out of sequence; in the whole session."""
         self.rejected_recipients = 0
@@ -25,14 +44,15 @@ class Conduct:
         """Error replies, and junk commands above their limit, since the last accepted message."""
         self.junk = 0
         """Commands that bring no message closer, since the last accepted message."""
-        self.time_is_up = False
-        """The session time has passed; it ends between transactions."""
-        self.begin(None)
+        self._time_is_up = False
+        self.begin(None, False, None)
 
-    def begin(self, command: Command | None, *, junk: bool = False, sender: str | None = None) -> None:
+    def begin(self, command: Command | None, junk: bool, sender: str | None) -> None:
         """A command comes, or a line that is none. What follows is about it. `sender`: of the transaction."""
         self._command = command
         self._junk = junk
+        self.unremarkable = not (junk or self._time_is_up)
+        """No reply below 400 to this command needs an account."""
         self.value: float | None = None
         """What went against a limit, for the log."""
         self.sender = sender
@@ -41,6 +61,11 @@ class Conduct:
         """Whom a RCPT was about, for the log."""
         self.behind: Reply | None = None
         """What ends the session behind the reply, whatever was counted."""
+
+    def time_over(self) -> None:
+        """The session time has passed; it ends between transactions."""
+        self._time_is_up = True
+        self.unremarkable = False
 
     def invalid(self, reply: Reply) -> Reply:
         """Count an invalid command that gets `reply`, and hand that back."""
@@ -91,7 +116,7 @@ class Conduct:
                 return replies.TOO_MANY_ERRORS
         if between and self._site.draining:
             return replies.SHUTTING_DOWN
-        if between and self.time_is_up and self.trips("max_session_time", once=True):
+        if between and self._time_is_up and self.trips("max_session_time", once=True):
             return replies.SESSION_TOO_LONG
         return None
 
@@ -107,7 +132,7 @@ class Conduct:
         if limit not in self._site.limits.dry_run:
             return True
         if not (once and limit in self._tried):
-            self._tried.add(limit)
+            self._tried |= {limit}
             self.log(limit, dry_run=True)
         self.value = None
         return False

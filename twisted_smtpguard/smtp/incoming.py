@@ -87,55 +87,58 @@ class Incoming:
         )
 
     def _received(self, _: object) -> Answer:
-        reception = self.reception
+        reception, session = self.reception, self._session
         assert reception is not None
-        if self._session.ended:
+        if session.ended:
             return None
-        reception.settle()
-        if reception.exhausted:
-            self._session.conduct.value = reception.octets
+        problem = reception.settle()
+        if problem is not None and reception.exhausted:
+            session.conduct.value = reception.octets
             return replies.DATA_NEVER_ENDS
         if reception.open:
             return None
-        problem = reception.problem
-        self._session.conduct.value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
+        if problem is not None:
+            session.conduct.value = reception.octets if problem is replies.MESSAGE_TOO_LARGE else None
         if not reception.last:
             if problem is None:
                 return replies.chunk_received(self._chunk_octets)
             reception.keep_refusal(problem)
             return problem
         if problem is not None:
-            self._session.reset()
+            session.reset()
             return problem
         for tried in reception.tried_problems:
             octets = reception.octets if tried is replies.MESSAGE_TOO_LARGE else None
-            self._session.conduct.trips(replies.reason_of(tried), octets)
-        assert self._session.transaction is not None
+            session.conduct.trips(replies.reason_of(tried), octets)
+        assert session.transaction is not None
         accepted = partial(
             self._accepted,
-            self._session.began_at,
+            session.began_at,
             reception.octets,
-            self._session.sender.address,
-            self._session.recipients,
+            session.sender.address,
+            session.recipients,
         )
-        finished = self._session.transaction.finish(late=partial(accepted, late=True))
+        finished = session.transaction.finish(accepted)
+        if type(finished) is Reply:
+            return self._verdict(accepted, finished)
         return then(finished, partial(self._verdict, accepted))
 
-    def _verdict(self, accepted: Callable[[], None], reply: Reply) -> Reply:
+    def _verdict(self, accepted: Callable[[bool], None], reply: Reply) -> Reply:
+        session = self._session
         if reply.code < 300:
-            self._session.messages += 1
-            self._session.conduct.message_accepted()
-            accepted()
-        self._session.reset()
-        if self._session.ended:
+            session.messages += 1
+            session.conduct.message_accepted()
+            accepted(False)
+        session.reset()
+        if session.ended:
             if reply.code >= 400:
-                self._session.conduct.log(replies.reason_of(reply), reply, client_gone=True)
-            self._session.site.orphans -= 1
-            self._session.site.orphan_settled()
+                session.conduct.log(replies.reason_of(reply), reply, client_gone=True)
+            session.site.orphans -= 1
+            session.site.orphan_settled()
         return reply
 
     def _accepted(
-        self, began_at: float, octets: int, sender: str, recipients: list[str], *, late: bool = False
+        self, began_at: float, octets: int, sender: str, recipients: list[str], late: bool
     ) -> None:
         site = self._session.site
         site.events.accept(

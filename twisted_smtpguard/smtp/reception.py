@@ -22,6 +22,9 @@ def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCh
     Of limits that are only tried, its `shadows` say what each would have done. Bare newlines that are not
     refused are made CRLF even then: what stands behind the guard must not read more messages than it did.
     """
+    if not limits.dry_run:
+        normalize = limits.bare_newline == "normalize"
+        return _check(limits, _LIMITS, max_octets, normalize=normalize, binary=binary)
     tried = limits.dry_run & _LIMITS
     normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
     check = _check(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
@@ -46,6 +49,8 @@ def _check(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, 
 
 class Reception:
     """A message, by DATA or by any number of BDATs. `transaction` None: its octets are only swallowed."""
+
+    __slots__ = ("_check", "_decoder", "_refusal", "_transaction", "last", "open")
 
     def __init__(
         self,
@@ -108,20 +113,18 @@ class Reception:
         self.settle()
 
     def feed(self, data: bytes) -> tuple[int, Deferred[Any] | None]:
-        """Take what belongs to the message: (octets taken, what holds the client back or None)."""
+        """Take what belongs to the message: (octets taken, what holds the client back or None). To be settled then."""
         octets, taken = self._decoder.feed(data)
         self.open = not self._decoder.ended
-        waiting = None
         if octets and self._transaction is not None and self.problem is None:
-            waiting = self._transaction.write(octets)
-        if waiting is None:
-            self.settle()
-        return taken, waiting
+            return taken, self._transaction.write(octets)
+        return taken, None
 
-    def settle(self) -> None:
-        """A refused message is aborted at once, and from then on its octets are only counted."""
+    def settle(self) -> Reply | None:
+        """The problem. A refused message is aborted at once, and from then on its octets are only counted."""
         problem = self.problem
         if problem is not None:
             self._check.refuse(problem)
             if self._transaction is not None:
                 self._transaction.end()
+        return problem

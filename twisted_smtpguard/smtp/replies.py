@@ -30,13 +30,12 @@ class Reply:
     wire: bytes = attrs.field(init=False, repr=False, eq=False)
     """The octets to write, made once: most replies are written many times."""
 
+    closes: bool = attrs.field(init=False, repr=False, eq=False)
+    """Whether the session ends after this reply."""
+
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "wire", b"".join(_render(self)))
-
-    @property
-    def closes(self) -> bool:
-        """Whether the session ends after this reply."""
-        return self.code in (421, 521)
+        object.__setattr__(self, "closes", self.code in (421, 521))
 
 
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")

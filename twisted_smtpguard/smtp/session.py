@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
 from twisted_smtpguard.smtp import grammar, replies
-from twisted_smtpguard.smtp.commands import COMMANDS, Phase
+from twisted_smtpguard.smtp.commands import COMMANDS, IN_TRANSACTION, Phase
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.incoming import Incoming
@@ -24,17 +24,40 @@ from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
 from twisted_smtpguard.units import Rate
 
 _NOBODY = Path("", {})
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Session:
     """The state of one session, between the wire and the delivery."""
+
+    __slots__ = (
+        "_ends_group",
+        "_farewell",
+        "_helo",
+        "_transactions",
+        "began_at",
+        "conduct",
+        "ended",
+        "incoming",
+        "messages",
+        "name",
+        "offered",
+        "phase",
+        "quit",
+        "recipients",
+        "sender",
+        "site",
+        "transaction",
+        "utf8",
+        "visitor",
+    )
 
     def __init__(self, site: Site, name: str, visitor: Visitor) -> None:
         self.site = site
         self.name = name
         self.visitor = visitor
         self.phase = Phase.CONNECTED
-        self.offered: frozenset[str] = frozenset()
+        self.offered = _NOTHING
         """MAIL parameters that may be used: none before EHLO."""
         self.quit = False
         self.ended = False
@@ -76,7 +99,7 @@ class Session:
     @property
     def in_transaction(self) -> bool:
         """Between MAIL and the verdict."""
-        return self.phase is not Phase.CONNECTED and self.phase is not Phase.READY
+        return self.phase in IN_TRANSACTION
 
     @property
     def finishing(self) -> bool:
@@ -87,21 +110,25 @@ class Session:
         """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
         try:
             verb, argument = grammar.parse_command(line)
-            command = COMMANDS.get(verb)
-            if command is None:
-                raise Refused(replies.UNRECOGNIZED_COMMAND)
         except Refused as refused:
             return self.invalid_line(refused.reply)
-        junk = command.junk or (command.junk_again and bool(self._helo))
-        self.conduct.begin(command, junk=junk, sender=self.sender.address if self.in_transaction else None)
-        if self.site.draining and self.phase not in command.phases_while_draining:
+        command = COMMANDS.get(verb)
+        if command is None:
+            return self.invalid_line(replies.UNRECOGNIZED_COMMAND)
+        phase = self.phase
+        self.conduct.begin(
+            command,
+            command.junk or (command.junk_again and self._helo != ""),
+            self.sender.address if phase in IN_TRANSACTION else None,
+        )
+        if self.site.draining and phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
         self._ends_group = command.ends_group
-        if pipelined and self.refuses_pipelining():
+        if pipelined and command.ends_group and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING
         try:
             parsed = command.parse(self, argument)
-            if self.phase not in command.phases:
+            if phase not in command.phases:
                 return command.misplaced(self, parsed) if command.misplaced else self.misplaced()
             return command.run(self, parsed)
         except Refused as refused:
@@ -119,7 +146,7 @@ class Session:
         """A line that is no command at all."""
         if self.site.draining:
             return replies.SHUTTING_DOWN
-        self.conduct.begin(None)
+        self.conduct.begin(None, False, None)
         return self.conduct.invalid(reply)
 
     def receive(self, data: bytes) -> tuple[int, Answer]:
@@ -132,7 +159,9 @@ class Session:
         `reason` stands in for the one that the reply has in the catalogue.
         """
         self._ends_group = False
-        return None if self.quit else self.conduct.account(reply, reason, between=not self.in_transaction)
+        if self.quit or (reply.code < 400 and self.conduct.unremarkable and not self.site.draining):
+            return None
+        return self.conduct.account(reply, reason, between=self.phase not in IN_TRANSACTION)
 
     def broken(self, failure: Failure, *, amid_data: bool = False) -> Reply:
         """Our own fault: logged with its traceback; the process and the other sessions go on.
@@ -173,7 +202,7 @@ class Session:
             offer = self.site.offer()
             self.offered = offer.mail_parameters
             return offer.reply
-        self.offered = frozenset()
+        self.offered = _NOTHING
         return replies.hello(self.site.hostname)
 
     def reset(self) -> None:
@@ -186,28 +215,29 @@ class Session:
 
     def begin(self, sender: Path) -> Answer:
         """MAIL: our own limits in their order, then the delivery."""
-        site = self.site
-        max_octets = site.max_octets
-        self.conduct.sender = sender.address
-        limits, trips = site.limits, self.conduct.trips
-        declared = int(sender.parameters.get("SIZE") or 0)
-        if 0 < max_octets < declared:
-            self.conduct.value = declared
-            return replies.MESSAGE_TOO_LARGE
-        if 0 < limits.max_messages <= self._transactions and trips("max_messages", self._transactions + 1):
+        site, conduct = self.site, self.conduct
+        limits = site.limits
+        conduct.sender = sender.address
+        if sender.parameters:
+            declared, max_octets = int(sender.parameters.get("SIZE") or 0), site.max_octets
+            if 0 < max_octets < declared:
+                conduct.value = declared
+                return replies.MESSAGE_TOO_LARGE
+        count = self._transactions + 1
+        if 0 < limits.max_messages < count and conduct.trips("max_messages", count):
             return replies.TOO_MANY_MESSAGES
         if 0 < limits.max_pending_deliveries <= site.orphans:
-            self.conduct.value = site.orphans + 1
+            conduct.value = site.orphans + 1
             return replies.TOO_MANY_PENDING
-        return self._within_rate(
-            "message_rate", replies.MESSAGE_RATE_EXCEEDED, partial(self._ask_delivery, sender)
-        )
+        if limits.message_rate.events and not self.visitor.trusted:
+            return self._within_rate("message_rate", replies.MESSAGE_RATE_EXCEEDED, self._ask_delivery, sender)
+        return self._ask_delivery(sender)
 
-    def _within_rate(self, limit: str, exceeded: Reply, go_on: Callable[[], Answer]) -> Answer:
-        """What `go_on` answers, unless the client's `limit`, counted in all its sessions, is reached."""
+    def _within_rate(
+        self, limit: str, exceeded: Reply, go_on: Callable[[Path], Answer], path: Path
+    ) -> Answer:
+        """What `go_on(path)` answers, unless the client's `limit`, counted in all its sessions, is reached."""
         rate: Rate = getattr(self.site.limits, limit)
-        if not rate or self.visitor.trusted:
-            return go_on()
 
         def counted(count: int | None) -> Answer:
             if self.ended:
@@ -218,7 +248,7 @@ class Session:
                 self.conduct.log("internal_error", dry_run=True)
             elif count > rate.events and self.conduct.trips(limit, count):
                 return exceeded
-            return go_on()
+            return go_on(path)
 
         return then(self.site.clients.count(limit, self.visitor.key), counted)
 
@@ -233,10 +263,13 @@ class Session:
             identity=None,
             trusted=self.visitor.trusted,
         )
-        if self._farewell is None and ISessionDelivery.providedBy(site.delivery):
+        if self._farewell is None and site.says_farewell:
             self._farewell = Farewell(self._say_farewell)
-        self.transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
-        return then(self.transaction.begin(client, sender), partial(self._began, sender, utf8))
+        transaction = self.transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
+        answer = transaction.begin(client, sender)
+        if type(answer) is Reply:
+            return self._began(sender, utf8, answer)
+        return then(answer, partial(self._began, sender, utf8))
 
     def _began(self, sender: Path, utf8: bool, reply: Reply) -> Reply:
         if reply.code >= 300:
@@ -259,18 +292,23 @@ class Session:
 
     def add_recipient(self, recipient: Path) -> Answer:
         """RCPT: the cap, then the delivery."""
-        limits, recipients = self.site.limits, len(self.recipients)
+        limits, count = self.site.limits, len(self.recipients) + 1
         self.conduct.recipient = recipient.address
-        if 0 < limits.max_recipients <= recipients and self.conduct.trips("max_recipients", recipients + 1):
+        if 0 < limits.max_recipients < count and self.conduct.trips("max_recipients", count):
             strict = limits.strict_enhanced_codes
             return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
-        return self._within_rate(
-            "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, partial(self._ask_about, recipient)
-        )
+        if limits.recipient_rate.events and not self.visitor.trusted:
+            return self._within_rate(
+                "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, self._ask_about, recipient
+            )
+        return self._ask_about(recipient)
 
     def _ask_about(self, recipient: Path) -> Answer:
         assert self.transaction is not None
-        return then(self.transaction.recipient(recipient), partial(self._recipient_answered, recipient))
+        answer = self.transaction.recipient(recipient)
+        if type(answer) is Reply:
+            return self._recipient_answered(recipient, answer)
+        return then(answer, partial(self._recipient_answered, recipient))
 
     def _recipient_answered(self, recipient: Path, reply: Reply) -> Reply:
         transaction = self.transaction

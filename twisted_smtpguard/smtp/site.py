@@ -8,7 +8,7 @@ import attrs
 
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import IDelivery
+from twisted_smtpguard.interfaces import IDelivery, ISessionDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -43,12 +43,19 @@ class Site:
     orphan_settled: Callable[[], object] = attrs.field(default=lambda: None)
     """Called when one of them has answered."""
     _offer: Offer | None = attrs.field(default=None, init=False)
+    _max_octets: int = attrs.field(init=False)
+    says_farewell: bool = attrs.field(init=False)
+    """The delivery wants to hear of the end of sessions."""
+
+    def __attrs_post_init__(self) -> None:
+        self.says_farewell = ISessionDelivery.providedBy(self.delivery)
+        self._max_octets = self.limits.enforced("max_message_size")
 
     @property
     def max_octets(self) -> int:
         """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
-        limits = (self.limits.enforced("max_message_size"), self.delivery.max_message_octets)
-        return min((octets for octets in limits if octets), default=0)
+        ours, theirs = self._max_octets, self.delivery.max_message_octets
+        return min(ours, theirs) if ours and theirs else ours or theirs
 
     def offer(self) -> Offer:
         """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""

@@ -21,7 +21,7 @@ from twisted_smtpguard.interfaces import (
     Path,
     Refused,
 )
-from twisted_smtpguard.later import as_deferred
+from twisted_smtpguard.later import as_deferred, is_later
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.replies import Reply
@@ -54,6 +54,22 @@ class Transaction:
     """From MAIL to the verdict. `report(failure, what)` is told of what the delivery did wrong, `farewell` of
     every hook."""
 
+    __slots__ = (
+        "_accepted",
+        "_delivery",
+        "_expired",
+        "_farewell",
+        "_handing_over",
+        "_inner",
+        "_mail",
+        "_outer",
+        "_report",
+        "_sink",
+        "finishing",
+        "over",
+        "refusal",
+    )
+
     def __init__(
         self,
         delivery: IDelivery,
@@ -69,7 +85,7 @@ class Transaction:
         self._outer: Deferred[Any] | None = None
         self._expired = False
         self._handing_over = False  # begin() or data() is pending: what it hands over has to be aborted too
-        self._late: Callable[[], None] = _never
+        self._accepted: Callable[[bool], None] = _never
         self.over = False
         """The delivery has heard of the end, or hears of it as soon as its pending hook answers."""
         self.finishing = False
@@ -114,9 +130,10 @@ class Transaction:
     def write(self, data: bytes) -> Deferred[Any] | None:
         """The next octets for the sink. A Deferred holds the client back. A refusal is kept in `refusal`."""
         while data and self._sink is not None:
+            # A slice of all that there is, is no copy.
             piece, data = data[:MAX_WRITE_OCTETS], data[MAX_WRITE_OCTETS:]
             result = self._ask(_nothing, self._write_failed, self._sink.write, piece)
-            if isinstance(result, Deferred):
+            if result is not None:
                 return result.addCallback(partial(self._write_on, data)) if data else result
         return None
 
@@ -127,14 +144,14 @@ class Transaction:
         self.refusal = self._hook_failed(failure)
         self.end()
 
-    def finish(self, late: Callable[[], None]) -> Reply | Deferred[Reply]:
+    def finish(self, accepted: Callable[[bool], None]) -> Reply | Deferred[Reply]:
         """The message is whole. A 2xx reply means that it is safe.
 
-        `late()` is called if it turns out to be safe when the client was already told to try again: the mail
-        may come twice.
+        `accepted(True)` is called if it turns out to be safe when the client was already told to try again: the
+        mail may come twice.
         """
         sink, self._sink = self._sink, None
-        self._late = late
+        self._accepted = accepted
         assert sink is not None
         self.finishing = self.over = True
         return self._ask(self._finished, self._finish_failed, sink.finish)
@@ -199,23 +216,24 @@ class Transaction:
         farewell = self._farewell
         if farewell is not None:
             farewell.hook_called()
-        waits = False
         try:
             result = hook(*args)
-            if not isinstance(result, Deferred):
-                if result is None or not hasattr(type(result), "__await__"):
-                    return answered(result)
-                result = as_deferred(result)
-            waits = True
+            if result is not None and is_later(result):
+                return self._wait(as_deferred(result), answered, failed)
+            outcome = answered(result)
         except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
-            return failed(Failure())
-        finally:
-            if farewell is not None and not waits:
-                farewell.hook_answered()
+            outcome = failed(Failure())
+        if farewell is not None:
+            farewell.hook_answered()
+        return outcome
+
+    def _wait(
+        self, inner: Deferred[Any], answered: Callable[[Any], R], failed: Callable[[Failure], R]
+    ) -> Deferred[R]:
         outer: Deferred[R] = Deferred()
-        self._inner, self._outer = result, outer
-        result.addCallback(answered).addErrback(failed)
-        result.addBoth(self._settle, outer)
+        self._inner, self._outer = inner, outer
+        inner.addCallback(answered).addErrback(failed)
+        inner.addBoth(self._settle, outer)
         return outer
 
     def _settle(self, outcome: Any, outer: Deferred[Any]) -> None:
@@ -225,7 +243,7 @@ class Transaction:
                 self._abort()
             outer.callback(outcome)
         elif isinstance(outcome, Reply) and outcome.code < 300:
-            self._late()
+            self._accepted(True)
         if self._farewell is not None:
             self._farewell.hook_answered()
 
@@ -267,5 +285,5 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _never() -> None:
+def _never(late: bool) -> None:
     """finish() has not been called, so it cannot be late."""

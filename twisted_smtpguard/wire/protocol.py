@@ -310,7 +310,7 @@ class SMTPGuardProtocol(Connection):
 
     def _session_time_over(self) -> None:
         self._session_time = None
-        self.session.conduct.time_is_up = True
+        self.session.conduct.time_over()
         if self._idle and self.session.conduct.trips("max_session_time", once=True):
             self._hang_up(replies.SESSION_TOO_LONG)
 
