@@ -33,10 +33,18 @@ class Bench:
             self.transport,
             Deadlines(self.clock),
             timeout,
-            drained=lambda: self.reported.append("drained"),
-            stalled=lambda: self.reported.append("stalled"),
-            closed=lambda: self.reported.append("closed"),
+            max_waiting=0,
+            speaker=self,
         )
+
+    def output_drained(self) -> None:
+        self.reported.append("drained")
+
+    def output_stalled(self) -> None:
+        self.reported.append("stalled")
+
+    def output_closing(self) -> None:
+        self.reported.append("closed")
 
     def say(self, octets: bytes) -> None:
         self.output.queue(octets)

@@ -277,8 +277,8 @@ def test_a_client_that_half_closes_while_it_takes_the_replies_of_a_burst_gets_ev
     client.transport.reads = False
     client.say(*["NOOP"] * 4000)
     guard.clock.advance(0)
-    assert client.protocol._congested
-    while client.protocol._congested:
+    assert client.protocol._output.congested
+    while client.protocol._output.congested:
         client.transport.take(4096)
     assert client.protocol._buffer
     heard = client.half_close()
@@ -396,7 +396,7 @@ def test_behind_a_last_line_that_the_client_does_not_read_input_is_discarded_too
     client = Guard(max_output_buffer=700).greeted()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._congested
+    assert client.protocol._output.congested
     client.protocol.shut_down(now=False)
     client.send(b"x" * 200_000)
     assert client.transport.producerState == "producing"
@@ -450,8 +450,10 @@ def test_a_fault_of_ours_outside_a_transaction_is_a_421(
     guard = Guard()
     client, other = guard.greeted(), guard.greeted()
     client.heard()
-    monkeypatch.setattr(client.protocol.session, "execute", fault)
-    assert client.say("NOOP", "NOOP") == "421 4.3.0 Internal error, try again later\r\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client.protocol.session), "execute", fault)
+        said = client.say("NOOP", "NOOP")
+    assert said == "421 4.3.0 Internal error, try again later\r\n"
     assert client.transport.half_closed
     other.heard()
     assert other.codes("NOOP", *MESSAGE) == [250, 250, 250, 354, 250]
@@ -466,7 +468,7 @@ def test_a_fault_of_ours_in_a_transaction_is_a_451_and_the_session_goes_on(
     client.say(ENVELOPE[0])
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(client.protocol.session, "add_recipient", fault)
+        patch.setattr(type(client.protocol.session), "add_recipient", fault)
         assert client.say(ENVELOPE[1]) == "451 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls == ["begin", "transaction.abort"]
     assert client.codes(*MESSAGE) == [250, 250, 354, 250]
@@ -481,7 +483,7 @@ def test_a_fault_of_ours_in_message_data_is_a_421_for_where_it_ends_cannot_be_kn
     client = Guard().greeted()
     client.say(*ENVELOPE, begin)
     client.heard()
-    monkeypatch.setattr(client.protocol.session.incoming.reception._decoder.__class__, "feed", fault)
+    monkeypatch.setattr(client.protocol.session.reception._decoder.__class__, "feed", fault)
     assert client.say("text") == "421 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls[-1] == "sink.abort"
     assert client.guard.delivery.messages == []
@@ -510,7 +512,7 @@ def test_a_fault_of_ours_behind_a_deferred_does_not_leave_the_session_hanging(
     client = guard.greeted()
     client.say(*ENVELOPE)
     client.heard()
-    monkeypatch.setattr(client.protocol.session, "account", fault)
+    monkeypatch.setattr(type(client.protocol.session), "account", fault)
     answer.callback(None)
     assert client.transport.aborted
     assert guard.factory.connections == 0
@@ -527,7 +529,7 @@ def test_a_fault_of_ours_behind_a_deferred_is_a_451(
     guard.delivery.answers["recipient"] = lambda _: answer
     client = guard.greeted()
     client.say(ENVELOPE[0])
-    monkeypatch.setattr(client.protocol.session, "_recipient_answered", fault)
+    monkeypatch.setattr(type(client.protocol.session), "_recipient_answered", fault)
     client.say(ENVELOPE[1])
     client.heard()
     answer.callback(None)
@@ -610,7 +612,7 @@ def test_a_session_that_does_not_read_is_told_behind_what_is_due() -> None:
     client.heard()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._congested
+    assert client.protocol._output.congested
     client.guard.factory.drain()
     client.transport.reads = True
     client.transport.drain()

@@ -433,7 +433,7 @@ def test_the_session_time_ends_a_session_that_waits_for_nothing_but_its_client_t
     client.heard()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._congested
+    assert client.protocol._output.congested
     client.guard.clock.advance(100)
     client.transport.reads = True
     client.transport.drain()

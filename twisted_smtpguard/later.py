@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -34,6 +35,34 @@ def is_later(answer: Any) -> bool:
 def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
     """A Deferred as it is; a coroutine or another awaitable converted."""
     return answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(answer_of(answer))
+
+
+def begun(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
+    """Run a coroutine as far as it comes. What it returns or raises, if it never waits: then no Deferred is made."""
+    try:
+        waits_for = coroutine.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    return Deferred.fromCoroutine(_go_on(coroutine, waits_for))
+
+
+def _go_on(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    while True:
+        try:
+            result = yield waits_for
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - a cancellation, too, is the coroutine's to deal with
+            step = partial(coroutine.throw, error)
+        else:
+            step = partial(coroutine.send, result)
+        try:
+            waits_for = step()
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 async def answer_of(answer: Any) -> Any:

@@ -6,44 +6,19 @@ kind of command it is. Handlers return an answer and never write.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp import grammar, incoming, replies
+from twisted_smtpguard.smtp.phases import ANY, Phase
 from twisted_smtpguard.smtp.replies import Reply
 
 if TYPE_CHECKING:
     from twisted_smtpguard.smtp.session import Session
     from twisted_smtpguard.smtp.transaction import Answer
-
-
-class Phase(enum.Enum):
-    """How far a session has come (RFC 5321 4.1.4)."""
-
-    # In C: every command asks whether its phases hold the session's.
-    __hash__ = object.__hash__
-
-    CONNECTED = "connected"
-    """Greeted, no HELO or EHLO yet."""
-    READY = "ready"
-    """Between transactions."""
-    SENDER = "sender"
-    """MAIL was accepted, no RCPT has been tried."""
-    REFUSED = "refused"
-    """Every RCPT so far was refused."""
-    RECIPIENTS = "recipients"
-    """A recipient was accepted."""
-    CHUNKS = "chunks"
-    """Between two BDATs of a message (RFC 3030)."""
-
-
-_ANY = frozenset(Phase)
-IN_TRANSACTION = _ANY - {Phase.CONNECTED, Phase.READY}
-"""Between MAIL and the verdict."""
 
 
 @attrs.frozen
@@ -126,17 +101,17 @@ def _rcpt(session: Session, recipient: Path) -> Answer:
 def _data(session: Session, _: None) -> Answer:
     if session.phase is Phase.REFUSED:
         return replies.NO_VALID_RECIPIENTS
-    return session.incoming.receive_data()
+    return incoming.receive_data(session)
 
 
 def _bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
     if session.phase is Phase.REFUSED:
-        return session.incoming.refuse_chunk(*chunk, replies.NO_VALID_RECIPIENTS)
-    return session.incoming.receive_chunk(*chunk)
+        return incoming.refuse_chunk(session, *chunk, replies.NO_VALID_RECIPIENTS)
+    return incoming.receive_chunk(session, *chunk)
 
 
 def _misplaced_bdat(session: Session, chunk: tuple[int, bool]) -> Answer:
-    return session.incoming.refuse_chunk(*chunk, replies.BAD_SEQUENCE)
+    return incoming.refuse_chunk(session, *chunk, replies.BAD_SEQUENCE)
 
 
 def _rset(session: Session, _: None) -> Answer:
@@ -171,8 +146,8 @@ _ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
 COMMANDS: dict[bytes, Command] = {
     row.verb.encode("ascii"): row
     for row in (
-        Command("HELO", _hello, _ANY, _helo, junk_again=True, ends_group=True),
-        Command("EHLO", _hello, _ANY, _ehlo, junk_again=True, ends_group=True),
+        Command("HELO", _hello, ANY, _helo, junk_again=True, ends_group=True),
+        Command("EHLO", _hello, ANY, _ehlo, junk_again=True, ends_group=True),
         Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
         Command("RCPT", _recipient, _ENVELOPE, _rcpt),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),
@@ -186,11 +161,11 @@ COMMANDS: dict[bytes, Command] = {
             phases_while_draining=frozenset({Phase.CHUNKS}),
             misplaced=_misplaced_bdat,
         ),
-        Command("RSET", _nothing, _ANY, _rset, junk=True),
-        Command("NOOP", _anything, _ANY, _noop, junk=True),
-        Command("VRFY", _something, _ANY, _vrfy, junk=True),
-        Command("EXPN", _anything, _ANY, _expn, junk=True),
-        Command("HELP", _anything, _ANY, _help, junk=True),
-        Command("QUIT", _nothing, _ANY, _quit, phases_while_draining=_ANY),
+        Command("RSET", _nothing, ANY, _rset, junk=True),
+        Command("NOOP", _anything, ANY, _noop, junk=True),
+        Command("VRFY", _something, ANY, _vrfy, junk=True),
+        Command("EXPN", _anything, ANY, _expn, junk=True),
+        Command("HELP", _anything, ANY, _help, junk=True),
+        Command("QUIT", _nothing, ANY, _quit, phases_while_draining=ANY),
     )
 }

@@ -50,7 +50,7 @@ def _check(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, 
 class Reception:
     """A message, by DATA or by any number of BDATs. `transaction` None: its octets are only swallowed."""
 
-    __slots__ = ("_check", "_decoder", "_refusal", "_transaction", "last", "open")
+    __slots__ = ("_check", "_decoder", "_refusal", "_transaction", "chunk_octets", "last", "open")
 
     def __init__(
         self,
@@ -70,12 +70,15 @@ class Reception:
         """What the client sends now belongs to the message."""
         self.last = True
         """The end of this part is the end of the message."""
+        self.chunk_octets = 0
+        """What the last BDAT announced."""
 
     def start_chunk(self, octets: int, last: bool) -> None:
         """A BDAT: the next `octets` octets belong to the message."""
         assert isinstance(self._decoder, ChunkDecoder)
         self._decoder.start(octets, last)
         self.open, self.last = not self._decoder.ended, last
+        self.chunk_octets = octets
 
     @property
     def octets(self) -> int:

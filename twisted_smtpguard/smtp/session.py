@@ -13,11 +13,12 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
-from twisted_smtpguard.smtp import grammar, replies
-from twisted_smtpguard.smtp.commands import COMMANDS, IN_TRANSACTION, Phase
+from twisted_smtpguard.smtp import grammar, incoming, replies
+from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.farewell import Farewell
-from twisted_smtpguard.smtp.incoming import Incoming
+from twisted_smtpguard.smtp.phases import IN_TRANSACTION, Phase
+from twisted_smtpguard.smtp.reception import Reception
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
@@ -38,12 +39,12 @@ class Session:
         "began_at",
         "conduct",
         "ended",
-        "incoming",
         "messages",
         "name",
         "offered",
         "phase",
         "quit",
+        "reception",
         "recipients",
         "sender",
         "site",
@@ -77,19 +78,20 @@ class Session:
         """It was begun with SMTPUTF8."""
         self.began_at = 0.0
         """Its MAIL was accepted, by the guard's clock."""
-        self.incoming = Incoming(self)
+        self.reception: Reception | None = None
+        """There is one between DATA or the first BDAT and the verdict."""
 
     # What the protocol asks.
 
     @property
     def receiving(self) -> bool:
         """What the client sends now is message data, not a command."""
-        return self.incoming.reception is not None and self.incoming.reception.open
+        return self.reception is not None and self.reception.open
 
     @property
     def slow_to_read(self) -> bool:
         """Message data that may take long to read has to come in small pieces."""
-        return self.incoming.reception is not None and self.incoming.reception.slow_to_read
+        return self.reception is not None and self.reception.slow_to_read
 
     @property
     def amid_message(self) -> bool:
@@ -106,7 +108,7 @@ class Session:
         """The delivery is deciding on a whole message; nobody may interrupt it."""
         return self.transaction is not None and self.transaction.finishing
 
-    def execute(self, line: bytes, *, pipelined: bool) -> Answer:
+    def execute(self, line: bytes, pipelined: bool) -> Answer:
         """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
         try:
             verb, argument = grammar.parse_command(line)
@@ -151,7 +153,7 @@ class Session:
 
     def receive(self, data: bytes) -> tuple[int, Answer]:
         """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
-        return self.incoming.receive(data)
+        return incoming.receive(self, data)
 
     def account(self, reply: Reply, reason: str = "") -> Reply | None:
         """Count and log a reply that is about to be written; what comes back ends the session behind it.
@@ -189,6 +191,7 @@ class Session:
             self.site.orphans += 1
         elif self.transaction is not None:
             self.transaction.end()
+            self.transaction = None
         if self._farewell is not None:
             self._farewell.session_ended()
 
@@ -203,13 +206,13 @@ class Session:
             self.offered = offer.mail_parameters
             return offer.reply
         self.offered = _NOTHING
-        return replies.hello(self.site.hostname)
+        return self.site.hello
 
     def reset(self) -> None:
         """No transaction any more; what was begun is aborted."""
         if self.transaction is not None:
             self.transaction.end()
-        self.transaction = self.incoming.reception = None
+        self.transaction = self.reception = None
         self.utf8 = False
         self.phase = Phase.READY if self._helo else Phase.CONNECTED
 
@@ -230,7 +233,9 @@ class Session:
             conduct.value = site.orphans + 1
             return replies.TOO_MANY_PENDING
         if limits.message_rate.events and not self.visitor.trusted:
-            return self._within_rate("message_rate", replies.MESSAGE_RATE_EXCEEDED, self._ask_delivery, sender)
+            return self._within_rate(
+                "message_rate", replies.MESSAGE_RATE_EXCEEDED, self._ask_delivery, sender
+            )
         return self._ask_delivery(sender)
 
     def _within_rate(
@@ -279,7 +284,7 @@ class Session:
         self.began_at = self.site.seconds()
         self.sender, self.utf8 = sender, utf8
         self.recipients = []
-        self.incoming.reception = None
+        self.reception = None
         self.phase = Phase.SENDER
         return reply
 

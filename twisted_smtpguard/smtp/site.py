@@ -44,11 +44,14 @@ class Site:
     """Called when one of them has answered."""
     _offer: Offer | None = attrs.field(default=None, init=False)
     _max_octets: int = attrs.field(init=False)
+    hello: Reply = attrs.field(init=False)
+    """The answer to HELO."""
     says_farewell: bool = attrs.field(init=False)
     """The delivery wants to hear of the end of sessions."""
 
     def __attrs_post_init__(self) -> None:
         self.says_farewell = ISessionDelivery.providedBy(self.delivery)
+        self.hello = replies.hello(self.hostname)
         self._max_octets = self.limits.enforced("max_message_size")
 
     @property

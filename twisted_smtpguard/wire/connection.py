@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
@@ -14,7 +15,6 @@ from zope.interface import implementer
 
 from twisted_smtpguard.admission.refusal import Refusal
 from twisted_smtpguard.admission.visitor import Visitor
-from twisted_smtpguard.interfaces import Peer
 from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import make_peer, peer_name
@@ -28,32 +28,28 @@ if TYPE_CHECKING:
 class Connection(LineReceiver, TimeoutMixin, ABC):
     """One connection that was not refused at accept. It has an entrance until it is greeted or refused."""
 
-    _output: Output
+    # How a connection begins. What changes is kept with it: ten thousand idle ones have only what is their own.
+    _output: Output | None = None
+    _entrance: Entrance | None = None
+    _at_accept = True
+    _greeted = False
+    _refused = False
+    _buffer = b""
+    _offset = 0
+    _paused = False
+    _peer_closed = False
+    _closing = False
+    _lingering = False
+    _lingers_no_longer = False
+    _half_closed = False
+    end_reason = "lost"
+    """Why the connection ends, for the log."""
 
     def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
         self.factory = factory
         self._limits = factory.site.limits
-        self._visitor = Visitor(peer_name(peer), self._make_peer, factory.clients)
-        self._entrance: Entrance | None = None
-        self._at_accept = True
-        self._greeted = False
-        self._refused = False
-        self._speaks = False
-        self._buffer = b""
-        self._offset = 0
-        self._paused = False
-        self._peer_closed = False
-        self._closing = False
-        self._lingering = False
-        self._lingers_no_longer = False
-        self._half_closed = False
-        self._timed_out: Callable[[], None] = self.abort
-        self.end_reason = "lost"
-        """Why the connection ends, for the log."""
+        self._address = peer
         self.began_at = factory.site.seconds()
-
-    def _make_peer(self) -> Peer:
-        return make_peer(self.transport)
 
     # For the protocol to say.
 
@@ -74,35 +70,42 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         """The client, greeted, has shut down its side."""
 
     @abstractmethod
-    def go_on(self) -> None:
+    def output_drained(self) -> None:
         """The session may go on: it has begun, or the client has taken the replies that had to wait."""
+
+    @abstractmethod
+    def read_timed_out(self) -> None:
+        """The client, greeted, has not sent in time what was due."""
 
     # The beginning.
 
     def connectionMade(self) -> None:
         """Called by the transport. Whether and when to greet is decided at the entrance."""
         self._transport: Any = self.transport
-        self._entrance = Entrance(self.factory, self._visitor, self._transport, self._greet, self._refuse)
+        self._visitor = Visitor(
+            peer_name(self._address), partial(make_peer, self.transport), self.factory.clients
+        )
+        self._entrance = Entrance(self.factory, self._visitor, self._transport, self)
         self._entrance.begin()
         self._at_accept = False
 
-    def _greet(self) -> None:
+    def greet(self) -> None:
+        """Called by the entrance: the client is let in."""
         self._entrance = None
-        self._begin_to_speak()
-        self._output.queue(self.factory.greeting.wire)
+        self._begin_to_speak().queue(self.factory.greeting.wire)
         self.begin_session()
         self._greeted = True
-        self.go_on()
+        self.output_drained()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """At once as cheaply as at accept. After a wait so that the line reaches a client that was not silent."""
+    def refuse(self, refusal: Refusal) -> None:
+        """Called by the entrance. At once as cheaply as at accept; after a wait so that the line reaches a client
+        that was not silent."""
         self._leave_entrance()
         self._refused = self._closing = True
         site = self.factory.site
         refusal.log(site.events, self._limits, self._visitor.name)
         if not (self._at_accept or ISSLTransport.providedBy(self._transport)):
-            self._begin_to_speak()
-            self._output.queue(refusal.reply.wire)
+            self._begin_to_speak().queue(refusal.reply.wire)
             self._close(half=True)
         else:
             self.factory.release(self)
@@ -113,16 +116,12 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if entrance is not None:
             entrance.leave()
 
-    def _begin_to_speak(self) -> None:
-        self._speaks = True
-        self._output = Output(
-            self._transport,
-            self.factory.deadlines,
-            self._limits.write_timeout,
-            drained=self.go_on,
-            stalled=self._write_timed_out,
-            closed=self._our_side_closed,
+    def _begin_to_speak(self) -> Output:
+        limits = self._limits
+        output = self._output = Output(
+            self._transport, self.factory.deadlines, limits.write_timeout, limits.max_output_buffer, self
         )
+        return output
 
     # Time.
 
@@ -131,8 +130,11 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         return self.factory.deadlines.call_later(period, func)
 
     def timeoutConnection(self) -> None:
-        """Called by TimeoutMixin."""
-        self._timed_out()
+        """Called by TimeoutMixin. What is closing has lingered long enough."""
+        if self._closing:
+            self.abort()
+        else:
+            self.read_timed_out()
 
     # Reading.
 
@@ -159,6 +161,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def _close(self, *, half: bool) -> None:
         """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
+        assert self._output is not None
         self._closing = True
         self._stop()
         if half and not self._peer_closed and self.factory.may_linger():
@@ -168,11 +171,10 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         else:
             self._output.close()
 
-    def _our_side_closed(self) -> None:
+    def output_closing(self) -> None:
         """Everything has been said: no slot is held any more. Under TLS even a plain close waits for the client."""
         self.factory.release(self)
         if self._lingering or ISSLTransport.providedBy(self._transport):
-            self._timed_out = self.abort
             self.setTimeout(self._limits.linger_timeout or None)
 
     def _stop(self) -> None:
@@ -182,7 +184,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if self._greeted:
             self.end_session()
 
-    def _write_timed_out(self) -> None:
+    def output_stalled(self) -> None:
         """Nothing can be said to a client that does not read."""
         self.end_reason = "write_timeout"
         self.abort()
@@ -220,6 +222,6 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         self._closing = True
         self._leave_entrance()
         self._stop()
-        if self._speaks:
+        if self._output is not None:
             self._output.lost()
         self.factory.connection_ended(self, lingered=self._lingering)

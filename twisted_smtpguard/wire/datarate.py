@@ -6,28 +6,39 @@ from collections.abc import Callable
 
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 
+_ROUNDING_SECONDS = 0.001
+"""A deadline never comes early, but the sum of what is left of a window is rounded."""
+
 
 class DataRate:
     """Watches one message at a time: after a window of grace every further window needs its octets.
 
-    `seconds()` is the clock of `deadlines`. `octets_a_second` or `window` 0: nothing is demanded. `too_slow()` is
-    called once.
+    `too_slow()` is called once. A deadline is set once a window, not once a message: most messages are over before
+    it comes.
     """
 
+    __slots__ = (
+        "_began_at",
+        "_deadline",
+        "_deadlines",
+        "_demand",
+        "_left",
+        "_octets",
+        "_runs",
+        "_spared",
+        "_too_slow",
+        "_window",
+    )
+
     def __init__(
-        self,
-        deadlines: Deadlines,
-        seconds: Callable[[], float],
-        octets_a_second: int,
-        window: float,
-        too_slow: Callable[[], None],
+        self, deadlines: Deadlines, octets_a_second: int, window: float, too_slow: Callable[[], None]
     ) -> None:
         self._deadlines = deadlines
-        self._seconds = seconds
-        self._window = window if octets_a_second else 0
+        self._window = window
         self._demand = octets_a_second * window
         self._too_slow = too_slow
         self._deadline: Deadline | None = None
+        self._runs = False
         self._began_at = 0.0
         self._begin()
 
@@ -38,9 +49,11 @@ class DataRate:
 
     def run(self) -> None:
         """It is the client's turn: time counts."""
-        if self._window and self._deadline is None:
-            self._began_at = self._seconds()
-            self._deadline = self._deadlines.call_later(self._left, self._window_over)
+        if not self._runs:
+            self._runs = True
+            self._began_at = self._deadlines.seconds()
+            if self._deadline is None:
+                self._deadline = self._deadlines.call_later(self._left, self._look)
 
     def count(self, octets: int) -> None:
         """Octets of message data have come."""
@@ -49,21 +62,32 @@ class DataRate:
     def hold(self) -> None:
         """The client is held back, which is not its fault: the window stands still. It does not start again, or a
         client that is held back often would never see the end of one."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-            self._left = max(0.0, self._left - (self._seconds() - self._began_at))
+        if self._runs:
+            self._runs = False
+            self._left = max(0.0, self._left - (self._deadlines.seconds() - self._began_at))
 
     def end(self) -> None:
         """The message is over; the next one gets its own grace."""
-        self.hold()
+        self._runs = False
         self._begin()
 
-    def _window_over(self) -> None:
+    def stop(self) -> None:
+        """Nothing more is watched."""
+        self._runs = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _look(self) -> None:
+        """The window may be over, if it has not stood still since, and is that of the same message."""
         self._deadline = None
-        if not self._spared and self._octets < self._demand:
-            self._too_slow()
+        if not self._runs:
             return
-        self._begin()
-        self._spared = False
+        self.hold()
+        if self._left < _ROUNDING_SECONDS:
+            if not self._spared and self._octets < self._demand:
+                self._too_slow()
+                return
+            self._begin()
+            self._spared = False
         self.run()

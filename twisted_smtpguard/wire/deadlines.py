@@ -41,8 +41,13 @@ class Deadline:
 
     def reset(self, seconds: float) -> None:
         """Let it come `seconds` from now instead. AlreadyCalled or AlreadyCancelled when it is over."""
-        self._check_active()
-        self._deadlines._move(self, seconds)
+        if self._function is None:
+            self._check_active()
+        when = self._deadlines.seconds() + seconds
+        # Later, as nearly always: it is moved when the time comes at which it stands.
+        if when < self._when:
+            self._deadlines._move(self, when)
+        self._when = when
 
     def cancel(self) -> None:
         """Let it never come. AlreadyCalled or AlreadyCancelled when it is over."""
@@ -70,6 +75,8 @@ class Deadlines:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self.seconds = clock.seconds
+        """The time by this clock."""
         self._table: dict[int, dict[Deadline, None]] = {}
         """By tick. A table within the table has no empty entry and forgets a deadline at once, so that ten
         thousand connections that came and went leave nothing behind."""
@@ -83,7 +90,7 @@ class Deadlines:
 
         What it raises is logged. It may make, move and cancel deadlines, its own slot's too.
         """
-        deadline = Deadline(self, self._clock.seconds() + seconds, function)
+        deadline = Deadline(self, self.seconds() + seconds, function)
         self._insert(deadline)
         return deadline
 
@@ -115,11 +122,9 @@ class Deadlines:
         if not self._table and self._wake_up is not None:
             self._schedule()
 
-    def _move(self, deadline: Deadline, seconds: float) -> None:
-        before, when = deadline._when, self._clock.seconds() + seconds
+    def _move(self, deadline: Deadline, when: float) -> None:
         deadline._when = when
-        tick = deadline._tick
-        if when < before and tick is not None and _tick_of(when) < tick:
+        if deadline._tick is not None and _tick_of(when) < deadline._tick:
             self._remove(deadline)
             self._insert(deadline)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.later import begun
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.wire.deadlines import Deadline
 
@@ -20,22 +20,36 @@ if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 
-class Entrance:
-    """Calls `greet()` or `refuse(refusal)` once, within `begin` or later; neither after `leave`."""
+class Door(Protocol):
+    """Who lets the visitor in."""
 
-    def __init__(
-        self,
-        factory: SMTPGuardFactory,
-        visitor: Visitor,
-        transport: Any,
-        greet: Callable[[], None],
-        refuse: Callable[[Refusal], None],
-    ) -> None:
+    def greet(self) -> None:
+        """The visitor comes in."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """It does not."""
+
+
+class Entrance:
+    """Calls the door's `greet()` or `refuse(refusal)` once, within `begin` or later; neither after `leave`."""
+
+    __slots__ = (
+        "_deciding",
+        "_delay",
+        "_door",
+        "_factory",
+        "_left",
+        "_spoke",
+        "_told",
+        "_transport",
+        "_visitor",
+    )
+
+    def __init__(self, factory: SMTPGuardFactory, visitor: Visitor, transport: Any, door: Door) -> None:
         self._factory = factory
         self._visitor = visitor
         self._transport = transport
-        self._greet = greet
-        self._refuse = refuse
+        self._door = door
         self._deciding: Deferred[None] | None = None
         self._delay: Deadline | None = None
         self._spoke = False
@@ -45,12 +59,21 @@ class Entrance:
     def begin(self) -> None:
         """The connection is there."""
         admission = self._factory.admission
-        if admission.asks_nothing:
-            deciding: Deferred[None] = succeed(None)
-        else:
-            deciding = Deferred.fromCoroutine(admission.decide(self._visitor))
-        self._deciding = deciding
-        deciding.addCallbacks(self._admitted, self._not_admitted).addErrback(self._broken)
+        try:
+            try:
+                deciding = None if admission.asks_nothing else begun(admission.decide(self._visitor))
+            except NotAdmitted as decision:
+                self._door.refuse(decision.refusal)
+            except Exception:  # noqa: BLE001 - a fault of ours must not let anybody in
+                self._not_admitted(Failure())
+            else:
+                if deciding is None:
+                    self._admitted(None)
+                else:
+                    self._deciding = deciding
+                    deciding.addCallbacks(self._admitted, self._not_admitted).addErrback(self._broken)
+        except Exception:  # noqa: BLE001 - nobody else would end the connection
+            self._broken(Failure())
 
     def spoke(self) -> None:
         """The client sent something. Under TLS it could not know better: the handshake is our first word."""
@@ -83,13 +106,13 @@ class Entrance:
             if delay:
                 self._delay = self._factory.deadlines.call_later(delay, self._waited)
                 return
-        self._greet()
+        self._door.greet()
 
     def _waited(self) -> None:
         self._delay = None
         try:
             if not self._refuses_early_talker():
-                self._greet()
+                self._door.greet()
         except Exception:  # noqa: BLE001 - nobody else would end the connection
             self._broken(Failure())
 
@@ -103,17 +126,17 @@ class Entrance:
         if site.limits.early_talker == "log" or "early_talker" in site.limits.dry_run:
             refusal.log(site.events, site.limits, self._visitor.name, dry_run=True)
             return False
-        self._refuse(refusal)
+        self._door.refuse(refusal)
         return True
 
     def _not_admitted(self, failure: Failure) -> None:
         if self._left:
             return
         if isinstance(failure.value, NotAdmitted):
-            self._refuse(failure.value.refusal)
+            self._door.refuse(failure.value.refusal)
             return
         self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
-        self._refuse(refusal_of(replies.LOCAL_ERROR_CLOSING))
+        self._door.refuse(refusal_of(replies.LOCAL_ERROR_CLOSING))
 
     def _broken(self, failure: Failure) -> None:
         """A fault of ours while it was greeted or refused: nobody else would end the connection."""

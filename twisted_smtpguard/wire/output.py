@@ -5,8 +5,9 @@ Nothing else writes to a connection's transport, but the turn-away of connection
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
@@ -18,30 +19,52 @@ _PIECE_OCTETS = 4096
 """What the transport is given at a time. When it asks for the next, it has taken all of the last."""
 
 
+class Speaker(Protocol):
+    """Whose replies an Output sends."""
+
+    def output_drained(self) -> None:
+        """Replies had to wait, and the transport has taken them all."""
+
+    def output_stalled(self) -> None:
+        """The transport has taken none of the waiting replies for the time limit on writing."""
+
+    def output_closing(self) -> None:
+        """The transport has taken the last of all, and our side is about to be closed."""
+
+
 @implementer(IPullProducer)
 class Output:
     """The outgoing half of one connection.
 
-    `drained()` is called when replies had to wait and the transport has taken them all, `stalled()` when it has
-    taken none of them for `timeout` seconds (0: it may take as long as it likes), `closed()` when it has taken the
-    last of all and our side is about to be closed.
+    `timeout` is the time limit on writing, in seconds, `max_waiting` what may wait for the client, in octets.
+    0: none.
     """
 
+    __slots__ = (
+        "_close",
+        "_deadline",
+        "_deadlines",
+        "_delays",
+        "_max_waiting",
+        "_producing",
+        "_queued",
+        "_queued_octets",
+        "_send",
+        "_speaker",
+        "_timeout",
+        "_transport",
+        "_waiting",
+        "congested",
+    )
+
     def __init__(
-        self,
-        transport: Any,
-        deadlines: Deadlines,
-        timeout: float,
-        drained: Callable[[], None],
-        stalled: Callable[[], None],
-        closed: Callable[[], None],
+        self, transport: Any, deadlines: Deadlines, timeout: float, max_waiting: float, speaker: Speaker
     ) -> None:
         self._transport = transport
         self._deadlines = deadlines
         self._timeout = timeout
-        self._drained = drained
-        self._stalled = stalled
-        self._closed = closed
+        self._max_waiting = max_waiting or math.inf
+        self._speaker = speaker
         self._queued: list[bytes] = []
         self._queued_octets = 0
         self._waiting = b""
@@ -49,10 +72,9 @@ class Output:
         self._deadline: Deadline | None = None
         self._close: Callable[[], None] | None = None
         self._send = _direct_send(transport)
-        if ITCPTransport.providedBy(transport):
-            # Each flush is all that there is to say: to hold it back until the last one is acknowledged only costs
-            # time, where a hook answers later.
-            transport.setTcpNoDelay(True)
+        self._delays = True
+        self.congested = False
+        """So much waits that nothing more is to be said."""
 
     @property
     def queued_octets(self) -> int:
@@ -64,34 +86,50 @@ class Output:
         """Of replies that the client has not made room for."""
         return len(self._waiting)
 
+    def do_not_delay(self) -> None:
+        """Replies come late, more than one to an arrival: the kernel is not to hold one back until the last one is
+        acknowledged."""
+        if self._delays:
+            self._delays = False
+            if ITCPTransport.providedBy(self._transport):
+                self._transport.setTcpNoDelay(True)
+
     def queue(self, octets: bytes) -> None:
-        """Put a reply behind the others; `flush` sends them."""
+        """Put a reply behind the others; `flush` sends them. What would have to wait for too long is flushed now."""
         self._queued.append(octets)
         self._queued_octets += len(octets)
+        if self._queued_octets >= self._max_waiting:
+            self.flush()
 
     def flush(self) -> None:
         """Send what is queued, in one write."""
-        if not self._queued:
+        queued = self._queued
+        if not queued:
             return
-        octets = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
-        self._queued.clear()
+        octets = queued[0] if len(queued) == 1 else b"".join(queued)
+        queued.clear()
         self._queued_octets = 0
-        if self._producing:
-            self._waiting += octets
-            return
-        if self._send is not None:
-            try:
-                octets = octets[self._send(octets) :]
-            except OSError:
-                # Full, or broken: the transport finds out which.
-                pass
-            if not octets:
-                return
+        if not self._producing:
+            if self._send is not None:
+                try:
+                    sent = self._send(octets)
+                except OSError:
+                    # Full, or broken: the transport finds out which.
+                    sent = 0
+                if sent == len(octets):
+                    return
+                octets = octets[sent:]
+            self._producing = True
+            if self._timeout:
+                self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
+            self._wait(octets)
+            self._transport.registerProducer(self, False)
+        else:
+            self._wait(self._waiting + octets)
+
+    def _wait(self, octets: bytes) -> None:
         self._waiting = octets
-        self._producing = True
-        if self._timeout:
-            self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
-        self._transport.registerProducer(self, False)
+        self.congested = len(octets) >= self._max_waiting
 
     def close(self) -> None:
         """Close the connection plainly once everything has been taken."""
@@ -115,7 +153,7 @@ class Output:
 
     def _close_now(self) -> None:
         if self._close is not None:
-            self._closed()
+            self._speaker.output_closing()
             self._close()
 
     def abort(self) -> None:
@@ -126,15 +164,18 @@ class Output:
         """The connection is gone. Called once, by the protocol."""
         self._cancel_deadline()
         self._queued.clear()
-        self._waiting = b""
+        self._wait(b"")
         self._send = None
+        # No circle of references, or the garbage collector would have to find it.
+        del self._speaker
 
     # IPullProducer, called by the transport.
 
     def resumeProducing(self) -> None:
         """The transport has taken the last piece."""
         if self._waiting:
-            piece, self._waiting = self._waiting[:_PIECE_OCTETS], self._waiting[_PIECE_OCTETS:]
+            piece = self._waiting[:_PIECE_OCTETS]
+            self._wait(self._waiting[_PIECE_OCTETS:])
             if self._deadline is not None:
                 self._deadline.reset(self._timeout)
             self._transport.write(piece)
@@ -146,14 +187,14 @@ class Output:
             if self._close is not None:
                 self._close_now()
             else:
-                self._drained()
+                self._speaker.output_drained()
 
     def stopProducing(self) -> None:
         """The connection is gone; connectionLost follows."""
 
     def _time_out(self) -> None:
         self._deadline = None
-        self._stalled()
+        self._speaker.output_stalled()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet import address
@@ -37,4 +38,10 @@ def make_peer(transport: Any) -> Peer:
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
     if not isinstance(end, address.IPv4Address | address.IPv6Address):
         return None, None
-    return unmapped(ipaddress.ip_address(end.host)), end.port
+    return _address(end.host), end.port
+
+
+@lru_cache(maxsize=1024)
+def _address(host: str) -> Address | None:
+    """The same clients come again and again, and always to the same few addresses."""
+    return unmapped(ipaddress.ip_address(host))

@@ -7,10 +7,7 @@ nothing behind its command is looked at.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import refusal_of
@@ -22,15 +19,13 @@ from twisted_smtpguard.wire.connection import Connection
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.deadlines import Deadline
 from twisted_smtpguard.wire.lines import LineSplitter
+from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.turns import (
     COMMANDS_A_TURN,
     DATA_OCTETS_OF_A_COMMAND,
     LINE_OCTETS_OF_A_COMMAND,
     SLOW_DATA_OCTETS_OF_A_COMMAND,
 )
-
-if TYPE_CHECKING:
-    from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 _PIECE_OCTETS = 16 * 1024
 """Message data is copied out of the middle of the buffer in pieces of at most this size."""
@@ -48,20 +43,17 @@ class SMTPGuardProtocol(Connection):
     """One connection and, from the greeting on, its session. Made by SMTPGuardFactory only."""
 
     session: Session
+    _output: Output
     _lines: LineSplitter
-    _rate: DataRate
-
-    def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
-        super().__init__(factory, peer)
-        self._first_line = True
-        self._pending: Deferred[Reply | None] | None = None
-        self._walking = False
-        self._had_its_turn = False
-        self._progress = False
-        self._progress_octets = 0
-        self._timed_out = self._read_timed_out
-        self._delivery_time: Deadline | None = None
-        self._session_time: Deadline | None = None
+    _rate: DataRate | None = None
+    _first_line = True
+    _pending: Deferred[Reply | None] | None = None
+    _walking = False
+    _had_its_turn = False
+    _progress = False
+    _progress_octets = 0
+    _delivery_time: Deadline | None = None
+    _session_time: Deadline | None = None
 
     # The session begins, and is over.
 
@@ -70,13 +62,10 @@ class SMTPGuardProtocol(Connection):
         limits, factory = self._limits, self.factory
         self.session = Session(factory.site, factory.next_session_name(), self._visitor)
         self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
-        self._rate = DataRate(
-            factory.deadlines,
-            factory.site.seconds,
-            limits.min_data_rate,
-            limits.data_rate_window,
-            self._data_too_slow,
-        )
+        if limits.min_data_rate and limits.data_rate_window:
+            self._rate = DataRate(
+                factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
+            )
         factory.site.events.connect(self.session.name, self._visitor.name, trusted=self._visitor.trusted)
         if limits.max_session_time:
             self._session_time = factory.deadlines.call_later(
@@ -85,7 +74,9 @@ class SMTPGuardProtocol(Connection):
 
     def end_session(self) -> None:
         """Called when nothing more is said, and when the connection is gone."""
-        self._rate.end()
+        if self._rate is not None:
+            self._rate.stop()
+            self._rate = None
         if self._session_time is not None:
             self._session_time.cancel()
             self._session_time = None
@@ -108,45 +99,41 @@ class SMTPGuardProtocol(Connection):
             return
         self._buffer = self._buffer[self._offset :] + data if self._buffer else data
         self._offset = 0
-        if self._entrance is not None:
-            self._entrance.spoke()
-        if self._held:
-            self._bound_buffer()
-        elif not self._closing:
+        if self._entrance is None:
             self._walk()
+        else:
+            self._entrance.spoke()
+            self._bound_buffer()
 
     @property
     def _held(self) -> bool:
-        waits = self._entrance is not None or self._pending is not None
-        return waits or self._had_its_turn or self._congested
-
-    @property
-    def _congested(self) -> bool:
-        """Whether so many replies wait for the client to read them that no further command is executed."""
-        return 0 < self._limits.max_output_buffer <= self._output.waiting_octets
+        """Whether what has come has to wait: for an answer, for the next turn, or until the client has read so many
+        replies that more can be said."""
+        return self._pending is not None or self._had_its_turn or self._output.congested
 
     def _walk(self) -> None:
         """Take what lies in the buffer as far as possible, and send all that is to be said in one write."""
         self._walking = True
+        session = self.session
         share = COMMANDS_A_TURN
-        while self._offset < len(self._buffer) and not (self._closing or self._held):
+        while self._offset < len(self._buffer) and not self._held:
             start, a_command = self._offset, LINE_OCTETS_OF_A_COMMAND
-            receiving = self.session.receiving
+            receiving = session.receiving
             try:
                 if receiving:
-                    slow = self.session.slow_to_read
+                    slow = session.slow_to_read
                     a_command = SLOW_DATA_OCTETS_OF_A_COMMAND if slow else DATA_OCTETS_OF_A_COMMAND
                     self._receive_data(_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS, whole=not slow)
                     more = True
                 else:
                     more = self._receive_line()
             except Exception:  # noqa: BLE001 - our own fault must not end the process or another session
-                self._reply(self.session.broken(Failure(), amid_data=receiving))
-                continue
-            if not more:
+                self._reply(session.broken(Failure(), amid_data=receiving))
+                more = True
+            if self._closing or not more:
                 break
             share -= 1 + (self._offset - start) // a_command
-            if share <= 0 and not self._held and self._offset < len(self._buffer):
+            if share <= 0 and self._offset < len(self._buffer) and not self._held:
                 self._had_its_turn = True
                 self.factory.turns.wait(self._take_turn)
         self._walking = False
@@ -176,17 +163,22 @@ class SMTPGuardProtocol(Connection):
             if not self._first_line and grammar.is_not_smtp(self._buffer[start : self._offset]):
                 self._reply(replies.NOT_SMTP)
                 return False
-        if isinstance(line, bytes):
-            self.lineReceived(line)
-        elif line is not None:
+        if isinstance(line, Reply):
             self._reply(self.session.invalid_line(line))
+        elif line is not None:
+            self.lineReceived(line)
+            return True
         if self._lines.endless and not self._closing:
             self._reply(replies.TOO_MANY_INVALID_COMMANDS, reason="max_endless_line")
         return True
 
     def lineReceived(self, line: bytes) -> None:
         """One command, without its CRLF."""
-        self._take(self.session.execute(line, pipelined=self._offset < len(self._buffer)))
+        answer = self.session.execute(line, self._offset < len(self._buffer))
+        if type(answer) is Reply:
+            self._reply(answer)
+        else:
+            self._take(answer)
 
     def _receive_data(self, octets: int, *, whole: bool) -> None:
         """`whole`: an arrival that is nothing but message data need not be cut, and is not copied."""
@@ -199,7 +191,8 @@ class SMTPGuardProtocol(Connection):
         """Message data, and perhaps commands behind it."""
         taken, answer = self.session.receive(data)
         self._offset += taken
-        self._rate.count(taken)
+        if self._rate is not None:
+            self._rate.count(taken)
         self._progress_octets += taken
         if (
             self._progress_octets >= _PROGRESS_OCTETS
@@ -217,6 +210,7 @@ class SMTPGuardProtocol(Connection):
             self._reply(answer)
         elif answer is not None:
             self._pending = answer
+            self._output.do_not_delay()
             answer.addCallbacks(self._answered, self._failed).addErrback(self._drop)
             if self._pending is not None:
                 self._start_delivery_time()
@@ -244,40 +238,40 @@ class SMTPGuardProtocol(Connection):
 
     def _reply(self, reply: Reply, *, reason: str = "") -> None:
         self._output.queue(reply.wire)
+        last = reply
         behind = self.session.account(reply, reason)
         if behind is not None:
             self._output.queue(behind.wire)
-        last = behind or reply
+            last = behind
         if last.closes:
             self.end_reason = reason or replies.reason_of(last)
             self._close(half=True)
         elif self.session.quit:
             self.end_reason = "quit"
             self._close(half=False)
-        elif 0 < self._limits.max_output_buffer <= self._output.queued_octets:
-            # The rest of a long pipelined burst waits if the client does not take this.
-            self._output.flush()
 
     # Time.
 
     def _wait_for_what_is_next(self) -> None:
-        session = self.session
-        if not session.amid_message:
-            self._rate.end()
-        elif self._held:
-            self._rate.hold()
-        else:
-            self._rate.run()
-        if self._held:
+        held = self._held
+        if self._rate is not None:
+            if not self.session.amid_message:
+                self._rate.end()
+            elif held:
+                self._rate.hold()
+            else:
+                self._rate.run()
+        if held:
             self.setTimeout(None)
-            if self._pending is not None and session.receiving:
+            if self._pending is not None and self.session.receiving:
                 self._pause()
             self._bound_buffer()
             return
         if self._peer_closed:
             self._input_ended()
             return
-        self._resume()
+        if self._paused:
+            self._resume()
         if self._progress or self.timeOut is None:
             self._progress = False
             self._progress_octets = 0
@@ -301,7 +295,8 @@ class SMTPGuardProtocol(Connection):
             self._delivery_time.cancel()
             self._delivery_time = None
 
-    def _read_timed_out(self) -> None:
+    def read_timed_out(self) -> None:
+        """Called when what was due did not come in time."""
         self._hang_up(replies.READ_TIMED_OUT)
 
     def _data_too_slow(self) -> None:
@@ -316,7 +311,7 @@ class SMTPGuardProtocol(Connection):
 
     # Holding the client back.
 
-    def go_on(self) -> None:
+    def output_drained(self) -> None:
         """Called when the session has begun, and when the client has made room for replies."""
         if not (self._walking or self._closing):
             self._walk()
@@ -336,7 +331,7 @@ class SMTPGuardProtocol(Connection):
         Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
         """
         if self._entrance is not None:
-            self._refuse(refusal_of(replies.SHUTTING_DOWN))
+            self.refuse(refusal_of(replies.SHUTTING_DOWN))
         elif self._idle or (now and not self._closing):
             self._hang_up(replies.SHUTTING_DOWN)
         if now:
@@ -348,10 +343,11 @@ class SMTPGuardProtocol(Connection):
         self._reply(reply)
         self._output.flush()
 
-    def _write_timed_out(self) -> None:
+    def output_stalled(self) -> None:
+        """Called when the client takes no replies."""
         if self._greeted:
             self.session.conduct.log("write_timeout")
-        super()._write_timed_out()
+        super().output_stalled()
 
     def input_over(self) -> None:
         """Called when the client has shut down its side. Its commands may still wait for room for their replies."""
