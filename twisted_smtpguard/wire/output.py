@@ -45,16 +45,16 @@ class Output:
         "_deadline",
         "_deadlines",
         "_delays",
-        "_max_waiting",
         "_producing",
         "_queued",
-        "_queued_octets",
         "_send",
         "_speaker",
         "_timeout",
         "_transport",
         "_waiting",
         "congested",
+        "max_waiting",
+        "queued_octets",
     )
 
     def __init__(
@@ -63,10 +63,12 @@ class Output:
         self._transport = transport
         self._deadlines = deadlines
         self._timeout = timeout
-        self._max_waiting = max_waiting or math.inf
+        self.max_waiting = max_waiting or math.inf
+        """More than that is not to be queued without a flush, nor said while it waits."""
         self._speaker = speaker
         self._queued: list[bytes] = []
-        self._queued_octets = 0
+        self.queued_octets = 0
+        """Of replies not flushed yet."""
         self._waiting = b""
         self._producing = False
         self._deadline: Deadline | None = None
@@ -75,11 +77,6 @@ class Output:
         self._delays = True
         self.congested = False
         """So much waits that nothing more is to be said."""
-
-    @property
-    def queued_octets(self) -> int:
-        """Of replies not flushed yet."""
-        return self._queued_octets
 
     @property
     def waiting_octets(self) -> int:
@@ -95,11 +92,9 @@ class Output:
                 self._transport.setTcpNoDelay(True)
 
     def queue(self, octets: bytes) -> None:
-        """Put a reply behind the others; `flush` sends them. What would have to wait for too long is flushed now."""
+        """Put a reply behind the others; `flush` sends them."""
         self._queued.append(octets)
-        self._queued_octets += len(octets)
-        if self._queued_octets >= self._max_waiting:
-            self.flush()
+        self.queued_octets += len(octets)
 
     def flush(self) -> None:
         """Send what is queued, in one write."""
@@ -108,7 +103,7 @@ class Output:
             return
         octets = queued[0] if len(queued) == 1 else b"".join(queued)
         queued.clear()
-        self._queued_octets = 0
+        self.queued_octets = 0
         if not self._producing:
             if self._send is not None:
                 try:
@@ -129,7 +124,7 @@ class Output:
 
     def _wait(self, octets: bytes) -> None:
         self._waiting = octets
-        self.congested = len(octets) >= self._max_waiting
+        self.congested = len(octets) >= self.max_waiting
 
     def close(self) -> None:
         """Close the connection plainly once everything has been taken."""

@@ -237,11 +237,12 @@ class SMTPGuardProtocol(Connection):
         self.abort()
 
     def _reply(self, reply: Reply, *, reason: str = "") -> None:
-        self._output.queue(reply.wire)
+        output = self._output
+        output.queue(reply.wire)
         last = reply
         behind = self.session.account(reply, reason)
         if behind is not None:
-            self._output.queue(behind.wire)
+            output.queue(behind.wire)
             last = behind
         if last.closes:
             self.end_reason = reason or replies.reason_of(last)
@@ -249,6 +250,9 @@ class SMTPGuardProtocol(Connection):
         elif self.session.quit:
             self.end_reason = "quit"
             self._close(half=False)
+        elif output.queued_octets >= output.max_waiting:
+            # The rest of a long pipelined burst waits if the client does not take this.
+            output.flush()
 
     # Time.
 
