@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import sys
 from functools import partial
 from typing import Any
 
 from aiosmtpd.smtp import SMTP
 
+counts = {"messages": 0, "recipients": 0}
+
 
 class Discard:
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+        counts["messages"] += 1
+        counts["recipients"] += len(envelope.rcpt_tos)
         return "250 OK"
 
 
 async def serve(port: int) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     make = partial(SMTP, Discard(), hostname="guard.example")
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", port, backlog=1024)
-    await server.serve_forever()
+    await loop.create_server(make, "127.0.0.1", port, backlog=1024)
+    await stop.wait()
 
 
 asyncio.run(serve(int(sys.argv[1])))
+print(json.dumps(counts))

@@ -1,6 +1,6 @@
 """What the tables of clients cost when strangers come without end: memory, and processor time of a call.
 
-    python benchmarks/clients.py [ADDRESSES]
+    python -m benchmarks.clients [ADDRESSES]
 
 Ten million random addresses unless told otherwise, through each counter of the guard's own store, while one abuser
 goes on among them. Exit status 1 if memory grows after the first tenth (of far fewer addresses that is too little for a
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from servers import Vitals
-
 from twisted_smtpguard.admission.clientkey import client_key
 from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.interfaces import Address
 from twisted_smtpguard.limits import Limits
+
+from .vitals import Vitals
 
 ADDRESSES = 10_000_000
 MAX_CLIENTS = Limits().max_tracked_clients

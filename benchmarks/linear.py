@@ -1,6 +1,6 @@
 """Whether twice the input costs twice the time, for input that invites more: the cost of an octet at each size.
 
-    python benchmarks/linear.py
+    python -m benchmarks.linear
 
 In this process without sockets, in the 64 KiB pieces that a transport reads; pipelined commands also all at once, and
 in a real process. Exit status 1 if the dearest octet of any row costs more than 1.3 times that of its smallest size.
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
-from servers import OURS, Server, running
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
@@ -25,6 +24,8 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
+
+from .servers import GUARD_DEFAULTS, Server, kinds, running
 
 KIB = 1024
 MAX_RATIO = 1.3
@@ -164,7 +165,7 @@ def main() -> int:
             return seconds_here(_EHLO, line * 200, PIECE) / 200
 
         linear.append(_row(name, ARGUMENTS, cost_of_one))
-    with running(OURS) as server:
+    with running(kinds()[GUARD_DEFAULTS]) as server:
         linear.append(
             _row(
                 "NOOP, a real process",

@@ -1,6 +1,6 @@
 """What a list of networks costs: to load, to hold, to ask, and to load again beside other work.
 
-    python benchmarks/networks.py
+    python -m benchmarks.networks
 
 Each list is in random order, one line in ten an exception within the network before it, and is loaded in a process of
 its own. Of times the best of some rounds. "beside": the list is read in a thread, as on reload, while another
@@ -21,12 +21,13 @@ from random import Random
 from threading import Thread
 
 import attrs
-from servers import Vitals
 
 from twisted_smtpguard.filters.networklist import read_table
 from twisted_smtpguard.filters.networks import let_others_run
 from twisted_smtpguard.filters.networktable import NetworkTable
 from twisted_smtpguard.interfaces import PASS, Address
+
+from .vitals import Vitals
 
 FAMILIES = ("IPv4", "IPv6")
 SIZES = (1_000, 1_000_000)

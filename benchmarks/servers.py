@@ -1,122 +1,216 @@
-"""The servers that are compared, each a process of its own on its own core."""
+"""The servers that are compared: how each is started, on a core of its own, and what it tells of itself at its end."""
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
+import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "tests"))
+import attrs
 
-from vitals import Vitals  # noqa: E402 - tests/ is no package
+from .peers import PEERS
+from .vitals import Vitals, pin
 
-OURS = "guard, log at warn"
-OURS_LOGGING = "guard, log at info"
-SINK = "smtp-sink"
-AIOSMTPD = "aiosmtpd"
+GUARD = "guard"
+GUARD_INFO = "guard, info as JSON"
+GUARD_INFO_TEXT = "guard, info as text"
+GUARD_DEFAULTS = "guard, default limits"
+GUARD_MAILDIR = "guard, Maildir"
+
+START_SECONDS = 30
+STOP_SECONDS = 60
+
+PROTECTIONS = (
+    "--profile=edge",
+    # What the load of one address would run into stays on and is counted, but is out of reach.
+    "--greet-delay=0",
+    "--max-connections=30000",
+    "--max-connections-per-client=30000",
+    "--connection-rate=1000000000/60",
+    "--message-rate=1000000000/60",
+    "--recipient-rate=1000000000/60",
+    "--max-messages=1000000000",
+    "--max-junk-commands=1000000000",
+)
 
 
-def available() -> list[str]:
-    """The names of the servers that can be started here."""
-    sink = [SINK] if _sink() else []
-    return [*sink, OURS, OURS_LOGGING, *([AIOSMTPD] if find_spec("aiosmtpd") else [])]
+class Wrong(Exception):  # noqa: N818 - not an error of this program
+    """A reply or a count is not what it must be: nothing that was measured counts."""
 
 
-def tool(name: str) -> str | None:
-    """Where a program of Postfix is."""
-    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+@attrs.frozen
+class Kind:
+    """A server that can be started."""
+
+    name: str
+    command: Callable[[int, bool], Sequence[str]]
+    """Its words, from a port and whether it is to refuse every connection."""
+    counts: Callable[[str], dict[str, int]] | None = None
+    """What it has counted, from all it has printed; None if it cannot tell."""
+    counted_as: Kind | None = None
+    """The same server made to tell its counts, which costs it something: for a round that is not measured."""
+    refuses: bool = True
+    """Whether it has a way to refuse connections."""
+    needs_holder: bool = False
+    """Whether it refuses by a cap of one connection, which somebody must hold."""
 
 
-def _sink() -> str | None:
-    return tool("smtp-sink")
+def _guard_counts(log: str) -> dict[str, int]:
+    # Not splitlines(), for which the RS before each record ends a line.
+    for line in log.split("\n"):
+        record = json.loads(line.lstrip("\x1e")) if line.startswith("\x1e") else {}
+        if record.get("event") == "stopped":
+            return {
+                "messages": record["messages_accepted"],
+                "recipients": record["recipients_accepted"],
+                "refused": record["connections_refused"],
+            }
+    raise Wrong(f"no statistics in the guard's log: {log[-2000:]}")
 
 
-def _command(name: str, port: int, *, refusing: bool) -> list[str]:
-    if name == SINK:
-        sink = _sink()
-        assert sink is not None
-        # Started by root it wants to become somebody else.
-        user = ["-u", pwd.getpwnam("nobody").pw_name] if os.geteuid() == 0 else []
-        refusal = ["-Q", "connect"] if refusing else []
-        return [sink, *user, *refusal, "-m", "10000", f"127.0.0.1:{port}", "1024"]
-    if name == AIOSMTPD:
-        return [sys.executable, str(HERE / "aiosmtpd_server.py"), str(port)]
-    level = "info" if name == OURS_LOGGING else "warn"
-    options = ["--deliver=discard", f"--listen=tcp:{port}:interface=127.0.0.1"]
-    refusal = ["--max-connections=1"] if refusing else []
-    twist = [sys.executable, "-m", "twisted", f"--log-level={level}", "--log-format=json"]
-    return [*twist, "smtpguard", *options, *refusal]
+def guard(
+    name: str,
+    python: str,
+    *options: str,
+    level: str = "warn",
+    log_format: str = "json",
+    protections: Sequence[str] = PROTECTIONS,
+    deliver: str = "discard",
+) -> Kind:
+    """The guard as `twist smtpguard` of the environment of `python`."""
+
+    def command(port: int, refusing: bool) -> list[str]:
+        twist = [python, "-m", "twisted", f"--log-level={level}", f"--log-format={log_format}"]
+        own = [f"--deliver={deliver}", f"--listen=tcp:{port}:interface=127.0.0.1", *protections, *options]
+        return [*twist, "smtpguard", *own, *(["--max-connections=1"] if refusing else [])]
+
+    counts = _guard_counts if (level, log_format) == ("info", "json") else None
+    twin = None
+    if counts is None:
+        twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver)
+    return Kind(name, command, counts, twin, needs_holder=True)
+
+
+def kinds(python: str = sys.executable) -> dict[str, Kind]:
+    """All servers by name. `python`: of the environment whose guard is measured."""
+    guards = [
+        guard(GUARD, python),
+        guard(GUARD_INFO, python, level="info"),
+        guard(GUARD_INFO_TEXT, python, level="info", log_format="text"),
+        guard(GUARD_DEFAULTS, python, protections=()),
+        guard(GUARD_MAILDIR, python, deliver="maildir:Maildir"),
+    ]
+    own = {kind.name: kind for kind in guards}
+    peers = {
+        name: Kind(
+            name,
+            peer.command,
+            peer.counts,
+            Kind(name, peer.counting, peer.counts_of_counting) if peer.counting else None,
+            refuses=peer.refuses,
+            needs_holder=peer.needs_holder,
+        )
+        for name, peer in PEERS.items()
+    }
+    return {**own, **peers}
 
 
 class Server:
     """A running server."""
 
-    def __init__(self, name: str, port: int, pid: int) -> None:
-        self.name = name
+    def __init__(self, kind: Kind, port: int, process: subprocess.Popen[bytes], directory: Path) -> None:
+        self.kind = kind
+        self.name = kind.name
         self.port = port
-        self.vitals = Vitals(pid)
+        self.directory = directory
+        self.vitals = Vitals(process.pid)
+        self._process = process
+        self.refused_before = 0
+        """Connections refused before any load."""
+
+    @property
+    def printed(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """By SIGTERM, and without a word about a fault."""
+        if self._process.poll() is not None:
+            raise Wrong(f"{self.name} has ended: {self.printed[-2000:]}")
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Wrong(f"{self.name} does not stop") from None
+        if "Traceback" in self.printed:
+            raise Wrong(f"{self.name} has logged a fault: {self.printed[-2000:]}")
+
+    def counts(self) -> dict[str, int]:
+        """What it has counted; empty if it cannot tell. After `stop`."""
+        return self.kind.counts(self.printed) if self.kind.counts else {}
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 @contextmanager
-def running(name: str, *, refusing: bool = False) -> Iterator[Server]:
-    """The server `name` while the block runs. `refusing`: every client is refused with a 421."""
+def running(kind: Kind, *, refusing: bool = False) -> Iterator[Server]:
+    """A server while the block runs, unless it is stopped before. `refusing`: every client is refused with a 421."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with TemporaryDirectory() as directory, (Path(directory) / "log").open("wb") as log:
-        process = subprocess.Popen(
-            _command(name, port, refusing=refusing),
-            cwd=directory,
-            stdout=log,
-            stderr=log,
-            preexec_fn=lambda: pin(0),  # noqa: PLW1509 - there are no threads here
-        )
+    with TemporaryDirectory() as folder:
+        directory = Path(folder)
+        # smtp-sink leaves root for nobody.
+        directory.chmod(0o755)
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                kind.command(port, refusing),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: pin(0),  # noqa: PLW1509 - there are no threads here
+            )
+        server = Server(kind, port, process, directory)
         try:
-            _wait_until_it_listens(process, port)
-            if refusing and name in (OURS, OURS_LOGGING):
-                with _connected(port):
-                    yield Server(name, port, process.pid)
+            _wait_until_it_listens(server)
+            if refusing and kind.needs_holder:
+                with _holder(server):
+                    yield server
             else:
-                yield Server(name, port, process.pid)
+                yield server
         finally:
-            process.kill()
-            process.wait()
+            server.kill()
 
 
 @contextmanager
-def _connected(port: int) -> Iterator[None]:
+def _holder(server: Server) -> Iterator[None]:
     """While the block runs the only slot is taken."""
     while True:
-        with socket.create_connection(("127.0.0.1", port)) as holder:
+        with socket.create_connection(("127.0.0.1", server.port)) as holder:
             if holder.recv(512).startswith(b"220"):
                 yield
                 return
+            server.refused_before += 1
 
 
-def pin(core: int) -> None:
-    """Keep this process to one core, so that what is measured does not wander."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
-
-
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 20
+def _wait_until_it_listens(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.recv(512)
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                if connection.recv(512).startswith(b"421"):
+                    server.refused_before += 1
+                connection.recv(512) if server.refused_before else connection.sendall(b"QUIT\r\n")
                 return
         except ConnectionRefusedError:
-            assert process.poll() is None, f"{process.args} has ended"
-            assert time.monotonic() < deadline, f"{process.args} does not listen"
+            if server._process.poll() is not None or time.monotonic() > deadline:
+                raise Wrong(f"{server.name} does not listen: {server.printed[-2000:]}") from None
             time.sleep(0.05)

@@ -1,0 +1,28 @@
+"""What a process costs, as the tests read it; and what this machine allows."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path.append(str(TESTS))
+
+from vitals import Vitals  # noqa: E402 - tests/ is no package
+
+__all__ = ["Vitals", "pin", "raise_descriptor_limit"]
+
+
+def pin(core: int) -> None:
+    """Keep this process to one core: 0 is that of the servers, 1 that of the load. What is measured does not wander."""
+    cores = sorted(os.sched_getaffinity(1))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def raise_descriptor_limit() -> int:
+    """To the hard limit, for this process and those it starts; what that is."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
