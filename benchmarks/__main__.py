@@ -1,95 +1,152 @@
-"""One command: `python -m benchmarks`."""
+"""One command: `python -m benchmarks`. See --help."""
 
 from __future__ import annotations
 
-import argparse
+import os
+import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
-from . import bounds, report
-from .measure import Measured, measure
-from .peers import PEERS
+from . import compared, growth, maildir, memory, report
+from .options import PROCESSOR_TIME, parse
+from .peers import AIOSMTPD, PEERS, SINK
+from .plot import svg
 from .rows import Row, Table
-from .servers import GUARD, Kind, Wrong, kinds
+from .servers import GUARD, GUARD_DEFAULTS, GUARD_INFO, GUARD_INFO_TEXT, GUARD_MAILDIR, Kind, Wrong, kinds
 from .vitals import pin, raise_descriptor_limit
-from .workloads import Workload, workloads
+from .workloads import workloads
 
 MISSED = 1
 WRONG = 3
 
 
-def words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def tables(options: Namespace) -> Iterator[Table]:
+    """Each as soon as it is measured."""
+    descriptors = raise_descriptor_limit()
+    pin(1)
+    known, loads = kinds(options.python), workloads(options.scale)
+    guard, rounds = known[GUARD], options.rounds
+    missing = {name: PEERS[name].missing() for name in options.against}
+    servers = [guard, *(known[name] for name in options.against if not missing[name])]
+    names = [GUARD, *options.against]
+    notes = [f"{name} could not be had: {why}" for name, why in missing.items() if why]
 
+    def rows(*sources: tuple[str, Callable[[], Sequence[Row]]]) -> list[Row]:
+        found: list[Row] = []
+        for key, source in sources:
+            if key in options.only:
+                began = time.monotonic()
+                found += source()
+                print(f"{key}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        return found
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m benchmarks", description="What the guard costs, beside others.")
-    made.add_argument("--only", type=words, default=[], metavar="W1,W3", help="these rows, not all")
-    made.add_argument(
-        "--against", type=words, default=list(PEERS), metavar="NAMES", help=f"these of {', '.join(PEERS)}"
+    def beside(key: str) -> tuple[str, Callable[[], Sequence[Row]]]:
+        return key, lambda: [compared.beside_peers(loads[key], servers, rounds)]
+
+    yield Table("Processor time", names, rows(*map(beside, PROCESSOR_TIME)), notes)
+    yield Table(
+        "Memory",
+        names,
+        rows(
+            ("W6", lambda: memory.idle_connections(servers, descriptors, options.crowd_scale)),
+            (
+                "MEMORY",
+                lambda: [memory.large_messages(servers), *memory.held_sessions(guard, options.crowd_scale)],
+            ),
+        ),
+        notes,
     )
-    made.add_argument("--rounds", type=int, default=5, help="interleaved rounds of each row")
-    made.add_argument("--quick", action="store_true", help="less of everything: under three minutes")
-    made.add_argument("--json", action="store_true", help="JSON on standard output, tables on standard error")
-    made.add_argument("--python", default=sys.executable, help="of the environment whose guard is measured")
-    made.add_argument("--scale", type=float, default=0.0, help=argparse.SUPPRESS)
-    return made
+    yield Table(
+        "Latency",
+        ["median", "p99", "worst"],
+        rows(("LATENCY", lambda: [memory.latency(guard, options.crowd_scale)])),
+    )
+    yield Table(
+        "The guard, otherwise set",
+        [GUARD, GUARD_DEFAULTS, GUARD_INFO, GUARD_INFO_TEXT, GUARD_MAILDIR],
+        rows(
+            ("DEFAULTS", lambda: compared.default_limits(loads, known, rounds)),
+            ("LOG", lambda: compared.logging(loads, known, rounds)),
+            ("MAILDIR", lambda: compared.maildir(loads, known, rounds)),
+        ),
+    )
+    yield Table(
+        "Messages that are on the disk",
+        list(maildir.COLUMNS),
+        rows(("MAILDIR", lambda: [maildir.rate(known[GUARD_MAILDIR], rounds, options.scale)])),
+    )
+    yield Table(
+        "What must not grow",
+        ["at 1", "at N", "at 10 N"],
+        rows(("GROWTH", lambda: growth.growth(options.python, rounds, options.scale, options.crowd_scale))),
+    )
+    yield _slower_load(options, [each for each in servers if each.name in (GUARD, SINK)], rows)
+
+
+def _slower_load(options: Namespace, servers: Sequence[Kind], rows: Callable[..., list[Row]]) -> Table:
+    loads = workloads(options.scale)
+    found = rows(
+        (
+            "LOAD",
+            lambda: [compared.load_matters(loads[key], servers, options.rounds) for key in compared.BY_LOAD],
+        )
+    )
+    columns = [name for kind in servers for name in (kind.name, compared.slower(kind.name))]
+    return Table("The same with half of the load's processor taken away", columns, found)
+
+
+def about(options: Namespace) -> dict[str, object]:
+    """Where and how it was measured."""
+    versions = {}
+    for name in (AIOSMTPD, "twisted"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(1)),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": _python(options.python),
+        "versions": versions,
+        "rounds": options.rounds,
+        "scale": options.scale,
+    }
+
+
+def _python(python: str) -> str:
+    done = subprocess.run([python, "-V"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
-    scale = options.scale or (0.4 if options.quick else 1.0)
-    rounds = min(options.rounds, 3) if options.quick else options.rounds
-    raise_descriptor_limit()
-    pin(1)
-    known = kinds(options.python)
-    missing = {name: PEERS[name].missing() for name in options.against}
-    against = [known[name] for name in options.against if not missing[name]]
-    rows = []
-    out = sys.stderr if options.json else sys.stdout
-    for key, workload in workloads(scale).items():
-        if options.only and key not in options.only:
+    options = parse(arguments)
+    quiet = options.json or options.markdown
+    found = []
+    for table in tables(options):
+        if not table.rows:
             continue
-        row = compared(workload, [known[GUARD], *against], rounds)
-        rows.append(row)
-        print(
-            report.text(Table("", [kind.name for kind in [known[GUARD], *against]], [row])),
-            file=out,
-            flush=True,
-        )
-    table = Table("Processor time", [GUARD, *(kind.name for kind in against)], rows)
-    print(report.text(table), file=out)
+        found.append(table)
+        print(report.text(table), end="\n\n", file=sys.stderr if quiet else sys.stdout, flush=True)
     if options.json:
-        print(report.as_json([table], {"rounds": rounds}))
-    return 0
-
-
-def compared(workload: Workload, servers: Sequence[Kind], rounds: int) -> Row:
-    able = [kind for kind in servers if kind.refuses or not workload.refusing]
-    found = measure(workload, able, rounds)
-    names = [kind.name for kind in able]
-    ratios = {name: found.ratio(GUARD, name) for name in names if name != GUARD}
-    return Row(
-        workload.key,
-        workload.name,
-        workload.unit,
-        {name: found.median(name) for name in names},
-        {name: details(found, name) for name in names},
-        bounds.judge_ratios(workload.key, ratios),
-        ratios,
-    )
-
-
-def details(found: Measured, name: str) -> dict[str, object]:
-    return {
-        "rounds": [took.cost for took in found.rounds[name]],
-        "load": found.load(name),
-        "busy": found.busy(name),
-    }
+        print(report.as_json(found, about(options)))
+    elif options.markdown:
+        print(report.conditions(about(options)), *map(report.markdown, found), sep="\n\n")
+    if options.plot and found[0].title == "Processor time":
+        options.plot.write_text(svg(found[0], SINK))
+    missed = report.missed(found)
+    print(report.summary(found), file=sys.stderr if quiet else sys.stdout)
+    return MISSED if options.judge and missed else 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except Wrong as wrong:
-        sys.exit(f"{wrong}")
+        print(wrong, file=sys.stderr)
+        sys.exit(WRONG)

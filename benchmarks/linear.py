@@ -8,11 +8,9 @@ in a real process. Exit status 1 if the dearest octet of any row costs more than
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from collections.abc import Callable
-from threading import Thread
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -25,6 +23,7 @@ from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
+from .load import burst
 from .servers import GUARD_DEFAULTS, Server, kinds, running
 
 KIB = 1024
@@ -93,15 +92,10 @@ def seconds_here(beginning: bytes, octets: bytes, piece: int) -> float:
 def seconds_there(server: Server, octets: bytes) -> float:
     """Processor time of a real guard for `octets` in a session of their own, on average."""
     sessions = max(1, 4 * COMMANDS[-1] // len(octets))
-    before = server.vitals.seconds
-    for _ in range(sessions):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            talking = Thread(target=connection.sendall, args=(octets + b"QUIT\r\n",))
-            talking.start()
-            while connection.recv(PIECE):
-                pass
-            talking.join()
-    return (server.vitals.seconds - before) / sessions
+    with burst(octets, sessions)(server) as send:
+        before = server.vitals.seconds
+        send()
+        return (server.vitals.seconds - before) / sessions
 
 
 def _row(name: str, sizes: tuple[int, ...], seconds: Callable[[int], float]) -> bool:

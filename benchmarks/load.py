@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice, repeat
+from threading import Thread
+from typing import TypeAlias
 
 import attrs
 
@@ -22,6 +26,10 @@ BODY = (
     b"Subject: benchmark\r\n\r\n"
     + b"A line of some seventy octets, as lines of messages mostly are.\r\n" * 15
 )
+BATCH = 500
+"""Clients that come at once: below the backlog of any server here."""
+DRIP = b"MAIL FROM:<" + b"a" * 40 + b"@" + b"b123456789." * 18 + b"example>\r\n"
+"""A command that is long enough for all rounds of one octet a second, and is in order when it has come."""
 
 
 @attrs.frozen
@@ -36,124 +44,260 @@ class Sent:
     refused: int = 0
 
 
-def smtp_source(server: Server, *options: str, messages: int, recipients: int = 1) -> float:
-    """Sends messages with smtp-source, which ends with a fault at a reply that is not as it must be. Its processor
-    time."""
-    source = tool("smtp-source")
-    if source is None:
-        raise Wrong("smtp-source of Postfix is needed")
-    many = ["-r", str(recipients)] if recipients > 1 else []
-    process = subprocess.Popen(
-        [
-            *(source, "-m", str(messages), *many, *options),
-            *("-f", SENDER, "-t", RECIPIENT, f"127.0.0.1:{server.port}"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: pin(1),  # noqa: PLW1509 - there are no threads here
-    )
-    assert process.stderr is not None
-    with process.stderr as errors:
-        said = errors.read().decode(errors="replace")
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode or said:
-        raise Wrong(f"smtp-source with {server.name} ended with {process.returncode}: {said}")
-    return usage.ru_utime + usage.ru_stime
+Load: TypeAlias = "Callable[[Server], AbstractContextManager[Callable[[], Sent]]]"
+"""Makes ready to load a server; what it gives sends one round. At its end whatever it opened is closed."""
 
 
 class Session:
-    """A client of our own that checks each reply."""
+    """A client of our own that checks each reply. `source`: the address that it comes from."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, source: str = "127.0.0.1") -> None:
         self.server = server
-        self.socket = socket.create_connection(("127.0.0.1", server.port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = socket.create_connection(("127.0.0.1", server.port), source_address=(source, 0))
         self._heard = b""
 
     def expect(self, *codes: bytes) -> None:
         """The next replies must have these codes."""
         for code in codes:
-            while True:
-                line, end, rest = self._heard.partition(b"\n")
-                if not end:
-                    arrived = self.socket.recv(65536)
-                    if not arrived:
-                        raise Wrong(f"{self.server.name} hangs up where {code!r} must come")
-                    self._heard += arrived
-                    continue
-                self._heard = rest
-                if not line.startswith(code):
-                    raise Wrong(f"{self.server.name} says {line!r} where {code!r} must come")
-                if line[3:4] != b"-":
-                    break
+            line = self._line()
+            while line.startswith(code + b"-"):
+                line = self._line()
+            if not line.startswith(code):
+                raise Wrong(f"{self.server.name} says {line!r} where {code!r} must come")
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._heard:
+            try:
+                arrived = self.socket.recv(65536)
+            except OSError as error:
+                raise Wrong(f"{self.server.name} breaks off: {error}") from None
+            if not arrived:
+                raise Wrong(f"{self.server.name} hangs up where a reply must come")
+            self._heard += arrived
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
 
     def say(self, octets: bytes) -> None:
-        self.socket.sendall(octets)
-
-    def greet(self) -> None:
-        self.expect(b"220")
-        self.say(b"EHLO client.example\r\n")
-        self.expect(b"250")
-
-    def quit(self) -> None:
-        self.say(b"QUIT\r\n")
-        self.expect(b"221")
+        try:
+            self.socket.sendall(octets)
+        except OSError as error:
+            raise Wrong(f"{self.server.name} does not listen any more: {error}") from None
 
     def close(self) -> None:
         self.socket.close()
 
-    def __enter__(self) -> Session:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextmanager
+def connected(server: Server, sources: Iterable[str]) -> Iterator[list[Session]]:
+    """Clients that come from these addresses and have been greeted. Many at a time, for some servers make them wait."""
+    with ExitStack() as stack:
+        opened: list[Session] = []
+        addresses = iter(sources)
+        while batch := list(islice(addresses, BATCH)):
+            arrived = [Session(server, source) for source in batch]
+            for session in arrived:
+                stack.callback(session.close)
+            for session in arrived:
+                session.expect(b"220")
+            opened += arrived
+        yield opened
 
 
 @contextmanager
 def sessions(server: Server, number: int) -> Iterator[list[Session]]:
-    """So many greeted sessions."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(Session(server)) for _ in range(number)]
+    """So many that have had their EHLO."""
+    with connected(server, repeat("127.0.0.1", number)) as opened:
         for session in opened:
-            session.greet()
+            session.say(b"EHLO client.example\r\n")
+        for session in opened:
+            session.expect(b"250")
         yield opened
 
 
-def pipelined(server: Server, messages: int, connections: int) -> float:
-    """RFC 2920: the end of a message and the next envelope leave in one write. Each session waits for the replies
-    to one before the next; there are some, so that the server finds work whenever it looks. Our processor time."""
-    began = time.process_time()
-    with sessions(server, connections) as opened:
-        for session in opened:
-            session.say(ENVELOPE)
-        for session in opened:
-            session.expect(b"250", b"250", b"354")
-        for _ in range(messages // connections - 1):
+@contextmanager
+def idle(server: Server, number: int, *, strangers: bool = False) -> Iterator[None]:
+    """While the block runs so many clients have been greeted and say nothing. `strangers`: each has its own address."""
+    own = (f"127.{1 + each // 62500}.{each // 250 % 250}.{each % 250 + 1}" for each in range(number))
+    with connected(server, own if strangers else repeat("127.0.0.1", number)):
+        yield
+
+
+def plain(send: Callable[[Server], Sent]) -> Load:
+    """A load that needs nothing beforehand."""
+
+    @contextmanager
+    def load(server: Server) -> Iterator[Callable[[], Sent]]:
+        yield lambda: send(server)
+
+    return load
+
+
+def smtp_source(
+    *options: str, messages: int, at_once: int, recipients: int = 1, units: float | None = None
+) -> Load:
+    """Mail by smtp-source, which ends with a fault at a reply that is not as it must be. `units`: of a round, a message
+    each unless told otherwise."""
+
+    def send(server: Server) -> Sent:
+        source = tool("smtp-source")
+        if source is None:
+            raise Wrong("smtp-source of Postfix is needed")
+        many = ["-r", str(recipients)] if recipients > 1 else []
+        own = [
+            source,
+            "-s",
+            str(at_once),
+            "-m",
+            str(messages),
+            *many,
+            *options,
+            "-f",
+            SENDER,
+            "-t",
+            RECIPIENT,
+        ]
+        process = subprocess.Popen(
+            [*own, f"127.0.0.1:{server.port}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: pin(1),  # noqa: PLW1509 - there are no threads here
+        )
+        assert process.stderr is not None
+        with process.stderr as errors:
+            said = errors.read().decode(errors="replace")
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode or said:
+            raise Wrong(f"smtp-source with {server.name} ended with {process.returncode}: {said}")
+        spent = usage.ru_utime + usage.ru_stime
+        return Sent(messages if units is None else units, spent, messages, messages * recipients)
+
+    return plain(send)
+
+
+def pipelined(messages: int, connections: int) -> Load:
+    """RFC 2920: the end of a message and the next envelope leave in one write. Each session waits for the replies to
+    one before the next; there are some, so that the server finds work whenever it looks."""
+
+    def send(server: Server) -> Sent:
+        began = time.process_time()
+        with sessions(server, connections) as opened:
             for session in opened:
-                session.say(BODY + b".\r\n" + ENVELOPE)
+                session.say(ENVELOPE)
             for session in opened:
-                session.expect(b"250", b"250", b"250", b"354")
-        for session in opened:
-            session.say(BODY + b".\r\nQUIT\r\n")
-        for session in opened:
-            session.expect(b"250", b"221")
-    return time.process_time() - began
+                session.expect(b"250", b"250", b"354")
+            for _ in range(messages // connections - 1):
+                for session in opened:
+                    session.say(BODY + b".\r\n" + ENVELOPE)
+                for session in opened:
+                    session.expect(b"250", b"250", b"250", b"354")
+            for session in opened:
+                session.say(BODY + b".\r\nQUIT\r\n")
+            for session in opened:
+                session.expect(b"250", b"221")
+        return Sent(messages, time.process_time() - began, messages, messages)
+
+    return plain(send)
 
 
-def refused(server: Server, connections: int, at_once: int) -> float:
-    """Connections that must hear a 421, and then nothing. Our processor time."""
-    began = time.process_time()
-    for _ in range(connections // at_once):
-        opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(at_once)]
-        for each in opened:
-            heard = b""
-            while arrived := each.recv(512):
-                heard += arrived
-            each.close()
-            if not heard.startswith(b"421 ") or heard.count(b"\n") != 1:
-                raise Wrong(f"{server.name} refuses with {heard!r}")
-    return time.process_time() - began
+def refused(connections: int, at_once: int) -> Load:
+    """Connections that must hear a 421, and then nothing."""
+
+    def send(server: Server) -> Sent:
+        began = time.process_time()
+        for _ in range(connections // at_once):
+            opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(at_once)]
+            for each in opened:
+                heard = b""
+                while arrived := each.recv(512):
+                    heard += arrived
+                each.close()
+                if not heard.startswith(b"421 ") or heard.count(b"\n") != 1:
+                    raise Wrong(f"{server.name} refuses with {heard!r}")
+        return Sent(connections, time.process_time() - began, refused=connections)
+
+    return plain(send)
 
 
-Send = Callable[[Server], Sent]
+def burst(octets: bytes, times: int) -> Load:
+    """Commands sent at once, each of which must get its 250, in so many sessions one after another. A unit is an
+    octet."""
+
+    def send(server: Server) -> Sent:
+        began = time.process_time()
+        commands = octets.count(b"\n")
+        for _ in range(times):
+            with sessions(server, 1) as (session,):
+                talking = Thread(target=session.say, args=(octets,))
+                talking.start()
+                session.expect(*[b"250"] * commands)
+                talking.join()
+        return Sent(len(octets) * times, time.process_time() - began)
+
+    return plain(send)
+
+
+def dripping(clients: int, sweeps: int) -> Load:
+    """An octet a second of each client, evenly spread over the second, so that each comes alone. At the end each
+    client completes its command, and must hear that it was taken as one."""
+
+    @contextmanager
+    def load(server: Server) -> Iterator[Callable[[], Sent]]:
+        with sessions(server, clients) as opened:
+            said = 0
+
+            def send() -> Sent:
+                nonlocal said
+                if said + sweeps >= len(DRIP):
+                    raise Wrong(f"more rounds than the {len(DRIP)} octets of a drip")
+                spent, due = time.process_time(), time.monotonic()
+                for number in range(said, said + sweeps):
+                    octet = DRIP[number : number + 1]
+                    for session in opened:
+                        due += 1 / clients
+                        time.sleep(max(0.0, due - time.monotonic()))
+                        session.say(octet)
+                said += sweeps
+                return Sent(clients * sweeps, time.process_time() - spent)
+
+            yield send
+            for session in opened:
+                session.say(DRIP[said:])
+            for session in opened:
+                session.expect(b"250")
+
+    return load
+
+
+def among(crowd: int, load: Load, *, strangers: bool = False) -> Load:
+    """`load` while so many others are idle."""
+
+    @contextmanager
+    def crowded(server: Server) -> Iterator[Callable[[], Sent]]:
+        with idle(server, crowd, strangers=strangers), load(server) as send:
+            yield send
+
+    return crowded
+
+
+def slowed(load: Load) -> Load:
+    """`load` with half of its processor taken away, by a process that does nothing else."""
+
+    @contextmanager
+    def hampered(server: Server) -> Iterator[Callable[[], Sent]]:
+        with load(server) as send:
+
+            def slowly() -> Sent:
+                busy = subprocess.Popen(
+                    [sys.executable, "-c", "while True: pass"],
+                    preexec_fn=lambda: pin(1),  # noqa: PLW1509 - there are no threads here
+                )
+                try:
+                    return send()
+                finally:
+                    busy.kill()
+                    busy.wait()
+
+            yield slowly
+
+    return hampered

@@ -72,3 +72,22 @@ def as_json(tables: Sequence[Table], run: dict[str, object]) -> str:
             {"title": table.title, "columns": list(table.columns), "rows": rows, "notes": table.notes}
         )
     return json.dumps({"run": run, "tables": found}, indent=2, ensure_ascii=False)
+
+
+def conditions(run: dict[str, object]) -> str:
+    """One sentence for a document."""
+    return (
+        f"On {run['date']}, {run['cores']} cores of {run['machine']}, {run['system']}, {run['python']}, "
+        f"{run['rounds']} rounds."
+    )
+
+
+def missed(tables: Sequence[Table]) -> list[tuple[Row, Verdict]]:
+    return [(row, each) for table in tables for row in table.rows for each in row.verdicts if not each.met]
+
+
+def summary(tables: Sequence[Table]) -> str:
+    judged = sum(len(row.verdicts) for table in tables for row in table.rows)
+    over = missed(tables)
+    names = "; ".join(f"{row.key} {row.name}, {each.what}" for row, each in over)
+    return f"{judged - len(over)} of {judged} bounds are met." + (f" Missed: {names}." if over else "")

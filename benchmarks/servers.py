@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +62,29 @@ class Kind:
     """Whether it refuses by a cap of one connection, which somebody must hold."""
 
 
+# Of the process, not of a client; refusals are told by their number.
+_BESIDE = {
+    *("", "listening", "delivering", "filtering", "no_connection_cap", "descriptors_below_cap"),
+    *("stopped", "reject"),
+}
+
+
 def _guard_counts(log: str) -> dict[str, int]:
+    """From its log at info, in which a message must be one event and a connection two. (Those refused are limited.)"""
+    events: Counter[str] = Counter()
     # Not splitlines(), for which the RS before each record ends a line.
     for line in log.split("\n"):
         record = json.loads(line.lstrip("\x1e")) if line.startswith("\x1e") else {}
+        events[record.get("event", "")] += 1
         if record.get("event") == "stopped":
+            told = {
+                "accept": record["messages_accepted"],
+                "connect": record["connections_accepted"],
+                "disconnect": record["sessions_ended"],
+            }
+            logged = {name: number for name, number in events.items() if name not in _BESIDE}
+            if logged != {name: number for name, number in told.items() if number}:
+                raise Wrong(f"the guard has logged {logged} where it counts {told}")
             return {
                 "messages": record["messages_accepted"],
                 "recipients": record["recipients_accepted"],
@@ -133,15 +152,27 @@ class Server:
         self._process = process
         self.refused_before = 0
         """Connections refused before any load."""
+        self._holder: socket.socket | None = None
 
     @property
     def printed(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 
+    def hold(self) -> None:
+        """Take the only slot, until it is stopped."""
+        while self._holder is None:
+            arrived = socket.create_connection(("127.0.0.1", self.port))
+            if arrived.recv(512).startswith(b"220"):
+                self._holder = arrived
+            else:
+                self.refused_before += 1
+                arrived.close()
+
     def stop(self) -> None:
         """By SIGTERM, and without a word about a fault."""
         if self._process.poll() is not None:
             raise Wrong(f"{self.name} has ended: {self.printed[-2000:]}")
+        self._let_go()
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -154,7 +185,12 @@ class Server:
         """What it has counted; empty if it cannot tell. After `stop`."""
         return self.kind.counts(self.printed) if self.kind.counts else {}
 
+    def _let_go(self) -> None:
+        if self._holder is not None:
+            self._holder.close()
+
     def kill(self) -> None:
+        self._let_go()
         self._process.kill()
         self._process.wait()
 
@@ -182,23 +218,10 @@ def running(kind: Kind, *, refusing: bool = False) -> Iterator[Server]:
         try:
             _wait_until_it_listens(server)
             if refusing and kind.needs_holder:
-                with _holder(server):
-                    yield server
-            else:
-                yield server
+                server.hold()
+            yield server
         finally:
             server.kill()
-
-
-@contextmanager
-def _holder(server: Server) -> Iterator[None]:
-    """While the block runs the only slot is taken."""
-    while True:
-        with socket.create_connection(("127.0.0.1", server.port)) as holder:
-            if holder.recv(512).startswith(b"220"):
-                yield
-                return
-            server.refused_before += 1
 
 
 def _wait_until_it_listens(server: Server) -> None:

@@ -58,6 +58,7 @@ class Counting(ESMTP):
 class Refusal(Protocol):
     def connectionMade(self) -> None:  # noqa: N802
         counts["refused"] += 1
+        assert self.transport is not None
         self.transport.write(b"421 4.3.2 Too many connections\r\n")
         self.transport.loseConnection()
 

@@ -1,12 +1,14 @@
-"""The workloads W1 to W5, W7 and W8: what a round of each sends, and what a unit of it is."""
+"""The workloads by their keys: what a round of each sends, and what a unit of it is. One table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
-from . import load
-from .load import Send, Sent
-from .servers import Server
+from .load import Load, dripping, pipelined, refused, smtp_source
+
+AT_ONCE = 20
 
 
 @attrs.frozen
@@ -18,88 +20,35 @@ class Workload:
     unit: str
     factor: float
     """From seconds of processor time to the unit."""
-    send: Send
+    load: Load
     refusing: bool = False
+    """Whether the server is made to refuse every connection."""
 
 
-def _source(
-    *options: str, messages: int, at_once: int, recipients: int = 1, units_a_message: float = 1.0
-) -> Send:
-    def send(server: Server) -> Sent:
-        seconds = load.smtp_source(
-            server, "-s", str(at_once), *options, messages=messages, recipients=recipients
-        )
-        return Sent(messages * units_a_message, seconds, messages, messages * recipients)
-
-    return send
-
-
-def _pipelined(messages: int, connections: int) -> Send:
-    def send(server: Server) -> Sent:
-        seconds = load.pipelined(server, messages, connections)
-        return Sent(messages, seconds, messages, messages)
-
-    return send
-
-
-def _refused(connections: int, at_once: int) -> Send:
-    def send(server: Server) -> Sent:
-        return Sent(connections, load.refused(server, connections, at_once), refused=connections)
-
-    return send
+def multiple(scale: float) -> Callable[[int, int], int]:
+    """How many in a round of that scale: a multiple of the second number, and never none."""
+    return lambda number, step: max(1, round(number * scale / step)) * step
 
 
 def workloads(scale: float = 1.0) -> dict[str, Workload]:
-    """All by key. `scale`: of the size of a round."""
-
-    def some(number: int, step: int) -> int:
-        """A multiple of `step`."""
-        return max(1, round(number * scale / step)) * step
-
+    """All whose cost is processor time, by key. `scale`: of the size of a round."""
+    some = multiple(scale)
+    w1 = smtp_source("-l", "1024", messages=some(3000, AT_ONCE), at_once=AT_ONCE)
+    w2 = smtp_source("-d", "-l", "1024", messages=some(6000, AT_ONCE), at_once=AT_ONCE)
+    large = some(40, AT_ONCE)
+    w3 = smtp_source("-l", "5000000", messages=large, at_once=AT_ONCE, units=large * 5)
+    crowd = some(200, 10)
+    w4 = smtp_source("-d", "-l", "1024", messages=crowd, at_once=10, recipients=100, units=crowd * 100)
+    w5 = refused(some(4000, AT_ONCE), AT_ONCE)
+    w7 = pipelined(some(6000, AT_ONCE), AT_ONCE)
+    w8 = dripping(some(1000, 1000), some(2, 1))
     rows = [
-        Workload(
-            "W1",
-            "small mail, one a connection",
-            "µs a mail",
-            1e6,
-            _source("-l", "1024", messages=some(3000, 20), at_once=20),
-        ),
-        Workload(
-            "W2",
-            "small mails, many a connection",
-            "µs a mail",
-            1e6,
-            _source("-d", "-l", "1024", messages=some(6000, 20), at_once=20),
-        ),
-        Workload(
-            "W3",
-            "5 MB mails, 20 at once",
-            "ms a MB",
-            1e3,
-            _source("-l", "5000000", messages=some(40, 20), at_once=20, units_a_message=5.0),
-        ),
-        Workload(
-            "W4",
-            "100 recipients a mail",
-            "µs a recipient",
-            1e6,
-            _source(
-                "-d",
-                *("-l", "1024"),
-                messages=some(200, 10),
-                at_once=10,
-                recipients=100,
-                units_a_message=100.0,
-            ),
-        ),
-        Workload(
-            "W5",
-            "refused with 421 at accept",
-            "µs a connection",
-            1e6,
-            _refused(some(4000, 20), 20),
-            refusing=True,
-        ),
-        Workload("W7", "pipelined small mails", "µs a mail", 1e6, _pipelined(some(6000, 20), 20)),
+        Workload("W1", "small mail, one a connection", "µs a mail", 1e6, w1),
+        Workload("W2", "small mails, many a connection", "µs a mail", 1e6, w2),
+        Workload("W3", "5 MB mails, 20 at once", "ms a MB", 1e3, w3),
+        Workload("W4", "100 recipients a mail", "µs a recipient", 1e6, w4),
+        Workload("W5", "refused with 421 at accept", "µs a connection", 1e6, w5, refusing=True),
+        Workload("W7", "pipelined small mails", "µs a mail", 1e6, w7),
+        Workload("W8", "1,000 clients, one octet a second", "µs an octet", 1e6, w8),
     ]
     return {row.key: row for row in rows}

@@ -7,6 +7,7 @@ const options = {
     disableReverseLookup: true,
     logger: false,
     closeTimeout: 100,
+    socketTimeout: 600000, // clients wait here while others are measured
     onData(stream, session, done) {
         stream.on('end', () => {
             counts.messages += 1;
