@@ -83,7 +83,7 @@ def load_matters(workload: Workload, servers: Sequence[Kind], rounds: int) -> Ro
 
 
 def _measure(workload: Workload, servers: Sequence[Kind], rounds: int) -> Measured:
-    entries = [Entry(kind.name, kind, workload.load) for kind in servers]
+    entries = [Entry(kind.name, kind, workload.load_for(kind)) for kind in servers]
     return measure(entries, rounds, workload.factor, refusing=workload.refusing)
 
 

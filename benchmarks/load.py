@@ -49,11 +49,13 @@ Load: TypeAlias = "Callable[[Server], AbstractContextManager[Callable[[], Sent]]
 
 
 class Session:
-    """A client of our own that checks each reply. `source`: the address that it comes from."""
+    """A client of our own that checks each reply. `source`: the address that it comes from, if it is not the usual."""
 
-    def __init__(self, server: Server, source: str = "127.0.0.1") -> None:
+    def __init__(self, server: Server, source: str = "") -> None:
         self.server = server
-        self.socket = socket.create_connection(("127.0.0.1", server.port), source_address=(source, 0))
+        # Not for the usual one: a port that is bound beforehand is free for no other server.
+        own = (source, 0) if source else None
+        self.socket = socket.create_connection(("127.0.0.1", server.port), source_address=own)
         self._heard = b""
 
     def expect(self, *codes: bytes) -> None:
@@ -106,7 +108,7 @@ def connected(server: Server, sources: Iterable[str]) -> Iterator[list[Session]]
 @contextmanager
 def sessions(server: Server, number: int) -> Iterator[list[Session]]:
     """So many that have had their EHLO."""
-    with connected(server, repeat("127.0.0.1", number)) as opened:
+    with connected(server, repeat("", number)) as opened:
         for session in opened:
             session.say(b"EHLO client.example\r\n")
         for session in opened:
@@ -118,7 +120,7 @@ def sessions(server: Server, number: int) -> Iterator[list[Session]]:
 def idle(server: Server, number: int, *, strangers: bool = False) -> Iterator[None]:
     """While the block runs so many clients have been greeted and say nothing. `strangers`: each has its own address."""
     own = (f"127.{1 + each // 62500}.{each // 250 % 250}.{each % 250 + 1}" for each in range(number))
-    with connected(server, own if strangers else repeat("127.0.0.1", number)):
+    with connected(server, own if strangers else repeat("", number)):
         yield
 
 

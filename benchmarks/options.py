@@ -54,6 +54,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.only = [key for key in KEYS if not (options.quick and key in NOT_QUICK)]
     if "smtp-sink" not in options.against and options.plot:
         parser.error("--plot shows multiples of smtp-sink: it must be among --against")
+    if options.plot and not set(options.only) & set(PROCESSOR_TIME):
+        parser.error("--plot shows the processor time: --only must have some of that")
     return options
 
 

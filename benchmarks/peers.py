@@ -38,6 +38,8 @@ class Peer:
     counts_of_counting: Callable[[str], dict[str, int]] | None = None
     refuses: bool = True
     needs_holder: bool = False
+    greets_late: bool = False
+    """Whether it makes each client wait for its greeting."""
 
 
 def tool(name: str) -> str | None:
@@ -95,7 +97,7 @@ def _install_smtp_server() -> str:
     return ""
 
 
-PEERS = {
+PEERS: dict[str, Peer] = {
     SINK: Peer(
         _sink,
         lambda: "" if tool(SINK) else "Postfix is not installed",
@@ -109,5 +111,5 @@ PEERS = {
         refuses=False,
     ),
     TWISTED_MAIL: Peer(_script("twistedmail_server.py"), lambda: "", _own_counts),
-    SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True),
+    SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True, greets_late=True),
 }

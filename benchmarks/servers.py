@@ -60,6 +60,8 @@ class Kind:
     """Whether it has a way to refuse connections."""
     needs_holder: bool = False
     """Whether it refuses by a cap of one connection, which somebody must hold."""
+    greets_late: bool = False
+    """Whether it makes each client wait for its greeting."""
 
 
 # Of the process, not of a client; refusals are told by their number.
@@ -134,6 +136,7 @@ def kinds(python: str = sys.executable) -> dict[str, Kind]:
             Kind(name, peer.counting, peer.counts_of_counting) if peer.counting else None,
             refuses=peer.refuses,
             needs_holder=peer.needs_holder,
+            greets_late=peer.greets_late,
         )
         for name, peer in PEERS.items()
     }

@@ -1,0 +1,83 @@
+"""`python -m benchmarks` as it is: a little of it, so that it cannot rot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+from test_docs import ROOT
+from vitals import Vitals
+
+from benchmarks.peers import tool
+from benchmarks.servers import Wrong, _guard_counts
+
+REQUIRED = os.environ.get("SMTPGUARD_CLIENTS_REQUIRED")
+needs_postfix = [
+    pytest.mark.clients,
+    pytest.mark.skipif(not REQUIRED and tool("smtp-source") is None, reason="needs smtp-source"),
+]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", "--scale", "0.01", "--rounds", "1", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> Sequence[dict[str, object]]:
+    assert done.returncode == 0, done.stderr
+    return [row for table in json.loads(done.stdout)["tables"] for row in table["rows"]]
+
+
+def test_the_guard_alone_refuses_and_takes_pipelined_mail() -> None:
+    found = rows(run("--only", "W5,W7", "--against", "", "--json"))
+    assert [row["key"] for row in found] == ["W5", "W7"]
+    for row in found:
+        assert row["cells"]["guard"] > 0
+        assert 0 < row["details"]["guard"]["busy"] <= 1.1
+
+
+class TestWithPostfix:
+    pytestmark = needs_postfix
+
+    @pytest.mark.parametrize("keys", ["W1,W2,W4,W6,W8", "MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"])
+    def test_every_row_can_be_measured(self, keys: str) -> None:
+        found = rows(run("--only", keys, "--against", "", "--json"))
+        assert {row["key"] for row in found} == set(keys.split(","))
+
+    def test_others_are_measured_beside_it(self) -> None:
+        (row,) = rows(run("--only", "W2", "--against", "smtp-sink,twisted.mail", "--json"))
+        assert set(row["cells"]) == {"guard", "smtp-sink", "twisted.mail"}
+        assert [each["what"] for each in row["verdicts"]] == ["smtp-sink"]
+
+
+def test_a_run_that_cannot_be_right_has_a_status_of_its_own() -> None:
+    done = run("--only", "W5", "--against", "", "--python", "/bin/false")
+    assert done.returncode == 3
+    assert "guard does not listen" in done.stderr
+
+
+@pytest.mark.parametrize("accepts", [0, 1, 3])
+def test_a_message_that_is_not_one_event_is_noticed(accepts: int) -> None:
+    stopped = {"messages_accepted": 2, "recipients_accepted": 2, "connections_accepted": 0}
+    stopped |= {"sessions_ended": 0, "connections_refused": 0}
+    events = [{"event": "accept"}] * accepts + [{"event": "stopped", **stopped}]
+    with pytest.raises(Wrong, match="has logged"):
+        _guard_counts("".join(f"\x1e{json.dumps(event)}\n" for event in events))
+
+
+def test_processor_time_is_that_of_all_threads_and_finer_than_a_tick() -> None:
+    code = "import threading, time; work = lambda: sum(range(200_000)); t = threading.Thread(target=work)\n"
+    code += "t.start(); t.join(); print(time.process_time(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = float(process.stdout.readline())
+        assert told <= Vitals(process.pid).seconds <= told + 0.05
+        process.communicate("\n")
+    assert time.get_clock_info("process_time").resolution < 1e-6

@@ -1,0 +1,57 @@
+"""benchmarks/options.py: what the command is told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks.options import KEYS, parse
+from benchmarks.peers import PEERS
+from benchmarks.workloads import workloads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            [],
+            {"only": list(KEYS), "against": list(PEERS), "rounds": 5, "scale": 1.0, "python": sys.executable},
+        ),
+        (["--only", "W1, W3"], {"only": ["W1", "W3"]}),
+        (["--against", ""], {"against": []}),
+        (["--against", "aiosmtpd,smtp-sink"], {"against": ["aiosmtpd", "smtp-sink"]}),
+        (["--quick"], {"rounds": 3, "scale": 0.3, "crowd_scale": 1.0}),
+        (["--quick", "--rounds", "7"], {"rounds": 7}),
+        (["--scale", "0.1"], {"scale": 0.1, "crowd_scale": 0.1}),
+    ],
+)
+def test_options(arguments: list[str], expected: dict[str, object]) -> None:
+    found = vars(parse(arguments))
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_in_a_hurry_what_takes_longest_is_left_out_unless_it_is_asked_for() -> None:
+    assert "LOAD" not in parse(["--quick"]).only
+    assert parse(["--quick", "--only", "LOAD"]).only == ["LOAD"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--only", "W9"], "W9 is none of W1"),
+        (["--against", "sendmail"], "sendmail is none of smtp-sink"),
+        (["--rounds", "0"], "at least 1"),
+        (["--plot", "x.svg", "--against", "aiosmtpd"], "--plot shows multiples of smtp-sink"),
+        (["--plot", "x.svg", "--only", "GROWTH"], "--plot shows the processor time"),
+    ],
+)
+def test_a_mistake_is_told(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_every_workload_has_a_key_that_can_be_asked_for() -> None:
+    assert set(workloads()) <= set(KEYS)
