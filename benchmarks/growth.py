@@ -15,7 +15,7 @@ from .servers import GUARD, PROTECTIONS, Kind, guard
 from .workloads import AT_ONCE, multiple
 
 KIB = 1024
-BURSTS = (64 * KIB, 640 * KIB)
+BURSTS = (32 * KIB, 320 * KIB)
 FILTERS = (1, 10)
 CROWDS = (1, 1_000, 10_000)
 CLIENTS = (1_000, 10_000)

@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 SPARE_DESCRIPTORS = 200
 """Of this process and of the server, for all that is no client."""
 CROWDS = (5_000, 20_000)
-HELD = 200
+HELD = 100
 QUIET_SECONDS = 0.5
 """After which a client that is not read any more stops trying."""
 
@@ -39,7 +39,7 @@ def idle_connections(servers: Sequence[Kind], descriptors: int, scale: float) ->
                 _still_serves(server)
                 server.stop()
         note = (
-            f"the machine's hard limit is {descriptors:,} descriptors, so not {wanted:,}"
+            f"the machine's hard limit is {descriptors:,} descriptors: {wanted:,} connections are out of reach"
             if crowd < wanted * scale
             else ""
         )

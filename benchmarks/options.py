@@ -14,7 +14,7 @@ KEYS = (*PROCESSOR_TIME, "W6", "MEMORY", "LATENCY", "DEFAULTS", "LOG", "MAILDIR"
 NOT_QUICK = ("LOAD",)
 ROUNDS = 5
 QUICK_ROUNDS = 3
-QUICK_SCALE = 0.3
+QUICK_SCALE = 0.2
 
 DESCRIPTION = """What the guard costs, beside other servers in the same run, and whether that is within its bounds.
 Exit status 0; 1 if --judge is given and a bound is missed; 3 if a reply or a count was not as it must be."""

@@ -60,8 +60,8 @@ class Kind:
     """Whether it has a way to refuse connections."""
     needs_holder: bool = False
     """Whether it refuses by a cap of one connection, which somebody must hold."""
-    greets_late: bool = False
-    """Whether it makes each client wait for its greeting."""
+    slow: bool = False
+    """Whether it keeps each client waiting, for a greeting or for a disk."""
 
 
 # Of the process, not of a client; refusals are told by their number.
@@ -115,7 +115,7 @@ def guard(
     twin = None
     if counts is None:
         twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver)
-    return Kind(name, command, counts, twin, needs_holder=True)
+    return Kind(name, command, counts, twin, needs_holder=True, slow=deliver != "discard")
 
 
 def kinds(python: str = sys.executable) -> dict[str, Kind]:
@@ -136,7 +136,7 @@ def kinds(python: str = sys.executable) -> dict[str, Kind]:
             Kind(name, peer.counting, peer.counts_of_counting) if peer.counting else None,
             refuses=peer.refuses,
             needs_holder=peer.needs_holder,
-            greets_late=peer.greets_late,
+            slow=peer.slow,
         )
         for name, peer in PEERS.items()
     }
