@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from .peers import AIOSMTPD, PEERS, SINK
 from .plot import svg
 from .rows import Row, Table
 from .servers import GUARD, GUARD_DEFAULTS, GUARD_INFO, GUARD_INFO_TEXT, GUARD_MAILDIR, Kind, Wrong, kinds
-from .vitals import pin, raise_descriptor_limit
+from .vitals import CORES, pin, raise_descriptor_limit
 from .workloads import workloads
 
 MISSED = 1
@@ -110,7 +109,7 @@ def about(options: Namespace) -> dict[str, object]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(1)),
+        "cores": len(CORES),
         "system": f"{platform.system()} {platform.release()}",
         "python": _python(options.python),
         "versions": versions,

@@ -38,8 +38,8 @@ class Peer:
     counts_of_counting: Callable[[str], dict[str, int]] | None = None
     refuses: bool = True
     needs_holder: bool = False
-    slow: bool = False
-    """Whether it keeps each client waiting, however little it has to do."""
+    slow: str = ""
+    """What it keeps each client waiting for, however little it has to do."""
 
 
 def tool(name: str) -> str | None:
@@ -111,5 +111,5 @@ PEERS: dict[str, Peer] = {
         refuses=False,
     ),
     TWISTED_MAIL: Peer(_script("twistedmail_server.py"), lambda: "", _own_counts),
-    SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True, slow=True),
+    SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True, slow="greeting"),
 }

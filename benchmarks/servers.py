@@ -60,8 +60,8 @@ class Kind:
     """Whether it has a way to refuse connections."""
     needs_holder: bool = False
     """Whether it refuses by a cap of one connection, which somebody must hold."""
-    slow: bool = False
-    """Whether it keeps each client waiting, for a greeting or for a disk."""
+    slow: str = ""
+    """What it keeps clients waiting for: its greeting, or a disk."""
 
 
 # Of the process, not of a client; refusals are told by their number.
@@ -115,7 +115,7 @@ def guard(
     twin = None
     if counts is None:
         twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver)
-    return Kind(name, command, counts, twin, needs_holder=True, slow=deliver != "discard")
+    return Kind(name, command, counts, twin, needs_holder=True, slow="" if deliver == "discard" else "disk")
 
 
 def kinds(python: str = sys.executable) -> dict[str, Kind]:

@@ -12,13 +12,15 @@ sys.path.append(str(TESTS))
 
 from vitals import Vitals  # noqa: E402 - tests/ is no package
 
-__all__ = ["Vitals", "pin", "raise_descriptor_limit"]
+CORES = sorted(os.sched_getaffinity(0))
+"""As this process began, before it was kept to one."""
+
+__all__ = ["CORES", "Vitals", "pin", "raise_descriptor_limit"]
 
 
 def pin(core: int) -> None:
     """Keep this process to one core: 0 is that of the servers, 1 that of the load. What is measured does not wander."""
-    cores = sorted(os.sched_getaffinity(1))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
 
 
 def raise_descriptor_limit() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -24,11 +24,11 @@ class Workload:
     load: Load
     refusing: bool = False
     """Whether the server is made to refuse every connection."""
-    shorter: Load | None = None
-    """The same in a round of fewer, for servers that keep clients waiting: a unit costs as much, but all last long."""
+    slow: Mapping[str, Load] = attrs.field(factory=dict)
+    """The same for servers that keep clients waiting, by what for: fewer, or more at once, so that it ends soon."""
 
     def load_for(self, kind: Kind) -> Load:
-        return self.shorter if self.shorter is not None and kind.slow else self.load
+        return self.slow.get(kind.slow, self.load)
 
 
 def multiple(scale: float) -> Callable[[int, int], int]:
@@ -40,8 +40,9 @@ def workloads(scale: float = 1.0) -> dict[str, Workload]:
     """All whose cost is processor time, by key. `scale`: of the size of a round."""
     some = multiple(scale)
     w1 = smtp_source("-l", "1024", messages=some(3000, AT_ONCE), at_once=AT_ONCE)
-    shorter1 = smtp_source("-l", "1024", messages=some(400, AT_ONCE), at_once=AT_ONCE)
-    shorter2 = smtp_source("-d", "-l", "1024", messages=some(1500, AT_ONCE), at_once=AT_ONCE)
+    w1_disk = smtp_source("-l", "1024", messages=some(400, AT_ONCE), at_once=AT_ONCE)
+    w1_greeting = smtp_source("-l", "1024", messages=some(3000, 100), at_once=100)
+    w2_disk = smtp_source("-d", "-l", "1024", messages=some(1500, AT_ONCE), at_once=AT_ONCE)
     w2 = smtp_source("-d", "-l", "1024", messages=some(6000, AT_ONCE), at_once=AT_ONCE)
     large = some(40, AT_ONCE)
     w3 = smtp_source("-l", "5000000", messages=large, at_once=AT_ONCE, units=large * 5)
@@ -51,8 +52,15 @@ def workloads(scale: float = 1.0) -> dict[str, Workload]:
     w7 = pipelined(some(6000, AT_ONCE), AT_ONCE)
     w8 = dripping(some(1000, 1000), some(2, 1))
     rows = [
-        Workload("W1", "small mail, one a connection", "µs a mail", 1e6, w1, shorter=shorter1),
-        Workload("W2", "small mails, many a connection", "µs a mail", 1e6, w2, shorter=shorter2),
+        Workload(
+            "W1",
+            "small mail, one a connection",
+            "µs a mail",
+            1e6,
+            w1,
+            slow={"disk": w1_disk, "greeting": w1_greeting},
+        ),
+        Workload("W2", "small mails, many a connection", "µs a mail", 1e6, w2, slow={"disk": w2_disk}),
         Workload("W3", "5 MB mails, 20 at once", "ms a MB", 1e3, w3),
         Workload("W4", "100 recipients a mail", "µs a recipient", 1e6, w4),
         Workload("W5", "refused with 421 at accept", "µs a connection", 1e6, w5, refusing=True),
