@@ -13,6 +13,9 @@ NOT_RUN = {
             "is the run of all tests, and a step of .ci/run"
         ),
     },
+    "docs/reference/filters.md": {
+        "python -m benchmarks.networks": "takes a minute on a machine that does nothing else",
+    },
     "docs/how-to/run-under-systemd.md": dict.fromkeys(
         (
             "systemctl daemon-reload",

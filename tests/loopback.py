@@ -20,7 +20,7 @@ from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.service import SMTPGuardService
 
 reactor: Any = real_reactor
-MAX_TURNS = 20_000
+MAX_TURNS = 60_000
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 

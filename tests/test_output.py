@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 
 from twisted_smtpguard.wire.deadlines import Deadlines
 from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.together import Together
 
 reactor: Any = real_reactor
 OK = b"250 2.0.0 OK\r\n"
@@ -32,6 +33,7 @@ class Bench:
         self.output = Output(
             self.transport,
             Deadlines(self.clock),
+            Together(self.clock),
             timeout,
             max_waiting=0,
             speaker=self,

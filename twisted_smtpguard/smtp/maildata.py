@@ -194,7 +194,9 @@ class DataDecoder:
             consumed = len(data)
             self._held = text[cut:]
         # The cut is never inside a CRLF, nor between a CRLF and a dot.
-        piece = text[:cut] if dot < 0 else text[:cut].replace(_CRLF_DOT, _CRLF)
+        piece = text[:cut]
+        if 0 <= dot < cut - len(_CRLF):
+            piece = piece.replace(_CRLF_DOT, _CRLF)
         if self._virtual and piece:
             piece = piece[self._virtual :]
             self._virtual = 0

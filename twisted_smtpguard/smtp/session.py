@@ -32,6 +32,7 @@ class Session:
     """The state of one session, between the wire and the delivery."""
 
     __slots__ = (
+        "_client",
         "_ends_group",
         "_farewell",
         "_helo",
@@ -66,6 +67,8 @@ class Session:
         """Accepted ones."""
         self.conduct = Conduct(site, name, visitor)
         self._helo = ""
+        self._client: Client | None = None
+        """As most messages of the session know it."""
         self._transactions = 0
         self._farewell: Farewell | None = None
         self._ends_group = False  # the command whose reply is still to come
@@ -200,6 +203,7 @@ class Session:
     def greet(self, name: str, *, extended: bool) -> Reply:
         """HELO or EHLO, which also resets a transaction (RFC 5321 4.1.4)."""
         self._helo = name
+        self._client = None
         self.reset()
         if extended:
             offer = self.site.offer()
@@ -260,14 +264,11 @@ class Session:
     def _ask_delivery(self, sender: Path) -> Answer:
         site = self.site
         utf8 = "SMTPUTF8" in sender.parameters
-        client = Client(
-            peer=self.visitor.peer,
-            session=self.name,
-            helo=self._helo,
-            protocol=self._protocol_word(utf8),
-            identity=None,
-            trusted=self.visitor.trusted,
-        )
+        client = None if utf8 else self._client
+        if client is None:
+            client = self._make_client(utf8)
+            if not utf8:
+                self._client = client
         if self._farewell is None and site.says_farewell:
             self._farewell = Farewell(self._say_farewell)
         transaction = self.transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
@@ -287,6 +288,16 @@ class Session:
         self.reception = None
         self.phase = Phase.SENDER
         return reply
+
+    def _make_client(self, utf8: bool) -> Client:
+        return Client(
+            peer=self.visitor.peer,
+            session=self.name,
+            helo=self._helo,
+            protocol=self._protocol_word(utf8),
+            identity=None,
+            trusted=self.visitor.trusted,
+        )
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""

@@ -117,9 +117,14 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             entrance.leave()
 
     def _begin_to_speak(self) -> Output:
-        limits = self._limits
+        factory, limits = self.factory, self._limits
         output = self._output = Output(
-            self._transport, self.factory.deadlines, limits.write_timeout, limits.max_output_buffer, self
+            self._transport,
+            factory.deadlines,
+            factory.together,
+            limits.write_timeout,
+            limits.max_output_buffer,
+            self,
         )
         return output
 

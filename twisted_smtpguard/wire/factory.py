@@ -27,6 +27,7 @@ from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
+from twisted_smtpguard.wire.together import Together
 from twisted_smtpguard.wire.turnaway import TurnAway
 from twisted_smtpguard.wire.turns import Turns
 
@@ -83,6 +84,7 @@ class SMTPGuardFactory(ServerFactory):
             orphan_settled=self._something_ended,
         )
         self.turns = Turns(reactor)
+        self.together = Together(reactor)
         self.greeting = replies.greeting(self.site.hostname)
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
         self._stopping = TurnAway(replies.SHUTTING_DOWN)

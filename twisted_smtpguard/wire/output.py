@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransp
 from zope.interface import implementer
 
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
+from twisted_smtpguard.wire.together import Together
 
 _PIECE_OCTETS = 4096
 """What the transport is given at a time. When it asks for the next, it has taken all of the last."""
@@ -50,18 +51,27 @@ class Output:
         "_send",
         "_speaker",
         "_timeout",
+        "_together",
         "_transport",
         "_waiting",
+        "_waits_for_others",
         "congested",
         "max_waiting",
         "queued_octets",
     )
 
     def __init__(
-        self, transport: Any, deadlines: Deadlines, timeout: float, max_waiting: float, speaker: Speaker
+        self,
+        transport: Any,
+        deadlines: Deadlines,
+        together: Together,
+        timeout: float,
+        max_waiting: float,
+        speaker: Speaker,
     ) -> None:
         self._transport = transport
         self._deadlines = deadlines
+        self._together = together
         self._timeout = timeout
         self.max_waiting = max_waiting or math.inf
         """More than that is not to be queued without a flush, nor said while it waits."""
@@ -71,6 +81,7 @@ class Output:
         """Of replies not flushed yet."""
         self._waiting = b""
         self._producing = False
+        self._waits_for_others = False
         self._deadline: Deadline | None = None
         self._close: Callable[[], None] | None = None
         self._send = _direct_send(transport)
@@ -97,7 +108,22 @@ class Output:
         self.queued_octets += len(octets)
 
     def flush(self) -> None:
-        """Send what is queued, in one write."""
+        """Send what is queued, in one write: now or, where others are served too, at the end of this turn. What is
+        flushed again before that is sent now."""
+        if self._queued and not (self._waits_for_others or self._producing or self._send is None):
+            self._waits_for_others = self._together.waits(self)
+            if self._waits_for_others:
+                return
+        self.send_now()
+
+    def send_now(self) -> None:
+        """Called when what was flushed is to leave."""
+        self._waits_for_others = False
+        self._send_queued()
+        if self._close is not None and not self._producing:
+            self._close_now()
+
+    def _send_queued(self) -> None:
         queued = self._queued
         if not queued:
             return
@@ -143,13 +169,14 @@ class Output:
     def _close_by(self, close: Callable[[], None]) -> None:
         self.flush()
         self._close = close
-        if not self._producing:
+        if not (self._producing or self._waits_for_others):
             self._close_now()
 
     def _close_now(self) -> None:
-        if self._close is not None:
+        close, self._close = self._close, None
+        if close is not None:
             self._speaker.output_closing()
-            self._close()
+            close()
 
     def abort(self) -> None:
         """Drop the connection with all that waits."""
@@ -159,6 +186,7 @@ class Output:
         """The connection is gone. Called once, by the protocol."""
         self._cancel_deadline()
         self._queued.clear()
+        self._close = None
         self._wait(b"")
         self._send = None
         # No circle of references, or the garbage collector would have to find it.

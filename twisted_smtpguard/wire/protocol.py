@@ -118,7 +118,8 @@ class SMTPGuardProtocol(Connection):
         share = COMMANDS_A_TURN
         while self._offset < len(self._buffer) and not self._held:
             start, a_command = self._offset, LINE_OCTETS_OF_A_COMMAND
-            receiving = session.receiving
+            reception = session.reception
+            receiving = reception is not None and reception.open
             try:
                 if receiving:
                     slow = session.slow_to_read
@@ -137,12 +138,16 @@ class SMTPGuardProtocol(Connection):
                 self._had_its_turn = True
                 self.factory.turns.wait(self._take_turn)
         self._walking = False
+        if self._closing:
+            return
         if not self._had_its_turn:
             self._buffer = self._buffer[self._offset :]
             self._offset = 0
             self._output.flush()
-        if not self._closing:
-            self._wait_for_what_is_next()
+            if self._closing:
+                # The client has taken the last replies meanwhile, and had shut down its side.
+                return
+        self._wait_for_what_is_next()
 
     def _take_turn(self) -> None:
         self._had_its_turn = False
