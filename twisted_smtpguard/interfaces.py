@@ -217,6 +217,15 @@ class IMailTransaction(Interface):
         raise."""
 
 
+class IRelayTransaction(IMailTransaction):
+    """A transaction with another server. Optional."""
+
+    begun: Reply = Attribute("The 2xx that answers MAIL, instead of `250 2.1.0`.")
+
+    def data_in_chunks() -> Later[IMessageSink]:
+        """Called instead of `data()` where the client sends BDAT (RFC 3030)."""
+
+
 class IDelivery(Interface):
     """Where messages go."""
 
@@ -242,6 +251,17 @@ class ISessionDelivery(IDelivery):
         one that went on in spite of its cancellation. No call of a hook or an `abort()` follows. Must not
         raise: that is logged, and nothing else comes of it.
         """
+
+
+class IRelayDelivery(IDelivery):
+    """A delivery that hands messages to another server. Optional."""
+
+    chunking: bool = Attribute(
+        "CHUNKING may be offered. Read at each EHLO; other deliveries have no say in it."
+    )
+    may_relay_for_all: bool = Attribute(
+        "The server takes every client for the guard, and every recipient is passed on: start-up warns of that."
+    )
 
 
 class IDeliveryFactory(Interface):

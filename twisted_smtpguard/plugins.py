@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.delivery.discard import DiscardFactory
+from twisted_smtpguard.delivery.lmtp import LmtpFactory
 from twisted_smtpguard.delivery.maildir import MaildirFactory
+from twisted_smtpguard.delivery.smtp import SmtpFactory
 from twisted_smtpguard.filters.networks import NetworksFactory
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter, IIPFilterFactory
 from twisted_smtpguard.limits import Limits
@@ -37,7 +39,7 @@ T = TypeVar("T")
 
 def builtin_deliveries(hostname: str, limits: Limits) -> list[IDeliveryFactory]:
     """The deliveries that come with the guard."""
-    return [MaildirFactory(hostname, limits), DiscardFactory()]
+    return [MaildirFactory(hostname, limits), SmtpFactory(hostname), LmtpFactory(hostname), DiscardFactory()]
 
 
 def delivery_factories(hostname: str, limits: Limits) -> dict[str, IDeliveryFactory]:

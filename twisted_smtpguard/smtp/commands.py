@@ -72,7 +72,7 @@ def _sender(session: Session, argument: bytes) -> Path:
 
 
 def _recipient(session: Session, argument: bytes) -> Path:
-    return grammar.parse_rcpt(argument, frozenset(), session.utf8)
+    return grammar.parse_rcpt(argument, session.offered, session.utf8)
 
 
 def _chunk(session: Session, argument: bytes) -> tuple[int, bool]:

@@ -1,6 +1,6 @@
 """What a command line says: octets in, values out, `Refused` for what SMTP does not allow.
 
-Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 6152 and 6531). The session calls them, once a command.
+Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 3461, 6152 and 6531). The session calls them, once a command.
 No regular expression here may need more than linear time: a client writes the line.
 """
 
@@ -55,11 +55,22 @@ _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 _GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
 
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"
+_EVENT = "(?:SUCCESS|FAILURE|DELAY)"
 _VALUES = {
     "SIZE": re.compile(r"[0-9]{1,20}"),
     "BODY": re.compile(r"7BIT|8BITMIME|BINARYMIME"),
     "SMTPUTF8": None,
+    # RFC 3461 4. What is in xtext is not changed.
+    "RET": re.compile(r"FULL|HDRS"),
+    "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}"),
+    "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT}){{0,2}}"),
+    "ORCPT": re.compile(rf"(?=.{{1,500}}\Z)[A-Z0-9-]+;{_XTEXT}", re.IGNORECASE),
 }
+_CASE_COUNTS = frozenset({"ENVID", "ORCPT"})
+_MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8"})
+_MAIL_DSN = frozenset({"RET", "ENVID"})
+_RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
 
 # The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What stands behind these four
 # verbs is free text, and may look like the rest of a request line.
@@ -121,8 +132,8 @@ def parse_bdat(argument: bytes) -> tuple[int, bool]:
 def parse_mail(argument: bytes, offered: frozenset[str]) -> Path:
     """The reverse-path behind MAIL, with its parameters (RFC 5321 4.1.1.2).
 
-    `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, and BINARYMIME if BODY may
-    have that value.
+    `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have
+    that value, and DSN for RET and ENVID.
     """
     plain = _PLAIN_FROM.fullmatch(argument)
     if plain is not None and plain.end(2) - plain.start(2) <= _MAX_DOMAIN_OCTETS:
@@ -134,7 +145,7 @@ def parse_mail(argument: bytes, offered: frozenset[str]) -> Path:
         if path["bare"] is not None:
             raise Refused(replies.BAD_SENDER_ADDRESS)
         address = ""
-    parameters = _parse_parameters(rest, offered)
+    parameters = _parse_parameters(rest, offered, _MAIL_DSN)
     if not path[0].isascii() and "SMTPUTF8" not in parameters:
         raise Refused(replies.NON_ASCII_ADDRESS)
     return Path(address, parameters)
@@ -143,7 +154,7 @@ def parse_mail(argument: bytes, offered: frozenset[str]) -> Path:
 def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
     """The forward-path behind RCPT, with its parameters (RFC 5321 4.1.1.3).
 
-    `offered` is as for `parse_mail`; `utf8` says whether the transaction's MAIL had SMTPUTF8.
+    `offered` holds DSN where NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
     """
     plain = _PLAIN_TO.fullmatch(argument)
     if plain is not None and plain.end(2) - plain.start(2) <= _MAX_DOMAIN_OCTETS:
@@ -156,7 +167,7 @@ def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
         address = path["bare"]
         if address is None or address.lower() != "postmaster":
             raise Refused(replies.BAD_RECIPIENT_ADDRESS)
-    parameters = _parse_parameters(rest, offered)
+    parameters = _parse_parameters(rest, offered - _MAIL, _RCPT_DSN)
     if not utf8 and not path[0].isascii():
         raise Refused(replies.NON_ASCII_ADDRESS)
     return Path(address, parameters)
@@ -189,12 +200,15 @@ def _is_address_literal(text: str) -> bool:
     return True
 
 
-def _parse_parameters(rest: str, offered: frozenset[str]) -> Mapping[str, str | None]:
-    """What stands behind a path: blanks and ESMTP parameters, upper-case keyword to value."""
+def _parse_parameters(rest: str, offered: frozenset[str], dsn: frozenset[str]) -> Mapping[str, str | None]:
+    """What stands behind a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
+    be used if DSN is offered."""
     if not rest:
         return NO_PARAMETERS
     if rest[0] not in " \t":
         raise Refused(replies.BAD_ARGUMENTS)
+    if "DSN" in offered:
+        offered |= dsn
     parameters: dict[str, str | None] = {}
     # Not split(): it would also split at what a parameter must not contain.
     for word in filter(None, rest.replace("\t", " ").split(" ")):
@@ -214,8 +228,12 @@ def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> st
     form = _VALUES[keyword]
     if form is None and value is None:
         return None
-    if form is None or value is None or form.fullmatch(value.upper()) is None:
+    if (
+        form is None
+        or value is None
+        or form.fullmatch(value if keyword in _CASE_COUNTS else value.upper()) is None
+    ):
         raise Refused(replies.BAD_ARGUMENTS)
     if value.upper() == "BINARYMIME" and "BINARYMIME" not in offered:
         raise Refused(replies.BAD_ARGUMENTS)
-    return value.upper()
+    return value if keyword in _CASE_COUNTS else value.upper()

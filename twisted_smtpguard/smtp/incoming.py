@@ -41,7 +41,7 @@ def receive_chunk(session: Session, octets: int, last: bool) -> Answer:
     if session.reception is not None:
         return _start_chunk(session, octets, last)
     assert session.transaction is not None
-    return then(session.transaction.data(), partial(_first_chunk, session, octets, last))
+    return then(session.transaction.data(chunked=True), partial(_first_chunk, session, octets, last))
 
 
 def _first_chunk(session: Session, octets: int, last: bool, refusal: Reply | None) -> Answer:

@@ -348,6 +348,73 @@ TOO_MANY_PENDING = _reply(
     "max_pending_deliveries",
 )
 
+RELAY_DENIED = _reply(
+    550,
+    "5.7.1",
+    "Relay access denied",
+    "RCPT to a domain that is not among --accept-domain, from a client that has not logged in",
+    "relay_denied",
+)
+
+# The mail server behind.
+
+UPSTREAM_UNAVAILABLE = _reply(
+    451,
+    "4.4.1",
+    "Mail server behind is not available, try again later",
+    "MAIL while the mail server behind cannot be reached",
+    "upstream_unavailable",
+)
+UPSTREAM_BUSY = _reply(
+    451,
+    "4.3.2",
+    "Too many connections to the mail server behind, try again later",
+    "MAIL while every connection to the mail server behind is in use",
+    "upstream_busy",
+)
+UPSTREAM_LOST = _reply(
+    451,
+    "4.4.2",
+    "Mail server behind closed the connection, try again later",
+    "a command or the end of data, where the mail server behind ended its connection before its verdict",
+    "upstream_lost",
+)
+UPSTREAM_TIMED_OUT = _reply(
+    451,
+    "4.4.2",
+    "Mail server behind did not answer in time, try again later",
+    "a command or the end of data without a verdict in time; a message that is not read",
+    "upstream_timeout",
+)
+UPSTREAM_GARBLED = _reply(
+    451,
+    "4.5.0",
+    "Mail server behind gave no proper answer, try again later",
+    "the mail server behind does not keep to the protocol",
+    "upstream_garbled",
+)
+UPSTREAM_CHANGED = _reply(
+    451,
+    "4.5.1",
+    "Mail server behind no longer offers that extension, try again later",
+    "MAIL or RCPT with a parameter that the mail server behind offered before, and not now",
+    "upstream_changed",
+)
+UPSTREAM_UNSUITABLE = _reply(
+    451,
+    "4.3.5",
+    "Mail server behind cannot be used as configured, try again later",
+    "MAIL while the mail server behind lacks the TLS, certificate, log-in or XCLIENT that the operator asks for",
+    "upstream_unsuitable",
+)
+TOO_MANY_LMTP_RECIPIENTS = _reply(
+    452,
+    "4.5.3",
+    "Too many recipients for one message, send the rest separately",
+    "RCPT above what the delivery lmtp: takes in one message",
+    "lmtp_recipients",
+)
+
 # Time, and our own faults.
 
 READ_TIMED_OUT = _reply(

@@ -8,7 +8,7 @@ import attrs
 
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import IDelivery, ISessionDelivery
+from twisted_smtpguard.interfaces import IDelivery, IRelayDelivery, ISessionDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -18,11 +18,12 @@ from twisted_smtpguard.smtp.replies import Reply
 class Offer:
     """What an EHLO was told."""
 
-    made_for: tuple[frozenset[str], int]
-    """The delivery's extensions, and the largest message."""
+    made_for: tuple[frozenset[str], int, bool]
+    """The delivery's extensions, the largest message, and whether BDAT may be offered."""
     reply: Reply
     mail_parameters: frozenset[str]
-    """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME."""
+    """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME, DSN for its four, two of them of
+    RCPT."""
 
 
 @attrs.define(eq=False)
@@ -62,7 +63,9 @@ class Site:
 
     def offer(self) -> Offer:
         """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
-        made_for = (self.delivery.extensions, self.max_octets)
+        delivery = self.delivery
+        chunking = not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
+        made_for = (delivery.extensions, self.max_octets, chunking)
         if self._offer is None or self._offer.made_for != made_for:
             self._offer = Offer(
                 made_for,
@@ -71,8 +74,8 @@ class Site:
             )
         return self._offer
 
-    def _keywords(self, extensions: frozenset[str], octets: int) -> list[str]:
-        """RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422."""
+    def _keywords(self, extensions: frozenset[str], octets: int, chunking: bool) -> list[str]:
+        """RFC 1870, 2034, 2920, 3030, 3461, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
         # What is only tried is not announced: clients that heed it would never meet it.
         enforced = [(word, self.limits.enforced(name)) for word, name in caps]
@@ -81,14 +84,14 @@ class Site:
             "PIPELINING",
             f"SIZE {octets}" if octets else "SIZE",
             "ENHANCEDSTATUSCODES",
-            "CHUNKING",
-            *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8") if word in extensions),
+            *(["CHUNKING"] if chunking else ()),
+            *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
         ]
 
 
 def _mail_parameters(extensions: frozenset[str]) -> frozenset[str]:
-    offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME"})
+    offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME", "DSN"})
     if extensions & {"8BITMIME", "BINARYMIME"}:
         offered.add("BODY")
     return frozenset(offered)

@@ -18,6 +18,7 @@ from twisted_smtpguard.interfaces import (
     IDelivery,
     IMailTransaction,
     IMessageSink,
+    IRelayTransaction,
     Path,
     Refused,
 )
@@ -105,6 +106,8 @@ class Transaction:
         self._mail = _owed_an_end(mail)
         if self.over:
             self._abort()
+        if IRelayTransaction.providedBy(mail):
+            return self._checked(IRelayTransaction(mail).begun)
         return replies.SENDER_OK
 
     def recipient(self, path: Path) -> Reply | Deferred[Reply]:
@@ -115,11 +118,14 @@ class Transaction:
     def _recipient_answered(self, reply: Reply | None) -> Reply:
         return replies.RECIPIENT_OK if reply is None else self._checked(reply)
 
-    def data(self) -> Answer:
+    def data(self, *, chunked: bool = False) -> Answer:
         """At DATA or the first BDAT. None means that the sink is there; a reply refuses, and all is over."""
-        assert self._mail is not None
+        mail = self._mail
+        assert mail is not None
         self._handing_over = True
-        return self._ask(self._sink_given, self._refused, self._mail.data)
+        if chunked and IRelayTransaction.providedBy(mail):
+            return self._ask(self._sink_given, self._refused, IRelayTransaction(mail).data_in_chunks)
+        return self._ask(self._sink_given, self._refused, mail.data)
 
     def _sink_given(self, sink: IMessageSink) -> None:
         self._handing_over = False

@@ -1,0 +1,305 @@
+"""Messages straight on to a mail server behind the guard: nothing is kept, and every verdict is the server's.
+
+What smtp: and lmtp: have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from twisted_smtpguard.interfaces import (
+    Client,
+    IMailTransaction,
+    IMessageSink,
+    IRelayDelivery,
+    IRelayTransaction,
+    ISessionDelivery,
+    Path,
+    Refused,
+)
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.trace import received
+from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.dialling import Dialler, verdict_of
+from twisted_smtpguard.upstream.dotstuffing import DotStuffer
+from twisted_smtpguard.upstream.envelope import mail_command, rcpt_command
+from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.pool import Pool
+from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
+
+_log = Logger()
+
+_PIECE_OCTETS = 32 * 1024
+"""Small writes are sent together, and this is how much the server gets in one BDAT."""
+
+_NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.DELIVERY_TIMED_OUT})
+
+
+class Use:
+    """One transaction's use of a connection, from MAIL until it is given back or dropped, whichever comes first."""
+
+    def __init__(self, pool: Pool, client: Client, options: UpstreamOptions) -> None:
+        self._pool = pool
+        self._seconds = options.timeout
+        self.client = client
+        self.connection: Connection | None = None
+
+    async def begin(self) -> Connection:
+        self.connection = await self._pool.take(self.client)
+        return self.connection
+
+    async def command(self, line: bytes) -> UpstreamReply:
+        """A command's reply. `Refused` where there is none; then the connection is dropped."""
+        return self.checked(await self.current.command(line, self._seconds))
+
+    @property
+    def current(self) -> Connection:
+        """The connection. `Refused` where it was dropped."""
+        if self.connection is None:
+            raise Refused(replies.UPSTREAM_LOST)
+        return self.connection
+
+    def checked(self, reply: UpstreamReply) -> UpstreamReply:
+        """A reply as it is. Behind a 421 the server hangs up: the connection is dropped."""
+        if reply.code == 421:
+            self.drop(for_client(reply))
+        return reply
+
+    def give_back(self) -> None:
+        """No message has begun that has not ended."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self._pool.give_back(connection, self.client)
+
+    def drop(self, problem: Reply = replies.UPSTREAM_LOST) -> None:
+        """What has begun is not to be delivered."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.end(problem)
+
+
+@implementer(ISessionDelivery, IRelayDelivery)
+class UpstreamDelivery(Service):
+    """Each message is handed to the server at `endpoint` while it comes in. The client gets 250 when the server has
+    said so.
+
+    A service: a connection is tried at its start, and all are closed at its stop. `name` is for the log; `hostname` is
+    what the guard calls itself in Received fields and to the server; `host` is whom the server's certificate must name.
+    """
+
+    lmtp = False
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        reactor: IReactorTime,
+        *,
+        hostname: str,
+        options: UpstreamOptions | None = None,
+        name: str = "upstream",
+        host: str = "",
+    ) -> None:
+        self.options = options or UpstreamOptions()
+        self._clock = reactor
+        self._hostname = hostname
+        dialler = Dialler(endpoint, reactor, self.options, name=hostname, host=host, lmtp=self.lmtp)
+        self._pool = Pool(dialler, reactor, self.options, name)
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """What the server offered last; nothing before that."""
+        return self._pool.hello.extensions
+
+    @property
+    def max_message_octets(self) -> int:
+        """The server's SIZE."""
+        return self._pool.hello.size
+
+    @property
+    def chunking(self) -> bool:
+        return "CHUNKING" in self._pool.hello
+
+    @property
+    def may_relay_for_all(self) -> bool:
+        """A server that is not told of the client trusts every client as it trusts us."""
+        return not (self.lmtp or self.options.tells_client)
+
+    def startService(self) -> None:  # noqa: N802 - Service's name
+        super().startService()
+        self._pool.start()
+
+    def stopService(self) -> Deferred[Any]:  # noqa: N802
+        super().stopService()
+        return self._pool.stop()
+
+    async def begin(self, client: Client, sender: Path) -> IMailTransaction:
+        use = Use(self._pool, client, self.options)
+        try:
+            connection = await use.begin()
+            reply = await use.command(mail_command(sender, connection.hello))
+        except Refused:
+            use.give_back()
+            raise
+        except BaseException:
+            use.drop()
+            raise
+        if not reply.positive:
+            use.give_back()
+            raise verdict_of(reply)
+        return Mail(use, self, for_client(reply))
+
+    def session_ended(self, session: str) -> None:
+        self._pool.session_ended(session)
+
+    # What the transaction and its sink ask.
+
+    def head(self, client: Client, recipients: Sequence[Path]) -> bytes:
+        """The header fields to put on top. A server that takes us for the client writes its own."""
+        if self.options.tells_client:
+            return b""
+        return received(client, self._hostname, recipients, self._clock.seconds())
+
+    def check_recipients(self, recipients: int) -> None:
+        """`Refused`: a message for so many already gets no other."""
+
+    def verdicts_due(self, recipients: Sequence[Path]) -> int:
+        """How many replies come to the end of a message."""
+        return 1
+
+    async def verdict(self, use: Use, recipients: Sequence[Path]) -> Reply:
+        """What the server says of the whole message: a 2xx, or `Refused`."""
+        reply = use.checked(await use.current.answer(self.options.verdict))
+        if not reply.positive:
+            raise verdict_of(reply)
+        return for_client(reply)
+
+
+@implementer(IRelayTransaction)
+class Mail:
+    """A transaction on one connection."""
+
+    def __init__(self, use: Use, delivery: UpstreamDelivery, begun: Reply) -> None:
+        self.begun = begun
+        self._use = use
+        self._delivery = delivery
+        self._recipients: list[Path] = []
+
+    async def recipient(self, recipient: Path) -> Reply:
+        self._delivery.check_recipients(len(self._recipients))
+        reply = await self._use.command(rcpt_command(recipient, self._use.current.hello))
+        if not reply.positive:
+            raise verdict_of(reply)
+        self._recipients.append(recipient)
+        return for_client(reply)
+
+    async def data(self) -> IMessageSink:
+        reply = await self._use.command(b"DATA")
+        if reply.code == 354:
+            self._use.current.start_data()
+            return _DataSink(self._use, self._delivery, self._recipients)
+        if reply.code < 400:
+            # It may take what comes next for anything.
+            self._use.drop()
+        self._use.give_back()
+        raise verdict_of(reply)
+
+    async def data_in_chunks(self) -> IMessageSink:
+        if "CHUNKING" not in self._use.current.hello:
+            return await self.data()
+        return _ChunkSink(self._use, self._delivery, self._recipients)
+
+    def abort(self) -> None:
+        self._use.give_back()
+
+
+class _Sink:
+    """A message to a server. `_send` and `_end` say how."""
+
+    def __init__(self, use: Use, delivery: UpstreamDelivery, recipients: Sequence[Path]) -> None:
+        self._use = use
+        self._delivery = delivery
+        self._recipients = recipients
+        self._held = bytearray(delivery.head(use.client, recipients))
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        self._held += data
+        if len(self._held) < _PIECE_OCTETS:
+            return None
+        piece, self._held = bytes(self._held), bytearray()
+        return self._send(piece)
+
+    def _send(self, piece: bytes) -> Deferred[None] | None:
+        raise NotImplementedError
+
+    def _end(self, piece: bytes, verdicts: int) -> None:
+        raise NotImplementedError
+
+    async def finish(self) -> Reply:
+        piece, self._held = bytes(self._held), bytearray()
+        try:
+            self._end(piece, self._delivery.verdicts_due(self._recipients))
+            reply = await self._delivery.verdict(self._use, self._recipients)
+        except Refused as refused:
+            self._may_come_twice(refused.reply)
+            self._use.give_back()
+            raise
+        except BaseException:
+            self._may_come_twice(replies.DELIVERY_TIMED_OUT)
+            self._use.drop()
+            raise
+        self._use.give_back()
+        return reply
+
+    def _may_come_twice(self, told: Reply) -> None:
+        """The server has the whole message, as far as we know, and has not said what became of it."""
+        if told in _NO_VERDICT:
+            _log.warn(
+                "The mail server behind gave no verdict on a message of session {session}, whose client is told to "
+                "try again: it may come twice",
+                session=self._use.client.session,
+            )
+
+    def abort(self) -> None:
+        self._held = bytearray()
+        self._use.drop()
+
+
+@implementer(IMessageSink)
+class _DataSink(_Sink):
+    """Behind DATA."""
+
+    def __init__(self, use: Use, delivery: UpstreamDelivery, recipients: Sequence[Path]) -> None:
+        super().__init__(use, delivery, recipients)
+        self._dots = DotStuffer()
+
+    def _send(self, piece: bytes) -> Deferred[None] | None:
+        return self._use.current.stream(self._dots.encode(piece), self._delivery.options.timeout)
+
+    def _end(self, piece: bytes, verdicts: int) -> None:
+        self._use.current.end_data(self._dots.encode(piece) + self._dots.end(), verdicts)
+
+
+@implementer(IMessageSink)
+class _ChunkSink(_Sink):
+    """As BDATs, each of which is answered before the next is sent."""
+
+    def _send(self, piece: bytes) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._send_chunk(piece))
+
+    async def _send_chunk(self, piece: bytes) -> None:
+        connection = self._use.current
+        connection.chunk(piece)
+        reply = self._use.checked(await connection.answer(self._delivery.options.timeout))
+        if not reply.positive:
+            raise verdict_of(reply)
+
+    def _end(self, piece: bytes, verdicts: int) -> None:
+        self._use.current.chunk(piece, last=True, verdicts=verdicts)

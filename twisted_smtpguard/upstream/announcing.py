@@ -1,0 +1,109 @@
+"""How the server behind learns who the client is: XCLIENT and XFORWARD commands, and PROXY headers. Pure.
+
+XCLIENT and XFORWARD are Postfix's (XCLIENT_README, XFORWARD_README); PROXY is HAProxy's, versions 1 and 2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from twisted_smtpguard.interfaces import Address, Client, Peer
+
+UNKNOWN = "[UNAVAILABLE]"
+
+_MAX_LINE = 500
+"""Below the 512 octets of a command line (RFC 5321 4.5.3.1.4)."""
+
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+
+def xclient(client: Client, offered: Collection[str]) -> list[str]:
+    """The XCLIENT commands that tell of `client`, with those attributes that the server has offered."""
+    return _commands("XCLIENT", _attributes(client), offered)
+
+
+def xforward(client: Client, offered: Collection[str]) -> list[str]:
+    """The XFORWARD commands, which have to stand before each MAIL."""
+    values = {**_attributes(client), "IDENT": client.session, "SOURCE": "REMOTE"}
+    return _commands("XFORWARD", values, offered)
+
+
+def proxy_v1(peer: Peer | None) -> bytes:
+    """The header line for a client; None or a UNIX socket: the server is to look at our own address."""
+    ends = _ends(peer)
+    if ends is None:
+        return b"PROXY UNKNOWN\r\n"
+    (source, port), (destination, local_port) = ends
+    family = "TCP4" if source.version == 4 else "TCP6"
+    return f"PROXY {family} {_text(source)} {_text(destination)} {port} {local_port}\r\n".encode("ascii")
+
+
+def proxy_v2(peer: Peer | None) -> bytes:
+    """The same as octets. Without a client it is a LOCAL connection."""
+    ends = _ends(peer)
+    if ends is None:
+        return _SIGNATURE + b"\x20\x00\x00\x00"
+    (source, port), (destination, local_port) = ends
+    addresses = source.packed + destination.packed + struct.pack("!HH", port, local_port)
+    family = b"\x11" if source.version == 4 else b"\x21"
+    return _SIGNATURE + b"\x21" + family + struct.pack("!H", len(addresses)) + addresses
+
+
+def _attributes(client: Client) -> dict[str, str]:
+    peer = client.peer
+    return {
+        "NAME": UNKNOWN,
+        "ADDR": _address(peer.address),
+        "PORT": str(peer.port) if peer.port is not None else UNKNOWN,
+        "PROTO": "SMTP" if client.protocol == "SMTP" else "ESMTP",
+        "HELO": client.helo or UNKNOWN,
+        "LOGIN": client.identity or UNKNOWN,
+        "DESTADDR": _address(peer.local_address),
+        "DESTPORT": str(peer.local_port) if peer.local_port is not None else UNKNOWN,
+    }
+
+
+def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> list[str]:
+    commands: list[str] = []
+    line = verb
+    for name, value in values.items():
+        if name not in offered:
+            continue
+        word = f" {name}={_xtext(value)}"
+        if len(line) + len(word) > _MAX_LINE and line != verb:
+            commands.append(line)
+            line = verb
+        line += word
+    return [*commands, line] if line != verb else commands
+
+
+def _xtext(text: str) -> str:
+    """RFC 3461 4."""
+    return "".join(_characters(text.encode("utf-8", "surrogateescape")))
+
+
+def _characters(octets: bytes) -> Iterator[str]:
+    for octet in octets:
+        yield chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}"
+
+
+def _address(address: Address | None) -> str:
+    if address is None:
+        return UNKNOWN
+    return _text(address) if address.version == 4 else f"IPV6:{_text(address)}"
+
+
+def _text(address: Address) -> str:
+    """Without the scope that a link-local address may have."""
+    return str(address).partition("%")[0]
+
+
+def _ends(peer: Peer | None) -> tuple[tuple[Address, int], tuple[Address, int]] | None:
+    if peer is None or peer.address is None:
+        return None
+    here = peer.local_address
+    if here is None or here.version != peer.address.version:
+        here = IPv4Address(0) if peer.address.version == 4 else IPv6Address(0)
+    return (peer.address, peer.port or 0), (here, peer.local_port or 0)

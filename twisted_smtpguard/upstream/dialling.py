@@ -1,0 +1,222 @@
+"""From an endpoint to a connection that is ready for MAIL: greeting, EHLO or LHLO, STARTTLS, AUTH, and the client
+told of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from twisted_smtpguard.interfaces import Client, Refused
+from twisted_smtpguard.later import within
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.upstream import announcing, login
+from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.hello import NOTHING, parse_hello
+from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
+
+_log = Logger()
+
+
+class Unsuitable(Refused):
+    """The server cannot do what the operator asked for. `why` is for the log."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(replies.UPSTREAM_UNSUITABLE)
+        self.why = why
+
+
+class ClientRefused(Refused):
+    """The server is there, and will have nothing to do with this client."""
+
+
+def verdict_of(reply: UpstreamReply) -> Refused:
+    """A refusal as our client gets it. What refuses nothing where only a refusal is left is no proper answer."""
+    return Refused(for_client(reply) if reply.code >= 400 else replies.UPSTREAM_GARBLED)
+
+
+def not_now(reply: UpstreamReply) -> Refused:
+    """What the server says of us, not of a client or a message: for the client it is a 451 whatever it is."""
+    if reply.code < 400:
+        return Refused(replies.UPSTREAM_GARBLED)
+    told = for_client(reply)
+    return Refused(Reply(451, f"4{told.enhanced[1:]}" if told.enhanced else "4.3.0", told.lines))
+
+
+class Dialler:
+    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033)."""
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        clock: IReactorTime,
+        options: UpstreamOptions,
+        *,
+        name: str,
+        host: str,
+        lmtp: bool,
+    ) -> None:
+        self._endpoint = endpoint
+        self._clock = clock
+        self._options = options
+        self._name = options.helo or name
+        self._host = options.tls_name or host
+        self._lmtp = lmtp
+        self._in_clear = False
+        """Opportunistic TLS has failed: the next attempt goes without."""
+
+    async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
+        """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
+        connection = await self._connect(ended)
+        try:
+            await self._open(connection, client)
+        except BaseException as error:
+            reply = error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE
+            connection.end(reply)
+            if (
+                self._options.tls == "opportunistic"
+                and reply is replies.UPSTREAM_UNSUITABLE
+                and not self._in_clear
+            ):
+                self._in_clear = True
+                _log.warn("The TLS handshake with the mail server behind failed: it is spoken to in clear")
+                return await self.dial(client, ended)
+            raise
+        return connection
+
+    async def _connect(self, ended: Callable[[Connection], None]) -> Connection:
+        factory = Factory.forProtocol(lambda: Connection(self._clock, ended))
+        factory.noisy = False
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
+        try:
+            connection: Connection = await within(self._options.connect, self._clock.callLater, connecting)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise Refused(replies.UPSTREAM_UNAVAILABLE) from error
+        return connection
+
+    async def _open(self, connection: Connection, client: Client | None) -> None:
+        options = self._options
+        if options.proxied:
+            header = announcing.proxy_v1 if options.announce == "proxy-v1" else announcing.proxy_v2
+            connection.send_first(header(client.peer if client else None))
+        greeting = await connection.answer(options.connect)
+        if greeting.code != 220:
+            if client is not None and options.proxied and greeting.code >= 400:
+                raise ClientRefused(for_client(greeting))
+            raise not_now(greeting)
+        name = client.helo if client is not None and options.proxied else self._name
+        await self._hello(connection, name)
+        if options.tls != "off" and not self._in_clear:
+            await self._secure(connection, name)
+        if options.auth is not None:
+            await self._log_in(connection, options.auth)
+        if options.announce in ("xclient", "xforward"):
+            self._offered(connection, options.announce.upper())
+
+    async def _hello(self, connection: Connection, name: str) -> None:
+        verb = "LHLO" if self._lmtp else "EHLO"
+        reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
+        if reply.positive:
+            connection.hello = parse_hello(reply)
+            return
+        if not self._lmtp and reply.code in (500, 502, 504):
+            reply = await connection.command(f"HELO {name}".encode(), self._options.timeout)
+            if reply.positive:
+                connection.hello = NOTHING
+                return
+        raise not_now(reply)
+
+    async def _secure(self, connection: Connection, name: str) -> None:
+        required = self._options.tls == "required"
+        if "STARTTLS" not in connection.hello:
+            if required:
+                raise Unsuitable("it offers no STARTTLS")
+            return
+        reply = await connection.command(b"STARTTLS", self._options.timeout)
+        if reply.code != 220:
+            if required or reply.positive:
+                raise Unsuitable(f"it answers STARTTLS with {reply.code}")
+            return
+        await connection.start_tls(self._tls(), self._options.timeout)
+        # What was said in clear is forgotten (RFC 3207 4.2).
+        await self._hello(connection, name)
+
+    def _tls(self) -> Any:
+        # Late: to import it costs time, and not every guard has TLS behind it.
+        from twisted.internet import ssl  # noqa: PLC0415
+
+        if self._options.tls == "opportunistic":
+            return ssl.CertificateOptions()
+        trusted = None
+        if self._options.tls_ca:
+            trusted = ssl.trustRootFromCertificates(_certificates(self._options.tls_ca))
+        return ssl.optionsForClientTLS(self._host, trustRoot=trusted)
+
+    async def _log_in(self, connection: Connection, credentials: login.Credentials) -> None:
+        lines = login.dialogue(credentials, connection.hello.words("AUTH"))
+        if lines is None:
+            raise Unsuitable("it offers neither AUTH PLAIN nor AUTH LOGIN")
+        for number, line in enumerate(lines, 1):
+            reply = await connection.command(line.encode(), self._options.timeout)
+            if reply.code != (235 if number == len(lines) else 334):
+                raise Unsuitable(f"it answers AUTH with {reply.code}")
+
+    # Telling of the client.
+
+    async def announce(self, connection: Connection, client: Client) -> None:
+        """Before a MAIL of `client`, where the server is to be told. `Refused` by the server: of this client only."""
+        kind = self._options.announce
+        if kind == "xclient":
+            await self._xclient(connection, client)
+        elif kind == "xforward":
+            for command in announcing.xforward(client, self._offered(connection, "XFORWARD")):
+                reply = await connection.command(command.encode(), self._options.timeout)
+                if not reply.positive:
+                    raise not_now(reply)
+
+    async def _xclient(self, connection: Connection, client: Client) -> None:
+        offered = self._offered(connection, "XCLIENT")
+        for command in announcing.xclient(client, offered):
+            reply = await connection.command(command.encode(), self._options.timeout)
+            # It greets anew with 220; some say 250.
+            if not reply.positive:
+                raise ClientRefused(verdict_of(reply).reply)
+        await self._hello(connection, client.helo)
+
+    def _offered(self, connection: Connection, command: str) -> frozenset[str]:
+        """The attributes. Without the address the server would apply its rules to us."""
+        offered = connection.hello.words(command)
+        if "ADDR" not in offered:
+            raise Unsuitable(f"it does not offer {command} with ADDR to this host")
+        return offered
+
+
+def _certificates(path: str) -> list[Any]:
+    from twisted.internet import ssl  # noqa: PLC0415
+
+    with open(path, "rb") as file:  # noqa: PTH123 - read once a connection, and small
+        parts = file.read().split(b"-----END CERTIFICATE-----")
+    end = b"-----END CERTIFICATE-----\n"
+    return [ssl.Certificate.loadPEM(part + end) for part in parts if b"-----BEGIN CERTIFICATE-----" in part]
+
+
+def describe(error: Refused) -> str:
+    """What an operator is told of a connection that did not come about."""
+    if isinstance(error, Unsuitable):
+        return error.why
+    if error.__cause__ is not None:
+        return str(error.__cause__) or type(error.__cause__).__name__
+    return reply_text(error.reply)
+
+
+def reply_text(reply: Reply) -> str:
+    """One line."""
+    return " ".join([str(reply.code), reply.enhanced, *reply.lines])

@@ -1,0 +1,48 @@
+"""The MAIL and RCPT commands for the server behind. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted_smtpguard.interfaces import Path, Refused
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.upstream.hello import Hello
+
+_NEEDS = {
+    "SIZE": "SIZE",
+    "BODY": "8BITMIME",
+    "SMTPUTF8": "SMTPUTF8",
+    "RET": "DSN",
+    "ENVID": "DSN",
+    "NOTIFY": "DSN",
+    "ORCPT": "DSN",
+}
+"""Of each parameter the extension that brings it."""
+
+_MAY_BE_LEFT_OUT = frozenset({("SIZE", None), ("BODY", "7BIT")})
+"""What says nothing that the server would have to know. None: whatever the value."""
+
+
+def mail_command(sender: Path, offered: Hello) -> bytes:
+    """`Refused` where the client was promised what the server, asked again, no longer offers."""
+    return _command("MAIL FROM", sender, offered)
+
+
+def rcpt_command(recipient: Path, offered: Hello) -> bytes:
+    """As `mail_command`."""
+    return _command("RCPT TO", recipient, offered)
+
+
+def _command(verb: str, path: Path, offered: Hello) -> bytes:
+    return " ".join([f"{verb}:<{path.address}>", *_parameters(path, offered)]).encode()
+
+
+def _parameters(path: Path, offered: Hello) -> Iterable[str]:
+    for keyword, value in path.parameters.items():
+        needed = {_NEEDS.get(keyword, keyword)}
+        if value == "BINARYMIME":
+            needed |= {"BINARYMIME", "CHUNKING"}
+        if needed <= offered.keywords.keys():
+            yield keyword if value is None else f"{keyword}={value}"
+        elif not {(keyword, None), (keyword, value)} & _MAY_BE_LEFT_OUT:
+            raise Refused(replies.UPSTREAM_CHANGED)

@@ -1,0 +1,45 @@
+"""AUTH to the server behind (RFC 4954): which mechanism, and what is said. Pure."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Collection
+from pathlib import Path
+
+import attrs
+
+
+@attrs.frozen
+class Credentials:
+    """A user of the server behind."""
+
+    user: str
+    password: str = attrs.field(repr=False)
+
+
+def read_credentials(path: str) -> Credentials:
+    """The first line of the file at `path`, `user:password`. ValueError says what is wrong with it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text") from error
+    user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
+    if not colon or not user or "\0" in text:
+        raise ValueError(f"{path} has no line user:password")
+    return Credentials(user, password)
+
+
+def dialogue(credentials: Credentials, mechanisms: Collection[str]) -> list[str] | None:
+    """The lines to send one after the other: each but the last is answered with a 334. None: no mechanism in common."""
+    user, password = credentials.user, credentials.password
+    if "PLAIN" in mechanisms:
+        return [f"AUTH PLAIN {_base64(f'{chr(0)}{user}{chr(0)}{password}')}"]
+    if "LOGIN" in mechanisms:
+        return ["AUTH LOGIN", _base64(user), _base64(password)]
+    return None
+
+
+def _base64(text: str) -> str:
+    return b64encode(text.encode()).decode("ascii")

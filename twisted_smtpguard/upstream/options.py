@@ -1,0 +1,151 @@
+"""How the mail server behind is reached and treated: `ENDPOINT[,key=value…]` read into values. Pure but for the files
+that a value may name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from twisted_smtpguard.units import COUNT, SECONDS, one_of
+from twisted_smtpguard.upstream.login import Credentials, read_credentials
+
+ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
+TLS = ("off", "opportunistic", "required")
+
+_COMMA = re.compile(r"(?<!\\),")
+_HOST = re.compile(r"(?:tcp|tls|ssl):(?:host(?:name)?=)?((?:[^:\\]|\\.)+)")
+
+
+@attrs.frozen(kw_only=True)
+class UpstreamOptions:
+    """Every key with its default. Times are in seconds."""
+
+    tls: str = "off"
+    """`off`, `opportunistic` (STARTTLS where it is offered, no certificate is looked at) or `required`."""
+    tls_name: str = ""
+    """Whom the certificate has to name; "": the host that is connected to."""
+    tls_ca: str = ""
+    """A PEM file with the certificates to trust; "": those of the system."""
+    auth: Credentials | None = None
+    announce: str = "received"
+    """`received`, `xclient`, `xforward`, `proxy` (version 2) or `proxy-v1`."""
+    helo: str = ""
+    """What the guard calls itself to the server; "": its hostname."""
+    connections: int = 50
+    """At once."""
+    messages: int = 100
+    """For which one connection is used; 0: no limit."""
+    idle: float = 30.0
+    """For which a connection is kept that nobody uses."""
+    wait: float = 10.0
+    """For a free connection, all being in use."""
+    connect: float = 10.0
+    """For a connection to be ready: TCP, greeting, EHLO, TLS, AUTH together have three times as long."""
+    timeout: float = 60.0
+    """For the answer to a command, and for room to send more of a message."""
+    verdict: float = 280.0
+    """For the answer to a message. Less than --delivery-timeout."""
+    recipients: int = 0
+    """Of one message; LMTP only. 0: no limit."""
+
+    @property
+    def proxied(self) -> bool:
+        """A connection is one client's."""
+        return self.announce in ("proxy", "proxy-v1")
+
+    @property
+    def tells_client(self) -> bool:
+        """The server's own rules see the client's address, and not ours."""
+        return self.proxied or self.announce == "xclient"
+
+
+def _file(text: str) -> str:
+    with open(text, "rb"):  # noqa: PTH123 - only to see whether it can be read
+        return text
+
+
+_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "tls": ("tls", one_of(*TLS).parse),
+    "tls-name": ("tls_name", str),
+    "tls-ca": ("tls_ca", _file),
+    "auth": ("auth", read_credentials),
+    "announce": ("announce", one_of(*ANNOUNCE, "proxy-v2").parse),
+    "helo": ("helo", str),
+    "connections": ("connections", COUNT.parse),
+    "messages": ("messages", COUNT.parse),
+    "idle": ("idle", SECONDS.parse),
+    "wait": ("wait", SECONDS.parse),
+    "connect": ("connect", SECONDS.parse),
+    "timeout": ("timeout", SECONDS.parse),
+    "verdict": ("verdict", SECONDS.parse),
+    "recipients": ("recipients", COUNT.parse),
+}
+"""Of each key the field, and what makes its value of the text."""
+
+_AT_LEAST_ONE = ("connections", "connect", "timeout", "verdict", "wait")
+
+
+@attrs.frozen
+class Upstream:
+    """What an operator wrote: the endpoint's string, and the rest."""
+
+    endpoint: str
+    options: UpstreamOptions
+
+    @property
+    def host(self) -> str:
+        """The host of the endpoint, "" where it has none, as a UNIX socket."""
+        match = _HOST.match(self.endpoint)
+        return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
+
+
+def parse_upstream(name: str, text: str) -> Upstream:
+    """`tcp:10.0.0.5:25,tls=required` of the delivery `name`. ValueError is one sentence about what is wrong. A comma in
+    the endpoint is written `\\,`."""
+    endpoint, *settings = (part.replace("\\,", ",") for part in _COMMA.split(text))
+    if not endpoint:
+        raise ValueError(f"{name} needs a client endpoint, such as {name}:tcp:127.0.0.1:25")
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in _KEYS or not equals:
+            raise ValueError(f"{setting!r} is no key=value of {name}; known are {', '.join(_KEYS)}")
+        if _KEYS[key][0] in values:
+            raise ValueError(f"{key} stands twice")
+        field, parse = _KEYS[key]
+        try:
+            values[field] = parse(value)
+        except OSError as error:
+            raise ValueError(f"{key}: {value} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{key}: {error}" + ("" if value in str(error) else f", not {value!r}")
+            ) from error
+        if key in _AT_LEAST_ONE and not values[field]:
+            raise ValueError(f"{key}: more than 0 is expected")
+    if values.get("announce") == "proxy-v2":
+        values["announce"] = "proxy"
+    upstream = Upstream(endpoint, UpstreamOptions(**values))
+    problem = _contradiction(name, upstream)
+    if problem:
+        raise ValueError(problem)
+    return upstream
+
+
+def _contradiction(name: str, upstream: Upstream) -> str:
+    options = upstream.options
+    implicit = upstream.endpoint.startswith(("tls:", "ssl:"))
+    if implicit and options.tls != "off":
+        return "tls: the endpoint is under TLS already"
+    if options.tls == "required" and not (options.tls_name or upstream.host):
+        return "tls=required needs tls-name=, for the endpoint has no host that a certificate could name"
+    if options.auth and not (implicit or options.tls == "required" or upstream.endpoint.startswith("unix:")):
+        return "auth= needs tls=required, for no password is sent in clear"
+    if options.auth and options.announce == "xclient":
+        return "auth= and announce=xclient exclude each other: XCLIENT makes the server forget who logged in"
+    if name != "lmtp" and options.recipients:
+        return "recipients= is for lmtp: only"
+    return ""

@@ -1,0 +1,278 @@
+"""The connections to the mail server behind: so many at once, used again while they are sound, none while it is down.
+
+While the server is down every client is told so at once, and one connection is tried from time to time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from twisted_smtpguard.escaping import escape_text
+from twisted_smtpguard.interfaces import Client, Refused
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, describe
+from twisted_smtpguard.upstream.hello import NOTHING, Hello
+from twisted_smtpguard.upstream.options import UpstreamOptions
+
+_log = Logger()
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 5.0
+"""How long after a failure a dead server is tried again: twice as long each time, up to this. A server that is back
+gets mail again that soon."""
+
+_RSET_SECONDS = 10.0
+
+
+class Pool:
+    """`name` is for the log."""
+
+    def __init__(self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, name: str) -> None:
+        self._dialler = dialler
+        self._clock = clock
+        self._options = options
+        self._name = name
+        self._connections: set[Connection] = set()
+        """Those that can be used: in use, idle, or parked for their client."""
+        self._leaving: set[Connection] = set()
+        """Said goodbye to, and not gone yet."""
+        self._dialled = 0
+        """Connections that are being made."""
+        self._idle: list[Connection] = []
+        self._parked: dict[str, Connection] = {}
+        self._idle_calls: dict[Connection, IDelayedCall] = {}
+        self._waiting: deque[Deferred[None]] = deque()
+        self._down: Reply | None = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._retry: IDelayedCall | None = None
+        self._probe: Deferred[None] | None = None
+        self._open = False
+        self.hello: Hello = NOTHING
+        """What the server offered last."""
+
+    # Its life.
+
+    def start(self) -> None:
+        """Try a connection, so that it is known what the server offers."""
+        self._open = True
+        self._begin_probe()
+
+    def stop(self) -> Deferred[Any]:
+        """Say goodbye on connections that nobody uses, drop the others. Fires when all are gone."""
+        self._open = False
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        self._retry = None
+        if self._probe is not None:
+            self._probe.cancel()
+        for connection in [*self._idle, *self._parked.values()]:
+            self._leave(connection)
+        for connection in list(self._connections):
+            connection.end(replies.SHUTTING_DOWN)
+        for waiting in list(self._waiting):
+            waiting.cancel()
+        gone: list[Deferred[None]] = []
+        for connection in self._leaving:
+            if not connection.lost:
+                gone.append(Deferred())
+                connection.gone.append(gone[-1])
+        return gatherResults(gone)
+
+    @property
+    def in_use(self) -> int:
+        """Connections that hold a place: all but those that are leaving."""
+        return len(self._connections) + self._dialled
+
+    # Taking and giving back.
+
+    async def take(self, client: Client) -> Connection:
+        """A connection that is ready for a MAIL of `client`. `Refused`: there is none now."""
+        parked = self._parked.pop(client.session, None)
+        if parked is not None and await self._renewed(parked, client):
+            return parked
+        deadline = self._clock.seconds() + self._options.wait
+        while True:
+            while self._idle:
+                connection = self._idle.pop()
+                self._forget_idle(connection)
+                if await self._renewed(connection, client):
+                    return connection
+            if self._down is not None:
+                raise Refused(self._down)
+            if self.in_use < self._options.connections:
+                connection = await self._dial(client)
+                await self._announce(connection, client)
+                return connection
+            await self._wait(max(0, deadline - self._clock.seconds()))
+
+    def give_back(self, connection: Connection, client: Client) -> None:
+        """Whatever was answered: no command is under way, no message has begun that has not ended."""
+        if not connection.usable:
+            return
+        if not self._open or 0 < self._options.messages <= connection.messages:
+            self._leave(connection)
+        elif self._options.proxied:
+            self._parked[client.session] = connection
+        else:
+            self._keep(connection)
+            self._wake()
+
+    def session_ended(self, session: str) -> None:
+        """Its own connection is of no use to another."""
+        connection = self._parked.pop(session, None)
+        if connection is not None:
+            self._leave(connection)
+
+    async def _renewed(self, connection: Connection, client: Client) -> bool:
+        """Whether a connection that was used before is as new. What it says of the client is raised."""
+        try:
+            reply = await connection.command(b"RSET", min(_RSET_SECONDS, self._options.timeout))
+            if not reply.positive:
+                connection.end(replies.UPSTREAM_LOST)
+                return False
+            await self._announce(connection, client)
+        except ClientRefused:
+            raise
+        except Refused:
+            if connection.problem is replies.UPSTREAM_TIMED_OUT:
+                # The others will have nobody at their end either.
+                for other in list(self._idle):
+                    other.end(replies.UPSTREAM_TIMED_OUT)
+            return False
+        return True
+
+    async def _announce(self, connection: Connection, client: Client) -> None:
+        try:
+            await self._dialler.announce(connection, client)
+        except ClientRefused:
+            # It may be used for others, but is not worth the risk of being taken for this client's.
+            connection.end(replies.UPSTREAM_LOST)
+            raise
+        except Refused as refused:
+            connection.end(refused.reply)
+            raise
+        connection.messages += 1
+
+    async def _dial(self, client: Client | None) -> Connection:
+        self._dialled += 1
+        try:
+            connection = await self._dialler.dial(client, self._ended)
+        except BaseException as error:
+            self._dialled -= 1
+            if isinstance(error, Refused) and not isinstance(error, ClientRefused):
+                self._went_down(error)
+            self._wake()
+            raise
+        self._dialled -= 1
+        self._connections.add(connection)
+        self.hello = connection.hello
+        self._came_up()
+        return connection
+
+    def _ended(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._forget_idle(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+            for session, parked in list(self._parked.items()):
+                if parked is connection:
+                    del self._parked[session]
+            self._wake()
+
+    def _leave(self, connection: Connection) -> None:
+        self._leaving.add(connection)
+        gone: Deferred[None] = Deferred()
+        gone.addCallback(lambda _: self._leaving.discard(connection))
+        connection.gone.append(gone)
+        connection.quit()
+        if connection.lost:
+            self._leaving.discard(connection)
+
+    # Those that nobody uses.
+
+    def _keep(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        self._idle_calls[connection] = self._clock.callLater(self._options.idle, self._leave, connection)
+
+    def _forget_idle(self, connection: Connection) -> None:
+        call = self._idle_calls.pop(connection, None)
+        if call is not None and call.active():
+            call.cancel()
+
+    # Those who wait.
+
+    async def _wait(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+
+        def expire() -> None:
+            self._waiting.remove(waiting)
+            waiting.errback(Refused(replies.UPSTREAM_BUSY))
+
+        call = self._clock.callLater(seconds, expire)
+        try:
+            await waiting
+        finally:
+            if call.active():
+                call.cancel()
+
+    def _wake(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().callback(None)
+
+    # Up and down.
+
+    def _went_down(self, refused: Refused) -> None:
+        if not self._open:
+            return
+        if self._down is None:
+            self._report(refused)
+        self._down = refused.reply
+        if self._retry is None and self._probe is None:
+            self._retry = self._clock.callLater(self._retry_seconds, self._begin_probe)
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+        # Whoever waits for a place would wait for nothing.
+        while self._waiting:
+            self._wake()
+
+    def _came_up(self) -> None:
+        if self._down is not None:
+            _log.warn("upstream_up upstream={upstream} it can be reached again", upstream=self._name)
+        self._down = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        if self._retry is not None:
+            if self._retry.active():
+                self._retry.cancel()
+            self._retry = None
+
+    def _report(self, refused: Refused) -> None:
+        problem = escape_text(describe(refused))
+        _log.warn("upstream_down upstream={upstream} {problem}", upstream=self._name, problem=problem)
+
+    def _begin_probe(self) -> None:
+        self._retry = None
+        probing = Deferred.fromCoroutine(self._try())
+        self._probe = probing
+        probing.addErrback(lambda _: None).addCallback(self._probed, probing)
+
+    async def _try(self) -> None:
+        connection = await self._dial(None)
+        if self._options.proxied:
+            self._leave(connection)
+        elif self._open:
+            self._keep(connection)
+            self._wake()
+
+    def _probed(self, _: None, probing: Deferred[None]) -> None:
+        self._probe = None
+        if self._down is not None and self._retry is None and self._open:
+            self._retry = self._clock.callLater(self._retry_seconds, self._begin_probe)
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
