@@ -39,6 +39,7 @@ def test_what_the_delivery_carries_is_announced_and_nothing_else() -> None:
         *ALL,
         "8BITMIME",
         "SMTPUTF8",
+        "DSN",
         "LIMITS RCPTMAX=100",
     ]
     assert "BINARYMIME" in keywords("BINARYMIME")

@@ -61,6 +61,7 @@ def test_the_command_line_takes_these_options_and_no_other() -> None:
 def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
     values = {
         "listen": ["tcp:1", "tcp:2"],
+        "accept-domain": ["example.org", "/etc/smtpguard/domains"],
         "ip-filter": ["networks:a", "networks:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],

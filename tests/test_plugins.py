@@ -124,7 +124,7 @@ def test_what_a_factory_says_of_its_argument_goes_through():
 
 def test_the_builtins_are_factories():
     factories = plugins.builtin_deliveries("mx.example", Limits())
-    assert [factory.name for factory in factories] == ["maildir", "discard"]
+    assert [factory.name for factory in factories] == ["maildir", "smtp", "lmtp", "discard"]
     for factory in factories:
         verifyObject(IDeliveryFactory, factory)
 
@@ -133,7 +133,7 @@ def test_a_plugin_of_another_distribution_stands_beside_the_builtins(monkeypatch
     plugin = Plugin()
     installed(monkeypatch, plugin)
     factories = plugins.delivery_factories("mx.example", Limits())
-    assert sorted(factories) == ["discard", "maildir", "plugin"]
+    assert sorted(factories) == ["discard", "lmtp", "maildir", "plugin", "smtp"]
     assert factories["plugin"] is plugin
 
 

@@ -3,8 +3,11 @@
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.delivery.callable import CallableDelivery
 from twisted_smtpguard.delivery.discard import DiscardDelivery
+from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.delivery.envelope import Envelope
+from twisted_smtpguard.delivery.lmtp import LmtpDelivery
 from twisted_smtpguard.delivery.maildir import MaildirDelivery
+from twisted_smtpguard.delivery.smtp import SmtpDelivery
 from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
@@ -14,11 +17,13 @@ from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import Rate
+from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 __all__ = [
     "PASS",
     "TRUST",
+    "AcceptedDomains",
     "CallableDelivery",
     "Client",
     "DiscardDelivery",
@@ -26,6 +31,7 @@ __all__ = [
     "Events",
     "FilterEntry",
     "Limits",
+    "LmtpDelivery",
     "MaildirDelivery",
     "NetworksFile",
     "NetworksFilter",
@@ -36,8 +42,10 @@ __all__ = [
     "Reply",
     "SMTPGuardFactory",
     "SMTPGuardService",
+    "SmtpDelivery",
     "Statistics",
     "TwistedMailDelivery",
+    "UpstreamOptions",
     "Verdict",
     "refuse",
 ]

@@ -98,6 +98,11 @@ class Events:
         """The process may not have the file descriptors that its cap on connections would need."""
         self._warn("descriptors_below_cap", {"descriptors": descriptors, "cap": cap})
 
+    def open_relay(self, delivery: str) -> None:
+        """Mail for every domain goes to a server that takes every client for the guard: if it trusts the guard, anybody
+        can send to anywhere through it. At every start."""
+        self._warn("open_relay", {"delivery": _word(delivery)})
+
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
         fields: dict[str, object] = {**self.statistics.snapshot()}

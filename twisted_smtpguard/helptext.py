@@ -27,6 +27,12 @@ OPTIONS = {
         "NAME[:ARGS]",
         f"Where messages go. Default: {DEFAULT_DELIVERY}, which is the directory ./Maildir.",
     ),
+    "accept-domain": (
+        "DOMAIN",
+        "Take mail for this domain, and for no other than those given so, unless the client has logged in. What has a "
+        "/ in it is a file with one domain a line, read again on SIGHUP. May be given several times. Default: mail for "
+        "every domain.",
+    ),
     "ip-filter": (
         "NAME[:ARGS]",
         "An IP filter, which is asked whether a client may come in. May be given several times: they are asked in this "

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IRelayDelivery
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.reloading import Reloading
@@ -105,6 +105,7 @@ class SMTPGuardService(MultiService):
         for name, endpoint in zip(self._names, self._endpoints, strict=True):
             self._listen(name, endpoint)
         self._warn_of_descriptors()
+        self._warn_of_open_relay()
         tried = self.factory.site.limits.dry_run
         if tried:
             self.factory.site.events.trying(tried)
@@ -159,6 +160,11 @@ class SMTPGuardService(MultiService):
             events.no_connection_cap(descriptors)
         elif descriptors != resource.RLIM_INFINITY and cap >= descriptors:
             events.descriptors_below_cap(descriptors, cap)
+
+    def _warn_of_open_relay(self) -> None:
+        delivery = self.factory.site.delivery
+        if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
+            self.factory.site.events.open_relay(type(delivery).__name__)
 
     def reload(self) -> Deferred[None]:
         """Have every filter and the delivery read its data anew, as on SIGHUP, if it provides IReloadable.

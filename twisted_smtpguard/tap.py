@@ -24,6 +24,8 @@ from twisted.python.usage import UsageError
 from twisted_smtpguard import plugins
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.configuration import Setting, read_configuration
+from twisted_smtpguard.delivery.domainlist import parse_domain
+from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NetworksFilter
@@ -39,7 +41,7 @@ EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset({"listen", "ip-filter", "deny", "trust", "dry-run"})
+_REPEATABLE = frozenset({"listen", "accept-domain", "ip-filter", "deny", "trust", "dry-run"})
 _CONFIGURABLE = _REPEATABLE | {"hostname", "deliver", "profile", *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters")
 _DENY_TRUST = "deny/trust"
@@ -87,6 +89,9 @@ class Options(usage.Options):
     def opt_listen(self, endpoint: str) -> None:
         self["listen"].append(endpoint)
 
+    def opt_accept_domain(self, domain: str) -> None:
+        self["accept-domain"].append(domain)
+
     def opt_ip_filter(self, specification: str) -> None:
         self["ip-filter"].append(specification)
 
@@ -127,6 +132,11 @@ class Options(usage.Options):
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
         self.listen = given.get("listen", [Setting("listen", DEFAULT_LISTEN)])
         self.deliver = single.get("deliver", Setting("deliver", DEFAULT_DELIVERY))
+        self.accept_domain = given.get("accept-domain", [])
+        for setting in self.accept_domain:
+            if "/" not in setting.text:
+                with setting.blamed():
+                    parse_domain(setting.text)
         self.ip_filter = given.get("ip-filter", [])
         self.deny = [_network(setting) for setting in given.get("deny", [])]
         self.trust = [_network(setting) for setting in given.get("trust", [])]
@@ -162,7 +172,11 @@ class Options(usage.Options):
         """Where messages go."""
         factories = self._deliveries(self.deliver)
         with self.deliver.blamed():
-            return plugins.make_delivery(self.deliver.text, reactor, factories)
+            delivery = plugins.make_delivery(self.deliver.text, reactor, factories)
+        if not self.accept_domain:
+            return delivery
+        with self.accept_domain[0].blamed():
+            return AcceptedDomains(delivery, [setting.text for setting in self.accept_domain])
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
         """Who is asked about a connection, in this order. All --deny and --trust are the first."""

@@ -122,7 +122,7 @@ def parse_upstream(name: str, text: str) -> Upstream:
             raise ValueError(f"{key}: {value} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(
-                f"{key}: {error}" + ("" if value in str(error) else f", not {value!r}")
+                f"{key}: {error}" + ("" if value and str(error).startswith(value) else f", not {value!r}")
             ) from error
         if key in _AT_LEAST_ONE and not values[field]:
             raise ValueError(f"{key}: more than 0 is expected")

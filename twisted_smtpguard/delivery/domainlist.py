@@ -1,0 +1,83 @@
+"""Domains that mail is accepted for: how they are written, read from files and compared. Pure but for the files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_address
+from pathlib import Path
+
+import idna
+
+from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.smtp.grammar import parse_rcpt
+
+_COMMENT = re.compile(r"(^|\s)#.*")
+
+_ROUTING = frozenset("@%!")
+"""Characters with which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
+
+
+@lru_cache(maxsize=10_000)
+def canonical(domain: str) -> str:
+    """One spelling for all of a domain: lower case, U-labels as A-labels, an address literal without leading zeros."""
+    if domain.startswith("["):
+        return _canonical_literal(domain)
+    domain = domain.lower().removesuffix(".")
+    if domain.isascii():
+        return domain
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        # It is no domain of the DNS, and equals only itself.
+        return domain
+
+
+def _canonical_literal(literal: str) -> str:
+    text = literal[1:-1].lower()
+    try:
+        return f"[{ip_address(text.removeprefix('ipv6:'))}]"
+    except ValueError:
+        return f"[{text}]"
+
+
+def is_for(address: str, domains: frozenset[str]) -> bool:
+    """Whether a recipient is at one of `domains`, which are canonical. `Postmaster` without a domain is everywhere.
+
+    A local part that names another destination is for that one: `user%elsewhere@here` is at home nowhere.
+    """
+    local, at, domain = address.rpartition("@")
+    if not at:
+        return True
+    return not _ROUTING & set(local) and canonical(domain) in domains
+
+
+def parse_domain(text: str) -> str:
+    """The canonical spelling of a domain or address literal. ValueError: it is none."""
+    address = f"postmaster@{text}"
+    try:
+        if parse_rcpt(f"TO:<{address}>".encode(), frozenset(), utf8=True).address != address:
+            raise ValueError
+        return canonical(text)
+    except (Refused, ValueError):
+        raise ValueError(f"a domain such as example.org is expected, not {text!r}") from None
+
+
+def read_domains(path: Path) -> Iterable[str]:
+    """The domains of a file, one a line. ValueError names the file and the line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the file is not UTF-8 text") from error
+    domains = []
+    for number, line in enumerate(text.split("\n"), 1):
+        content = _COMMENT.sub("", line).strip()
+        if content:
+            try:
+                domains.append(parse_domain(content))
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}") from error
+    return domains

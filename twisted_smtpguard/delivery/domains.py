@@ -1,0 +1,140 @@
+"""`--accept-domain`: mail for these domains and no other, whatever the delivery behind would do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from twisted.application.service import IService, MultiService
+from zope.interface import implementer
+
+from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
+from twisted_smtpguard.interfaces import (
+    Client,
+    IDelivery,
+    IMailTransaction,
+    IMessageSink,
+    IPreparedReload,
+    IRelayDelivery,
+    IRelayTransaction,
+    IReloadable,
+    ISessionDelivery,
+    Later,
+    Path,
+    Refused,
+)
+from twisted_smtpguard.later import answer_of, as_deferred, is_later
+from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
+
+
+@implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
+class AcceptedDomains(MultiService):
+    """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
+
+    What has a "/" in it is a file with one domain a line, which is read again at a reload. ValueError: a domain is
+    none, or a file is faulty.
+    """
+
+    may_relay_for_all = False
+
+    def __init__(self, delivery: IDelivery, domains: Sequence[str]) -> None:
+        super().__init__()
+        self.delivery = delivery
+        self._named = frozenset(parse_domain(domain) for domain in domains if "/" not in domain)
+        self._files = [FilePath(domain) for domain in domains if "/" in domain]
+        self._domains = self._read()
+        if IService.providedBy(delivery):
+            IService(delivery).setServiceParent(self)
+
+    def _read(self) -> frozenset[str]:
+        return self._named.union(*map(read_domains, self._files))
+
+    # What the delivery is.
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return self.delivery.extensions
+
+    @property
+    def max_message_octets(self) -> int:
+        return self.delivery.max_message_octets
+
+    @property
+    def chunking(self) -> bool:
+        return not IRelayDelivery.providedBy(self.delivery) or IRelayDelivery(self.delivery).chunking
+
+    def session_ended(self, session: str) -> None:
+        if ISessionDelivery.providedBy(self.delivery):
+            ISessionDelivery(self.delivery).session_ended(session)
+
+    async def prepare_reload(self) -> Callable[[], None]:
+        """Both change, or neither."""
+        domains = self._read()
+        inner: Any = self.delivery
+        switch: Callable[[], None] | None = None
+        if IPreparedReload.providedBy(inner):
+            switch = await answer_of(inner.prepare_reload())
+        elif IReloadable.providedBy(inner):
+            await answer_of(inner.reload())
+
+        def take() -> None:
+            self._domains = domains
+            if switch is not None:
+                switch()
+
+        return take
+
+    async def reload(self) -> None:
+        (await self.prepare_reload())()
+
+    # A message.
+
+    def begin(self, client: Client, sender: Path) -> Later[IMailTransaction]:
+        begun = self.delivery.begin(client, sender)
+        if client.identity is not None:
+            return begun
+        if is_later(begun):
+            return as_deferred(begun).addCallback(self._watched)  # type: ignore[arg-type]
+        return self._watched(begun)  # type: ignore[arg-type]
+
+    def _watched(self, mail: IMailTransaction) -> IMailTransaction:
+        kind = _WatchedRelay if IRelayTransaction.providedBy(mail) else _Watched
+        return kind(mail, self.accepts)
+
+    def accepts(self, recipient: Path) -> bool:
+        """Whether mail for `recipient` comes from anybody."""
+        return is_for(recipient.address, self._domains)
+
+
+@implementer(IMailTransaction)
+class _Watched:
+    def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:
+        self._mail = mail
+        self._accepts = accepts
+
+    def recipient(self, recipient: Path) -> Later[Reply | None]:
+        if not self._accepts(recipient):
+            raise Refused(RELAY_DENIED)
+        answer: Later[Reply | None] = self._mail.recipient(recipient)
+        return answer
+
+    def data(self) -> Later[IMessageSink]:
+        sink: Later[IMessageSink] = self._mail.data()
+        return sink
+
+    def abort(self) -> None:
+        self._mail.abort()
+
+
+@implementer(IRelayTransaction)
+class _WatchedRelay(_Watched):
+    begun = SENDER_OK
+
+    def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:
+        super().__init__(mail, accepts)
+        self.begun = mail.begun
+
+    def data_in_chunks(self) -> Later[IMessageSink]:
+        sink: Later[IMessageSink] = self._mail.data_in_chunks()
+        return sink
