@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.interfaces import Peer, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
@@ -81,6 +83,13 @@ class Connection(Protocol):
         if self._answers:
             return succeed(self._answers.popleft())
         return self._wait(seconds)
+
+    def own_end(self) -> Peer | None:
+        """Us, as the server sees us; None over a UNIX socket."""
+        here, there = self._transport.getHost(), self._transport.getPeer()
+        if not isinstance(here, IPv4Address | IPv6Address):
+            return None
+        return Peer(ip_address(here.host), here.port, ip_address(there.host), there.port)
 
     # Message data.
 

@@ -105,8 +105,12 @@ class Dialler:
     async def _open(self, connection: Connection, client: Client | None) -> None:
         options = self._options
         if options.proxied:
-            header = announcing.proxy_v1 if options.announce == "proxy-v1" else announcing.proxy_v2
-            connection.send_first(header(client.peer if client else None))
+            peer = client.peer if client is not None and client.peer.address is not None else None
+            if options.announce == "proxy-v1":
+                # Postfix knows no UNKNOWN: our own address says the same.
+                connection.send_first(announcing.proxy_v1(peer or connection.own_end()))
+            else:
+                connection.send_first(announcing.proxy_v2(peer))
         greeting = await connection.answer(options.connect)
         if greeting.code != 220:
             if client is not None and options.proxied and greeting.code >= 400:
