@@ -25,6 +25,8 @@ _CHAPTERS = {
         "IMailTransaction",
         "IMessageSink",
         "ISessionDelivery",
+        "IRelayDelivery",
+        "IRelayTransaction",
         "IDeliveryFactory",
         "Refused",
     ],
