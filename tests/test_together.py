@@ -23,7 +23,7 @@ class Sender:
 
 class Broken:
     def send_now(self) -> None:
-        raise ValueError
+        raise ZeroDivisionError
 
 
 class Bench:
@@ -69,7 +69,7 @@ def test_a_fault_of_one_keeps_nobody_elses_reply() -> None:
     other = Sender()
     assert bench.together.waits(Broken())
     assert bench.together.waits(other)
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ZeroDivisionError):
         bench.clock.advance(0)
     bench.clock.advance(0)
     assert other.sent == 1
