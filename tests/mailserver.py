@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -113,6 +114,12 @@ class Link:
         elif self.producer is not None and len(self._buffer) > 16384:
             self.producer.pauseProducing()
 
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "10.0.0.1", 40000)
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "10.0.0.5", 25)
+
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         assert streaming
         assert self.producer is None
@@ -164,6 +171,9 @@ class Link:
             return self._read_data()
         if self._chunk >= 0:
             return self._read_chunk()
+        if self._buffer.startswith(b"\r\n\r\n\x00\r\nQUIT\n"):
+            # A PROXY header, version 2.
+            self._buffer = self._buffer[16 + int.from_bytes(self._buffer[14:16], "big") :]
         line, crlf, rest = self._buffer.partition(b"\r\n")
         if not crlf:
             return False
@@ -206,7 +216,8 @@ class Link:
                     return
                 self.says(verdict)
         else:
-            self.answer(".", "")
+            for _ in range(recipients if self.heard[0].startswith("LHLO") else 1):
+                self.answer(".", "")
 
     def _command(self, line: str) -> None:
         self.heard.append(line)

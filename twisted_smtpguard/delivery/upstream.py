@@ -38,7 +38,7 @@ from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 _log = Logger()
 
 _PIECE_OCTETS = 32 * 1024
-"""Small writes are sent together, and this is how much the server gets in one BDAT."""
+"""Smaller writes are sent together, and this is the most that the server gets in one BDAT."""
 
 _NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.DELIVERY_TIMED_OUT})
 
@@ -230,11 +230,12 @@ class _Sink:
         self._held = bytearray(delivery.head(use.client, recipients))
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        self._held += data
-        if len(self._held) < _PIECE_OCTETS:
-            return None
-        piece, self._held = bytes(self._held), bytearray()
-        return self._send(piece)
+        if self._held or len(data) < _PIECE_OCTETS:
+            self._held += data
+            if len(self._held) < _PIECE_OCTETS:
+                return None
+            data, self._held = bytes(self._held), bytearray()
+        return self._send(data)
 
     def _send(self, piece: bytes) -> Deferred[None] | None:
         raise NotImplementedError
@@ -296,10 +297,12 @@ class _ChunkSink(_Sink):
 
     async def _send_chunk(self, piece: bytes) -> None:
         connection = self._use.current
-        connection.chunk(piece)
-        reply = self._use.checked(await connection.answer(self._delivery.options.timeout))
-        if not reply.positive:
-            raise verdict_of(reply)
+        for start in range(0, len(piece), _PIECE_OCTETS):
+            # All of it would wait in the transport, and this is one of many sessions.
+            connection.chunk(piece[start : start + _PIECE_OCTETS])
+            reply = self._use.checked(await connection.answer(self._delivery.options.timeout))
+            if not reply.positive:
+                raise verdict_of(reply)
 
     def _end(self, piece: bytes, verdicts: int) -> None:
         self._use.current.chunk(piece, last=True, verdicts=verdicts)

@@ -116,7 +116,8 @@ class Connection(Protocol):
         """Send a piece of a message as BDAT (RFC 3030). So many replies are due then."""
         if self.usable:
             self._owed += verdicts
-            self._transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b"") + octets)
+            self._transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
+            self._transport.write(octets)
 
     def _stop_streaming(self) -> None:
         if self._streaming:

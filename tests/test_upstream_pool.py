@@ -1,0 +1,437 @@
+"""Connections to a mail server behind: how many, how long, used by whom, and what is said on them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from mailserver import Behind, MailServer, hangs_up, silence
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
+from twisted_smtpguard.testing import check_delivery
+from twisted_smtpguard.upstream.login import Credentials
+
+QUEUED = "250 2.0.0 Queued as 4711"
+BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
+UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
+
+
+def begun(server: MailServer) -> list[str]:
+    return [line.split()[0] for line in server.links[0].heard]
+
+
+# The life of a connection.
+
+
+def test_a_connection_is_tried_at_the_start_and_used_after_a_reset() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    assert begun(server) == ["EHLO"]
+    for _ in range(2):
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert len(server.links) == 1
+    assert begun(server) == ["EHLO", *["RSET", "MAIL", "RCPT", "DATA"] * 2]
+    assert server.links[0].heard[0] == "EHLO guard.example"
+    behind.assert_nothing_is_left()
+    assert begun(server)[-1] == "QUIT"
+
+
+def test_what_was_begun_and_not_sent_is_forgotten_before_the_next() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say("MAIL FROM:<one@example.com>", "RCPT TO:<b@example.org>", "RSET")
+    assert behind.sends(client) == QUEUED
+    assert len(server.links) == 1
+    assert server.taken[0].envelope == ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"]
+
+
+def test_a_connection_that_nobody_uses_is_closed_politely() -> None:
+    server = MailServer()
+    behind = Behind(server, idle=30)
+    behind.clock.advance(29)
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.clock.advance(29)
+    assert len(server.open_links) == 1
+    behind.clock.advance(1)
+    assert server.open_links == []
+    assert begun(server)[-1] == "QUIT"
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
+def test_a_connection_is_used_for_so_many_messages() -> None:
+    server = MailServer()
+    behind = Behind(server, messages=2)
+    for _ in range(5):
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert [len([line for line in link.heard if line[:4] == "MAIL"]) for link in server.links] == [2, 2, 1]
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("spoils", ["closed", "spoke", "refuses RSET", "dies at RSET"])
+def test_an_idle_connection_that_is_not_sound_costs_no_client_anything(spoils: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    (link,) = server.links
+    if spoils == "closed":
+        link.close()
+    elif spoils == "spoke":
+        link.says("421 4.4.2 Idle too long")
+    else:
+        said: list[Any] = [hangs_up if spoils == "dies at RSET" else "421 4.3.2 no"]
+        server.answers["RSET"] = lambda link, line: (
+            said.pop()(link, line) if callable(said[0]) else said.pop()
+        )
+    assert behind.sends(behind.greeted()) == QUEUED
+    assert len(server.links) == 2
+    assert server.open_links == [server.links[1]]
+    behind.assert_nothing_is_left()
+
+
+def test_where_one_idle_connection_is_dead_so_are_the_others() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    clients = [behind.greeted() for _ in range(3)]
+    for client in clients:
+        client.say("MAIL FROM:<a@example.com>")
+    for client in clients:
+        client.say("RSET")
+    assert len(server.open_links) == 3
+    server.answers["RSET"] = silence
+    client = behind.greeted()
+    assert client.say("MAIL FROM:<a@example.com>") == ""
+    behind.clock.advance(10)
+    assert client.heard() == "250 2.1.0 Sender noted\r\n"
+    assert len(server.open_links) == 1
+
+
+# How many.
+
+
+def test_there_are_no_more_connections_than_allowed_and_who_waits_gets_the_next_one() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=2, wait=10)
+    clients = [behind.greeted() for _ in range(4)]
+    heard = [client.say("MAIL FROM:<a@example.com>") for client in clients]
+    assert heard == ["250 2.1.0 Sender noted\r\n"] * 2 + ["", ""]
+    assert len(server.open_links) == 2
+    behind.clock.advance(9)
+    clients[0].say("RSET")
+    assert clients[2].heard() == "250 2.1.0 Sender noted\r\n"
+    behind.clock.advance(1)
+    assert clients[3].heard() == f"{BUSY}\r\n"
+    for client in clients:
+        client.disconnect()
+    behind.assert_nothing_is_left()
+
+
+def test_who_waits_and_leaves_takes_no_place() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1)
+    first, second, third = (behind.greeted() for _ in range(3))
+    for client in (first, second, third):
+        client.say("MAIL FROM:<a@example.com>")
+    second.disconnect()
+    first.disconnect()
+    assert third.heard() == "250 2.1.0 Sender noted\r\n"
+    third.disconnect()
+    behind.assert_nothing_is_left()
+
+
+# What is offered.
+
+
+def keywords(behind: Behind) -> set[str]:
+    return {line[4:] for line in behind.connect().say("EHLO c").split("\r\n")[2:-1]}
+
+
+OURS = {"PIPELINING", "SIZE 10485760", "ENHANCEDSTATUSCODES", "LIMITS RCPTMAX=100"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "offered"),
+    [
+        (("HELP",), OURS),
+        (("SIZE 1000", "8BITMIME"), OURS - {"SIZE 10485760"} | {"SIZE 1000", "8BITMIME"}),
+        (("SIZE 99999999", "SMTPUTF8", "DSN"), OURS | {"SMTPUTF8", "DSN"}),
+        (("CHUNKING", "BINARYMIME", "8BITMIME"), OURS | {"CHUNKING", "BINARYMIME", "8BITMIME"}),
+        (("BINARYMIME",), OURS),
+    ],
+)
+def test_only_what_both_offer_is_offered(theirs: tuple[str, ...], offered: set[str]) -> None:
+    assert keywords(Behind(MailServer(*theirs))) == offered
+
+
+def test_nothing_is_offered_before_the_server_was_heard() -> None:
+    server = MailServer()
+    server.answers["greeting"] = silence
+    behind = Behind(server)
+    assert keywords(behind) == OURS
+    server.links[0].says("220 hello")
+    assert keywords(behind) > OURS - {"SIZE 10485760"} | {"SIZE 5000000", "CHUNKING"}
+
+
+def test_a_server_that_knows_no_ehlo_gets_a_helo() -> None:
+    server = MailServer()
+    server.answers["EHLO"] = "502 5.5.1 What?"
+    behind = Behind(server)
+    client = behind.greeted()
+    assert client.codes("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "BDAT 0 LAST") == [250] * 3
+    assert "HELO guard.example" in server.commands
+    assert server.taken[0].octets.startswith(b"Received: from client.example ([192.0.2.1])\r\n")
+
+
+def test_what_the_server_offers_no_longer_is_put_off_and_the_connection_stays() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    server.links[0].close()
+    server.keywords = ("HELP",)
+    assert client.say("MAIL FROM:<a@example.com> RET=FULL").startswith("451 4.5.1 ")
+    assert client.codes("MAIL FROM:<a@example.com> SIZE=5") == [250]
+    assert len(server.links) == 2
+
+
+# Messages.
+
+
+def test_bdat_is_passed_on_piece_by_piece_and_octet_for_octet() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    body = b"Subject: x\r\n\r\n" + b".\r\n" * 40_000
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    client.send(b"BDAT %d\r\n" % len(body) + body)
+    assert client.send(b"BDAT 0 LAST\r\n").endswith(f"{QUEUED}\r\n")
+    assert server.taken[0].octets.partition(b"Subject")[2] == body.partition(b"Subject")[2]
+    assert not any(line.startswith("DATA") for line in server.commands)
+
+
+def test_a_chunk_that_the_server_refuses_refuses_the_message() -> None:
+    server = MailServer()
+    server.answers["BDAT"] = "552 5.3.4 Enough"
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    assert client.send(b"BDAT 70000\r\n" + b"x" * 70_000) == "552 5.3.4 Enough\r\n"
+    assert server.taken == []
+    client.say("RSET")
+    assert behind.sends(client) == QUEUED
+    behind.assert_nothing_is_left()
+
+
+def test_a_reply_of_the_server_cannot_forge_one_of_ours() -> None:
+    server = MailServer()
+    server.answers["RCPT"] = "550-5.1.1 no\x07\r\n550 5.1.1 \u2028" + "x" * 900
+    client = Behind(server).greeted()
+    client.say("MAIL FROM:<a@example.com>")
+    said = client.say("RCPT TO:<b@example.org>").splitlines()
+    assert said[0] == "550-5.1.1 no\\x07"
+    assert said[1].startswith("550 5.1.1 \\u2028xxx")
+    assert len(said) == 2
+    assert len(said[1]) == 510
+
+
+# Who the client is.
+
+
+def test_with_xclient_each_use_of_a_connection_is_announced_anew() -> None:
+    server = MailServer("8BITMIME", "XCLIENT ADDR HELO")
+    behind = Behind(server, announce="xclient")
+    for host in ("192.0.2.1", "192.0.2.2"):
+        assert behind.sends(behind.greeted(host)) == QUEUED
+    assert len(server.links) == 1
+    (link,) = server.links
+    told = [line for line in link.heard if line.split()[0] in ("XCLIENT", "EHLO", "RSET")]
+    assert told == [
+        "EHLO guard.example",
+        "RSET",
+        "XCLIENT ADDR=192.0.2.1 HELO=client.example",
+        "EHLO client.example",
+        "RSET",
+        "XCLIENT ADDR=192.0.2.2 HELO=client.example",
+        "EHLO client.example",
+    ]
+    assert not any(b"Received:" in taken.octets for taken in server.taken)
+    behind.assert_nothing_is_left()
+
+
+def test_a_client_that_the_server_will_not_have_hears_so_and_the_others_are_served() -> None:
+    server = MailServer("XCLIENT ADDR")
+    server.answers["XCLIENT"] = lambda link, line: (
+        "554 5.7.1 Client host rejected" if line.endswith(".66") else "220 hello"
+    )
+    behind = Behind(server, announce="xclient")
+    assert (
+        behind.greeted("192.0.2.66").say("MAIL FROM:<a@example.com>") == "554 5.7.1 Client host rejected\r\n"
+    )
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("kind", ["xclient", "xforward"])
+def test_a_server_that_cannot_be_told_of_the_client_gets_no_mail(kind: str) -> None:
+    server = MailServer("8BITMIME")
+    behind = Behind(server, announce=kind)
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+    assert not any(line.startswith("MAIL") for line in server.commands)
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("kind", ["proxy", "proxy-v1"])
+def test_with_a_proxy_header_a_connection_is_one_session_s(kind: str) -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce=kind)
+    one, two = behind.greeted("192.0.2.1"), behind.greeted("192.0.2.2")
+    for client in (one, two, one):
+        assert behind.sends(client) == QUEUED
+    # The first was tried at the start, and is nobody's.
+    assert [link.closed for link in server.links] == [True, False, False]
+    assert [len([line for line in link.heard if line[:4] == "MAIL"]) for link in server.links[1:]] == [2, 1]
+    starts = [link.octets[:40] for link in server.links[1:]]
+    assert starts[0] != starts[1]
+    if kind == "proxy-v1":
+        assert starts[0].startswith(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"[:40])
+    else:
+        assert ip_address("192.0.2.2").packed in starts[1]
+    one.say("QUIT")
+    assert server.links[1].closed
+    two.disconnect()
+    assert server.links[2].closed
+    behind.assert_nothing_is_left()
+
+
+def test_a_greeting_for_one_client_is_no_word_about_the_server() -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1")
+    server.answers["greeting"] = "554 5.7.1 You are on a list"
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == "554 5.7.1 You are on a list\r\n"
+    del server.answers["greeting"]
+    assert behind.sends(behind.greeted("192.0.2.7")) == QUEUED
+
+
+# Logging in.
+
+
+@pytest.mark.parametrize("mechanisms", ["PLAIN LOGIN", "LOGIN"])
+def test_the_guard_logs_in_once_a_connection(mechanisms: str) -> None:
+    server = MailServer("8BITMIME", f"AUTH {mechanisms}")
+    replies = ["235 2.7.0 Welcome"] if "PLAIN" in mechanisms else ["235 2.7.0 Welcome", "334 UGFzc3dvcmQ6"]
+    server.answers.update({"AUTH": replies[-1] if len(replies) == 1 else "334 VXNlcm5hbWU6"})
+    server.answers["DXNLCG=="] = server.answers["DQ=="] = "334 UGFzc3dvcmQ6"
+    server.answers["CHC="] = "235 2.7.0 Welcome"
+    behind = Behind(server, auth=Credentials("u", "pw"))
+    for _ in range(2):
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert sum(line.startswith("AUTH ") for line in server.commands) == 1
+
+
+@pytest.mark.parametrize(
+    ("offered", "answer"), [("AUTH PLAIN", "535 5.7.8 No"), ("AUTH CRAM-MD5", ""), ("HELP", "")]
+)
+def test_a_server_that_does_not_know_us_gets_no_mail(offered: str, answer: str) -> None:
+    server = MailServer("8BITMIME", offered)
+    server.answers["AUTH"] = answer
+    behind = Behind(server, auth=Credentials("u", "pw"))
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+    assert not any(line.startswith("MAIL") for line in server.commands)
+
+
+# LMTP.
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("verdicts", "heard"),
+    [
+        (["250 2.0.0 one", "250 2.0.0 two"], "250 2.0.0 Delivered to 2 recipients"),
+        (["250 2.0.0 one", "452 4.2.2 full"], "451 4.3.0 <1@example.org> has the message"),
+        (["550 5.1.1 no", "552 5.2.2 full"], "550 5.1.1 <2@example.org> 552 5.2.2 full"),
+        (["250 2.0.0 one", "552 5.2.2 full"], "554 5.3.0 <1@example.org> has the message"),
+        (["250 2.0.0 one", "close"], "451 4.3.0 <1@example.org> has the message"),
+    ],
+)
+def test_each_recipient_has_a_verdict_and_the_client_gets_one(
+    verdicts: list[str], heard: str, chunked: bool
+) -> None:
+    server = MailServer()
+    server.verdicts = verdicts
+    behind = Behind(server, lmtp=True)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>")
+    if chunked:
+        said = client.send(b"BDAT 3 LAST\r\nx\r\n")
+    else:
+        client.say("DATA")
+        said = client.say("x", ".")
+    assert said.splitlines()[-1] == heard
+    assert server.commands[0] == "LHLO guard.example"
+    client.say("RSET")
+    server.verdicts = ["250 2.0.0 Ok"]
+    assert behind.sends(client).startswith("250 ")
+    behind.assert_nothing_is_left()
+
+
+def test_a_transaction_may_be_for_one_recipient_only() -> None:
+    client = Behind(MailServer(), lmtp=True, recipients=1).greeted()
+    said = client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>")
+    assert said.splitlines()[-1] == "452 4.5.3 Too many recipients for one message, send the rest separately"
+
+
+# The contract.
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("keywords", [(), ("8BITMIME", "CHUNKING", "BINARYMIME", "SMTPUTF8", "DSN")])
+@pytest_twisted.ensureDeferred
+async def test_the_contract_is_kept(lmtp: bool, keywords: tuple[str, ...]) -> None:
+    behind = Behind(MailServer(*keywords), lmtp=lmtp)
+    assert await check_delivery(behind.proxy) > 10
+    behind.assert_nothing_is_left()
+
+
+def test_the_verdict_of_a_message_may_be_cancelled_and_it_is_not_taken_for_another_s() -> None:
+    server = MailServer()
+    server.answers["."] = silence
+    behind = Behind(server, limits={"delivery_timeout": 100})
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    client.say("DATA")
+    client.say("x", ".")
+    behind.clock.advance(100)
+    assert client.heard() == "451 4.3.0 Delivery timed out, try again later\r\n"
+    assert server.open_links == []
+
+
+@pytest.mark.parametrize("stage", ["idle", "busy", "dialling"])
+def test_a_stop_leaves_no_connection_and_no_timer(stage: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    if stage == "busy":
+        peer = Peer(ip_address("192.0.2.1"), 1, None, None)
+        client = Client(peer, "1", "c", "ESMTP", None, trusted=False)
+        begun: list[Any] = []
+        Deferred.fromCoroutine(behind.proxy.begin(client, Path("", {}))).addBoth(begun.append)  # type: ignore[arg-type]
+        assert IMailTransaction.providedBy(begun[0])
+        assert attrs.evolve(client) == client
+    elif stage == "dialling":
+        server.links[0].close()
+        server.answers["greeting"] = silence
+        behind.greeted().say("MAIL FROM:<a@example.com>")
+    stopped: list[object] = []
+    behind.proxy.stopService().addBoth(stopped.append)
+    if stage == "dialling":
+        behind.clock.advance(10)
+    assert stopped == [[]] or len(stopped) == 1
+    assert server.open_links == []
+    assert [call for call in behind.clock.getDelayedCalls() if "Pool" in repr(call.func)] == []
+    behind.proxy.startService()
+    server.answers.clear()
+    assert behind.sends(behind.greeted()) == QUEUED
