@@ -1,0 +1,109 @@
+"""Delivery status notifications (RFC 3461): their parameters, where they are offered, and that they are handed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import FakeDelivery, Guard
+
+from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.grammar import parse_mail, parse_rcpt
+
+DSN = frozenset({"DSN"})
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("RET=FULL", {"RET": "FULL"}),
+        ("ret=hdrs", {"RET": "HDRS"}),
+        ("ENVID=Ab+2Bc", {"ENVID": "Ab+2Bc"}),
+        ("envid=x ret=full", {"ENVID": "x", "RET": "FULL"}),
+        (f"ENVID={'e' * 100}", {"ENVID": "e" * 100}),
+    ],
+)
+def test_what_mail_may_have(text: str, parameters: dict[str, str]) -> None:
+    assert parse_mail(f"FROM:<a@b> {text}".encode(), DSN).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("NOTIFY=NEVER", {"NOTIFY": "NEVER"}),
+        ("notify=success,Delay", {"NOTIFY": "SUCCESS,DELAY"}),
+        ("NOTIFY=FAILURE", {"NOTIFY": "FAILURE"}),
+        ("ORCPT=rfc822;A+40b", {"ORCPT": "rfc822;A+40b"}),
+        (
+            "ORCPT=utf-8;x NOTIFY=SUCCESS,FAILURE,DELAY",
+            {"ORCPT": "utf-8;x", "NOTIFY": "SUCCESS,FAILURE,DELAY"},
+        ),
+    ],
+)
+def test_what_rcpt_may_have(text: str, parameters: dict[str, str]) -> None:
+    assert parse_rcpt(f"TO:<a@b> {text}".encode(), DSN, utf8=False).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["RET", "RET=", "RET=ALL", "ENVID", "ENVID=a+2", "ENVID=a+2b", f"ENVID={'e' * 101}", "RET=FULL RET=FULL"],
+)
+def test_a_bad_value_at_mail(text: str) -> None:
+    with pytest.raises(Refused) as refused:
+        parse_mail(f"FROM:<a@b> {text}".encode(), DSN)
+    assert refused.value.reply is replies.BAD_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NOTIFY",
+        "NOTIFY=",
+        "NOTIFY=NEVER,DELAY",
+        "NOTIFY=SUCCESS,",
+        "NOTIFY=ALWAYS",
+        "ORCPT=a@b",
+        "ORCPT=;a",
+        "ORCPT=a;",
+    ],
+)
+def test_a_bad_value_at_rcpt(text: str) -> None:
+    with pytest.raises(Refused) as refused:
+        parse_rcpt(f"TO:<a@b> {text}".encode(), DSN, utf8=False)
+    assert refused.value.reply is replies.BAD_ARGUMENTS
+
+
+def refusal(extensions: set[str], *lines: str) -> str:
+    delivery: Any = FakeDelivery()
+    delivery.extensions = frozenset(extensions)
+    said: str = Guard(delivery).greeted().say(*lines)
+    return said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("extensions", "lines"),
+    [
+        (set(), ["MAIL FROM:<a@b> RET=FULL"]),
+        (set(), ["MAIL FROM:<a@b> ENVID=x"]),
+        (set(), ["MAIL FROM:<a@b>", "RCPT TO:<a@b> NOTIFY=NEVER"]),
+        ({"DSN"}, ["MAIL FROM:<a@b> NOTIFY=NEVER"]),
+        ({"DSN"}, ["MAIL FROM:<a@b> DSN"]),
+        ({"DSN"}, ["MAIL FROM:<a@b>", "RCPT TO:<a@b> RET=FULL"]),
+        ({"DSN"}, ["MAIL FROM:<a@b>", "RCPT TO:<a@b> SIZE=1"]),
+        ({"DSN", "8BITMIME"}, ["MAIL FROM:<a@b>", "RCPT TO:<a@b> BODY=7BIT"]),
+    ],
+)
+def test_what_was_not_offered_or_belongs_elsewhere_is_refused(extensions: set[str], lines: list[str]) -> None:
+    assert refusal(extensions, *lines) == "555 5.5.4 Unsupported parameter"
+
+
+def test_a_delivery_that_carries_them_is_given_them() -> None:
+    delivery: Any = FakeDelivery()
+    delivery.extensions = DSN
+    client = Guard(delivery).greeted()
+    client.say("MAIL FROM:<a@b> RET=HDRS ENVID=x", "RCPT TO:<a@b> NOTIFY=DELAY ORCPT=rfc822;c", "DATA")
+    client.say("x", ".")
+    (mail,) = delivery.messages
+    assert mail.sender.parameters == {"RET": "HDRS", "ENVID": "x"}
+    assert mail.recipients[0].parameters == {"NOTIFY": "DELAY", "ORCPT": "rfc822;c"}
