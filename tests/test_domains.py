@@ -48,7 +48,7 @@ def test_a_domain_has_one_spelling(text: str, spelling: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a b", "a@b", "<a>", "-", "[", "[1.2.3]", "a..b", "a,b"])
 def test_what_is_no_domain_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="a domain such as example.org is expected, not "):
+    with pytest.raises(ValueError, match=r"a domain such as example\.org is expected, not "):
         parse_domain(text)
 
 
