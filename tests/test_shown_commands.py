@@ -165,5 +165,7 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
     networks = tmp_path / "etc" / "smtpguard" / "networks"
     networks.parent.mkdir(parents=True)
     networks.write_text("deny 192.0.2.1\n")
+    (networks.parent / "domains").write_text("example.org\n")
+    (networks.parent / "secret").write_text("guard:secret\n")
     reader = Reader(clone, tmp_path, clone / ".venv" / "bin")
     follow(reader, to_be_run(page), CHECKS.get(name_of(page)))

@@ -13,7 +13,7 @@ from twisted_smtpguard.upstream.options import parse_upstream
 
 KEYS = """\
 Behind the endpoint, a Twisted client endpoint string, stand settings with a comma before each; a comma in the endpoint
-is written \\\\,. Times are as for limits: 30, 1.5 or 5m.
+is written \\,. Times are as for limits: 30, 1.5 or 5m.
 
 tls=off|opportunistic|required  STARTTLS; required looks at the certificate. Default: off.
 tls-name=NAME                   whom the certificate has to name. Default: the host of the endpoint.
