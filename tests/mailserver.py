@@ -55,6 +55,8 @@ class MailServer:
         self.reachable = True
         self.answers_connects = True
         self.cancelled_connects = 0
+        self.handshakes_fail = False
+        self.tls_options: list[Any] = []
         self.verdicts: list[str] = []
         """LMTP: what is said of each recipient at the end of a message."""
 
@@ -93,6 +95,7 @@ class Link:
         self.octets = b""
         """All that came."""
         self.closed = False
+        self.secure = False
         self.reads = True
         self.producer: Any = None
         self._buffer = b""
@@ -127,6 +130,14 @@ class Link:
 
     def unregisterProducer(self) -> None:
         self.producer = None
+
+    def startTLS(self, options: Any) -> None:
+        self.server.tls_options.append(options)
+        if self.server.handshakes_fail:
+            self.close()
+        else:
+            self.secure = True
+            self.protocol.handshakeCompleted()
 
     def loseConnection(self) -> None:
         assert self.producer is None, "it would wait for its producer for ever"

@@ -317,6 +317,83 @@ def test_a_greeting_for_one_client_is_no_word_about_the_server() -> None:
     assert behind.sends(behind.greeted("192.0.2.7")) == QUEUED
 
 
+@pytest.mark.parametrize("verb", ["greeting", "EHLO"])
+@pytest.mark.parametrize("answer", [hangs_up, "554 5.7.1 You are on a list", "no reply at all"])
+def test_no_client_can_have_the_server_taken_for_down(verb: str, answer: Any) -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1")
+    server.answers[verb] = answer
+    refused = behind.greeted("192.0.2.66").say("MAIL FROM:<a@example.com>")
+    assert refused.startswith("554 5.7.1 You" if answer is not hangs_up and answer[:3] == "554" else "451 4.")
+    del server.answers[verb]
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.clock.advance(5)
+    behind.assert_nothing_is_left()
+
+
+def test_a_server_that_fails_everybody_is_down_soon_where_connections_are_clients_own() -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1")
+    server.answers["greeting"] = hangs_up
+    client = behind.greeted()
+    assert client.say("MAIL FROM:<a@example.com>").startswith("451 4.4.2 ")
+    behind.clock.advance(0.5)
+    links = len(server.links)
+    assert client.say("MAIL FROM:<a@example.com>").startswith("451 4.4.2 ")
+    assert len(server.links) == links
+    behind.assert_nothing_is_left()
+
+
+# TLS. What a certificate is worth is shown with a real server.
+
+
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+def test_what_was_said_in_clear_is_said_again_under_tls(tls: str) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    behind = Behind(server, tls=tls, tls_name="mx.example.org")
+    assert behind.sends(behind.greeted()) == QUEUED
+    (link,) = server.links
+    assert link.secure
+    assert link.heard[:3] == ["EHLO guard.example", "STARTTLS", "EHLO guard.example"]
+
+
+def test_a_handshake_that_fails_is_done_without_only_where_tls_is_opportunistic() -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    server.handshakes_fail = True
+    behind = Behind(server, tls="opportunistic")
+    assert behind.sends(behind.greeted()) == QUEUED
+    assert not server.open_links[0].secure
+    server.handshakes_fail = False
+    server.links[-1].close()
+    assert behind.sends(behind.greeted()) == QUEUED
+    assert server.open_links[0].secure
+    server.handshakes_fail = True
+    behind = Behind(server, tls="required", tls_name="mx.example.org")
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 Not now", "250 Ok"])
+def test_a_server_that_does_not_begin_tls_gets_no_mail_where_it_is_required(answer: str) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = answer
+    behind = Behind(server, tls="required", tls_name="mx.example.org")
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+    assert not any(line.startswith("MAIL") for line in server.commands)
+
+
+@pytest.mark.parametrize("behind_it", ["250-mx\r\n250 AUTH PLAIN", "250-mx"])
+def test_what_stands_behind_the_answer_to_starttls_is_no_answer_under_tls(behind_it: str) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = f"220 2.0.0 Go ahead\r\n{behind_it}"
+    behind = Behind(server, tls="required", tls_name="mx.example.org")
+    assert behind.greeted().say("MAIL FROM:<a@example.com>").startswith("451 4.5.0 ")
+    assert not any(link.secure for link in server.links)
+
+
 # Logging in.
 
 

@@ -179,6 +179,7 @@ FULL = parse_hello(
         ),
         (Path("a@b", {"RET": "HDRS", "ENVID": "x+2By"}), b"MAIL FROM:<a@b> RET=HDRS ENVID=x+2By"),
         (Path("jörg@b", {"SMTPUTF8": None}), "MAIL FROM:<jörg@b> SMTPUTF8".encode()),
+        (Path("a@b", {"AUTH": "<>", "SIZE": "5"}), b"MAIL FROM:<a@b> SIZE=5"),
         (Path("a@b", {"BODY": "BINARYMIME"}), b"MAIL FROM:<a@b> BODY=BINARYMIME"),
     ],
 )

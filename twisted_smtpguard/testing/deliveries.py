@@ -104,6 +104,10 @@ def _envelopes(extensions: frozenset[str], recipient: Path) -> Iterator[_Envelop
     for address, parameters in addresses:
         sender = Path(address, parameters)
         yield _Envelope(f"sender and recipient {address}", sender, [recipient, Path(address, {})])
+    if "DSN" in extensions:
+        sender = Path("sender@example.com", {"RET": "HDRS", "ENVID": "QQ+2B314"})
+        notified = attrs.evolve(recipient, parameters={"NOTIFY": "SUCCESS,DELAY", "ORCPT": "rfc822;a+40b"})
+        yield _Envelope("delivery status notifications", sender, [notified, attrs.evolve(recipient)])
     for client in _CLIENTS:
         yield _Envelope(f"a client that calls itself {client.helo}", recipients=[recipient], client=client)
 

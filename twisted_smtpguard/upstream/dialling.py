@@ -32,6 +32,14 @@ class Unsuitable(Refused):
         self.why = why
 
 
+class Unreachable(Refused):
+    """There is no connection at all."""
+
+
+class HandshakeFailed(Refused):
+    """Under STARTTLS: no common protocol, a certificate that is not the right one, or no answer."""
+
+
 class ClientRefused(Refused):
     """The server is there, and will have nothing to do with this client."""
 
@@ -47,6 +55,12 @@ def not_now(reply: UpstreamReply) -> Refused:
         return Refused(replies.UPSTREAM_GARBLED)
     told = for_client(reply)
     return Refused(Reply(451, f"4{told.enhanced[1:]}" if told.enhanced else "4.3.0", told.lines))
+
+
+def _refused(reply: UpstreamReply, client: Client | None) -> Refused:
+    """What the server says of `client`, or of us."""
+    told_of_client = client is not None and reply.code >= 400
+    return ClientRefused(for_client(reply)) if told_of_client else not_now(reply)
 
 
 class Dialler:
@@ -68,25 +82,23 @@ class Dialler:
         self._name = options.helo or name
         self._host = options.tls_name or host
         self._lmtp = lmtp
-        self._in_clear = False
-        """Opportunistic TLS has failed: the next attempt goes without."""
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
+        try:
+            return await self._dial(client, ended, self._options.tls)
+        except HandshakeFailed:
+            if self._options.tls != "opportunistic":
+                raise
+        _log.warn("A TLS handshake with the mail server behind failed: it is spoken to in clear")
+        return await self._dial(client, ended, "off")
+
+    async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
         connection = await self._connect(ended)
         try:
-            await self._open(connection, client)
+            await self._open(connection, client, tls)
         except BaseException as error:
-            reply = error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE
-            connection.end(reply)
-            if (
-                self._options.tls == "opportunistic"
-                and reply is replies.UPSTREAM_UNSUITABLE
-                and not self._in_clear
-            ):
-                self._in_clear = True
-                _log.warn("The TLS handshake with the mail server behind failed: it is spoken to in clear")
-                return await self.dial(client, ended)
+            connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE)
             raise
         return connection
 
@@ -99,11 +111,14 @@ class Dialler:
         except CancelledError:
             raise
         except Exception as error:
-            raise Refused(replies.UPSTREAM_UNAVAILABLE) from error
+            raise Unreachable(replies.UPSTREAM_UNAVAILABLE) from error
         return connection
 
-    async def _open(self, connection: Connection, client: Client | None) -> None:
+    async def _open(self, connection: Connection, client: Client | None, tls: str) -> None:
         options = self._options
+        if not options.proxied:
+            # It will be announced, or never.
+            client = None
         if options.proxied:
             peer = client.peer if client is not None and client.peer.address is not None else None
             if options.announce == "proxy-v1":
@@ -113,19 +128,18 @@ class Dialler:
                 connection.send_first(announcing.proxy_v2(peer))
         greeting = await connection.answer(options.connect)
         if greeting.code != 220:
-            if client is not None and options.proxied and greeting.code >= 400:
-                raise ClientRefused(for_client(greeting))
-            raise not_now(greeting)
-        name = client.helo if client is not None and options.proxied else self._name
-        await self._hello(connection, name)
-        if options.tls != "off" and not self._in_clear:
-            await self._secure(connection, name)
+            raise _refused(greeting, client)
+        await self._hello(connection, client)
+        if tls != "off":
+            await self._secure(connection, client)
         if options.auth is not None:
             await self._log_in(connection, options.auth)
         if options.announce in ("xclient", "xforward"):
             self._offered(connection, options.announce.upper())
 
-    async def _hello(self, connection: Connection, name: str) -> None:
+    async def _hello(self, connection: Connection, client: Client | None) -> None:
+        """In the client's name where the server is told that it is the client's connection."""
+        name = self._name if client is None else client.helo
         verb = "LHLO" if self._lmtp else "EHLO"
         reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
         if reply.positive:
@@ -136,9 +150,9 @@ class Dialler:
             if reply.positive:
                 connection.hello = NOTHING
                 return
-        raise not_now(reply)
+        raise _refused(reply, client)
 
-    async def _secure(self, connection: Connection, name: str) -> None:
+    async def _secure(self, connection: Connection, client: Client | None) -> None:
         required = self._options.tls == "required"
         if "STARTTLS" not in connection.hello:
             if required:
@@ -149,9 +163,12 @@ class Dialler:
             if required or reply.positive:
                 raise Unsuitable(f"it answers STARTTLS with {reply.code}")
             return
-        await connection.start_tls(self._tls(), self._options.timeout)
+        try:
+            await connection.start_tls(self._tls(), self._options.timeout)
+        except Refused as refused:
+            raise HandshakeFailed(refused.reply) from refused
         # What was said in clear is forgotten (RFC 3207 4.2).
-        await self._hello(connection, name)
+        await self._hello(connection, client)
 
     def _tls(self) -> Any:
         # Late: to import it costs time, and not every guard has TLS behind it.
@@ -193,7 +210,7 @@ class Dialler:
             # It greets anew with 220; some say 250.
             if not reply.positive:
                 raise ClientRefused(verdict_of(reply).reply)
-        await self._hello(connection, client.helo)
+        await self._hello(connection, client)
 
     def _offered(self, connection: Connection, command: str) -> frozenset[str]:
         """The attributes. Without the address the server would apply its rules to us."""

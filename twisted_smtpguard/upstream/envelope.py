@@ -22,6 +22,9 @@ _NEEDS = {
 _MAY_BE_LEFT_OUT = frozenset({("SIZE", None), ("BODY", "7BIT")})
 """What says nothing that the server would have to know. None: whatever the value."""
 
+_OURS = frozenset({"AUTH"})
+"""What is between the client and the guard: who logged in here is not for the server to believe (RFC 4954 5)."""
+
 
 def mail_command(sender: Path, offered: Hello) -> bytes:
     """`Refused` where the client was promised what the server, asked again, no longer offers."""
@@ -39,6 +42,8 @@ def _command(verb: str, path: Path, offered: Hello) -> bytes:
 
 def _parameters(path: Path, offered: Hello) -> Iterable[str]:
     for keyword, value in path.parameters.items():
+        if keyword in _OURS:
+            continue
         needed = {_NEEDS.get(keyword, keyword)}
         if value == "BINARYMIME":
             needed |= {"BINARYMIME", "CHUNKING"}

@@ -17,7 +17,7 @@ from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, describe
+from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, Unreachable, describe
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
 from twisted_smtpguard.upstream.options import UpstreamOptions
 
@@ -166,8 +166,8 @@ class Pool:
             connection = await self._dialler.dial(client, self._ended)
         except BaseException as error:
             self._dialled -= 1
-            if isinstance(error, Refused) and not isinstance(error, ClientRefused):
-                self._went_down(error)
+            if isinstance(error, Refused):
+                self._failed(error, client)
             self._wake()
             raise
         self._dialled -= 1
@@ -230,9 +230,17 @@ class Pool:
 
     # Up and down.
 
-    def _went_down(self, refused: Refused) -> None:
-        if not self._open:
+    def _failed(self, refused: Refused, client: Client | None) -> None:
+        """A connection did not come about."""
+        if isinstance(refused, ClientRefused) or not self._open:
             return
+        if client is None or isinstance(refused, Unreachable) or not self._options.proxied:
+            self._went_down(refused)
+        elif self._retry is None and self._probe is None:
+            # Perhaps it would not do so to others: no client may decide that it is down.
+            self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
+
+    def _went_down(self, refused: Refused) -> None:
         if self._down is None:
             self._report(refused)
         self._down = refused.reply
