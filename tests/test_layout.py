@@ -63,6 +63,13 @@ def test_a_delivery_knows_no_session_and_no_wire(name: str) -> None:
         assert not imported.startswith(("twisted_smtpguard.wire", "twisted_smtpguard.smtp.session")), imported
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("upstream/")))
+def test_who_speaks_to_the_server_behind_knows_no_session_no_wire_and_no_delivery(name: str) -> None:
+    unknown = ("wire", "smtp.session", "smtp.transaction", "admission", "delivery")
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(tuple(f"twisted_smtpguard.{part}" for part in unknown)), imported
+
+
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("admission/")))
 def test_admission_knows_no_session_no_wire_and_no_transport(name: str) -> None:
     for imported in imports(MODULES[name]):
