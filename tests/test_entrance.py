@@ -157,6 +157,8 @@ def test_under_tls_what_comes_first_is_the_handshake_and_nobody_is_early() -> No
     protocol: Any = guard.factory.buildProtocol(address.IPv4Address("TCP", "192.0.2.1", 4711))
     transport.protocol = protocol
     protocol.makeConnection(transport)
+    transport.getPeerCertificate = lambda: None  # type: ignore[attr-defined]
+    protocol.handshakeCompleted()
     protocol.dataReceived(b"HELO a\r\n")
     guard.clock.advance(2)
     assert transport.value() == f"{GREETING}250 guard.example\r\n".encode()

@@ -145,6 +145,7 @@ def _stopped(to: Events) -> None:
 
 EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
+    "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks:/etc/smtpguard/networks"),
     "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
@@ -294,7 +295,7 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
             ((reason, count),) = fields[counts].items()
             fields[counts] = f"{reason}:{count}"
     fields.pop("error", None)
-    fields.pop("problem" if name == "reload_failed" else "", None)
+    fields.pop("problem" if name in ("reload_failed", "ssl_endpoint") else "", None)
     expected = {field: "true" if value is True else str(value) for field, value in fields.items()}
     assert shown == expected
 

@@ -761,6 +761,9 @@ class TLSTransport(FakeTransport):
     def setTcpNoDelay(self, enabled: bool) -> None:
         pass
 
+    def getPeerCertificate(self) -> None:
+        return None
+
     def loseConnection(self) -> None:
         self.disconnecting = True
 
@@ -775,6 +778,7 @@ def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_abor
     transport = TLSTransport()
     transport.protocol = protocol = guard.factory.buildProtocol(transport.getPeer())
     protocol.makeConnection(transport)
+    protocol.handshakeCompleted()
     protocol.dataReceived(f"{last}\r\n".encode())
     assert transport.disconnecting
     assert guard.factory.connections == 0

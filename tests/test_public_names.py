@@ -17,6 +17,7 @@ PUBLIC = {
         "PASS",
         "TRUST",
         "CallableDelivery",
+        "CertificateFiles",
         "Client",
         "DiscardDelivery",
         "Envelope",

@@ -15,11 +15,13 @@ from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import Rate
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
+from twisted_smtpguard.wire.tls import CertificateFiles
 
 __all__ = [
     "PASS",
     "TRUST",
     "CallableDelivery",
+    "CertificateFiles",
     "Client",
     "DiscardDelivery",
     "Envelope",

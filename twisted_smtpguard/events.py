@@ -69,6 +69,11 @@ class Events:
         """A listener takes connections. `endpoint` is the operator's string, `address` what it came to."""
         self._info("listening", {"endpoint": _word(endpoint), "address": _word(address)})
 
+    def ssl_endpoint(self, endpoint: str) -> None:
+        """A listener whose TLS is begun by the endpoint: it knows no PROXY header, and keeps its certificate."""
+        problem = "no PROXY header is understood there, and its certificate is not read again"
+        self._warn("ssl_endpoint", {"endpoint": _word(endpoint)}, problem=problem)
+
     def delivering(self, delivery: str) -> None:
         """Where messages will go, in the operator's words. Once, at start-up."""
         self._info("delivering", {"delivery": _word(delivery)})
@@ -82,11 +87,11 @@ class Events:
         self._warn("trying", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str) -> None:
-        """A filter or delivery has read its data anew."""
+        """A filter, the delivery or the certificate has been read anew."""
         self._info("reloaded", {"what": _word(what)})
 
     def reload_failed(self, what: str, problem: str) -> None:
-        """A filter or delivery could not read its data anew, and goes on with the old."""
+        """A filter, the delivery or the certificate could not be read anew, and the old one goes on."""
         problem = escape_text(problem[:MAX_ERROR_CHARACTERS])
         self._warn("reload_failed", {"what": _word(what)}, problem=problem)
 

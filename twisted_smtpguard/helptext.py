@@ -19,6 +19,22 @@ OPTIONS = {
         "A Twisted endpoint string to listen on, such as tcp:25 or unix:/run/smtp.sock. May be given several "
         f"times. Default: {DEFAULT_LISTEN}.",
     ),
+    "listen-tls": (
+        "ENDPOINT",
+        "The same, but TLS comes before the greeting. The endpoint itself is a plain one, such as tcp:465; the "
+        "certificate is that of --tls-certificate. May be given several times.",
+    ),
+    "tls-certificate": (
+        "FILE",
+        "The certificate, in PEM form, with the rest of its chain behind it. With it STARTTLS is offered. It is read "
+        "again on SIGHUP.",
+    ),
+    "tls-key": ("FILE", "Its private key, in PEM form. Default: it is in the file of the certificate."),
+    "tls-client-authorities": (
+        "FILE",
+        "Ask clients for a certificate that one of those in FILE has signed, for IP filters and deliveries to see. Who "
+        "has none is not refused.",
+    ),
     "hostname": (
         "NAME",
         "What the guard calls itself, in its greeting and in Received fields. Default: this host's full name.",

@@ -280,6 +280,11 @@ class Limits:
         edge=1800,
         dry_run=True,
     )
+    tls_handshake_timeout: float = limit(
+        30,
+        SECONDS,
+        "For a TLS handshake; never longer than the read timeout. The connection is aborted.",
+    )
     delivery_timeout: float = limit(
         300,
         SECONDS,

@@ -34,13 +34,15 @@ from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import FLAG, one_of
+from twisted_smtpguard.wire.tls import CertificateFiles
 
 EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset({"listen", "ip-filter", "deny", "trust", "dry-run"})
-_CONFIGURABLE = _REPEATABLE | {"hostname", "deliver", "profile", *(spec.option for spec in _LIMITS)}
+_REPEATABLE = frozenset({"listen", "listen-tls", "ip-filter", "deny", "trust", "dry-run"})
+_SINGLE = ("hostname", "deliver", "profile", "tls-certificate", "tls-key", "tls-client-authorities")
+_CONFIGURABLE = _REPEATABLE | {*_SINGLE, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters")
 _DENY_TRUST = "deny/trust"
 """What the log calls the filter that --deny and --trust make."""
@@ -56,7 +58,7 @@ class Options(usage.Options):
     optParameters = [  # noqa: RUF012 - the base class wants a list
         *(
             [option, None, None, OPTIONS[option][1]]
-            for option in ("hostname", "deliver", "profile", "help-delivery", "help-ip-filter")
+            for option in (*_SINGLE, "help-delivery", "help-ip-filter")
         ),
         *([spec.option, None, None, spec.help] for spec in _LIMITS if spec.unit is not FLAG),
     ]
@@ -86,6 +88,9 @@ class Options(usage.Options):
 
     def opt_listen(self, endpoint: str) -> None:
         self["listen"].append(endpoint)
+
+    def opt_listen_tls(self, endpoint: str) -> None:
+        self["listen-tls"].append(endpoint)
 
     def opt_ip_filter(self, specification: str) -> None:
         self["ip-filter"].append(specification)
@@ -125,7 +130,14 @@ class Options(usage.Options):
             },
         )
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
-        self.listen = given.get("listen", [Setting("listen", DEFAULT_LISTEN)])
+        self.listen_tls = given.get("listen-tls", [])
+        self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
+        self.certificate = _certificate(single)
+        for setting in self.listen_tls:
+            if self.certificate is None:
+                raise setting.wrong("--tls-certificate is needed")
+            if setting.text.startswith("ssl:"):
+                raise setting.wrong(f"a plain endpoint such as tcp:465 is expected, not {setting.text!r}")
         self.deliver = single.get("deliver", Setting("deliver", DEFAULT_DELIVERY))
         self.ip_filter = given.get("ip-filter", [])
         self.deny = [_network(setting) for setting in given.get("deny", [])]
@@ -157,6 +169,10 @@ class Options(usage.Options):
     def endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
         """What to listen on."""
         return [_endpoint(setting, reactor) for setting in self.listen]
+
+    def tls_endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
+        """What to listen on with implicit TLS."""
+        return [_endpoint(setting, reactor) for setting in self.listen_tls]
 
     def delivery(self, reactor: object) -> IDelivery:
         """Where messages go."""
@@ -209,7 +225,7 @@ def makeService(options: Options) -> IService:
 def make_service(options: Options, reactor: Any) -> StandaloneService:
     """The service that parsed options ask for. UsageError where it cannot be made."""
     # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
-    endpoints = options.endpoints(reactor)
+    endpoints, tls_endpoints = options.endpoints(reactor), options.tls_endpoints(reactor)
     ip_filters = options.ip_filters(reactor)
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
@@ -225,7 +241,9 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         limits=options.limits,
         hostname=options.hostname,
         events=events,
-        names=[setting.text for setting in options.listen],
+        tls=options.certificate,
+        tls_endpoints=tls_endpoints,
+        names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
 
 
@@ -237,6 +255,18 @@ def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:
 def _description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
     with asked.blamed():
         return plugins.description(plugins.look_up(kind, asked.text, factories))
+
+
+def _certificate(given: Mapping[str, Setting]) -> CertificateFiles | None:
+    """What TLS is spoken with. Its files are read: a mistake in one is to be told before anything listens."""
+    names = ("tls-certificate", "tls-key", "tls-client-authorities")
+    asked = [given[name] for name in names if name in given]
+    if not asked:
+        return None
+    if "tls-certificate" not in given:
+        raise asked[0].wrong("--tls-certificate is needed")
+    with asked[0].blamed():
+        return CertificateFiles(*(given[name].text if name in given else "" for name in names))
 
 
 def _network(setting: Setting) -> str:

@@ -59,6 +59,10 @@ def _something(session: Session, argument: bytes) -> None:
         raise Refused(replies.BAD_ARGUMENTS)
 
 
+def _whether(session: Session, argument: bytes) -> bool:
+    return bool(argument)
+
+
 def _anything(session: Session, argument: bytes) -> None:
     return None
 
@@ -88,6 +92,12 @@ def _helo(session: Session, name: str) -> Answer:
 
 def _ehlo(session: Session, name: str) -> Answer:
     return session.greet(name, extended=True)
+
+
+def _starttls(session: Session, has_argument: bool) -> Answer:
+    if has_argument and session.site.starttls:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return session.start_tls()
 
 
 def _mail(session: Session, sender: Path) -> Answer:
@@ -148,6 +158,8 @@ COMMANDS: dict[bytes, Command] = {
     for row in (
         Command("HELO", _hello, ANY, _helo, junk_again=True, ends_group=True),
         Command("EHLO", _hello, ANY, _ehlo, junk_again=True, ends_group=True),
+        # The wire sees to it that nothing follows.
+        Command("STARTTLS", _whether, ANY, _starttls),
         Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
         Command("RCPT", _recipient, _ENVELOPE, _rcpt),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),

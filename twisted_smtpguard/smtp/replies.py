@@ -38,6 +38,11 @@ class Reply:
         object.__setattr__(self, "closes", self.code in (421, 521))
 
 
+@attrs.frozen
+class Step(Reply):
+    """A reply behind which what the client sends is no command: TLS, or an answer to a question."""
+
+
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 
@@ -72,8 +77,10 @@ class Entry:
 _WHEN: dict[Reply, tuple[str, str]] = {}
 
 
-def _reply(code: int, enhanced: str, text: str, when: str, reason: str = "") -> Reply:
-    reply = Reply(code, enhanced, (text,))
+def _reply(
+    code: int, enhanced: str, text: str, when: str, reason: str = "", kind: type[Reply] = Reply
+) -> Reply:
+    reply = kind(code, enhanced, (text,))
     assert reply not in _WHEN, f"{reply} stands twice"
     _WHEN[reply] = (when, reason)
     return reply
@@ -119,6 +126,7 @@ MESSAGE_ACCEPTED = _reply(
     250, "2.0.0", "Message accepted", "end of data, once the delivery says that the message is safe"
 )
 START_DATA = _reply(354, "", "End data with <CR><LF>.<CR><LF>", "DATA")
+READY_FOR_TLS = _reply(220, "2.0.0", "Ready to start TLS", "STARTTLS; the handshake follows", kind=Step)
 GOODBYE = _reply(221, "2.0.0", "Closing connection", "QUIT")
 CANNOT_VERIFY = _reply(
     252, "2.0.0", "Cannot verify the user, but will accept a message and attempt delivery", "VRFY"
@@ -243,6 +251,13 @@ UNEXPECTED_PIPELINING = _reply(
     "Protocol error: unexpected pipelined input",
     "input behind EHLO, HELO or DATA before its reply, where the operator refuses it",
     "unexpected_pipelining",
+)
+INPUT_AFTER_STARTTLS = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: input after STARTTLS",
+    "input behind STARTTLS before its reply: it would be taken for what was said under TLS",
+    "starttls_injection",
 )
 TOO_MANY_RECIPIENTS = _reply(
     452, "5.5.3", "Too many recipients", "RCPT above the cap of recipients", "max_recipients"

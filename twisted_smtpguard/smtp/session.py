@@ -48,15 +48,18 @@ class Session:
         "recipients",
         "sender",
         "site",
+        "tls",
         "transaction",
         "utf8",
         "visitor",
     )
 
-    def __init__(self, site: Site, name: str, visitor: Visitor) -> None:
+    def __init__(self, site: Site, name: str, visitor: Visitor, *, tls: bool = False) -> None:
         self.site = site
         self.name = name
         self.visitor = visitor
+        self.tls = tls
+        """What is said is encrypted."""
         self.phase = Phase.CONNECTED
         self.offered = _NOTHING
         """MAIL parameters that may be used: none before EHLO."""
@@ -202,11 +205,27 @@ class Session:
         self._helo = name
         self.reset()
         if extended:
-            offer = self.site.offer()
+            offer = self.site.offer(self.tls)
             self.offered = offer.mail_parameters
             return offer.reply
         self.offered = _NOTHING
         return self.site.hello
+
+    def start_tls(self) -> Reply:
+        """STARTTLS (RFC 3207). Where it is granted `secured` follows."""
+        if not self.site.starttls:
+            return self.conduct.invalid(replies.UNRECOGNIZED_COMMAND)
+        if self.tls:
+            return self.misplaced()
+        self.reset()
+        return replies.READY_FOR_TLS
+
+    def secured(self) -> None:
+        """TLS has begun. What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2)."""
+        self.tls = True
+        self._helo = ""
+        self.offered = _NOTHING
+        self.reset()
 
     def reset(self) -> None:
         """No transaction any more; what was begun is aborted."""
@@ -290,7 +309,7 @@ class Session:
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
-        tls = "S" if self.visitor.peer.tls else ""
+        tls = "S" if self.tls else ""
         if utf8:
             return f"UTF8SMTP{tls}"
         return f"ESMTP{tls}" if self.offered else "SMTP"

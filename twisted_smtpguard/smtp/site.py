@@ -18,8 +18,8 @@ from twisted_smtpguard.smtp.replies import Reply
 class Offer:
     """What an EHLO was told."""
 
-    made_for: tuple[frozenset[str], int]
-    """The delivery's extensions, and the largest message."""
+    made_for: tuple[frozenset[str], int, bool]
+    """The delivery's extensions, the largest message, and whether TLS is spoken."""
     reply: Reply
     mail_parameters: frozenset[str]
     """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME."""
@@ -36,13 +36,15 @@ class Site:
     clients: ClientLimits
     seconds: Callable[[], float]
     """The clock."""
+    starttls: bool = False
+    """There is a certificate: TLS may be asked for."""
     draining: bool = False
     """The service stops: no new command is carried out."""
     orphans: int = 0
     """finish() calls still pending whose clients are gone."""
     orphan_settled: Callable[[], object] = attrs.field(default=lambda: None)
     """Called when one of them has answered."""
-    _offer: Offer | None = attrs.field(default=None, init=False)
+    _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _max_octets: int = attrs.field(init=False)
     hello: Reply = attrs.field(init=False)
     """The answer to HELO."""
@@ -60,19 +62,20 @@ class Site:
         ours, theirs = self._max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
 
-    def offer(self) -> Offer:
-        """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
-        made_for = (self.delivery.extensions, self.max_octets)
-        if self._offer is None or self._offer.made_for != made_for:
-            self._offer = Offer(
+    def offer(self, tls: bool) -> Offer:
+        """What EHLO advertises now, under TLS or in clear. A delivery may change its mind, but hardly ever does."""
+        made_for = (self.delivery.extensions, self.max_octets, tls)
+        offer = self._offers.get(tls)
+        if offer is None or offer.made_for != made_for:
+            offer = self._offers[tls] = Offer(
                 made_for,
                 replies.hello(self.hostname, self._keywords(*made_for)),
                 _mail_parameters(made_for[0]),
             )
-        return self._offer
+        return offer
 
-    def _keywords(self, extensions: frozenset[str], octets: int) -> list[str]:
-        """RFC 1870, 2034, 2920, 3030, 6152, 6531; LIMITS: RFC 9422."""
+    def _keywords(self, extensions: frozenset[str], octets: int, tls: bool) -> list[str]:
+        """RFC 1870, 2034, 2920, 3030, 3207, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
         # What is only tried is not announced: clients that heed it would never meet it.
         enforced = [(word, self.limits.enforced(name)) for word, name in caps]
@@ -82,6 +85,7 @@ class Site:
             f"SIZE {octets}" if octets else "SIZE",
             "ENHANCEDSTATUSCODES",
             "CHUNKING",
+            *(("STARTTLS",) if self.starttls and not tls else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
         ]

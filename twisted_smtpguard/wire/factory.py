@@ -42,7 +42,8 @@ class SMTPGuardFactory(ServerFactory):
 
     `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
     `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
-    more of one than the filter itself. `counters` counts what clients do; by default in memory.
+    more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
+    spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
     """
 
     noisy = False
@@ -57,10 +58,13 @@ class SMTPGuardFactory(ServerFactory):
         events: Events | None = None,
         ip_filters: Sequence[IIPFilter | FilterEntry] = (),
         counters: ICounterStore | None = None,
+        tls: object | None = None,
     ) -> None:
         limits = limits or Limits()
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
+        self.tls: Any = tls
+        self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         self.clients = ClientLimits(
             limits,
             LocalCounterStore(limits.max_tracked_clients) if counters is None else counters,
@@ -81,6 +85,7 @@ class SMTPGuardFactory(ServerFactory):
             clients=self.clients,
             seconds=reactor.seconds,
             orphan_settled=self._something_ended,
+            starttls=tls is not None,
         )
         self.turns = Turns(reactor)
         self.greeting = replies.greeting(self.site.hostname)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from twisted.internet import address
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import IAddress
 
 from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.interfaces import Address, Peer
@@ -21,8 +21,8 @@ def peer_name(peer: IAddress | None) -> str:
     return "unix" if ip is None else str(ip)
 
 
-def make_peer(transport: Any) -> Peer:
-    """The Peer of a connection. Costs a system call, so it is made when it is first needed."""
+def make_peer(transport: Any, tls: bool) -> Peer:
+    """The Peer of a connection. Costs a system call, so it is made when it is first needed. `tls`: implicit."""
     remote, remote_port = _split(transport.getPeer())
     local, local_port = _split(transport.getHost())
     return Peer(
@@ -30,7 +30,7 @@ def make_peer(transport: Any) -> Peer:
         port=remote_port,
         local_address=local,
         local_port=local_port,
-        tls=ISSLTransport.providedBy(transport),
+        tls=tls,
         proxied=False,
     )
 
