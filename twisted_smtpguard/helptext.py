@@ -24,6 +24,11 @@ OPTIONS = {
         "The same, but TLS comes before the greeting. The endpoint itself is a plain one, such as tcp:465; the "
         "certificate is that of --tls-certificate. May be given several times.",
     ),
+    "proxy-protocol-from": (
+        "NETWORK",
+        "Connections from this address or network come from a proxy, and begin with a PROXY header, of version 1 or 2, "
+        "that tells the client. May be given several times. From nowhere else a header is believed.",
+    ),
     "tls-certificate": (
         "FILE",
         "The certificate, in PEM form, with the rest of its chain behind it. With it STARTTLS is offered. It is read "

@@ -285,6 +285,11 @@ class Limits:
         SECONDS,
         "For a TLS handshake; never longer than the read timeout. The connection is aborted.",
     )
+    proxy_header_timeout: float = limit(
+        5,
+        SECONDS,
+        "For the PROXY header of a proxy in front; never longer than the read timeout. The connection is aborted.",
+    )
     delivery_timeout: float = limit(
         300,
         SECONDS,

@@ -55,6 +55,7 @@ class SMTPGuardService(MultiService):
         counters: ICounterStore | None = None,
         tls: object | None = None,
         tls_endpoints: Sequence[IStreamServerEndpoint] = (),
+        proxy_protocol_from: Sequence[str] = (),
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class SMTPGuardService(MultiService):
             ip_filters=ip_filters,
             counters=counters,
             tls=tls,
+            proxy_protocol_from=proxy_protocol_from,
         )
         filters = self.factory.filters
         self._reloading = Reloading(

@@ -40,7 +40,9 @@ EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset({"listen", "listen-tls", "ip-filter", "deny", "trust", "dry-run"})
+_REPEATABLE = frozenset(
+    {"listen", "listen-tls", "proxy-protocol-from", "ip-filter", "deny", "trust", "dry-run"}
+)
 _SINGLE = ("hostname", "deliver", "profile", "tls-certificate", "tls-key", "tls-client-authorities")
 _CONFIGURABLE = _REPEATABLE | {*_SINGLE, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters")
@@ -92,6 +94,9 @@ class Options(usage.Options):
     def opt_listen_tls(self, endpoint: str) -> None:
         self["listen-tls"].append(endpoint)
 
+    def opt_proxy_protocol_from(self, network: str) -> None:
+        self["proxy-protocol-from"].append(network)
+
     def opt_ip_filter(self, specification: str) -> None:
         self["ip-filter"].append(specification)
 
@@ -140,6 +145,7 @@ class Options(usage.Options):
                 raise setting.wrong(f"a plain endpoint such as tcp:465 is expected, not {setting.text!r}")
         self.deliver = single.get("deliver", Setting("deliver", DEFAULT_DELIVERY))
         self.ip_filter = given.get("ip-filter", [])
+        self.proxies = [_network(setting) for setting in given.get("proxy-protocol-from", [])]
         self.deny = [_network(setting) for setting in given.get("deny", [])]
         self.trust = [_network(setting) for setting in given.get("trust", [])]
         self._answer_questions(limits_table(self.limits, single, profile))
@@ -243,6 +249,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         events=events,
         tls=options.certificate,
         tls_endpoints=tls_endpoints,
+        proxy_protocol_from=options.proxies,
         names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
 

@@ -1,7 +1,8 @@
 """How one connection begins and ends. What is said meanwhile is the protocol's.
 
-In front of the greeting stands the entrance; with implicit TLS a handshake behind it, or, where clients are asked for
-a certificate that filters are to see, before it. Whatever comes until then goes to the one of them whose turn it is.
+In front of the greeting stands the entrance, and in front of that the header of a proxy, where one is due. With
+implicit TLS a handshake stands behind the entrance, or, where clients are asked for a certificate that filters are to
+see, before it. Whatever comes until the greeting goes to the one of them whose turn it is.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from zope.interface import implementer
 
 from twisted_smtpguard.admission.refusal import Refusal
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.wire.behindproxy import BehindProxy
 from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.output import Output
-from twisted_smtpguard.wire.peers import make_peer, peer_name
+from twisted_smtpguard.wire.peers import announced_peer, make_peer, peer_address, peer_name
+from twisted_smtpguard.wire.proxyheader import ProxyHeader
 from twisted_smtpguard.wire.secureoutput import SecureOutput
 from twisted_smtpguard.wire.tls import certificate_shown
 from twisted_smtpguard.wire.turnaway import TurnAway
@@ -48,7 +51,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     # How a connection begins. What changes is kept with it: ten thousand idle ones have only what is their own.
     _output: Output | None = None
-    _entrance: Entrance | Handshake | None = None
+    _entrance: Entrance | BehindProxy | Handshake | None = None
     _handshake: Handshake | None = None
     _admitted = False
     _secure = False
@@ -112,14 +115,24 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         self._visitor = Visitor(
             peer_name(self._address), partial(make_peer, transport, self.implicit_tls), self.factory.clients
         )
-        if self.implicit_tls and not by_endpoint and self.factory.asks_for_certificates:
+        proxies = self.factory.proxies
+        if proxies is not None and not by_endpoint and proxies.has(peer_address(self._address)):
+            self._entrance = BehindProxy(self.factory, self)
+        else:
+            self._arrive()
+        self._at_accept = False
+
+    def _arrive(self) -> None:
+        """Who comes is known."""
+        if self.implicit_tls and self._handshake is None and self.factory.asks_for_certificates:
             self._shake_hands()
         else:
             self._enter()
-        self._at_accept = False
 
     def _enter(self) -> None:
         self._entrance = Entrance(self.factory, self._visitor, self._transport, self)
+        if self._buffer:
+            self._entrance.spoke()
         self._entrance.begin()
 
     def greet(self) -> None:
@@ -166,6 +179,30 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._transport, self.factory.deadlines, limits.write_timeout, limits.max_output_buffer, self
         )
         return output
+
+    # A proxy in front.
+
+    def received(self) -> bytes:
+        """Called by BehindProxy."""
+        return self._buffer
+
+    def announced(self, header: ProxyHeader) -> None:
+        """Called by BehindProxy: now the client is known. What stands behind the header is the client's."""
+        self._buffer = self._buffer[header.octets :]
+        if header.client is not None and header.server is not None:
+            peer = announced_peer(header.client, header.server, self.implicit_tls)
+            self._visitor = Visitor(str(peer.address), lambda: peer, self.factory.clients)
+        self._arrive()
+
+    def proxy_failed(self, reason: str) -> None:
+        """Called by BehindProxy. There is nobody to say anything to."""
+        self._refuse_unsaid(reason)
+        self.abort()
+
+    def _refuse_unsaid(self, reason: str) -> None:
+        self._leave_entrance()
+        self._refused = True
+        self.factory.site.events.reject(self._visitor.name, reason, limit=self._limits.shown(reason))
 
     # TLS.
 
@@ -215,10 +252,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         self._handshake = None
         self.end_reason = reason
         if not (self._greeted or self._refused):
-            self._leave_entrance()
-            self._refused = True
-            limits = self._limits
-            self.factory.site.events.reject(self._visitor.name, reason, limit=limits.shown(reason))
+            self._refuse_unsaid(reason)
 
     # Time.
 

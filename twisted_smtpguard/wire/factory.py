@@ -24,6 +24,7 @@ from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.wire.behindproxy import ProxyNetworks
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
@@ -44,6 +45,7 @@ class SMTPGuardFactory(ServerFactory):
     `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
     more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
     spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
+    `proxy_protocol_from` are the networks of proxies, each of whose connections begins with a PROXY header.
     """
 
     noisy = False
@@ -59,11 +61,13 @@ class SMTPGuardFactory(ServerFactory):
         ip_filters: Sequence[IIPFilter | FilterEntry] = (),
         counters: ICounterStore | None = None,
         tls: object | None = None,
+        proxy_protocol_from: Sequence[str] = (),
     ) -> None:
         limits = limits or Limits()
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
         self.tls: Any = tls
+        self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         self.clients = ClientLimits(
             limits,

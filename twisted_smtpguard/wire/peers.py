@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IAddress
 
 from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.interfaces import Address, Peer
+from twisted_smtpguard.wire.proxyheader import End
 
 
 def peer_name(peer: IAddress | None) -> str:
@@ -33,6 +34,16 @@ def make_peer(transport: Any, tls: bool) -> Peer:
         tls=tls,
         proxied=False,
     )
+
+
+def peer_address(peer: IAddress | None) -> Address | None:
+    """The IP address of a peer; None where it came over a UNIX socket."""
+    return _split(peer)[0]
+
+
+def announced_peer(client: End, server: End, tls: bool) -> Peer:
+    """The Peer of a connection as a proxy in front tells it."""
+    return Peer(*client, *server, tls=tls, proxied=True)
 
 
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
