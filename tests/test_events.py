@@ -112,6 +112,7 @@ def _reject(to: Events) -> None:
         command="RCPT",
         sender="ann@example.org",
         recipient="bob@example.com",
+        user="ann",
         client_gone=True,
     )
 
@@ -159,6 +160,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "connect": lambda to: to.connect("7f3a01", "192.0.2.1", trusted=True),
     "hangup": _hangup,
     "filter_failed": _filter_failed,
+    "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),
     "reject": _reject,
     "accept": lambda to: to.accept(
@@ -170,6 +172,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         seconds=0.25,
         client_gone=True,
         late=True,
+        user="ann",
     ),
     "failure": _failure,
 }

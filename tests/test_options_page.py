@@ -63,13 +63,14 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
     values = {
         "listen": ["tcp:1", "tcp:2"],
         "listen-tls": ["tcp:1", "tcp:2"],
+        "auth": ["file:a", "file:b"],
         "proxy-protocol-from": ["192.0.2.1", "192.0.2.2"],
         "ip-filter": ["networks:a", "networks:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],
         "dry-run": ["max-errors", "max-messages"],
     }[option]
-    needs = (f"--tls-certificate={CERTIFICATE}",) if option == "listen-tls" else ()
+    needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth") else ()
     assert parsed(*needs, *(f"--{option}={value}" for value in values))[option] == values
 
 

@@ -144,6 +144,12 @@ class Events:
                 fields["suppressed"] = suppressed
             self._warn("filter_failed", fields)
 
+    def login(self, session: str, peer: str, user: str, mechanism: str) -> None:
+        """A client has logged in. A failure is a `reject`."""
+        if self._logs_info:
+            fields: dict[str, object] = {"session": session, "peer": peer, "user": _word(user)}
+            self._info("login", {**fields, "mechanism": mechanism})
+
     def disconnect(self, session: str, peer: str, reason: str, seconds: float, messages: int) -> None:
         """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once."""
         counts = self.statistics
@@ -167,6 +173,7 @@ class Events:
         command: str = "",
         sender: str | None = None,
         recipient: str | None = None,
+        user: str | None = None,
         client_gone: bool = False,
     ) -> None:
         """Something was refused: a connection (the only refusal without a session), a command, a message.
@@ -198,10 +205,9 @@ class Events:
             fields["code"] = reply.code
         if command:
             fields["command"] = _word(command)
-        if sender is not None:
-            fields["sender"] = _word(sender)
-        if recipient is not None:
-            fields["recipient"] = _word(recipient)
+        for name, said in (("sender", sender), ("recipient", recipient), ("user", user)):
+            if said is not None:
+                fields[name] = _word(said)
         if client_gone:
             fields["client_gone"] = True
         self._info("reject", self._with_suppressed(fields))
@@ -217,6 +223,7 @@ class Events:
         seconds: float,
         client_gone: bool = False,
         late: bool = False,
+        user: str | None = None,
     ) -> None:
         """The delivery took a message, `seconds` after its MAIL.
 
@@ -238,6 +245,8 @@ class Events:
             "octets": octets,
             "seconds": round(seconds, 3),
         }
+        if user is not None:
+            fields["user"] = _word(user)
         if client_gone:
             fields["client_gone"] = True
         if late:

@@ -56,6 +56,10 @@ class SMTPGuardService(MultiService):
         tls: object | None = None,
         tls_endpoints: Sequence[IStreamServerEndpoint] = (),
         proxy_protocol_from: Sequence[str] = (),
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -70,6 +74,10 @@ class SMTPGuardService(MultiService):
             counters=counters,
             tls=tls,
             proxy_protocol_from=proxy_protocol_from,
+            checkers=checkers,
+            require_tls=require_tls,
+            require_auth=require_auth,
+            auth_without_tls=auth_without_tls,
         )
         filters = self.factory.filters
         self._reloading = Reloading(

@@ -57,6 +57,8 @@ _VALUES = {
     "SIZE": re.compile(r"[0-9]{1,20}"),
     "BODY": re.compile(r"7BIT|8BITMIME|BINARYMIME"),
     "SMTPUTF8": None,
+    # Whom the client says the message to be from (RFC 4954 5). It has to be taken, and need not be believed.
+    "AUTH": re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"),
 }
 
 # The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What stands behind these four

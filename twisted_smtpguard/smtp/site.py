@@ -11,7 +11,9 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery, ISessionDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.sasl import MECHANISMS
 
 
 @attrs.frozen
@@ -38,6 +40,16 @@ class Site:
     """The clock."""
     starttls: bool = False
     """There is a certificate: TLS may be asked for."""
+    checkers: Checkers | None = None
+    """Who may log in; None: there is no AUTH."""
+    auth_without_tls: bool = False
+    """Credentials may come in clear."""
+    require_tls: bool = False
+    """MAIL is refused in clear."""
+    require_auth: bool = False
+    """MAIL is refused to who has not logged in."""
+    demands: bool = attrs.field(init=False)
+    """One of these two."""
     draining: bool = False
     """The service stops: no new command is carried out."""
     orphans: int = 0
@@ -52,6 +64,7 @@ class Site:
     """The delivery wants to hear of the end of sessions."""
 
     def __attrs_post_init__(self) -> None:
+        self.demands = self.require_tls or self.require_auth
         self.says_farewell = ISessionDelivery.providedBy(self.delivery)
         self.hello = replies.hello(self.hostname)
         self._max_octets = self.limits.enforced("max_message_size")
@@ -70,12 +83,15 @@ class Site:
             offer = self._offers[tls] = Offer(
                 made_for,
                 replies.hello(self.hostname, self._keywords(*made_for)),
-                _mail_parameters(made_for[0]),
+                _mail_parameters(made_for[0], auth=self._offers_auth(tls)),
             )
         return offer
 
+    def _offers_auth(self, tls: bool) -> bool:
+        return self.checkers is not None and (tls or self.auth_without_tls)
+
     def _keywords(self, extensions: frozenset[str], octets: int, tls: bool) -> list[str]:
-        """RFC 1870, 2034, 2920, 3030, 3207, 6152, 6531; LIMITS: RFC 9422."""
+        """RFC 1870, 2034, 2920, 3030, 3207, 4954, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
         # What is only tried is not announced: clients that heed it would never meet it.
         enforced = [(word, self.limits.enforced(name)) for word, name in caps]
@@ -86,13 +102,16 @@ class Site:
             "ENHANCEDSTATUSCODES",
             "CHUNKING",
             *(("STARTTLS",) if self.starttls and not tls else ()),
+            *((" ".join(("AUTH", *MECHANISMS)),) if self._offers_auth(tls) else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
         ]
 
 
-def _mail_parameters(extensions: frozenset[str]) -> frozenset[str]:
+def _mail_parameters(extensions: frozenset[str], *, auth: bool) -> frozenset[str]:
     offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME"})
     if extensions & {"8BITMIME", "BINARYMIME"}:
         offered.add("BODY")
+    if auth:
+        offered.add("AUTH")
     return frozenset(offered)

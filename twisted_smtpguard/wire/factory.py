@@ -21,6 +21,7 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
@@ -46,6 +47,8 @@ class SMTPGuardFactory(ServerFactory):
     more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
     spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
     `proxy_protocol_from` are the networks of proxies, each of whose connections begins with a PROXY header.
+    `checkers`, of twisted.cred, say who may log in with AUTH: under TLS only, unless `auth_without_tls`. `require_auth`
+    refuses MAIL before that, `require_tls` MAIL in clear.
     """
 
     noisy = False
@@ -62,8 +65,14 @@ class SMTPGuardFactory(ServerFactory):
         counters: ICounterStore | None = None,
         tls: object | None = None,
         proxy_protocol_from: Sequence[str] = (),
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
     ) -> None:
         limits = limits or Limits()
+        if require_auth and not checkers:
+            raise ValueError("require_auth needs checkers")
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
         self.tls: Any = tls
@@ -90,6 +99,10 @@ class SMTPGuardFactory(ServerFactory):
             seconds=reactor.seconds,
             orphan_settled=self._something_ended,
             starttls=tls is not None,
+            checkers=Checkers(checkers) if checkers else None,
+            auth_without_tls=auth_without_tls,
+            require_tls=require_tls,
+            require_auth=require_auth,
         )
         self.turns = Turns(reactor)
         self.greeting = replies.greeting(self.site.hostname)

@@ -63,7 +63,8 @@ class SMTPGuardProtocol(Connection):
         """Called after the greeting."""
         limits, factory = self._limits, self.factory
         self.session = Session(factory.site, factory.next_session_name(), self._visitor, tls=self._secure)
-        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
+        auth_line = limits.max_auth_line if factory.site.checkers is not None else 0
+        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line, auth_line)
         if limits.min_data_rate and limits.data_rate_window:
             self._rate = DataRate(
                 factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
@@ -259,10 +260,29 @@ class SMTPGuardProtocol(Connection):
             output.flush()
 
     def _step(self, step: Step) -> None:
+        if step is replies.READY_FOR_TLS:
+            self._start_tls(step)
+        else:
+            self._reply(step)
+            self._lines.response_due = True
+            # Of the instance: no other line of no other session is asked whether it is a response.
+            self.lineReceived = self._response_received  # type: ignore[method-assign]
+
+    def _response_received(self, line: bytes) -> None:
+        """What a challenge was answered with, without its CRLF."""
+        del self.lineReceived
+        self._lines.response_due = False
+        answer = self.session.respond(line, self._offset < len(self._buffer))
+        if isinstance(answer, Step):
+            self._step(answer)
+        else:
+            self._take(answer)
+
+    def _start_tls(self, granted: Step) -> None:
         if self._offset < len(self._buffer) or input_waits(self._transport):
             self._reply(replies.INPUT_AFTER_STARTTLS)
             return
-        self._reply(step)
+        self._reply(granted)
         self._output.flush()
         if not self._closing:
             self._handshake = self._entrance = Handshake(self.factory, self._transport, self)
