@@ -114,3 +114,14 @@ class TLSClient(Client):
             self._incoming.write(data)
         else:
             self.ended = "FIN"
+
+
+def client_hello() -> bytes:
+    """The first message of a handshake."""
+    outgoing = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()

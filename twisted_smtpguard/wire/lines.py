@@ -18,13 +18,17 @@ class LineSplitter:
     skipped of one line before `endless` is set. 0 is no limit.
     """
 
+    # Of the few that have AUTH: ten thousand others keep nothing for it.
+    _max_auth = 0
+    response_due = False
+    """The next line is part of an AUTH dialogue."""
+
     def __init__(self, max_line_octets: int, max_endless_octets: int, max_auth_octets: int = 0) -> None:
         # A line of any length is still one that has to end: it would be kept, not skipped.
         self._max_line = max_line_octets or max_endless_octets
         self._max_endless = max_endless_octets
-        self._max_auth = max_auth_octets
-        self.response_due = False
-        """The next line is part of an AUTH dialogue."""
+        if max_auth_octets:
+            self._max_auth = max_auth_octets
         self._skipping = False
         self._skipped = 0
         self._owed: Reply | None = None
