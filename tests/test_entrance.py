@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_twisted
@@ -158,6 +159,7 @@ def test_under_tls_what_comes_first_is_the_handshake_and_nobody_is_early() -> No
     transport.protocol = protocol
     protocol.makeConnection(transport)
     transport.getPeerCertificate = lambda: None  # type: ignore[attr-defined]
+    transport.getHandle = Mock  # type: ignore[attr-defined]
     protocol.handshakeCompleted()
     protocol.dataReceived(b"HELO a\r\n")
     guard.clock.advance(2)

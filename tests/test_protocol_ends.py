@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fakes import Conversation, FakeTransport, Guard, codes
@@ -763,6 +764,9 @@ class TLSTransport(FakeTransport):
 
     def getPeerCertificate(self) -> None:
         return None
+
+    def getHandle(self) -> Any:
+        return Mock()
 
     def loseConnection(self) -> None:
         self.disconnecting = True

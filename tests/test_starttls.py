@@ -155,6 +155,7 @@ async def test_a_message_arrives_and_its_protocol_is_esmtps_though_tls_was_not_i
     (message,) = guard.delivery.messages
     assert message.octets == b"Subject: x\r\n\r\ntext\r\n"
     assert message.client.protocol == "ESMTPS"
+    assert message.client.tls.startswith("TLSv1.3 TLS_")
     assert not message.client.peer.tls
     await guard.close()
 

@@ -6,6 +6,7 @@ One that is not installed is skipped, or with SMTPGUARD_CLIENTS_REQUIRED=1 a fai
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -141,7 +142,7 @@ def test_swaks_logs_in_and_sends(guard: GuardProcess, mechanism: str, implicit: 
     said = swaks(port, tls, f"--auth={mechanism}", "--auth-user=ann", f"--auth-password={PASSWORD}")
     assert "<~  235 2.7.0 Authentication successful\n" in said
     [mail] = stored(guard.maildir)
-    assert " with ESMTPSA id " in mail.received
+    assert re.search(r" with ESMTPSA \(TLSv1\.3 TLS_\w+\) id ", mail.received)
     guard.wait_for(f"login .* user=ann mechanism={mechanism}")
 
 

@@ -64,6 +64,8 @@ class Client:
     """The authenticated user."""
     trusted: bool
     """An IP filter said so."""
+    tls: str = ""
+    """How the session is encrypted: version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`. "": it is not."""
 
 
 @attrs.frozen

@@ -57,12 +57,12 @@ class Session:
         "visitor",
     )
 
-    def __init__(self, site: Site, name: str, visitor: Visitor, *, tls: bool = False) -> None:
+    def __init__(self, site: Site, name: str, visitor: Visitor, tls: str = "") -> None:
         self.site = site
         self.name = name
         self.visitor = visitor
         self.tls = tls
-        """What is said is encrypted."""
+        """How what is said is encrypted; "": it is not."""
         self.phase = Phase.CONNECTED
         self.offered = _NOTHING
         """MAIL parameters that may be used: none before EHLO."""
@@ -227,7 +227,7 @@ class Session:
         self._helo = name
         self.reset()
         if extended:
-            offer = self.site.offer(self.tls)
+            offer = self.site.offer(self.tls != "")
             self.offered = offer.mail_parameters
             return offer.reply
         self.offered = _NOTHING
@@ -242,9 +242,9 @@ class Session:
         self.reset()
         return replies.READY_FOR_TLS
 
-    def secured(self) -> None:
+    def secured(self, tls: str) -> None:
         """TLS has begun. What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2)."""
-        self.tls = True
+        self.tls = tls
         if self.auth is not None:
             self.auth.forget()
         self._helo = ""
@@ -335,6 +335,7 @@ class Session:
             protocol=self._protocol_word(utf8),
             identity=self.identity,
             trusted=self.visitor.trusted,
+            tls=self.tls,
         )
         if self._farewell is None and site.says_farewell:
             self._farewell = Farewell(self._say_farewell)

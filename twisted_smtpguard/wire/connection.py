@@ -34,7 +34,7 @@ from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.peers import announced_peer, make_peer, peer_address, peer_name
 from twisted_smtpguard.wire.proxyheader import ProxyHeader
 from twisted_smtpguard.wire.secureoutput import SecureOutput
-from twisted_smtpguard.wire.tls import certificate_shown
+from twisted_smtpguard.wire.tls import certificate_shown, spoken
 from twisted_smtpguard.wire.turnaway import TurnAway
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _handshake: Handshake | None = None
     _admitted = False
     _secure = False
+    _tls = ""
     _at_accept = True
     _greeted = False
     _refused = False
@@ -223,6 +224,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             return
         handshake.leave()
         self._secure = True
+        self._tls = spoken(self._transport)
         certificate = certificate_shown(self._transport)
         if certificate is not None:
             self._visitor.certify(certificate)

@@ -62,7 +62,7 @@ class SMTPGuardProtocol(Connection):
     def begin_session(self) -> None:
         """Called after the greeting."""
         limits, factory = self._limits, self.factory
-        self.session = Session(factory.site, factory.next_session_name(), self._visitor, tls=self._secure)
+        self.session = Session(factory.site, factory.next_session_name(), self._visitor, self._tls)
         auth_line = limits.max_auth_line if factory.site.checkers is not None else 0
         self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line, auth_line)
         if limits.min_data_rate and limits.data_rate_window:
@@ -307,7 +307,7 @@ class SMTPGuardProtocol(Connection):
 
     def secured(self) -> None:
         """Called when the handshake is over."""
-        self.session.secured()
+        self.session.secured(self._tls)
         self._progress = True
         self._wait_for_what_is_next()
 

@@ -115,6 +115,12 @@ def _certificates(path: str) -> list[Any]:
     return found
 
 
+def spoken(transport: Any) -> str:
+    """The version and the cipher, once the handshake is over."""
+    connection = transport.getHandle()
+    return f"{connection.get_protocol_version_name()} {connection.get_cipher_name()}"
+
+
 def certificate_shown(transport: Any) -> bytes | None:
     """The client's certificate (DER), once the handshake is over; None where it has shown none."""
     certificate = transport.getPeerCertificate()
