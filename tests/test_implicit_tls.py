@@ -13,6 +13,7 @@ from fakes import FakeFilter, SlowFilter
 from loopback import Loopback, reactor
 from tlsclient import TLSClient
 from twisted.internet.endpoints import serverFromString
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import PASS, refuse
 from twisted_smtpguard.service import SMTPGuardService
@@ -292,16 +293,39 @@ async def test_an_ssl_endpoint_offers_no_starttls_and_has_the_limit_on_handshake
     endpoint = serverFromString(reactor, f"ssl:0:interface=127.0.0.1:privateKey={pem}")
     guard.service = SMTPGuardService(guard.clock, [endpoint], FakeDelivery(), hostname="guard.example")
     guard.factory = guard.service.factory
-    guard.start()
+    with capturedLogs() as logged:
+        guard.start()
+    (warning,) = (event for event in logged if event.get("event") == "ssl_endpoint")
+    assert "no PROXY header" in warning["problem"]
     client = await greeted(guard)
     await client.says(b"EHLO a\r\n")
     await client.hears(b"250 LIMITS")
     assert b"STARTTLS" not in client.heard
-    silent = guard.client()
+    silent, plain = guard.client(), guard.client()
+    plain.send(b"EHLO client.example\r\n")
+    await plain.hears_the_end()
+    assert b"220" not in plain.heard
     await guard.until(lambda: guard.factory.connections == 2)
     guard.clock.advance(30.2)
     await silent.hears_the_end()
-    assert guard.factory.statistics.refusals == {"tls_handshake_timeout": 1}
+    assert guard.factory.statistics.refusals == {"tls_failed": 1, "tls_handshake_timeout": 1}
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_ssl_endpoint_takes_its_connections_as_they_are_though_proxies_are_named() -> None:
+    guard = Loopback(listeners=0)
+    endpoint = serverFromString(reactor, f"ssl:0:interface=127.0.0.1:privateKey={certificate()}")
+    guard.service = SMTPGuardService(
+        guard.clock,
+        [endpoint],
+        FakeDelivery(),
+        hostname="guard.example",
+        proxy_protocol_from=["127.0.0.1"],
+    )
+    guard.factory = guard.service.factory
+    guard.start()
+    await greeted(guard)
     await guard.close()
 
 

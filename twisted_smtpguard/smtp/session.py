@@ -359,7 +359,9 @@ class Session:
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
-        marks = ("S" if self.tls else "") + ("A" if self.identity is not None else "")
+        marks = "S" if self.tls else ""
+        if self.auth is not None and self.auth.identity is not None:
+            marks += "A"
         if utf8:
             return f"UTF8SMTP{marks}"
         return f"ESMTP{marks}" if self.offered else "SMTP"
