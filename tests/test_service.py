@@ -427,7 +427,8 @@ async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
         def startService(self) -> None:
             raise OSError("no disk")
 
-    guard = Loopback(delivery=Broken())
+    delivery = Broken()
+    guard = delivery.guard = Loopback(delivery=delivery)
     with pytest.raises(OSError, match="no disk"):
         guard.service.startService()
     assert guard.service.ports == ()
