@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import pytest_twisted
 from certificates import certificate
 from fakes import Guard
 from loopback import Loopback
 from tlsclient import TLSClient
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.wire.tls import CertificateFiles
 
@@ -226,6 +228,55 @@ async def test_quit_ends_tls_before_the_connection() -> None:
     await client.says(b"QUIT\r\n")
     await guard.until(lambda: client.read() or client.said_goodbye)
     assert client.heard == b"221 2.0.0 Closing connection\r\n"
+    await guard.close()
+
+
+@pytest.mark.parametrize(
+    "octets", [b"EHLO injected\r\n", b"\x16\x03\x01\x00\x05\x09\x00\x00\x01\x00", b"\0" * 100]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_fails_ends_the_connection_and_nothing_in_it_is_a_command(
+    octets: bytes,
+) -> None:
+    guard = started()
+    client = await guard.greeted()
+    await asks(client, b"STARTTLS", b"220 2.0.0 ")
+    client.heard = b""
+    with capturedLogs() as logged:
+        await client.says(octets)
+        await client.hears_the_end()
+        await guard.until(lambda: guard.factory.connections == 0)
+    assert not any(word in client.heard for word in (b"250", b"500", b"421"))
+    assert guard.factory.statistics.refusals == {"tls_failed": 1}
+    assert [event["reason"] for event in logged if event.get("event") == "disconnect"] == ["tls_failed"]
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_leaves_in_the_handshake_is_lost() -> None:
+    guard = started()
+    client = await guard.greeted()
+    await asks(client, b"STARTTLS", b"220 2.0.0 ")
+    client.close()
+    await guard.until(lambda: guard.factory.connections == 0)
+    assert guard.factory.statistics.refusals == {}
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_within_the_handshake_is_told_under_tls() -> None:
+    guard = started()
+    client = TLSClient(guard)
+    await client.hears(b"220 ")
+    await asks(client, b"STARTTLS", b"220 2.0.0 ")
+    client.heard = b""
+    guard.factory.drain()
+    await client.shake_hands()
+    await client.hears(b"421 4.3.2 Server shutting down\r\n")
+    await guard.until(lambda: guard.factory.connections == 0)
+    client.close()
+    await guard.until(lambda: not guard.protocols)
+    guard.factory.reopen()
     await guard.close()
 
 
