@@ -5,6 +5,7 @@ A guard that a page starts runs on while the commands behind it are typed, until
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,11 +20,12 @@ from test_clients import missing
 SUBSTITUTIONS = [
     (r"(?<=[\s:=])/(?=(etc|var|opt)/)|^/(?=opt/)", "{root}/"),  # the machine's own directories
     (r"(?<=tcp6:)25\b", "{port_25}"),
-    (r"(?<=tcp6:)2587\b", "{port_2587}"),
+    (r"(?<=tcp6:)2587\b|(?<=localhost:)2587\b", "{port_2587}"),
+    (r"(?<=tcp6:)2465\b|(?<=localhost:)2465\b", "{port_2465}"),
     (r"(?<=tcp:)2525\b|(?<=tcp6:)2525\b|(?<='127\.0\.0\.1', )2525\b", "{port_2525}"),
     # Without the option it is port 2525.
     (r"(?<= )smtpguard(?!\S)(?!.*--(listen|help|version|show))", r"\g<0> --listen tcp:{port_2525}:interface=127.0.0.1"),
-    (r"(?<=kill -TERM )4711\b", "{pid}"),
+    (r"(?<=kill -TERM )4711\b|(?<=kill -HUP )4711\b", "{pid}"),
     (r"\$HOME/", "{root}/"),
     (r" …", ""),  # options of the reader's choice
     (r"^fail2ban-regex ", "fail2ban-regex -c {root}/etc/fail2ban "),
@@ -37,7 +39,7 @@ GUARD = re.compile(r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show
 
 HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "twist", "ulimit"}
 """Programs that a command may begin with. What another one would do to the machine of a test, nobody knows."""
-OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client"}
+OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "openssl", "swaks"}
 """Such programs too, but a test cannot install them."""
 
 Check = Callable[["Reader", str], None]
@@ -58,7 +60,7 @@ class Reader:
         self.root = root
         for name in ("etc", "var/log", "opt", "logs"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._stands_for: dict[str, object] = {f"port_{port}": free_port() for port in (25, 2525, 2587)}
+        self._stands_for: dict[str, object] = {f"port_{port}": free_port() for port in (25, 2465, 2525, 2587)}
         self._guard: int | None = None
         self._logs: list[Path] = []
         self._begun_at = 0
@@ -90,7 +92,8 @@ class Reader:
             printed = self._shell.succeeds(installation) if installation else ""
             self._begin(guard)
             return printed
-        if program(words) in OTHER_PROGRAMS and shutil.which(program(words)) is None:
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        if program(words) in OTHER_PROGRAMS and shutil.which(program(words), path=path) is None:
             missing(program(words))
         return self._shell.succeeds(self.substituted(words))
 
@@ -101,7 +104,7 @@ class Reader:
         self._begun_at = 0
         self._begun_at = len(self.log)
         self._guard = self._shell.begin(words, output)
-        listeners = len(re.findall(r"--listen ", words)) or 1
+        listeners = len(re.findall(r"--listen(?:-tls)? ", words)) or 1
 
         def listens() -> bool:
             self._shell.run(f"kill -0 {self._guard}")

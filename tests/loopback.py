@@ -25,18 +25,29 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Loopback:
-    """A service on `listeners` ports of 127.0.0.1. `close()` checks that nothing of it is left."""
+    """A service on `listeners` ports of 127.0.0.1, and behind those `tls_listeners` with implicit TLS. `options` are
+    for the service. `close()` checks that nothing of it is left."""
 
-    def __init__(self, listeners: int = 1, delivery: Any = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        listeners: int = 1,
+        delivery: Any = None,
+        *,
+        tls_listeners: int = 0,
+        options: dict[str, Any] | None = None,
+        **limits: Any,
+    ) -> None:
         self.before = (set(reactor.getReaders()), set(reactor.getWriters()), set(reactor.getDelayedCalls()))
         self.clock = Clock()
         self.delivery = delivery or FakeDelivery()
         self.service = SMTPGuardService(
             self.clock,
-            [TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") for _ in range(listeners)],
+            _endpoints(listeners),
             self.delivery,
             limits=Limits(**limits),
             hostname="guard.example",
+            tls_endpoints=_endpoints(tls_listeners),
+            **(options or {}),
         )
         self.factory = self.service.factory
         self.clients: list[Client] = []
@@ -91,6 +102,10 @@ class Loopback:
         assert self.factory.connections == 0
         assert self.factory.statistics.live_connections == 0
         assert self.factory._open == set()
+
+
+def _endpoints(number: int) -> list[TCP4ServerEndpoint]:
+    return [TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") for _ in range(number)]
 
 
 class Client:

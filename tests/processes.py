@@ -38,12 +38,14 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 def command(
     *options: str,
     listen: Sequence[str] = (LOCAL,),
+    listen_tls: Sequence[str] = (),
     reactor: str = "default",
     log_format: str = "text",
     twist: Path = TWIST,
 ) -> list[str]:
     """The words that start a guard with `options`."""
     own = [f"--listen={endpoint}" for endpoint in listen]
+    own += [f"--listen-tls={endpoint}" for endpoint in listen_tls]
     return [str(twist), f"--reactor={reactor}", f"--log-format={log_format}", "smtpguard", *own, *options]
 
 
@@ -59,6 +61,7 @@ class GuardProcess:
         directory: Path,
         *options: str,
         listen: Sequence[str] = (LOCAL,),
+        listen_tls: Sequence[str] = (),
         reactor: str = "default",
         log_format: str = "text",
         twist: Path = TWIST,
@@ -70,7 +73,14 @@ class GuardProcess:
         self._errors = directory / f"{number}.err"
         with self._log.open("wb") as log, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                command(*options, listen=listen, reactor=reactor, log_format=log_format, twist=twist),
+                command(
+                    *options,
+                    listen=listen,
+                    listen_tls=listen_tls,
+                    reactor=reactor,
+                    log_format=log_format,
+                    twist=twist,
+                ),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -78,7 +88,8 @@ class GuardProcess:
                 pass_fds=descriptors,
             )
         try:
-            eventually(lambda: self._is_listening(len(listen)), f"it does not listen, see {self._log}")
+            listeners = len(listen) + len(listen_tls)
+            eventually(lambda: self._is_listening(listeners), f"it does not listen, see {self._log}")
         except BaseException:
             self.kill()
             raise
@@ -103,7 +114,7 @@ class GuardProcess:
 
     @property
     def addresses(self) -> list[Address]:
-        """What it listens on, in the order of its --listen options."""
+        """What it listens on, in the order of its --listen options; behind them those of --listen-tls."""
         return listening(self.log.decode())
 
     @property

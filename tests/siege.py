@@ -70,11 +70,13 @@ def besiege(
     anywhere: bool = False,
     probe_greeting: int = 220,
     lets_go: bool = False,
+    crowd_port: int = 0,
 ) -> Siege:
     """Let one client come for each behaviour, `at_once` at a time, for at most `seconds`; the rest then hang up. They
     come spread over the first `within` seconds.
 
-    `lets_go`: before that, the guard must close every connection by itself.
+    `lets_go`: before that, the guard must close every connection by itself. `crowd_port`: where the crowd comes, if it
+    is another listener than that of honest clients.
     """
     vitals, port = Vitals(guard.pid), guard.port
     with visits(port, greeting=probe_greeting):
@@ -95,7 +97,7 @@ def besiege(
     with visits(port, greeting=probe_greeting) as waits:
         clients = run_crowd(
             behaviours,
-            partial(Client, port, receive_buffer=receive_buffer, anywhere=anywhere),
+            partial(Client, crowd_port or port, receive_buffer=receive_buffer, anywhere=anywhere),
             at_once=at_once,
             within=within,
             seconds=seconds,

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 import pytest
+from certificates import CERTIFICATE
 from commandline import parsed
 from documents import DOCS, PAGES, ROOT, blocks, name_of, options, section
 from twisted.internet.testing import MemoryReactorClock
@@ -36,6 +37,7 @@ from twisted_smtpguard.limitspec import LimitSpec
 from twisted_smtpguard.smtp import replies
 
 HOW_TO = DOCS / "how-to" / "limit-connections-and-abuse.md"
+EMBEDDING = DOCS / "how-to" / "embed-in-a-twisted-application.md"
 LIMITS = DOCS / "reference" / "limits.md"
 FILTERS = DOCS / "reference" / "filters.md"
 LIST = "/etc/smtpguard/networks"
@@ -246,3 +248,24 @@ def test_the_reference_of_filters_has_every_field_of_a_peer_and_of_an_entry() ->
     for title, kind in (("What a filter is told", Peer), ("In an application", FilterEntry)):
         fields = re.findall(r"^\| `(\w+)` \|", section(FILTERS, title), re.MULTILINE)
         assert fields == [field.name for field in attrs.fields(kind)]
+
+
+# TLS and AUTH.
+
+
+def test_the_example_of_tls_and_auth_is_a_submission_service(tmp_path: Path) -> None:
+    (block,) = blocks_of(EMBEDDING, "TLS and AUTH")
+    (tmp_path / "users").write_text("ann:secret\n")
+    names: dict[str, Any] = {"reactor": MemoryReactorClock(), "delivery": DiscardDelivery()}
+    exec(
+        block.replace("/etc/smtpguard/guard.pem", str(CERTIFICATE)).replace("/etc/smtpguard", str(tmp_path)),
+        names,
+    )
+    site = names["service"].factory.site
+    assert (site.starttls, site.require_tls, site.require_auth) == (True, True, True)
+    names["service"].startService()
+    assert [port for port, *_ in names["reactor"].tcpServers] == [587, 465]
+
+
+def blocks_of(page: Path, title: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", section(page, title), re.MULTILINE | re.DOTALL)

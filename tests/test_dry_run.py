@@ -10,6 +10,7 @@ import pytest
 from fakes import Conversation, FakeFilter, Guard
 from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 
 from twisted_smtpguard.interfaces import refuse
 from twisted_smtpguard.limits import dry_runnable
@@ -91,6 +92,10 @@ def stay(guard: Guard) -> str:
     return heard + client.say("QUIT")
 
 
+def guess_thrice(guard: Guard) -> str:
+    return guard.greeted().say(*["AUTH PLAIN AGFubgBndWVzcw=="] * 3)
+
+
 TRIALS = {
     "max_connections": Trial(
         {"max_connections": 1},
@@ -105,6 +110,13 @@ TRIALS = {
         visit,
         "421 4.7.0 Connection refused",
         "filter=FakeFilter",
+    ),
+    "max_auth_failures": Trial(
+        {"checkers": [InMemoryUsernamePasswordDatabaseDontUse()], "max_auth_failures": 2},
+        {"checkers": [InMemoryUsernamePasswordDatabaseDontUse()], "max_auth_failures": 0},
+        guess_thrice,
+        "421 4.7.0 Too many authentication failures, closing connection",
+        "limit=2 value=2",
     ),
     "max_connections_per_client": Trial(
         {"max_connections_per_client": 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_twisted
@@ -157,6 +158,9 @@ def test_under_tls_what_comes_first_is_the_handshake_and_nobody_is_early() -> No
     protocol: Any = guard.factory.buildProtocol(address.IPv4Address("TCP", "192.0.2.1", 4711))
     transport.protocol = protocol
     protocol.makeConnection(transport)
+    transport.getPeerCertificate = lambda: None  # type: ignore[attr-defined]
+    transport.getHandle = Mock  # type: ignore[attr-defined]
+    protocol.handshakeCompleted()
     protocol.dataReceived(b"HELO a\r\n")
     guard.clock.advance(2)
     assert transport.value() == f"{GREETING}250 guard.example\r\n".encode()

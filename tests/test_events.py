@@ -112,6 +112,7 @@ def _reject(to: Events) -> None:
         command="RCPT",
         sender="ann@example.org",
         recipient="bob@example.com",
+        user="ann",
         client_gone=True,
     )
 
@@ -145,6 +146,7 @@ def _stopped(to: Events) -> None:
 
 EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
+    "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks:/etc/smtpguard/networks"),
     "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
@@ -159,6 +161,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "connect": lambda to: to.connect("7f3a01", "192.0.2.1", trusted=True),
     "hangup": _hangup,
     "filter_failed": _filter_failed,
+    "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),
     "reject": _reject,
     "accept": lambda to: to.accept(
@@ -170,6 +173,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         seconds=0.25,
         client_gone=True,
         late=True,
+        user="ann",
     ),
     "failure": _failure,
 }
@@ -295,7 +299,7 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
             ((reason, count),) = fields[counts].items()
             fields[counts] = f"{reason}:{count}"
     fields.pop("error", None)
-    fields.pop("problem" if name == "reload_failed" else "", None)
+    fields.pop("problem" if name in ("reload_failed", "ssl_endpoint") else "", None)
     expected = {field: "true" if value is True else str(value) for field, value in fields.items()}
     assert shown == expected
 

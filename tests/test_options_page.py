@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from certificates import CERTIFICATE
 from commandline import parsed
 from reference_pages import REFERENCE, assert_rows
 from twisted.application.twist._options import TwistOptions
@@ -61,13 +62,17 @@ def test_the_command_line_takes_these_options_and_no_other() -> None:
 def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
     values = {
         "listen": ["tcp:1", "tcp:2"],
+        "listen-tls": ["tcp:1", "tcp:2"],
+        "auth": ["file:a", "file:b"],
+        "proxy-protocol-from": ["192.0.2.1", "192.0.2.2"],
         "accept-domain": ["example.org", "/etc/smtpguard/domains"],
         "ip-filter": ["networks:a", "networks:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],
         "dry-run": ["max-errors", "max-messages"],
     }[option]
-    assert parsed(*(f"--{option}={value}" for value in values))[option] == values
+    needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth") else ()
+    assert parsed(*needs, *(f"--{option}={value}" for value in values))[option] == values
 
 
 def test_the_options_of_twist_that_the_page_names_exist() -> None:

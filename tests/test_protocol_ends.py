@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fakes import Conversation, FakeTransport, Guard, codes
@@ -761,6 +762,12 @@ class TLSTransport(FakeTransport):
     def setTcpNoDelay(self, enabled: bool) -> None:
         pass
 
+    def getPeerCertificate(self) -> None:
+        return None
+
+    def getHandle(self) -> Any:
+        return Mock()
+
     def loseConnection(self) -> None:
         self.disconnecting = True
 
@@ -775,6 +782,7 @@ def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_abor
     transport = TLSTransport()
     transport.protocol = protocol = guard.factory.buildProtocol(transport.getPeer())
     protocol.makeConnection(transport)
+    protocol.handshakeCompleted()
     protocol.dataReceived(f"{last}\r\n".encode())
     assert transport.disconnecting
     assert guard.factory.connections == 0

@@ -18,6 +18,7 @@ PUBLIC = {
         "TRUST",
         "AcceptedDomains",
         "CallableDelivery",
+        "CertificateFiles",
         "Client",
         "DiscardDelivery",
         "Envelope",

@@ -94,9 +94,8 @@ async def test_a_busy_port_is_an_error_and_leaves_no_listener() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        guard.service._endpoints.append(
-            TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
-        )
+        endpoint = TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
+        guard.service._listeners.append((endpoint, guard.factory))
         guard.service._names.append("busy")
         with pytest.raises(CannotListenError):
             guard.service.startService()
@@ -127,7 +126,8 @@ async def test_it_can_be_started_again_after_a_start_that_failed() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        guard.service._endpoints[0] = TCP4ServerEndpoint(reactor, port, interface="127.0.0.1")
+        endpoint = TCP4ServerEndpoint(reactor, port, interface="127.0.0.1")
+        guard.service._listeners[0] = (endpoint, guard.factory)
         with pytest.raises(CannotListenError):
             guard.service.startService()
     guard.start()
@@ -151,7 +151,7 @@ async def test_an_endpoint_that_fails_after_the_start_is_logged_and_the_others_g
 ) -> None:
     guard = Loopback()
     slow = SlowEndpoint()
-    guard.service._endpoints.append(slow)
+    guard.service._listeners.append((slow, guard.factory))
     guard.service._names.append("slow")
     guard.start()
     slow.answer.errback(OSError("no network"))
@@ -164,7 +164,7 @@ async def test_an_endpoint_that_fails_after_the_start_is_logged_and_the_others_g
 async def test_an_endpoint_that_listens_only_after_the_stop_is_closed() -> None:
     guard = Loopback()
     slow = SlowEndpoint()
-    guard.service._endpoints.append(slow)
+    guard.service._listeners.append((slow, guard.factory))
     guard.service._names.append("slow")
     guard.start()
     await guard.close()
@@ -414,9 +414,8 @@ async def test_a_delivery_that_is_a_service_is_stopped_again_when_a_port_is_busy
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        guard.service._endpoints[0] = TCP4ServerEndpoint(
-            reactor, busy.getsockname()[1], interface="127.0.0.1"
-        )
+        endpoint = TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
+        guard.service._listeners[0] = (endpoint, guard.factory)
         with pytest.raises(CannotListenError):
             guard.service.startService()
     assert [what for what, *_ in delivery.seen] == ["start", "stop"]
@@ -428,7 +427,8 @@ async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
         def startService(self) -> None:
             raise OSError("no disk")
 
-    guard = Loopback(delivery=Broken())
+    delivery = Broken()
+    guard = delivery.guard = Loopback(delivery=delivery)
     with pytest.raises(OSError, match="no disk"):
         guard.service.startService()
     assert guard.service.ports == ()

@@ -167,3 +167,10 @@ def test_no_value_forges_a_part_of_the_received_field(address, helo, protocol, s
         field,
     )
     assert message_from_bytes(field + b"\r\n").keys() == ["Received"]
+
+
+def test_the_field_says_how_the_session_was_encrypted_and_nothing_can_be_forged_by_it() -> None:
+    client = attrs.evolve(CLIENT, protocol="ESMTPS", tls="TLSv1.3 TLS_AES_256_GCM_SHA384")
+    assert b" with ESMTPS (TLSv1.3 TLS_AES_256_GCM_SHA384) id s7" in received(client, "guard.example", [], 0)
+    hostile = attrs.evolve(CLIENT, tls="x)\r\nForged: (")
+    assert b" (xForged ) id" in received(hostile, "guard.example", [], 0)

@@ -19,12 +19,14 @@ from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import Rate
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
+from twisted_smtpguard.wire.tls import CertificateFiles
 
 __all__ = [
     "PASS",
     "TRUST",
     "AcceptedDomains",
     "CallableDelivery",
+    "CertificateFiles",
     "Client",
     "DiscardDelivery",
     "Envelope",

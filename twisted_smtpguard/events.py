@@ -69,6 +69,11 @@ class Events:
         """A listener takes connections. `endpoint` is the operator's string, `address` what it came to."""
         self._info("listening", {"endpoint": _word(endpoint), "address": _word(address)})
 
+    def ssl_endpoint(self, endpoint: str) -> None:
+        """A listener whose TLS is begun by the endpoint: it knows no PROXY header, and keeps its certificate."""
+        problem = "no PROXY header is understood there, and its certificate is not read again"
+        self._warn("ssl_endpoint", {"endpoint": _word(endpoint)}, problem=problem)
+
     def delivering(self, delivery: str) -> None:
         """Where messages will go, in the operator's words. Once, at start-up."""
         self._info("delivering", {"delivery": _word(delivery)})
@@ -82,11 +87,11 @@ class Events:
         self._warn("trying", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str) -> None:
-        """A filter or delivery has read its data anew."""
+        """A filter, the delivery or the certificate has been read anew."""
         self._info("reloaded", {"what": _word(what)})
 
     def reload_failed(self, what: str, problem: str) -> None:
-        """A filter or delivery could not read its data anew, and goes on with the old."""
+        """A filter, the delivery or the certificate could not be read anew, and the old one goes on."""
         problem = escape_text(problem[:MAX_ERROR_CHARACTERS])
         self._warn("reload_failed", {"what": _word(what)}, problem=problem)
 
@@ -144,6 +149,12 @@ class Events:
                 fields["suppressed"] = suppressed
             self._warn("filter_failed", fields)
 
+    def login(self, session: str, peer: str, user: str, mechanism: str) -> None:
+        """A client has logged in. A failure is a `reject`."""
+        if self._logs_info:
+            fields: dict[str, object] = {"session": session, "peer": peer, "user": _word(user)}
+            self._info("login", {**fields, "mechanism": mechanism})
+
     def disconnect(self, session: str, peer: str, reason: str, seconds: float, messages: int) -> None:
         """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once."""
         counts = self.statistics
@@ -167,6 +178,7 @@ class Events:
         command: str = "",
         sender: str | None = None,
         recipient: str | None = None,
+        user: str | None = None,
         client_gone: bool = False,
     ) -> None:
         """Something was refused: a connection (the only refusal without a session), a command, a message.
@@ -198,10 +210,9 @@ class Events:
             fields["code"] = reply.code
         if command:
             fields["command"] = _word(command)
-        if sender is not None:
-            fields["sender"] = _word(sender)
-        if recipient is not None:
-            fields["recipient"] = _word(recipient)
+        for name, said in (("sender", sender), ("recipient", recipient), ("user", user)):
+            if said is not None:
+                fields[name] = _word(said)
         if client_gone:
             fields["client_gone"] = True
         self._info("reject", self._with_suppressed(fields))
@@ -217,6 +228,7 @@ class Events:
         seconds: float,
         client_gone: bool = False,
         late: bool = False,
+        user: str | None = None,
     ) -> None:
         """The delivery took a message, `seconds` after its MAIL.
 
@@ -238,6 +250,8 @@ class Events:
             "octets": octets,
             "seconds": round(seconds, 3),
         }
+        if user is not None:
+            fields["user"] = _word(user)
         if client_gone:
             fields["client_gone"] = True
         if late:

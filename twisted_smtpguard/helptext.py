@@ -19,6 +19,35 @@ OPTIONS = {
         "A Twisted endpoint string to listen on, such as tcp:25 or unix:/run/smtp.sock. May be given several "
         f"times. Default: {DEFAULT_LISTEN}.",
     ),
+    "listen-tls": (
+        "ENDPOINT",
+        "The same, but TLS comes before the greeting. The endpoint itself is a plain one, such as tcp:465; the "
+        "certificate is that of --tls-certificate. May be given several times.",
+    ),
+    "proxy-protocol-from": (
+        "NETWORK",
+        "Connections from this address or network come from a proxy, and begin with a PROXY header, of version 1 or 2, "
+        "that tells the client. May be given several times. From nowhere else a header is believed.",
+    ),
+    "auth": (
+        "NAME[:ARGS]",
+        "Who may log in, by AUTH PLAIN and LOGIN: one of --help-auth, such as file:PATH with lines `user:password`. "
+        "May be given several times; they are asked in their order. Offered under TLS only.",
+    ),
+    "auth-without-tls": ("", "Offer AUTH in clear too. Who can read the wire can then read passwords."),
+    "require-auth": ("", "Refuse MAIL before AUTH: a submission service (RFC 6409)."),
+    "require-tls": ("", "Refuse MAIL in clear."),
+    "tls-certificate": (
+        "FILE",
+        "The certificate, in PEM form, with the rest of its chain behind it. With it STARTTLS is offered. It is read "
+        "again on SIGHUP.",
+    ),
+    "tls-key": ("FILE", "Its private key, in PEM form. Default: it is in the file of the certificate."),
+    "tls-client-authorities": (
+        "FILE",
+        "Ask clients for a certificate that one of those in FILE has signed, for IP filters and deliveries to see. Who "
+        "has none is not refused.",
+    ),
     "hostname": (
         "NAME",
         "What the guard calls itself, in its greeting and in Received fields. Default: this host's full name.",
@@ -67,6 +96,8 @@ OPTIONS = {
     "show-limits": ("", "Print every limit in force and where it came from, and exit."),
     "help-deliveries": ("", "List what --deliver may name, and exit."),
     "help-delivery": ("NAME", "Tell what may stand behind the colon of one of them, and exit."),
+    "help-auth": ("", "List what --auth may name, and exit."),
+    "help-auth-type": ("NAME", "Tell what may stand behind the colon of one of them, and exit."),
     "help-ip-filters": ("", "List what --ip-filter may name, and exit."),
     "help-ip-filter": ("NAME", "Tell what may stand behind the colon of one of them, and exit."),
     "version": ("", "Print the version and exit."),

@@ -44,6 +44,9 @@ class Peer:
     """Implicit TLS; the handshake may still be going on."""
     proxied: bool = False
     """The values are the real client's, told by a trusted proxy in front."""
+    certificate: bytes | None = None
+    """What the client has shown in the TLS handshake, in DER form. None before the handshake, and where it was not
+    asked for one or has none."""
 
 
 @attrs.frozen
@@ -61,6 +64,8 @@ class Client:
     """The authenticated user."""
     trusted: bool
     """An IP filter said so."""
+    tls: str = ""
+    """How the session is encrypted: version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`. "": it is not."""
 
 
 @attrs.frozen

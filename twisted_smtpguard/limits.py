@@ -173,10 +173,23 @@ class Limits:
     max_messages: int = limit(
         0, COUNT, "Transactions in a session, begun with MAIL.", "TOO_MANY_MESSAGES", edge=100, dry_run=True
     )
+    max_auth_failures: int = limit(
+        3,
+        COUNT,
+        "Wrong credentials in a session; the last ones allowed end it.",
+        "TOO_MANY_AUTH_FAILURES",
+        dry_run=True,
+    )
     max_command_line: int = limit(
         2048,
         OCTETS,
         "A command line, its CRLF included. A longer one is skipped to its CRLF.",
+        "LINE_TOO_LONG",
+    )
+    max_auth_line: int = limit(
+        12288,
+        OCTETS,
+        "A line of AUTH, its CRLF included, where there is AUTH (RFC 4954 4).",
         "LINE_TOO_LONG",
     )
     max_endless_line: int = limit(
@@ -188,7 +201,7 @@ class Limits:
     unexpected_pipelining: str = limit(
         "serve",
         one_of("serve", "refuse"),
-        "Input behind a command that must be the last of its group (EHLO, HELO, DATA; RFC 2920 3.1).",
+        "Input behind a command that must be the last of its group (EHLO, HELO, AUTH, DATA; RFC 2920 3.1).",
         "UNEXPECTED_PIPELINING",
         edge="refuse",
         dry_run=True,
@@ -280,10 +293,21 @@ class Limits:
         edge=1800,
         dry_run=True,
     )
+    tls_handshake_timeout: float = limit(
+        30,
+        SECONDS,
+        "For a TLS handshake; never longer than the read timeout. The connection is aborted.",
+    )
+    proxy_header_timeout: float = limit(
+        5,
+        SECONDS,
+        "For the PROXY header of a proxy in front; never longer than the read timeout. The connection is aborted.",
+    )
     delivery_timeout: float = limit(
         300,
         SECONDS,
-        "For the delivery to answer. Below the ten minutes that a client waits after its final dot.",
+        "For the delivery, or who checks credentials, to answer. Below the ten minutes that a client waits after "
+        "its final dot.",
         "DELIVERY_TIMED_OUT",
     )
     linger_timeout: float = limit(

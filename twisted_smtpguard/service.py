@@ -8,6 +8,7 @@ from typing import Any
 from twisted.application.service import IService, MultiService
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import SSL4ServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
@@ -19,6 +20,7 @@ from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
+from twisted_smtpguard.wire.tlsfactory import ImplicitTLSFactory
 
 _BACKLOG = 1024
 """Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
@@ -34,7 +36,8 @@ _PORT_SECONDS = 1
 class SMTPGuardService(MultiService):
     """A guard on any number of endpoints, with one cap over all of them.
 
-    `reactor` provides the time. `names` are the endpoints' strings, for the log; the other arguments are those of
+    `reactor` provides the time. At `tls_endpoints`, which are plain ones, the guard begins TLS before it greets, with
+    `tls`. `names` are the strings of the `endpoints` and of these, for the log; the other arguments are those of
     SMTPGuardFactory. Filters and a delivery that provide IService are started before any listener and stopped after
     the last session. It can be started again after it was stopped.
     """
@@ -50,6 +53,13 @@ class SMTPGuardService(MultiService):
         events: Events | None = None,
         ip_filters: Sequence[IIPFilter | FilterEntry] = (),
         counters: ICounterStore | None = None,
+        tls: object | None = None,
+        tls_endpoints: Sequence[IStreamServerEndpoint] = (),
+        proxy_protocol_from: Sequence[str] = (),
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -62,15 +72,29 @@ class SMTPGuardService(MultiService):
             events=events,
             ip_filters=ip_filters,
             counters=counters,
+            tls=tls,
+            proxy_protocol_from=proxy_protocol_from,
+            checkers=checkers,
+            require_tls=require_tls,
+            require_auth=require_auth,
+            auth_without_tls=auth_without_tls,
         )
         filters = self.factory.filters
         self._reloading = Reloading(
-            [*((entry.name, entry.filter) for entry in filters), (type(delivery).__name__, delivery)],
+            [
+                *((entry.name, entry.filter) for entry in filters),
+                (type(delivery).__name__, delivery),
+                ("certificate", tls),
+            ],
             self.factory.site.events,
             self.factory.deadlines.call_later,
         )
-        self._endpoints = list(endpoints)
-        self._names = list(names) or [repr(endpoint) for endpoint in endpoints]
+        implicit = ImplicitTLSFactory(self.factory) if tls_endpoints else None
+        self._listeners: list[tuple[IStreamServerEndpoint, Any]] = [
+            *((endpoint, self.factory) for endpoint in endpoints),
+            *((endpoint, implicit) for endpoint in tls_endpoints),
+        ]
+        self._names = list(names) or [repr(endpoint) for endpoint, _ in self._listeners]
         self._ports: list[IListeningPort] = []
         self._ending = 0
         """Drains and stops that are not over."""
@@ -80,7 +104,7 @@ class SMTPGuardService(MultiService):
 
     @property
     def ports(self) -> Sequence[IListeningPort]:
-        """What is listened on, in the order of the endpoints; empty while the service does not run."""
+        """What is listened on: endpoints in their order, then those of TLS. Empty while the service does not run."""
         return tuple(self._ports)
 
     @property
@@ -102,8 +126,8 @@ class SMTPGuardService(MultiService):
         if not self.running:
             self._start_parts()
         self.factory.reopen()
-        for name, endpoint in zip(self._names, self._endpoints, strict=True):
-            self._listen(name, endpoint)
+        for name, (endpoint, factory) in zip(self._names, self._listeners, strict=True):
+            self._listen(name, endpoint, factory)
         self._warn_of_descriptors()
         self._warn_of_open_relay()
         tried = self.factory.site.limits.dry_run
@@ -117,7 +141,7 @@ class SMTPGuardService(MultiService):
             super().stopService()
             raise
 
-    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
+    def _listen(self, name: str, endpoint: IStreamServerEndpoint, factory: Any) -> None:
         failures: list[Failure] = []
         waiting = False
 
@@ -127,7 +151,9 @@ class SMTPGuardService(MultiService):
             else:
                 failures.append(failure)
 
-        endpoint.listen(self.factory).addCallback(self._listening, name, self._ports).addErrback(failed)
+        if isinstance(endpoint, SSL4ServerEndpoint):
+            self.factory.site.events.ssl_endpoint(name)
+        endpoint.listen(factory).addCallback(self._listening, name, self._ports).addErrback(failed)
         # A plugin's endpoint may take its time: then it is too late to let the start fail.
         waiting = True
         if failures:
@@ -167,7 +193,8 @@ class SMTPGuardService(MultiService):
             self.factory.site.events.open_relay(type(delivery).__name__)
 
     def reload(self) -> Deferred[None]:
-        """Have every filter and the delivery read its data anew, as on SIGHUP, if it provides IReloadable.
+        """Have every filter, the delivery and the certificate read its data anew, as on SIGHUP, if it provides
+        IReloadable.
 
         Fires when that is done, and never fails: the log tells what was wrong. Connections already greeted go on.
         """

@@ -84,15 +84,16 @@ class StandaloneService(SMTPGuardService):
 
     def _tell_ready(self) -> None:
         # Not so where a listener still takes its time, nor after a stop, which takes the listeners away.
-        if len(self.ports) == len(self._endpoints):
+        if len(self.ports) == len(self._listeners):
             notify(READY)
 
-    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
+    def _listen(self, name: str, endpoint: IStreamServerEndpoint, factory: Any) -> None:
+        option = "--listen" if factory is self.factory else "--listen-tls"
         try:
-            super()._listen(name, endpoint)
+            super()._listen(name, endpoint, factory)
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
-            raise SystemExit(f"--listen: {name} cannot be listened on: {error}") from error
+            raise SystemExit(f"{option}: {name} cannot be listened on: {error}") from error
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         super()._listening(port, name, ports)

@@ -21,7 +21,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard import plugins
+from twisted_smtpguard import logins, plugins
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.configuration import Setting, read_configuration
 from twisted_smtpguard.delivery.domainlist import parse_domain
@@ -36,14 +36,29 @@ from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.units import FLAG, one_of
+from twisted_smtpguard.wire.tls import CertificateFiles
 
 EX_USAGE = 64
 """The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset({"listen", "accept-domain", "ip-filter", "deny", "trust", "dry-run"})
-_CONFIGURABLE = _REPEATABLE | {"hostname", "deliver", "profile", *(spec.option for spec in _LIMITS)}
-_QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters")
+_REPEATABLE = frozenset(
+    {
+        "listen",
+        "listen-tls",
+        "proxy-protocol-from",
+        "auth",
+        "accept-domain",
+        "ip-filter",
+        "deny",
+        "trust",
+        "dry-run",
+    }
+)
+_SINGLE = ("hostname", "deliver", "profile", "tls-certificate", "tls-key", "tls-client-authorities")
+_FLAGS = ("auth-without-tls", "require-auth", "require-tls")
+_CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
+_QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
 _DENY_TRUST = "deny/trust"
 """What the log calls the filter that --deny and --trust make."""
 
@@ -58,12 +73,12 @@ class Options(usage.Options):
     optParameters = [  # noqa: RUF012 - the base class wants a list
         *(
             [option, None, None, OPTIONS[option][1]]
-            for option in ("hostname", "deliver", "profile", "help-delivery", "help-ip-filter")
+            for option in (*_SINGLE, "help-delivery", "help-ip-filter", "help-auth-type")
         ),
         *([spec.option, None, None, spec.help] for spec in _LIMITS if spec.unit is not FLAG),
     ]
     optFlags = [  # noqa: RUF012
-        *([option, None, OPTIONS[option][1]] for option in _QUESTIONS),
+        *([option, None, OPTIONS[option][1]] for option in (*_FLAGS, *_QUESTIONS)),
         *([spec.option, None, spec.help] for spec in _LIMITS if spec.unit is FLAG),
     ]
 
@@ -88,6 +103,15 @@ class Options(usage.Options):
 
     def opt_listen(self, endpoint: str) -> None:
         self["listen"].append(endpoint)
+
+    def opt_listen_tls(self, endpoint: str) -> None:
+        self["listen-tls"].append(endpoint)
+
+    def opt_proxy_protocol_from(self, network: str) -> None:
+        self["proxy-protocol-from"].append(network)
+
+    def opt_auth(self, specification: str) -> None:
+        self["auth"].append(specification)
 
     def opt_accept_domain(self, domain: str) -> None:
         self["accept-domain"].append(domain)
@@ -130,7 +154,14 @@ class Options(usage.Options):
             },
         )
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
-        self.listen = given.get("listen", [Setting("listen", DEFAULT_LISTEN)])
+        self.listen_tls = given.get("listen-tls", [])
+        self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
+        self.certificate = _certificate(single)
+        for setting in self.listen_tls:
+            if self.certificate is None:
+                raise setting.wrong("--tls-certificate is needed")
+            if setting.text.startswith("ssl:"):
+                raise setting.wrong(f"a plain endpoint such as tcp:465 is expected, not {setting.text!r}")
         self.deliver = single.get("deliver", Setting("deliver", DEFAULT_DELIVERY))
         self.accept_domain = given.get("accept-domain", [])
         for setting in self.accept_domain:
@@ -138,9 +169,24 @@ class Options(usage.Options):
                 with setting.blamed():
                     parse_domain(setting.text)
         self.ip_filter = given.get("ip-filter", [])
+        self.auth = given.get("auth", [])
+        self.flags = {
+            option.replace("-", "_"): option in single and bool(single[option].value(FLAG.parse))
+            for option in _FLAGS
+        }
+        self._check_security(single)
+        self.proxies = [_network(setting) for setting in given.get("proxy-protocol-from", [])]
         self.deny = [_network(setting) for setting in given.get("deny", [])]
         self.trust = [_network(setting) for setting in given.get("trust", [])]
         self._answer_questions(limits_table(self.limits, single, profile))
+
+    def _check_security(self, given: Mapping[str, Setting]) -> None:
+        if self.flags["require_tls"] and self.certificate is None:
+            raise given["require-tls"].wrong("--tls-certificate is needed")
+        if self.flags["require_auth"] and not self.auth:
+            raise given["require-auth"].wrong("--auth is needed")
+        if self.auth and self.certificate is None and not self.flags["auth_without_tls"]:
+            raise self.auth[0].wrong("--tls-certificate is needed, or --auth-without-tls")
 
     def _answer_questions(self, limits: str) -> None:
         if self["show-limits"]:
@@ -150,6 +196,12 @@ class Options(usage.Options):
         if self["help-delivery"] is not None:
             asked = Setting("help-delivery", self["help-delivery"])
             _answer(_description("delivery", asked, self._deliveries(asked)))
+        if self["help-auth"]:
+            _answer(logins.checkers_table())
+        if self["help-auth-type"] is not None:
+            asked = Setting("help-auth-type", self["help-auth-type"])
+            with asked.blamed():
+                _answer(logins.checker_description(asked.text))
         if self["help-ip-filters"]:
             _answer(plugins.table(_filters(Setting("help-ip-filters", ""))))
         if self["help-ip-filter"] is not None:
@@ -167,6 +219,18 @@ class Options(usage.Options):
     def endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
         """What to listen on."""
         return [_endpoint(setting, reactor) for setting in self.listen]
+
+    def tls_endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
+        """What to listen on with implicit TLS."""
+        return [_endpoint(setting, reactor) for setting in self.listen_tls]
+
+    def checkers(self) -> list[object]:
+        """Who is asked about credentials, in this order."""
+        made = []
+        for setting in self.auth:
+            with setting.blamed():
+                made.append(logins.make_checker(setting.text))
+        return made
 
     def delivery(self, reactor: object) -> IDelivery:
         """Where messages go."""
@@ -223,8 +287,8 @@ def makeService(options: Options) -> IService:
 def make_service(options: Options, reactor: Any) -> StandaloneService:
     """The service that parsed options ask for. UsageError where it cannot be made."""
     # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
-    endpoints = options.endpoints(reactor)
-    ip_filters = options.ip_filters(reactor)
+    endpoints, tls_endpoints = options.endpoints(reactor), options.tls_endpoints(reactor)
+    ip_filters, checkers = options.ip_filters(reactor), options.checkers()
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
     events = Events(Statistics(), reactor, options.limits, level)
@@ -239,7 +303,14 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         limits=options.limits,
         hostname=options.hostname,
         events=events,
-        names=[setting.text for setting in options.listen],
+        tls=options.certificate,
+        tls_endpoints=tls_endpoints,
+        proxy_protocol_from=options.proxies,
+        checkers=checkers,
+        require_tls=options.flags["require_tls"],
+        require_auth=options.flags["require_auth"],
+        auth_without_tls=options.flags["auth_without_tls"],
+        names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
 
 
@@ -251,6 +322,18 @@ def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:
 def _description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
     with asked.blamed():
         return plugins.description(plugins.look_up(kind, asked.text, factories))
+
+
+def _certificate(given: Mapping[str, Setting]) -> CertificateFiles | None:
+    """What TLS is spoken with. Its files are read: a mistake in one is to be told before anything listens."""
+    names = ("tls-certificate", "tls-key", "tls-client-authorities")
+    asked = [given[name] for name in names if name in given]
+    if not asked:
+        return None
+    if "tls-certificate" not in given:
+        raise asked[0].wrong("--tls-certificate is needed")
+    with asked[0].blamed():
+        return CertificateFiles(*(given[name].text if name in given else "" for name in names))
 
 
 def _network(setting: Setting) -> str:

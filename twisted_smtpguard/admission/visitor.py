@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import attrs
 from twisted.internet.defer import CancelledError
 
 from twisted_smtpguard.interfaces import Peer
@@ -44,6 +45,10 @@ class Visitor:
         if not self._key:
             self._key = self._clients.key_of(self.peer.address)
         return self._key
+
+    def certify(self, certificate: bytes) -> None:
+        """The visitor has shown this in a TLS handshake."""
+        self._peer = attrs.evolve(self.peer, certificate=certificate)
 
     def stays(self) -> None:
         """CancelledError once the connection is refused or gone: somebody's hook may have gone on in spite of that."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import grammar, incoming, replies
+from twisted_smtpguard.smtp import grammar, incoming, replies, sasl
 from twisted_smtpguard.smtp.phases import ANY, Phase
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -59,6 +59,10 @@ def _something(session: Session, argument: bytes) -> None:
         raise Refused(replies.BAD_ARGUMENTS)
 
 
+def _whether(session: Session, argument: bytes) -> bool:
+    return bool(argument)
+
+
 def _anything(session: Session, argument: bytes) -> None:
     return None
 
@@ -88,6 +92,20 @@ def _helo(session: Session, name: str) -> Answer:
 
 def _ehlo(session: Session, name: str) -> Answer:
     return session.greet(name, extended=True)
+
+
+def _starttls(session: Session, has_argument: bool) -> Answer:
+    if has_argument and session.site.starttls:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return session.start_tls()
+
+
+def _credentials(session: Session, argument: bytes) -> tuple[str, bytes | None]:
+    return sasl.parse_auth(argument) if session.site.checkers is not None else ("", None)
+
+
+def _auth(session: Session, request: tuple[str, bytes | None]) -> Answer:
+    return session.authenticate(*request)
 
 
 def _mail(session: Session, sender: Path) -> Answer:
@@ -148,6 +166,10 @@ COMMANDS: dict[bytes, Command] = {
     for row in (
         Command("HELO", _hello, ANY, _helo, junk_again=True, ends_group=True),
         Command("EHLO", _hello, ANY, _ehlo, junk_again=True, ends_group=True),
+        # The wire sees to it that nothing follows.
+        Command("STARTTLS", _whether, ANY, _starttls),
+        # Where it is in sequence depends on more than the phase.
+        Command("AUTH", _credentials, ANY, _auth, ends_group=True),
         Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
         Command("RCPT", _recipient, _ENVELOPE, _rcpt),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),

@@ -28,6 +28,7 @@ class Conduct:
         "rejected_recipients",
         "sender",
         "unremarkable",
+        "user",
         "value",
     )
 
@@ -45,6 +46,8 @@ class Conduct:
         self.junk = 0
         """Commands that bring no message closer, since the last accepted message."""
         self._time_is_up = False
+        self.user: str | None = None
+        """Who the client has last tried to be, for the log."""
         self.begin(None, False, None)
 
     def begin(self, command: Command | None, junk: bool, sender: str | None) -> None:
@@ -142,6 +145,7 @@ class Conduct:
     ) -> None:
         """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
         site = self._site
+        command = self._command.verb if self._command else ""
         site.events.reject(
             self._visitor.name,
             reason,
@@ -150,8 +154,9 @@ class Conduct:
             reply=reply,
             limit=site.limits.shown(reason),
             value=self.value,
-            command=self._command.verb if self._command else "",
+            command=command,
             sender=self.sender,
             recipient=self.recipient,
+            user=self.user if command == "AUTH" else None,
             client_gone=client_gone,
         )

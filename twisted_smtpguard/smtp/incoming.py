@@ -152,4 +152,5 @@ def _accepted(
         seconds=site.seconds() - began_at,
         client_gone=session.ended,
         late=late,
+        user=session.identity,
     )

@@ -38,6 +38,11 @@ class Reply:
         object.__setattr__(self, "closes", self.code in (421, 521))
 
 
+@attrs.frozen
+class Step(Reply):
+    """A reply behind which what the client sends is no command: TLS, or an answer to a question."""
+
+
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 
@@ -72,8 +77,10 @@ class Entry:
 _WHEN: dict[Reply, tuple[str, str]] = {}
 
 
-def _reply(code: int, enhanced: str, text: str, when: str, reason: str = "") -> Reply:
-    reply = Reply(code, enhanced, (text,))
+def _reply(
+    code: int, enhanced: str, text: str, when: str, reason: str = "", kind: type[Reply] = Reply
+) -> Reply:
+    reply = kind(code, enhanced, (text,))
     assert reply not in _WHEN, f"{reply} stands twice"
     _WHEN[reply] = (when, reason)
     return reply
@@ -110,6 +117,11 @@ def chunk_received(octets: int) -> Reply:
     return Reply(250, "2.0.0", (f"{octets} octets received",))
 
 
+def challenge(text: str) -> Step:
+    """A question of an AUTH mechanism, in base64 (RFC 4954 4)."""
+    return Step(334, "", (text,))
+
+
 # Success.
 
 OK = _reply(250, "2.0.0", "OK", "RSET and NOOP")
@@ -119,6 +131,8 @@ MESSAGE_ACCEPTED = _reply(
     250, "2.0.0", "Message accepted", "end of data, once the delivery says that the message is safe"
 )
 START_DATA = _reply(354, "", "End data with <CR><LF>.<CR><LF>", "DATA")
+READY_FOR_TLS = _reply(220, "2.0.0", "Ready to start TLS", "STARTTLS; the handshake follows", kind=Step)
+AUTHENTICATED = _reply(235, "2.7.0", "Authentication successful", "AUTH, when the credentials are right")
 GOODBYE = _reply(221, "2.0.0", "Closing connection", "QUIT")
 CANNOT_VERIFY = _reply(
     252, "2.0.0", "Cannot verify the user, but will accept a message and attempt delivery", "VRFY"
@@ -241,8 +255,74 @@ UNEXPECTED_PIPELINING = _reply(
     421,
     "4.7.0",
     "Protocol error: unexpected pipelined input",
-    "input behind EHLO, HELO or DATA before its reply, where the operator refuses it",
+    "input behind EHLO, HELO, AUTH or DATA before its reply, where the operator refuses it",
     "unexpected_pipelining",
+)
+INPUT_AFTER_STARTTLS = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: input after STARTTLS",
+    "input behind STARTTLS before its reply: it would be taken for what was said under TLS",
+    "starttls_injection",
+)
+TLS_REQUIRED = _reply(
+    530,
+    "5.7.0",
+    "Must issue a STARTTLS command first",
+    "MAIL in clear, where the operator requires TLS",
+    "tls_required",
+)
+AUTH_REQUIRED = _reply(
+    530,
+    "5.7.0",
+    "Authentication required",
+    "MAIL before AUTH, where the operator requires it",
+    "auth_required",
+)
+ENCRYPTION_REQUIRED = _reply(
+    538,
+    "5.7.11",
+    "Encryption required for requested authentication mechanism",
+    "AUTH in clear, unless the operator says otherwise",
+    "encryption_required",
+)
+UNKNOWN_MECHANISM = _reply(
+    504,
+    "5.5.4",
+    "Unrecognized authentication mechanism",
+    "AUTH with a mechanism that was not offered",
+    "unknown_mechanism",
+)
+BAD_AUTH_RESPONSE = _reply(
+    501,
+    "5.5.2",
+    "Cannot decode the response",
+    "a response in AUTH that is no base64, or not what the mechanism expects",
+    "bad_auth_response",
+)
+AUTH_CANCELLED = _reply(
+    501, "5.7.0", "Authentication cancelled", "a * in the place of a response in AUTH", "auth_cancelled"
+)
+AUTH_FAILED = _reply(
+    535,
+    "5.7.8",
+    "Authentication credentials invalid",
+    "AUTH, when the credentials are wrong",
+    "auth_failed",
+)
+AUTH_UNAVAILABLE = _reply(
+    454,
+    "4.7.0",
+    "Temporary authentication failure",
+    "AUTH, when they cannot be checked now",
+    "auth_unavailable",
+)
+TOO_MANY_AUTH_FAILURES = _reply(
+    421,
+    "4.7.0",
+    "Too many authentication failures, closing connection",
+    "behind the last failure allowed",
+    "max_auth_failures",
 )
 TOO_MANY_RECIPIENTS = _reply(
     452, "5.5.3", "Too many recipients", "RCPT above the cap of recipients", "max_recipients"

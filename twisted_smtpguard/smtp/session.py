@@ -14,12 +14,14 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
 from twisted_smtpguard.smtp import grammar, incoming, replies
+from twisted_smtpguard.smtp.auth import Authentication
 from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.phases import IN_TRANSACTION, Phase
 from twisted_smtpguard.smtp.reception import Reception
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.sasl import MECHANISMS
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
 from twisted_smtpguard.units import Rate
@@ -37,6 +39,7 @@ class Session:
         "_farewell",
         "_helo",
         "_transactions",
+        "auth",
         "began_at",
         "conduct",
         "ended",
@@ -49,15 +52,18 @@ class Session:
         "recipients",
         "sender",
         "site",
+        "tls",
         "transaction",
         "utf8",
         "visitor",
     )
 
-    def __init__(self, site: Site, name: str, visitor: Visitor) -> None:
+    def __init__(self, site: Site, name: str, visitor: Visitor, tls: str = "") -> None:
         self.site = site
         self.name = name
         self.visitor = visitor
+        self.tls = tls
+        """How what is said is encrypted; "": it is not."""
         self.phase = Phase.CONNECTED
         self.offered = _NOTHING
         """MAIL parameters that may be used: none before EHLO."""
@@ -71,6 +77,8 @@ class Session:
         """As most messages of the session know it."""
         self._transactions = 0
         self._farewell: Farewell | None = None
+        self.auth: Authentication | None = None
+        """There is one from the first AUTH on."""
         self._ends_group = False  # the command whose reply is still to come
         # Of the transaction:
         self.transaction: Transaction | None = None
@@ -141,6 +149,17 @@ class Session:
                 self.conduct.behind = command.malformed
             return refused.reply
 
+    def respond(self, line: bytes, pipelined: bool) -> Answer:
+        """A line behind a challenge of AUTH."""
+        auth = self.auth
+        if auth is None or not auth.awaits_response:
+            return self.execute(line, pipelined)
+        self._ends_group = True
+        if self.site.draining or (pipelined and self.refuses_pipelining()):
+            auth.cancel()
+            return replies.SHUTTING_DOWN if self.site.draining else replies.UNEXPECTED_PIPELINING
+        return auth.respond(line)
+
     def refuses_pipelining(self) -> bool:
         """Whether the input that stands behind the last command, before its reply, ends the session
         (RFC 2920 3.1)."""
@@ -149,6 +168,8 @@ class Session:
 
     def invalid_line(self, reply: Reply) -> Reply:
         """A line that is no command at all."""
+        if self.auth is not None:
+            self.auth.cancel()
         if self.site.draining:
             return replies.SHUTTING_DOWN
         self.conduct.begin(None, False, None)
@@ -181,7 +202,9 @@ class Session:
         return replies.LOCAL_ERROR
 
     def expire(self) -> None:
-        """The delivery had its time. The answer that is pending comes now."""
+        """A hook had its time. The answer that is pending comes now."""
+        if self.auth is not None:
+            self.auth.expire()
         if self.transaction is not None:
             self.transaction.expire()
 
@@ -195,6 +218,8 @@ class Session:
         elif self.transaction is not None:
             self.transaction.end()
             self.transaction = None
+        if self.auth is not None:
+            self.auth.end()
         if self._farewell is not None:
             self._farewell.session_ended()
 
@@ -206,11 +231,50 @@ class Session:
         self._client = None
         self.reset()
         if extended:
-            offer = self.site.offer()
+            offer = self.site.offer(self.tls != "")
             self.offered = offer.mail_parameters
             return offer.reply
         self.offered = _NOTHING
         return self.site.hello
+
+    def start_tls(self) -> Reply:
+        """STARTTLS (RFC 3207). Where it is granted `secured` follows."""
+        if not self.site.starttls:
+            return self.conduct.invalid(replies.UNRECOGNIZED_COMMAND)
+        if self.tls:
+            return self.misplaced()
+        self.reset()
+        return replies.READY_FOR_TLS
+
+    def secured(self, tls: str) -> None:
+        """TLS has begun. What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2)."""
+        self.tls = tls
+        if self.auth is not None:
+            self.auth.forget()
+        self._helo = ""
+        self.offered = _NOTHING
+        self.reset()
+
+    def authenticate(self, mechanism: str, initial: bytes | None) -> Answer:
+        """AUTH: once in a session, between transactions, behind EHLO (RFC 4954 4)."""
+        site = self.site
+        if site.checkers is None:
+            return self.conduct.invalid(replies.UNRECOGNIZED_COMMAND)
+        if self.phase is not Phase.READY or not self.offered or self.identity is not None:
+            return self.misplaced()
+        if not (self.tls or site.auth_without_tls):
+            return replies.ENCRYPTION_REQUIRED
+        if mechanism not in MECHANISMS:
+            return replies.UNKNOWN_MECHANISM
+        self._client = None
+        if self.auth is None:
+            self.auth = Authentication(self)
+        return self.auth.begin(mechanism, initial)
+
+    @property
+    def identity(self) -> str | None:
+        """The user who has logged in."""
+        return None if self.auth is None else self.auth.identity
 
     def reset(self) -> None:
         """No transaction any more; what was begun is aborted."""
@@ -224,6 +288,11 @@ class Session:
         """MAIL: our own limits in their order, then the delivery."""
         site, conduct = self.site, self.conduct
         limits = site.limits
+        if site.demands:
+            if site.require_tls and not self.tls:
+                return replies.TLS_REQUIRED
+            if site.require_auth and self.identity is None:
+                return replies.AUTH_REQUIRED
         conduct.sender = sender.address
         if sender.parameters:
             declared, max_octets = int(sender.parameters.get("SIZE") or 0), site.max_octets
@@ -295,16 +364,19 @@ class Session:
             session=self.name,
             helo=self._helo,
             protocol=self._protocol_word(utf8),
-            identity=None,
+            identity=self.identity,
             trusted=self.visitor.trusted,
+            tls=self.tls,
         )
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
-        tls = "S" if self.visitor.peer.tls else ""
+        marks = "S" if self.tls else ""
+        if self.auth is not None and self.auth.identity is not None:
+            marks += "A"
         if utf8:
-            return f"UTF8SMTP{tls}"
-        return f"ESMTP{tls}" if self.offered else "SMTP"
+            return f"UTF8SMTP{marks}"
+        return f"ESMTP{marks}" if self.offered else "SMTP"
 
     def add_recipient(self, recipient: Path) -> Answer:
         """RCPT: the cap, then the delivery."""

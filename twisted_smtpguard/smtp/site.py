@@ -11,7 +11,9 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery, IRelayDelivery, ISessionDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.sasl import MECHANISMS
 
 
 @attrs.frozen
@@ -37,13 +39,25 @@ class Site:
     clients: ClientLimits
     seconds: Callable[[], float]
     """The clock."""
+    starttls: bool = False
+    """There is a certificate: TLS may be asked for."""
+    checkers: Checkers | None = None
+    """Who may log in; None: there is no AUTH."""
+    auth_without_tls: bool = False
+    """Credentials may come in clear."""
+    require_tls: bool = False
+    """MAIL is refused in clear."""
+    require_auth: bool = False
+    """MAIL is refused to who has not logged in."""
+    demands: bool = attrs.field(init=False)
+    """One of these two."""
     draining: bool = False
     """The service stops: no new command is carried out."""
     orphans: int = 0
     """finish() calls still pending whose clients are gone."""
     orphan_settled: Callable[[], object] = attrs.field(default=lambda: None)
     """Called when one of them has answered."""
-    _offer: Offer | None = attrs.field(default=None, init=False)
+    _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _max_octets: int = attrs.field(init=False)
     hello: Reply = attrs.field(init=False)
     """The answer to HELO."""
@@ -51,6 +65,7 @@ class Site:
     """The delivery wants to hear of the end of sessions."""
 
     def __attrs_post_init__(self) -> None:
+        self.demands = self.require_tls or self.require_auth
         self.says_farewell = ISessionDelivery.providedBy(self.delivery)
         self.hello = replies.hello(self.hostname)
         self._max_octets = self.limits.enforced("max_message_size")
@@ -61,21 +76,25 @@ class Site:
         ours, theirs = self._max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
 
-    def offer(self) -> Offer:
-        """What EHLO advertises now. A delivery may change its mind, but hardly ever does."""
+    def offer(self, tls: bool) -> Offer:
+        """What EHLO advertises now, under TLS or in clear. A delivery may change its mind, but hardly ever does."""
         delivery = self.delivery
         chunking = not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
         made_for = (delivery.extensions, self.max_octets, chunking)
-        if self._offer is None or self._offer.made_for != made_for:
-            self._offer = Offer(
+        offer = self._offers.get(tls)
+        if offer is None or offer.made_for != made_for:
+            offer = self._offers[tls] = Offer(
                 made_for,
-                replies.hello(self.hostname, self._keywords(*made_for)),
-                _mail_parameters(made_for[0]),
+                replies.hello(self.hostname, self._keywords(*made_for, tls)),
+                _mail_parameters(made_for[0], auth=self._offers_auth(tls)),
             )
-        return self._offer
+        return offer
 
-    def _keywords(self, extensions: frozenset[str], octets: int, chunking: bool) -> list[str]:
-        """RFC 1870, 2034, 2920, 3030, 3461, 6152, 6531; LIMITS: RFC 9422."""
+    def _offers_auth(self, tls: bool) -> bool:
+        return self.checkers is not None and (tls or self.auth_without_tls)
+
+    def _keywords(self, extensions: frozenset[str], octets: int, chunking: bool, tls: bool) -> list[str]:
+        """RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6531; LIMITS: RFC 9422."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
         # What is only tried is not announced: clients that heed it would never meet it.
         enforced = [(word, self.limits.enforced(name)) for word, name in caps]
@@ -85,13 +104,17 @@ class Site:
             f"SIZE {octets}" if octets else "SIZE",
             "ENHANCEDSTATUSCODES",
             *(["CHUNKING"] if chunking else ()),
+            *(("STARTTLS",) if self.starttls and not tls else ()),
+            *((" ".join(("AUTH", *MECHANISMS)),) if self._offers_auth(tls) else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
         ]
 
 
-def _mail_parameters(extensions: frozenset[str]) -> frozenset[str]:
+def _mail_parameters(extensions: frozenset[str], *, auth: bool) -> frozenset[str]:
     offered = {"SIZE"} | (extensions & {"SMTPUTF8", "BINARYMIME", "DSN"})
     if extensions & {"8BITMIME", "BINARYMIME"}:
         offered.add("BODY")
+    if auth:
+        offered.add("AUTH")
     return frozenset(offered)

@@ -23,6 +23,7 @@ _IPV6_LITERAL = re.compile(r"\[IPv6:([0-9A-Fa-f:.]{2,45})\]", re.IGNORECASE)
 _NOT_ATOM = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~-]")
 # The operator's own choice of a name: an underscore is no forgery.
 _NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+_NOT_TLS = re.compile(r"[^A-Za-z0-9. _-]")
 _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
@@ -47,6 +48,8 @@ def received(client: Client, hostname: str, recipients: Sequence[Path], when: fl
     name = client.helo if _is_host(client.helo) else origin or "localhost"
     here = _NOT_HOST.sub("", hostname) or "localhost"
     protocol = _clause("with", client.protocol)
+    if client.tls:
+        protocol += b" (%b)" % _NOT_TLS.sub("", client.tls).encode("ascii")
     session = _clause("id", client.session)
     recipient = b"\r\n\tfor <%b>" % _address(recipients[0]) if len(recipients) == 1 else b""
     return b"Received: from %b (%b)\r\n\tby %b%b%b%b;\r\n\t%b\r\n" % (

@@ -53,7 +53,8 @@ class Guard(Clients):
     """A guard of a test's own, with clients. It calls itself guard.example.
 
     `delivery` is by default a FakeDelivery, and `clock` a new one; `limits` are fields of Limits, the rest is as for
-    SMTPGuardFactory. A delivery or filter that is a service has to be started by the test.
+    SMTPGuardFactory, but that AUTH is offered in clear: no TLS is spoken here. A delivery or filter that is a service
+    has to be started by the test.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class Guard(Clients):
         *,
         ip_filters: Sequence[IIPFilter | FilterEntry] = (),
         counters: ICounterStore | None = None,
+        proxy_protocol_from: Sequence[str] = (),
+        checkers: Sequence[object] = (),
+        auth_without_tls: bool = True,
+        require_auth: bool = False,
         **limits: Any,
     ) -> None:
         clock = clock or Clock()
@@ -73,6 +78,10 @@ class Guard(Clients):
             hostname="guard.example",
             ip_filters=ip_filters,
             counters=counters,
+            proxy_protocol_from=proxy_protocol_from,
+            checkers=checkers,
+            auth_without_tls=auth_without_tls,
+            require_auth=require_auth,
         )
         super().__init__(factory, clock)
 

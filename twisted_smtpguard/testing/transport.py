@@ -11,6 +11,9 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+_FULL_OCTETS = 64 * 1024
+"""Above it Twisted pauses a producer that goes on by itself."""
+
 
 class FakeTransport(StringTransport):
     """A TCP connection as Twisted's own behaves, with a client that reads all at once unless `reads` is False.
@@ -45,11 +48,14 @@ class FakeTransport(StringTransport):
             super().write(data)
         else:
             self._untaken += data
+            if self.streaming and self.producer is not None and len(self._untaken) > _FULL_OCTETS:
+                self.producer.pauseProducing()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         super().registerProducer(producer, streaming)
-        producer.resumeProducing()
-        self.drain()
+        if not streaming:
+            producer.resumeProducing()
+            self.drain()
 
     def loseWriteConnection(self) -> None:
         self.half_closed = True
@@ -68,13 +74,15 @@ class FakeTransport(StringTransport):
 
     def drain(self) -> None:
         """The client reads all that was written, and what is written because it reads, unless `reads` is False."""
-        while self.reads and self.producer is not None and not self.lost:
+        while self.reads and self.producer is not None and not (self.streaming or self.lost):
             self.io.write(self._untaken)
             self._untaken = b""
             self.producer.resumeProducing()
         if self.reads:
             self.io.write(self._untaken)
             self._untaken = b""
+            if self.streaming and self.producer is not None:
+                self.producer.resumeProducing()
             if self.disconnecting and not self.lost:
                 self.lose(ConnectionDone())
 

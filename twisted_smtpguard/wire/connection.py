@@ -1,4 +1,9 @@
-"""How one connection begins and ends. What is said meanwhile is the protocol's."""
+"""How one connection begins and ends. What is said meanwhile is the protocol's.
+
+In front of the greeting stands the entrance, and in front of that the header of a proxy, where one is due. With
+implicit TLS a handshake stands behind the entrance, or, where clients are asked for a certificate that filters are to
+see, before it. Whatever comes until the greeting goes to the one of them whose turn it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet import tcp
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ISSLTransport,
+)
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
@@ -15,22 +27,35 @@ from zope.interface import implementer
 
 from twisted_smtpguard.admission.refusal import Refusal
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.wire.behindproxy import BehindProxy
 from twisted_smtpguard.wire.entrance import Entrance
+from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.output import Output
-from twisted_smtpguard.wire.peers import make_peer, peer_name
+from twisted_smtpguard.wire.peers import announced_peer, make_peer, peer_address, peer_name
+from twisted_smtpguard.wire.proxyheader import ProxyHeader
+from twisted_smtpguard.wire.secureoutput import SecureOutput
+from twisted_smtpguard.wire.tls import certificate_shown, spoken
 from twisted_smtpguard.wire.turnaway import TurnAway
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
 class Connection(LineReceiver, TimeoutMixin, ABC):
-    """One connection that was not refused at accept. It has an entrance until it is greeted or refused."""
+    """One connection that was not refused at accept. It has an entrance until it is greeted or refused, and again
+    while TLS begins."""
+
+    implicit_tls = False
+    """TLS comes before the greeting: set by the factory of such listeners."""
 
     # How a connection begins. What changes is kept with it: ten thousand idle ones have only what is their own.
     _output: Output | None = None
-    _entrance: Entrance | None = None
+    _entrance: Entrance | BehindProxy | Handshake | None = None
+    _handshake: Handshake | None = None
+    _admitted = False
+    _secure = False
+    _tls = ""
     _at_accept = True
     _greeted = False
     _refused = False
@@ -81,17 +106,46 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def connectionMade(self) -> None:
         """Called by the transport. Whether and when to greet is decided at the entrance."""
-        self._transport: Any = self.transport
+        transport: Any = self.transport
+        self._transport = transport
+        by_endpoint = type(transport) is not tcp.Server and ISSLTransport.providedBy(transport)
+        if by_endpoint:
+            self.implicit_tls = True
+            self._handshake = Handshake(self.factory, transport, self)
+            self._handshake.begin(by_endpoint=True)
         self._visitor = Visitor(
-            peer_name(self._address), partial(make_peer, self.transport), self.factory.clients
+            peer_name(self._address), partial(make_peer, transport, self.implicit_tls), self.factory.clients
         )
-        self._entrance = Entrance(self.factory, self._visitor, self._transport, self)
-        self._entrance.begin()
+        proxies = self.factory.proxies
+        if proxies is not None and not by_endpoint and proxies.has(peer_address(self._address)):
+            self._entrance = BehindProxy(self.factory, self)
+        else:
+            self._arrive()
         self._at_accept = False
+
+    def _arrive(self) -> None:
+        """Who comes is known."""
+        if self.implicit_tls and self._handshake is None and self.factory.asks_for_certificates:
+            self._shake_hands()
+        else:
+            self._enter()
+
+    def _enter(self) -> None:
+        self._entrance = Entrance(self.factory, self._visitor, self._transport, self)
+        if self._buffer:
+            self._entrance.spoke()
+        self._entrance.begin()
 
     def greet(self) -> None:
         """Called by the entrance: the client is let in."""
         self._entrance = None
+        if self.implicit_tls and not self._secure:
+            self._admitted = True
+            self._shake_hands()
+        else:
+            self._greet()
+
+    def _greet(self) -> None:
         self._begin_to_speak().queue(self.factory.greeting.wire)
         self.begin_session()
         self._greeted = True
@@ -104,12 +158,16 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         self._refused = self._closing = True
         site = self.factory.site
         refusal.log(site.events, self._limits, self._visitor.name)
-        if not (self._at_accept or ISSLTransport.providedBy(self._transport)):
-            self._begin_to_speak().queue(refusal.reply.wire)
-            self._close(half=True)
-        else:
+        if self.implicit_tls and not self._secure:
+            # Nothing can be said without a handshake.
+            self.factory.release(self)
+            self._transport.abortConnection()
+        elif self._at_accept:
             self.factory.release(self)
             TurnAway(refusal.reply).makeConnection(self._transport)
+        else:
+            self._begin_to_speak().queue(refusal.reply.wire)
+            self._close(half=True)
 
     def _leave_entrance(self) -> None:
         entrance, self._entrance = self._entrance, None
@@ -118,7 +176,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def _begin_to_speak(self) -> Output:
         factory, limits = self.factory, self._limits
-        output = self._output = Output(
+        output = self._output = (SecureOutput if self._secure else Output)(
             self._transport,
             factory.deadlines,
             factory.together,
@@ -127,6 +185,81 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self,
         )
         return output
+
+    # A proxy in front.
+
+    def received(self) -> bytes:
+        """Called by BehindProxy."""
+        return self._buffer
+
+    def announced(self, header: ProxyHeader) -> None:
+        """Called by BehindProxy: now the client is known. What stands behind the header is the client's."""
+        self._buffer = self._buffer[header.octets :]
+        if header.client is not None and header.server is not None:
+            peer = announced_peer(header.client, header.server, self.implicit_tls)
+            self._visitor = Visitor(str(peer.address), lambda: peer, self.factory.clients)
+        self._arrive()
+
+    def proxy_failed(self, reason: str) -> None:
+        """Called by BehindProxy. There is nobody to say anything to."""
+        self._refuse_unsaid(reason)
+        self.abort()
+
+    def _refuse_unsaid(self, reason: str) -> None:
+        self._leave_entrance()
+        self._refused = True
+        self.factory.site.events.reject(self._visitor.name, reason, limit=self._limits.shown(reason))
+
+    # TLS.
+
+    def _shake_hands(self) -> None:
+        """TLS is next. What has come already is part of the handshake."""
+        if self._handshake is None:
+            self._handshake = Handshake(self.factory, self._transport, self)
+        self._entrance = self._handshake
+        if not self._handshake.begun:
+            octets, self._buffer = self._buffer, b""
+            self._resume()
+            self._handshake.begin(octets)
+
+    def handshakeCompleted(self) -> None:
+        """Called by the TLS layer, once."""
+        handshake, self._handshake = self._handshake, None
+        if handshake is None:
+            return
+        handshake.leave()
+        self._secure = True
+        self._tls = spoken(self._transport)
+        certificate = certificate_shown(self._transport)
+        if certificate is not None:
+            self._visitor.certify(certificate)
+        if self._closing or self._entrance is not handshake:
+            return
+        self._entrance = None
+        if self._greeted:
+            self.secured()
+        elif self._admitted:
+            self._greet()
+        else:
+            self._enter()
+
+    @abstractmethod
+    def secured(self) -> None:
+        """The client, greeted, has asked for TLS, and it has begun."""
+
+    def spoke_in_clear(self) -> None:
+        """Called by the handshake. Only who has asked for TLS waits for its beginning."""
+
+    def handshake_timed_out(self) -> None:
+        """Called by the handshake. Nothing can be said."""
+        self._handshake_failed("tls_handshake_timeout")
+        self.abort()
+
+    def _handshake_failed(self, reason: str) -> None:
+        self._handshake = None
+        self.end_reason = reason
+        if not (self._greeted or self._refused):
+            self._refuse_unsaid(reason)
 
     # Time.
 
@@ -224,6 +357,10 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Called by the transport, once, however the connection ended."""
+        if self._handshake is not None:
+            self._handshake.leave()
+            if not (self._closing or reason is None or reason.check(ConnectionClosed)):
+                self._handshake_failed("tls_failed")
         self._closing = True
         self._leave_entrance()
         self._stop()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class Door(Protocol):
     """Who lets the visitor in."""
 
+    implicit_tls: bool
+    """The visitor speaks first: a TLS hello."""
+
     def greet(self) -> None:
         """The visitor comes in."""
 
@@ -76,8 +79,8 @@ class Entrance:
             self._broken(Failure())
 
     def spoke(self) -> None:
-        """The client sent something. Under TLS it could not know better: the handshake is our first word."""
-        if ISSLTransport.providedBy(self._transport):
+        """The client sent something. With implicit TLS it had to."""
+        if self._door.implicit_tls:
             return
         self._spoke = True
         if self._delay is not None:
@@ -118,7 +121,7 @@ class Entrance:
 
     def _refuses_early_talker(self) -> bool:
         """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once."""
-        if self._told or not (self._spoke or _input_waits(self._transport)):
+        if self._told or self._door.implicit_tls or not (self._spoke or input_waits(self._transport)):
             return False
         self._told = True
         site = self._factory.site
@@ -144,7 +147,7 @@ class Entrance:
         self._transport.abortConnection()
 
 
-def _input_waits(transport: Any) -> bool:
+def input_waits(transport: Any) -> bool:
     """Whether the kernel has input that nobody has read: what came with the connection is early, too."""
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False

@@ -21,9 +21,11 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.wire.behindproxy import ProxyNetworks
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
@@ -43,7 +45,11 @@ class SMTPGuardFactory(ServerFactory):
 
     `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
     `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
-    more of one than the filter itself. `counters` counts what clients do; by default in memory.
+    more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
+    spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
+    `proxy_protocol_from` are the networks of proxies, each of whose connections begins with a PROXY header.
+    `checkers`, of twisted.cred, say who may log in with AUTH: under TLS only, unless `auth_without_tls`. `require_auth`
+    refuses MAIL before that, `require_tls` MAIL in clear.
     """
 
     noisy = False
@@ -58,10 +64,21 @@ class SMTPGuardFactory(ServerFactory):
         events: Events | None = None,
         ip_filters: Sequence[IIPFilter | FilterEntry] = (),
         counters: ICounterStore | None = None,
+        tls: object | None = None,
+        proxy_protocol_from: Sequence[str] = (),
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
     ) -> None:
         limits = limits or Limits()
+        if require_auth and not checkers:
+            raise ValueError("require_auth needs checkers")
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
+        self.tls: Any = tls
+        self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
+        self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         self.clients = ClientLimits(
             limits,
             LocalCounterStore(limits.max_tracked_clients) if counters is None else counters,
@@ -82,6 +99,11 @@ class SMTPGuardFactory(ServerFactory):
             clients=self.clients,
             seconds=reactor.seconds,
             orphan_settled=self._something_ended,
+            starttls=tls is not None,
+            checkers=Checkers(checkers) if checkers else None,
+            auth_without_tls=auth_without_tls,
+            require_tls=require_tls,
+            require_auth=require_auth,
         )
         self.turns = Turns(reactor)
         self.together = Together(reactor)

@@ -14,14 +14,21 @@ from twisted_smtpguard.smtp.replies import Reply
 class LineSplitter:
     """Walks the buffer of one connection. The result is the same however the octets were split on their way.
 
-    `max_line_octets`: a command line with its CRLF. `max_endless_octets`: what is skipped of one line before
-    `endless` is set. 0 is no limit.
+    `max_line_octets`: a command line with its CRLF; `max_auth_octets`: one of AUTH. `max_endless_octets`: what is
+    skipped of one line before `endless` is set. 0 is no limit.
     """
 
-    def __init__(self, max_line_octets: int, max_endless_octets: int) -> None:
+    # Of the few that have AUTH: ten thousand others keep nothing for it.
+    _max_auth = 0
+    response_due = False
+    """The next line is part of an AUTH dialogue."""
+
+    def __init__(self, max_line_octets: int, max_endless_octets: int, max_auth_octets: int = 0) -> None:
         # A line of any length is still one that has to end: it would be kept, not skipped.
         self._max_line = max_line_octets or max_endless_octets
         self._max_endless = max_endless_octets
+        if max_auth_octets:
+            self._max_auth = max_auth_octets
         self._skipping = False
         self._skipped = 0
         self._owed: Reply | None = None
@@ -47,10 +54,23 @@ class LineSplitter:
         if 0 <= carriage_return < min(stop, len(buffer)) - 1:
             return self._refuse(offset, carriage_return + 1)
         if self._max_line and len(buffer) >= stop:
+            if self._may_be_longer(buffer, offset):
+                return self._next_of_auth(buffer, offset)
             self._skipping, self._skipped = True, 0
             self._owed = replies.LINE_TOO_LONG
             return self._skip(buffer, offset)
         return None, offset
+
+    def _may_be_longer(self, buffer: bytes, offset: int) -> bool:
+        of_auth = self.response_due or buffer[offset : offset + 5].upper() == b"AUTH "
+        return of_auth and self._max_line < self._max_auth
+
+    def _next_of_auth(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
+        ordinary, self._max_line = self._max_line, self._max_auth
+        try:
+            return self.next_line(buffer, offset)
+        finally:
+            self._max_line = ordinary
 
     def _refuse(self, start: int, offset: int) -> tuple[Reply, int]:
         self._skipping, self._skipped = True, offset - start

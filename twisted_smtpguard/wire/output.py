@@ -90,6 +90,11 @@ class Output:
         """So much waits that nothing more is to be said."""
 
     @property
+    def idle(self) -> bool:
+        """The transport has taken everything that was flushed."""
+        return not self._producing
+
+    @property
     def waiting_octets(self) -> int:
         """Of replies that the client has not made room for."""
         return len(self._waiting)

@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from twisted.internet import address
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import IAddress
 
 from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.interfaces import Address, Peer
+from twisted_smtpguard.wire.proxyheader import End
 
 
 def peer_name(peer: IAddress | None) -> str:
@@ -21,8 +22,8 @@ def peer_name(peer: IAddress | None) -> str:
     return "unix" if ip is None else str(ip)
 
 
-def make_peer(transport: Any) -> Peer:
-    """The Peer of a connection. Costs a system call, so it is made when it is first needed."""
+def make_peer(transport: Any, tls: bool) -> Peer:
+    """The Peer of a connection. Costs a system call, so it is made when it is first needed. `tls`: implicit."""
     remote, remote_port = _split(transport.getPeer())
     local, local_port = _split(transport.getHost())
     return Peer(
@@ -30,9 +31,19 @@ def make_peer(transport: Any) -> Peer:
         port=remote_port,
         local_address=local,
         local_port=local_port,
-        tls=ISSLTransport.providedBy(transport),
+        tls=tls,
         proxied=False,
     )
+
+
+def peer_address(peer: IAddress | None) -> Address | None:
+    """The IP address of a peer; None where it came over a UNIX socket."""
+    return _split(peer)[0]
+
+
+def announced_peer(client: End, server: End, tls: bool) -> Peer:
+    """The Peer of a connection as a proxy in front tells it."""
+    return Peer(*client, *server, tls=tls, proxied=True)
 
 
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:

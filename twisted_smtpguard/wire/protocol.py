@@ -12,12 +12,14 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.smtp import grammar, replies
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import Reply, Step
 from twisted_smtpguard.smtp.session import Session
 from twisted_smtpguard.smtp.transaction import Answer
 from twisted_smtpguard.wire.connection import Connection
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.deadlines import Deadline
+from twisted_smtpguard.wire.entrance import input_waits
+from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
 from twisted_smtpguard.wire.turns import (
@@ -60,8 +62,9 @@ class SMTPGuardProtocol(Connection):
     def begin_session(self) -> None:
         """Called after the greeting."""
         limits, factory = self._limits, self.factory
-        self.session = Session(factory.site, factory.next_session_name(), self._visitor)
-        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line)
+        self.session = Session(factory.site, factory.next_session_name(), self._visitor, self._tls)
+        auth_line = limits.max_auth_line if factory.site.checkers is not None else 0
+        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line, auth_line)
         if limits.min_data_rate and limits.data_rate_window:
             self._rate = DataRate(
                 factory.deadlines, limits.min_data_rate, limits.data_rate_window, self._data_too_slow
@@ -182,6 +185,8 @@ class SMTPGuardProtocol(Connection):
         answer = self.session.execute(line, self._offset < len(self._buffer))
         if type(answer) is Reply:
             self._reply(answer)
+        elif type(answer) is Step:
+            self._step(answer)
         else:
             self._take(answer)
 
@@ -259,6 +264,64 @@ class SMTPGuardProtocol(Connection):
             # The rest of a long pipelined burst waits if the client does not take this.
             output.flush()
 
+    def _step(self, step: Step) -> None:
+        if step is replies.READY_FOR_TLS:
+            self._start_tls(step)
+        else:
+            self._reply(step)
+            self._lines.response_due = True
+            # Of the instance: no other line of no other session is asked whether it is a response.
+            self.lineReceived = self._response_received  # type: ignore[method-assign]
+
+    def _response_received(self, line: bytes) -> None:
+        """What a challenge was answered with, without its CRLF."""
+        del self.lineReceived
+        self._lines.response_due = False
+        answer = self.session.respond(line, self._offset < len(self._buffer))
+        if isinstance(answer, Step):
+            self._step(answer)
+        else:
+            self._take(answer)
+
+    def _start_tls(self, granted: Step) -> None:
+        if self._offset < len(self._buffer) or input_waits(self._transport):
+            self._reply(replies.INPUT_AFTER_STARTTLS)
+            return
+        self._reply(granted)
+        # Not with the others: behind this line nothing may leave in clear.
+        self._output.send_now()
+        if not self._closing:
+            self._handshake = self._entrance = Handshake(self.factory, self._transport, self)
+            if self._output.idle:
+                self._begin_tls()
+
+    # TLS.
+
+    def _begin_tls(self) -> None:
+        """The client has been told to begin. Nothing that is said from here on may leave in clear."""
+        assert self._handshake is not None
+        self._output.lost()
+        self._handshake.begin()
+        self._secure = True
+        self._begin_to_speak()
+
+    def spoke_in_clear(self) -> None:
+        """Called by the handshake, while the client is slow to take what comes before it."""
+        self._leave_entrance()
+        self._handshake = None
+        self._hang_up(replies.INPUT_AFTER_STARTTLS)
+
+    def secured(self) -> None:
+        """Called when the handshake is over."""
+        self.session.secured(self._tls)
+        self._progress = True
+        self._wait_for_what_is_next()
+
+    def _handshake_failed(self, reason: str) -> None:
+        super()._handshake_failed(reason)
+        if self._greeted:
+            self.session.conduct.log(reason)
+
     # Time.
 
     def _wait_for_what_is_next(self) -> None:
@@ -306,7 +369,10 @@ class SMTPGuardProtocol(Connection):
 
     def read_timed_out(self) -> None:
         """Called when what was due did not come in time."""
-        self._hang_up(replies.READ_TIMED_OUT)
+        if self._handshake is None:
+            self._hang_up(replies.READ_TIMED_OUT)
+        else:
+            self.handshake_timed_out()
 
     def _data_too_slow(self) -> None:
         if self.session.conduct.trips("min_data_rate", once=True):
@@ -322,7 +388,9 @@ class SMTPGuardProtocol(Connection):
 
     def output_drained(self) -> None:
         """Called when the session has begun, and when the client has made room for replies."""
-        if not (self._walking or self._closing):
+        if self._handshake is not None and not self._handshake.begun and not self._closing:
+            self._begin_tls()
+        elif not (self._walking or self._closing):
             self._walk()
 
     # The ways to end.
@@ -339,8 +407,9 @@ class SMTPGuardProtocol(Connection):
 
         Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
         """
-        if self._entrance is not None:
-            self.refuse(refusal_of(replies.SHUTTING_DOWN))
+        if not self._greeted:
+            if not self._closing:
+                self.refuse(refusal_of(replies.SHUTTING_DOWN))
         elif self._idle or (now and not self._closing):
             self._hang_up(replies.SHUTTING_DOWN)
         if now:

@@ -43,3 +43,11 @@ class TurnAway:
 
     def connectionMade(self) -> None:
         """makeConnection has done everything."""
+
+
+class TurnAwayUnsaid(TurnAway):
+    """The same at a listener of implicit TLS: to say anything would take a handshake."""
+
+    def makeConnection(self, transport: Any) -> None:
+        """Abort."""
+        transport.abortConnection()

@@ -1,0 +1,37 @@
+"""A certificate authority that lasts as long as a test run, and what it signs, as files."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import trustme
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="certificates-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
+_CA = trustme.CA()
+AUTHORITY = _FOLDER / "authority.pem"
+"""Whom clients trust."""
+_CA.cert_pem.write_to_path(str(AUTHORITY))
+
+
+@lru_cache
+def certificate(name: str = "localhost", number: int = 1) -> Path:
+    """A key and a certificate of `name` in one file; another one for each `number`."""
+    path = _FOLDER / f"{name}-{number}.pem"
+    _CA.issue_cert(name, "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+def stranger() -> Path:
+    """A key and a certificate that another authority has signed."""
+    path = _FOLDER / "stranger.pem"
+    trustme.CA().issue_cert("stranger.example").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+CERTIFICATE = certificate()

@@ -1,0 +1,134 @@
+"""Certificate and key files: what is wrong with them, and reading them again without losing a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from certificates import AUTHORITY, CERTIFICATE, certificate, stranger
+from commandline import mistake, parsed
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from loopback import Loopback
+from tlsclient import TLSClient
+from twisted.internet.testing import MemoryReactorClock
+
+from twisted_smtpguard.tap import make_service
+from twisted_smtpguard.wire.tls import CertificateFiles
+
+
+def key_of(path: Path) -> Any:
+    return serialization.load_pem_private_key(path.read_bytes(), None)
+
+
+def with_passphrase(path: Path) -> bytes:
+    octets: bytes = key_of(path).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    return octets
+
+
+# What is wrong.
+
+
+def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> None:
+    good, other = str(CERTIFICATE), str(stranger())
+    missing = str(tmp_path / "missing.pem")
+    (tmp_path / "empty.pem").write_text("")
+    (tmp_path / "damaged.pem").write_text(
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + CERTIFICATE.read_text()
+    )
+    (tmp_path / "locked.pem").write_bytes(with_passphrase(CERTIFICATE))
+    empty, damaged, locked = (str(tmp_path / f"{name}.pem") for name in ("empty", "damaged", "locked"))
+    for files, problem in [
+        ((missing,), f"{missing}: No such file or directory"),
+        ((str(tmp_path),), f"{tmp_path}: Is a directory"),
+        ((empty,), f"{empty}: there is no certificate in PEM form"),
+        ((damaged,), f"{damaged}: a certificate in it is damaged"),
+        ((good, missing), f"{missing}: No such file or directory"),
+        ((good, str(AUTHORITY)), f"{AUTHORITY}: there is no private key, or it has a passphrase"),
+        ((good, locked), f"{locked}: there is no private key, or it has a passphrase"),
+        ((good, other), f"{other}: the key does not belong to the certificate in {good}"),
+        ((good, "", empty), f"{empty}: there is no certificate in PEM form"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            CertificateFiles(*files)
+        assert str(error.value) == problem
+
+
+def test_the_key_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
+    blocks = CERTIFICATE.read_text().split("-----BEGIN CERTIFICATE-----", 1)
+    (tmp_path / "key.pem").write_text(blocks[0])
+    (tmp_path / "certificate.pem").write_text("-----BEGIN CERTIFICATE-----" + blocks[1])
+    CertificateFiles(str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem"))
+
+
+def test_a_mistake_is_told_before_anything_listens(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.pem")
+    assert mistake("--tls-certificate", missing) == f"--tls-certificate: {missing}: No such file or directory"
+    assert mistake("--tls-key", missing) == "--tls-key: --tls-certificate is needed"
+    assert mistake("--listen-tls", "tcp:465") == "--listen-tls: --tls-certificate is needed"
+    assert mistake("--tls-certificate", str(CERTIFICATE), "--listen-tls", "ssl:465") == (
+        "--listen-tls: a plain endpoint such as tcp:465 is expected, not 'ssl:465'"
+    )
+
+
+def test_with_listeners_of_tls_only_nothing_is_in_clear() -> None:
+    options = parsed("--tls-certificate", str(CERTIFICATE), "--listen-tls", "tcp:465")
+    reactor = MemoryReactorClock()
+    service = make_service(options, reactor)
+    assert service._names == ["tcp:465"]
+    assert [factory is service.factory for _, factory in service._listeners] == [False]
+
+
+# Reading them again.
+
+
+def serial_of(client: TLSClient) -> int:
+    assert client.tls is not None
+    shown = client.tls.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def serial_in(path: Path) -> int:
+    return x509.load_pem_x509_certificates(path.read_bytes())[0].serial_number
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_certificate_is_for_new_handshakes_and_old_sessions_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "guard.pem"
+    old, new = certificate(number=1), certificate(number=2)
+    file.write_bytes(old.read_bytes())
+    guard = Loopback(options={"tls": CertificateFiles(str(file))})
+    guard.start()
+    before = await TLSClient.upgraded(guard)
+    file.write_bytes(new.read_bytes())
+    guard.service.reload()
+    after = await TLSClient.upgraded(guard)
+    assert [serial_of(before), serial_of(after)] == [serial_in(old), serial_in(new)]
+    for client in (before, after):
+        await client.says(b"NOOP\r\n")
+        await client.hears(b"250 2.0.0 OK\r\n")
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_with_a_mistake_leaves_the_old_certificate_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "guard.pem"
+    file.write_bytes(CERTIFICATE.read_bytes())
+    guard = Loopback(options={"tls": CertificateFiles(str(file))})
+    guard.start()
+    file.write_bytes(CERTIFICATE.read_bytes()[:700])
+    told: list[tuple[str, str]] = []
+    guard.factory.site.events.reload_failed = lambda *what: told.append(what)  # type: ignore[method-assign]
+    guard.service.reload()
+    assert [what for what, _ in told] == ["certificate"]
+    assert told[0][1].startswith(f"{file}: ")
+    client = await TLSClient.upgraded(guard)
+    assert serial_of(client) == serial_in(CERTIFICATE)
+    await guard.close()

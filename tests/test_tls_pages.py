@@ -1,0 +1,82 @@
+"""The how-tos for AUTH, HAProxy and certificates, followed with the programs that they name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from certificates import CERTIFICATE
+from documents import ROOT, blocks
+from excepted import to_be_run
+from follow import Check, Reader, follow
+from processes import GuardProcess
+from rawclient import RawClient
+from test_tls_clients import proxied
+
+pytestmark = pytest.mark.clients
+
+SUBMISSION = ROOT / "docs/how-to/submission-with-auth.md"
+HAPROXY = ROOT / "docs/how-to/haproxy-in-front.md"
+RENEWAL = ROOT / "docs/how-to/renew-certificates.md"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    """Has a certificate in /etc/smtpguard."""
+    folder = tmp_path / "etc" / "smtpguard"
+    folder.mkdir(parents=True)
+    (folder / "guard.pem").write_bytes(CERTIFICATE.read_bytes())
+    directory = tmp_path / "clone"
+    directory.mkdir()
+    return Reader(directory, tmp_path, Path(sys.executable).parent)
+
+
+def test_what_the_how_to_for_submission_tells_to_type_works(reader: Reader) -> None:
+    users, *_ = blocks(SUBMISSION, "text")
+    (reader.root / "etc/smtpguard/users").write_text(users)
+
+    def logs_in(reader: Reader, printed: str) -> None:
+        assert "235 2.7.0 Authentication successful" in printed
+        assert "250 2.0.0 Message accepted" in printed
+
+    checks: dict[str, Check] = {"--auth PLAIN": logs_in, "--auth LOGIN": logs_in}
+    follow(reader, to_be_run(ROOT / "docs/how-to/submission-with-auth.md"), checks)
+    for user, mechanism in (("ann", "PLAIN"), ("bob", "LOGIN")):
+        assert f"user={user} mechanism={mechanism}\n" in reader.log
+    assert "correct-horse" not in reader.log
+
+
+def test_what_the_how_to_for_haproxy_tells_to_type_works(reader: Reader) -> None:
+    configuration, _ = blocks(HAPROXY, "text")
+    folder = reader.root / "etc" / "haproxy"
+    folder.mkdir()
+    (folder / "haproxy.cfg").write_text(configuration)
+    follow(reader, to_be_run(ROOT / "docs/how-to/haproxy-in-front.md"))
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+def test_the_configurations_that_are_shown_put_a_proxy_in_front(tmp_path: Path, kind: str) -> None:
+    text = dict(zip(("haproxy", "nginx"), blocks(HAPROXY, "text"), strict=True))[kind]
+    text = re.sub(r"(bind :|listen )25\b", r"\g<1>{front}", text.replace("{", "{{").replace("}", "}}"))
+    text = text.replace("127.0.0.1:2525", "127.0.0.1:{port}")
+    with (
+        GuardProcess(tmp_path, "--proxy-protocol-from=127.0.0.1") as guard,
+        proxied(kind, tmp_path, guard.port, text) as front,
+        RawClient(("127.0.0.1", front), source="127.0.0.33") as client,
+    ):
+        client.ask("QUIT")
+        guard.wait_for("connect session=.* peer=127.0.0.33$")
+
+
+def test_what_the_how_to_for_certificates_tells_to_type_works(reader: Reader) -> None:
+    dates: list[str] = []
+
+    def reads(reader: Reader, printed: str) -> None:
+        dates.extend(re.findall("notAfter=.*", printed))
+
+    checks: dict[str, Check] = {"openssl x509 -in": reads, "s_client": reads}
+    follow(reader, to_be_run(ROOT / "docs/how-to/renew-certificates.md"), checks)
+    assert len(dates) == 2
+    assert dates[0] == dates[1]

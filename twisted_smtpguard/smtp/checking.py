@@ -1,0 +1,43 @@
+"""Whether credentials are right: what twisted.cred's checkers say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword, UsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import maybeDeferred
+
+from twisted_smtpguard.smtp.sasl import Login
+
+
+class Checkers:
+    """Asks each checker in its order until one knows the user. ValueError for one that checks no passwords."""
+
+    def __init__(self, checkers: Sequence[Any]) -> None:
+        for checker in checkers:
+            if not takes_passwords(checker):
+                raise ValueError(f"{checker!r} does not check user names with passwords")
+        self._checkers = tuple(checkers)
+
+    async def identify(self, login: Login) -> str | None:
+        """The name of the user, or None. Raises what a checker raises that is no verdict."""
+        # Some user databases take an empty password for no wish to log in, and say yes.
+        if not login.username or not login.password or login.acts_for not in (b"", login.username):
+            return None
+        for checker in self._checkers:
+            credentials = UsernamePassword(login.username, login.password)
+            try:
+                user: object = await maybeDeferred(checker.requestAvatarId, credentials)
+            except UnauthorizedLogin:
+                continue
+            name = user if isinstance(user, bytes | str) and user else login.username
+            return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+        return None
+
+
+def takes_passwords(checker: Any) -> bool:
+    """Whether a checker, or a factory of such, has anything to say about a user name and a password."""
+    interfaces = checker.credentialInterfaces
+    return any(each in (IUsernamePassword, IUsernameHashedPassword) for each in interfaces)

@@ -1,0 +1,107 @@
+"""The PROXY protocol, versions 1 and 2: who connects, as a proxy in front tells it. Octets in, a value out.
+
+haproxy.org's proxy-protocol.txt. Nothing is kept, and nothing is looked at beyond the bounds: a caller gives what has
+come so far, as often as it likes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TypeAlias
+
+import attrs
+
+from twisted_smtpguard.interfaces import Address
+
+MAX_LINE_OCTETS = 107
+"""Of version 1, its CRLF included."""
+
+MAX_BINARY_OCTETS = 4096
+"""Of version 2, behind its first 16. The addresses take 36; what else a proxy tells is not looked at."""
+
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED_OCTETS = 16
+_WORD = b"PROXY "
+_PORT = rb"(0|[1-9][0-9]{0,4})"
+_LINE = re.compile(
+    rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) "
+    + _PORT
+    + b" "
+    + _PORT
+    + b")"
+)
+
+_LOCAL, _PROXY = 0x20, 0x21
+_UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
+
+End: TypeAlias = tuple[Address, int]
+"""An address and a port."""
+
+
+class HeaderError(ValueError):
+    """What comes is no PROXY header, or too long to be one."""
+
+
+@attrs.frozen
+class ProxyHeader:
+    """What a header says. `client` and `server` None: nothing of the client, so the connection is the proxy's own, such
+    as its health check, or that of somebody it cannot name."""
+
+    octets: int
+    """How long it is."""
+    client: End | None = None
+    server: End | None = None
+
+
+def parse_header(buffer: bytes) -> ProxyHeader | None:
+    """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain."""
+    if buffer.startswith(_SIGNATURE[: len(buffer)]):
+        return _parse_binary(buffer) if len(buffer) >= _FIXED_OCTETS else None
+    if not buffer.startswith(_WORD[: len(buffer)]):
+        raise HeaderError
+    end = buffer.find(b"\r\n", 0, MAX_LINE_OCTETS)
+    if end < 0:
+        if len(buffer) >= MAX_LINE_OCTETS:
+            raise HeaderError
+        return None
+    return _parse_line(buffer[:end])
+
+
+def _parse_line(line: bytes) -> ProxyHeader:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise HeaderError
+    octets = len(line) + 2
+    family, client, server, client_port, server_port = match.groups()
+    if family is None:
+        return ProxyHeader(octets)
+    kind = IPv4Address if family == b"TCP4" else IPv6Address
+    try:
+        ends = [(kind(ip.decode()), int(port)) for ip, port in ((client, client_port), (server, server_port))]
+    except AddressValueError as error:
+        raise HeaderError from error
+    if any(port > 65535 for _, port in ends):
+        raise HeaderError
+    return ProxyHeader(octets, *ends)
+
+
+def _parse_binary(buffer: bytes) -> ProxyHeader | None:
+    command, family, length = struct.unpack_from("!BBH", buffer, len(_SIGNATURE))
+    if command not in (_LOCAL, _PROXY) or length > MAX_BINARY_OCTETS:
+        raise HeaderError
+    octets = _FIXED_OCTETS + length
+    if len(buffer) < octets:
+        return None
+    if command == _LOCAL or family in (_UNSPECIFIED, _UNIX):
+        return ProxyHeader(octets)
+    kind: type[IPv4Address] | type[IPv6Address]
+    if family == _TCP4 and length >= 12:
+        kind, form = IPv4Address, "!4s4sHH"
+    elif family == _TCP6 and length >= 36:
+        kind, form = IPv6Address, "!16s16sHH"
+    else:
+        raise HeaderError
+    client, server, client_port, server_port = struct.unpack_from(form, buffer, _FIXED_OCTETS)
+    return ProxyHeader(octets, (kind(client), client_port), (kind(server), server_port))

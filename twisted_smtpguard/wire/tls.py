@@ -1,0 +1,132 @@
+"""The certificate, the key, and what they make: how TLS is spoken. OpenSSL is imported where there is a certificate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from zope.interface import implementer
+
+from twisted_smtpguard.interfaces import IPreparedReload
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@implementer(IOpenSSLServerConnectionCreator, IPreparedReload)
+class CertificateFiles:
+    """TLS 1.2 and later with the certificate in a PEM file, its chain behind it, and its `key`, by default in the same
+    file. Read at once, and again at a reload: what is encrypted already goes on with what it began with.
+
+    `client_authorities` is a PEM file of certificates: clients are asked for one that one of these has signed, or that
+    is one of these. Who shows none is let in all the same; `Peer.certificate` tells. One that is not signed so fails
+    the handshake.
+
+    A ValueError says what is wrong with which file.
+    """
+
+    def __init__(self, certificate: str, key: str = "", client_authorities: str = "") -> None:
+        self._certificate = certificate
+        self._key = key or certificate
+        self._client_authorities = client_authorities
+        self._context = self._read()
+
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether clients are asked for one. IP filters of a listener of implicit TLS then come after the handshake."""
+        return bool(self._client_authorities)
+
+    def serverConnectionForTLS(self, protocol: object) -> Any:
+        """Called by Twisted for each connection that begins TLS."""
+        from OpenSSL.SSL import Connection  # noqa: PLC0415
+
+        return Connection(self._context, None)
+
+    def prepare_reload(self) -> Callable[[], None]:
+        """Called at a reload."""
+        context = self._read()
+
+        def switch() -> None:
+            self._context = context
+
+        return switch
+
+    def reload(self) -> None:
+        """As `prepare_reload`, for who reloads nothing else."""
+        self.prepare_reload()()
+
+    def _read(self) -> Any:
+        from OpenSSL import SSL, crypto  # noqa: PLC0415
+        from twisted.internet.ssl import CertificateOptions, TLSVersion  # noqa: PLC0415
+
+        certificate, *chain = _certificates(self._certificate)
+        octets = _octets(self._key)
+        try:
+            # A passphrase is never asked for: there is nobody at the terminal.
+            key = crypto.load_privatekey(crypto.FILETYPE_PEM, octets, passphrase=b"")
+        except (crypto.Error, ValueError, TypeError) as error:
+            raise ValueError(f"{self._key}: there is no private key, or it has a passphrase") from error
+        authorities = _certificates(self._client_authorities) if self._client_authorities else []
+        options = CertificateOptions(
+            privateKey=key,
+            certificate=certificate,
+            extraCertChain=chain,
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+        )
+        try:
+            context = options.getContext()
+        except SSL.Error as error:
+            raise ValueError(
+                f"{self._key}: the key does not belong to the certificate in {self._certificate}"
+            ) from error
+        # A client could make us compute for ever.
+        context.set_options(SSL.OP_NO_RENEGOTIATION)
+        for authority in authorities:
+            store: Any = context.get_cert_store()
+            store.add_cert(authority)
+            context.add_client_ca(authority)
+        if authorities:
+            # Of a client without one Twisted's own would know nothing but to refuse it.
+            context.set_verify(SSL.VERIFY_PEER)
+        return context
+
+
+def _octets(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+
+
+def _certificates(path: str) -> list[Any]:
+    from OpenSSL import crypto  # noqa: PLC0415
+
+    try:
+        found = [
+            crypto.load_certificate(crypto.FILETYPE_PEM, block)
+            for block in _CERTIFICATE.findall(_octets(path))
+        ]
+    except crypto.Error as error:
+        raise ValueError(f"{path}: a certificate in it is damaged") from error
+    if not found:
+        raise ValueError(f"{path}: there is no certificate in PEM form")
+    return found
+
+
+def spoken(transport: Any) -> str:
+    """The version and the cipher, once the handshake is over."""
+    connection = transport.getHandle()
+    return f"{connection.get_protocol_version_name()} {connection.get_cipher_name()}"
+
+
+def certificate_shown(transport: Any) -> bytes | None:
+    """The client's certificate (DER), once the handshake is over; None where it has shown none."""
+    certificate = transport.getPeerCertificate()
+    if certificate is None:
+        return None
+    from OpenSSL import crypto  # noqa: PLC0415
+
+    octets: bytes = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+    return octets
