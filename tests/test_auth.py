@@ -232,6 +232,25 @@ def test_mail_may_say_whom_the_message_is_from() -> None:
     ]
 
 
+def test_the_delivery_is_told_whom_in_the_clients_own_letters() -> None:
+    client = client_of()
+    for line in (
+        "MAIL FROM:<a@b.example> AUTH=Ann+3D@Example.org",
+        ENVELOPE[1],
+        "DATA",
+        "Subject: x\r\n\r\n.",
+    ):
+        client.say(line)
+    (message,) = client.guard.delivery.messages
+    assert message.sender.parameters == {"AUTH": "Ann+3D@Example.org"}
+
+
+def test_a_recipient_says_nothing_of_the_kind() -> None:
+    client = client_of()
+    client.say(ENVELOPE[0])
+    assert client.say("RCPT TO:<b@guard.example> AUTH=<>") == "555 5.5.4 Unsupported parameter\r\n"
+
+
 # Lines of AUTH are longer than others.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.grammar import (
     NO_PARAMETERS,
     is_not_smtp,
@@ -391,6 +392,51 @@ def test_an_accepted_address_has_no_control_octet_and_no_unquoted_blank(text: st
     assert not any(letter in "\t\r\n\0\x85\u2028" for letter in address)
     assert utf8 or address.isascii()
     assert " " not in address.rpartition('"')[2]
+
+
+def outcome(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except Refused as refused:
+        return refused.reply
+
+
+NEVER = re.compile(rb"(?!)")
+"""What matches nothing: everything goes the long way."""
+
+AROUND = st.text(st.sampled_from('ab0.-_+!@<>"\\ \t\0\u00fc'), max_size=5).map(str.encode)
+WORDS = st.sampled_from(
+    [b"a", b"A.b", b"x" * 62, b"x" * 64, b"1-", b"a+b", b".", b"@", b"<", b">", b"> SIZE=1"]
+)
+ARGUMENTS = st.lists(st.one_of(AROUND, WORDS), max_size=12).map(b"".join)
+
+
+@given(ARGUMENTS, st.booleans(), st.sampled_from([b"TO:<", b"to:<", b"TO: <", b"FROM:<", b"From:<"]))
+def test_the_short_way_for_plain_addresses_comes_to_the_same_as_the_long_one(
+    octets: bytes, utf8: bool, begin: bytes
+) -> None:
+    argument = begin + octets + b">"
+
+    def read() -> tuple[object, object]:
+        return (
+            outcome(lambda: parse_rcpt(argument, NOTHING, utf8)),
+            outcome(lambda: parse_mail(argument, OFFERED)),
+        )
+
+    short = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar, "_PLAIN_TO", NEVER)
+        patch.setattr(grammar, "_PLAIN_FROM", NEVER)
+        assert read() == short
+
+
+@given(st.sampled_from([b"MAIL", b"RSET", b"DATA", b"RCPTS", b"noop", b"EHLO\t"]), ARGUMENTS, st.booleans())
+def test_so_does_the_short_way_for_plain_commands(verb: bytes, octets: bytes, blank: bool) -> None:
+    line = verb + b" " * blank + octets
+    short = outcome(lambda: parse_command(line))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar, "_PLAIN_VERBS", frozenset())
+        assert outcome(lambda: parse_command(line)) == short
 
 
 @given(st.binary(), st.booleans())

@@ -68,7 +68,7 @@ class LmtpFactory:
     argument_format = (
         "ENDPOINT[,key=value...], such as lmtp:unix:/run/dovecot/lmtp or lmtp:tcp:127.0.0.1:24\n\n"
         f"{KEYS}\n"
-        "announce=received|xclient|proxy|proxy-v1\n"
+        "announce=received|xclient|xforward|proxy|proxy-v1\n"
         "                                how the server learns who the client is. Default: received, a header field.\n"
         "recipients=N                    of one message; with 1 each has a verdict of its own. Default: 0, no limit."
     )

@@ -67,10 +67,10 @@ _VALUES = {
     "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT}){{0,2}}"),
     "ORCPT": re.compile(rf"(?=.{{1,500}}\Z)[A-Z0-9-]+;{_XTEXT}", re.IGNORECASE),
     # Whom the client says the message to be from (RFC 4954 5). It has to be taken, and need not be believed.
-    "AUTH": re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"),
+    "AUTH": re.compile(_XTEXT),
 }
-_CASE_COUNTS = frozenset({"ENVID", "ORCPT"})
-_MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8"})
+_CASE_COUNTS = frozenset({"AUTH", "ENVID", "ORCPT"})
+_MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8", "AUTH"})
 _MAIL_DSN = frozenset({"RET", "ENVID"})
 _RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
 

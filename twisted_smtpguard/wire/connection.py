@@ -361,6 +361,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._handshake.leave()
             if not (self._closing or reason is None or reason.check(ConnectionClosed)):
                 self._handshake_failed("tls_failed")
+            # No circle of references: it knows its connection.
+            self._handshake = None
         self._closing = True
         self._leave_entrance()
         self._stop()
