@@ -11,7 +11,8 @@ from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
 
 from twisted_smtpguard.limits import Limits, dry_runnable
-from twisted_smtpguard.smtp.reception import message_check
+from twisted_smtpguard.smtp.maildata import MessageCheck
+from twisted_smtpguard.smtp.reception import message_rules
 from twisted_smtpguard.units import Rate
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
@@ -238,7 +239,9 @@ def test_a_tried_size_is_counted_at_the_end_of_the_last_chunk(log: Logbook) -> N
 
 
 def test_a_header_whose_limits_are_only_tried_takes_as_long_to_read_as_any_other() -> None:
-    check = message_check(Limits(dry_run=["max_header_size", "max_received_fields"]), 0, binary=False)
+    check = MessageCheck(
+        message_rules(Limits(dry_run=["max_header_size", "max_received_fields"]), 0, binary=False)
+    )
     assert check.slow_to_read
     check.take(b"Subject: x\r\n\r\n" + b"text\r\n" * 1000)
     assert not check.slow_to_read

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck
+from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck, MessageRules
 from twisted_smtpguard.smtp.replies import Reply
 
 UNLIMITED: dict[str, Any] = {
@@ -38,7 +38,7 @@ class Result(NamedTuple):
 
 
 def decode(pieces: Iterable[bytes], **rules: Any) -> Result:
-    check = MessageCheck(**UNLIMITED | rules)
+    check = MessageCheck(MessageRules(**UNLIMITED | rules))
     decoder = DataDecoder(check)
     message, consumed = b"", 0
     for piece in pieces:
@@ -242,7 +242,7 @@ def test_data_ends_with_a_dot_line_and_loses_the_dots_of_transparency(sent: byte
 
 def test_no_more_than_four_octets_are_held_back() -> None:
     sent = b"a\r\n.b\r\n..\r\n\r\n.\rc\r\n.\r"
-    decoder = DataDecoder(MessageCheck(**BINARY))
+    decoder = DataDecoder(MessageCheck(MessageRules(**BINARY)))
     came = 0
     for fed, piece in enumerate(single(sent)):
         came += len(decoder.feed(piece)[0])
@@ -252,7 +252,10 @@ def test_no_more_than_four_octets_are_held_back() -> None:
 
 @given(HOSTILE, CUTS)
 def test_no_piece_for_the_sink_splits_a_line_end(octets: bytes, cuts: list[int]) -> None:
-    decoders = [DataDecoder(MessageCheck(**BINARY)), ChunkDecoder(MessageCheck(**BINARY))]
+    decoders = [
+        DataDecoder(MessageCheck(MessageRules(**BINARY))),
+        ChunkDecoder(MessageCheck(MessageRules(**BINARY))),
+    ]
     decoders[1].start(len(octets) + 1, False)
     for decoder in decoders:
         last = b""
@@ -269,7 +272,7 @@ def test_no_piece_for_the_sink_splits_a_line_end(octets: bytes, cuts: list[int])
 
 def decode_chunks(chunks: list[bytes], cuts: list[int], **rules: Any) -> Result:
     """Every chunk announced, the last as LAST, and each fed in pieces with something else behind it."""
-    check = MessageCheck(**UNLIMITED | rules)
+    check = MessageCheck(MessageRules(**UNLIMITED | rules))
     decoder = ChunkDecoder(check)
     message, consumed = b"", 0
     for number, chunk in enumerate(chunks, 1):
@@ -305,7 +308,7 @@ def test_an_accepted_body_comes_out_of_its_chunks_octet_for_octet(
 
 
 def test_a_chunk_announced_beyond_the_maximum_is_refused_before_it_comes() -> None:
-    check = MessageCheck(**UNLIMITED | {"max_octets": 100})
+    check = MessageCheck(MessageRules(**UNLIMITED | {"max_octets": 100}))
     decoder = ChunkDecoder(check)
     decoder.start(60, False)
     decoder.feed(b"a" * 59 + b"\r")
@@ -321,7 +324,7 @@ def test_a_chunk_announced_beyond_the_maximum_is_refused_before_it_comes() -> No
 
 @pytest.mark.parametrize("maximum", [0, 1000])
 def test_an_absurd_chunk_takes_no_memory_and_ends_with_the_drain(maximum: int) -> None:
-    check = MessageCheck(**UNLIMITED | {"max_octets": maximum, "drain_octets": 3000})
+    check = MessageCheck(MessageRules(**UNLIMITED | {"max_octets": maximum, "drain_octets": 3000}))
     decoder = ChunkDecoder(check)
     decoder.start(10**20 - 1, True)
     assert check.problem is (replies.MESSAGE_TOO_LARGE if maximum else None)
@@ -373,7 +376,7 @@ def test_a_bare_newline_is_refused_or_normalized_or_content(bare: bytes) -> None
 
 
 def test_nothing_goes_to_the_sink_once_refused() -> None:
-    decoder = DataDecoder(MessageCheck(**UNLIMITED))
+    decoder = DataDecoder(MessageCheck(MessageRules(**UNLIMITED)))
     assert decoder.feed(b"a: b\r\n\r\nx\ny") == (b"", 11)
     assert decoder.feed(b"more\r\n.\r\n") == (b"", 9)
     assert decoder.ended
@@ -388,7 +391,7 @@ def test_the_maximum_wins_over_every_other_problem_even_when_found_later() -> No
 
 
 def test_a_refusal_from_outside_stays_unless_the_maximum_is_exceeded() -> None:
-    check = MessageCheck(**UNLIMITED | {"max_octets": 40, "max_received": 1})
+    check = MessageCheck(MessageRules(**UNLIMITED | {"max_octets": 40, "max_received": 1}))
     check.refuse(replies.INSUFFICIENT_STORAGE)
     check.refuse(replies.LOCAL_ERROR)
     assert check.take(b"Received:\r\nReceived:\r\n\n") == b""
@@ -400,7 +403,7 @@ def test_a_refusal_from_outside_stays_unless_the_maximum_is_exceeded() -> None:
 
 
 def test_a_refusal_from_outside_does_not_replace_an_earlier_problem() -> None:
-    check = MessageCheck(**UNLIMITED)
+    check = MessageCheck(MessageRules(**UNLIMITED))
     check.take(b"\n")
     check.refuse(replies.LOCAL_ERROR)
     assert check.problem is replies.BARE_NEWLINE
@@ -515,7 +518,7 @@ def _seconds(unit: bytes, octets: int, piece_octets: int, **rules: Any) -> float
     pieces = [sent[at : at + piece_octets] for at in range(0, len(sent), piece_octets)]
     rounds = []
     for _ in range(3):
-        decoder = DataDecoder(MessageCheck(**UNLIMITED | rules))
+        decoder = DataDecoder(MessageCheck(MessageRules(**UNLIMITED | rules)))
         began = time.thread_time()
         for piece in pieces:
             decoder.feed(piece)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import grammar, incoming, replies, sasl
+from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.smtp import envelope, grammar, incoming, replies, sasl
 from twisted_smtpguard.smtp.phases import ANY, Phase
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -26,8 +26,9 @@ class Command:
     """A row of the table."""
 
     verb: str
-    parse: Callable[[Session, bytes], Any]
-    """Reads the argument; raises Refused where it is malformed."""
+    parse: Callable[[bytes, frozenset[str], bool], Any]
+    """Reads the argument, with what the session was offered and whether its transaction has SMTPUTF8. Raises Refused
+    where it is malformed."""
     phases: frozenset[Phase]
     """Where the command is in sequence."""
     run: Callable[[Session, Any], Answer]
@@ -49,38 +50,18 @@ class Command:
 # Reading arguments.
 
 
-def _nothing(session: Session, argument: bytes) -> None:
+def _nothing(argument: bytes, *_: object) -> None:
     if argument:
         raise Refused(replies.BAD_ARGUMENTS)
 
 
-def _something(session: Session, argument: bytes) -> None:
+def _something(argument: bytes, *_: object) -> None:
     if not argument:
         raise Refused(replies.BAD_ARGUMENTS)
 
 
-def _whether(session: Session, argument: bytes) -> bool:
-    return bool(argument)
-
-
-def _anything(session: Session, argument: bytes) -> None:
-    return None
-
-
-def _hello(session: Session, argument: bytes) -> str:
-    return grammar.parse_hello(argument)
-
-
-def _sender(session: Session, argument: bytes) -> Path:
-    return grammar.parse_mail(argument, session.offered)
-
-
-def _recipient(session: Session, argument: bytes) -> Path:
-    return grammar.parse_rcpt(argument, session.offered, session.utf8)
-
-
-def _chunk(session: Session, argument: bytes) -> tuple[int, bool]:
-    return grammar.parse_bdat(argument)
+def _anything(argument: bytes, *_: object) -> bytes:
+    return argument
 
 
 # Carrying out.
@@ -94,26 +75,16 @@ def _ehlo(session: Session, name: str) -> Answer:
     return session.greet(name, extended=True)
 
 
-def _starttls(session: Session, has_argument: bool) -> Answer:
-    if has_argument and session.site.starttls:
+def _starttls(session: Session, argument: bytes) -> Answer:
+    if argument and session.site.starttls:
         raise Refused(replies.BAD_ARGUMENTS)
     return session.start_tls()
 
 
-def _credentials(session: Session, argument: bytes) -> tuple[str, bytes | None]:
-    return sasl.parse_auth(argument) if session.site.checkers is not None else ("", None)
-
-
-def _auth(session: Session, request: tuple[str, bytes | None]) -> Answer:
-    return session.authenticate(*request)
-
-
-def _mail(session: Session, sender: Path) -> Answer:
-    return session.begin(sender)
-
-
-def _rcpt(session: Session, recipient: Path) -> Answer:
-    return session.add_recipient(recipient)
+def _auth(session: Session, argument: bytes) -> Answer:
+    if session.site.checkers is None:
+        return session.conduct.invalid(replies.UNRECOGNIZED_COMMAND)
+    return session.authenticate(*sasl.parse_auth(argument))
 
 
 def _data(session: Session, _: None) -> Answer:
@@ -137,7 +108,7 @@ def _rset(session: Session, _: None) -> Answer:
     return replies.OK
 
 
-def _noop(session: Session, _: None) -> Answer:
+def _noop(session: Session, _: bytes) -> Answer:
     return replies.OK
 
 
@@ -145,11 +116,11 @@ def _vrfy(session: Session, _: None) -> Answer:
     return replies.CANNOT_VERIFY
 
 
-def _expn(session: Session, _: None) -> Answer:
+def _expn(session: Session, _: bytes) -> Answer:
     return replies.EXPN_NOT_IMPLEMENTED
 
 
-def _help(session: Session, _: None) -> Answer:
+def _help(session: Session, _: bytes) -> Answer:
     return replies.HELP
 
 
@@ -164,18 +135,18 @@ _ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
 COMMANDS: dict[bytes, Command] = {
     row.verb.encode("ascii"): row
     for row in (
-        Command("HELO", _hello, ANY, _helo, junk_again=True, ends_group=True),
-        Command("EHLO", _hello, ANY, _ehlo, junk_again=True, ends_group=True),
+        Command("HELO", grammar.parse_hello, ANY, _helo, junk_again=True, ends_group=True),
+        Command("EHLO", grammar.parse_hello, ANY, _ehlo, junk_again=True, ends_group=True),
         # The wire sees to it that nothing follows.
-        Command("STARTTLS", _whether, ANY, _starttls),
+        Command("STARTTLS", _anything, ANY, _starttls),
         # Where it is in sequence depends on more than the phase.
-        Command("AUTH", _credentials, ANY, _auth, ends_group=True),
-        Command("MAIL", _sender, frozenset({Phase.READY}), _mail),
-        Command("RCPT", _recipient, _ENVELOPE, _rcpt),
+        Command("AUTH", _anything, ANY, _auth, ends_group=True),
+        Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), envelope.begin),
+        Command("RCPT", grammar.parse_rcpt, _ENVELOPE, envelope.add_recipient),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),
         Command(
             "BDAT",
-            _chunk,
+            grammar.parse_bdat,
             frozenset({Phase.REFUSED, Phase.RECIPIENTS, Phase.CHUNKS}),
             _bdat,
             # Where the chunk of a malformed one ends cannot be known; that of a misplaced one must be read.

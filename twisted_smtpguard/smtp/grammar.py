@@ -116,14 +116,14 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
     return verb.upper(), argument.lstrip(b" \t")
 
 
-def parse_hello(argument: bytes) -> str:
+def parse_hello(argument: bytes, *_: object) -> str:
     """The one word behind HELO or EHLO, 1 to 255 octets of printable ASCII."""
     if _HELLO.fullmatch(argument) is None:
         raise Refused(replies.BAD_ARGUMENTS)
     return argument.decode("ascii")
 
 
-def parse_bdat(argument: bytes) -> tuple[int, bool]:
+def parse_bdat(argument: bytes, *_: object) -> tuple[int, bool]:
     """The octets of a chunk, and whether it is the last (RFC 3030 2)."""
     match = _BDAT.fullmatch(argument)
     if match is None:
@@ -131,7 +131,7 @@ def parse_bdat(argument: bytes) -> tuple[int, bool]:
     return int(match[1]), match[2] is not None
 
 
-def parse_mail(argument: bytes, offered: frozenset[str]) -> Path:
+def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
     """The reverse-path behind MAIL, with its parameters (RFC 5321 4.1.1.2).
 
     `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have

@@ -5,14 +5,14 @@ What a session does with message data. It moves the session's phase, and ends it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from twisted_smtpguard.interfaces import Path
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.maildata import MessageCheck
 from twisted_smtpguard.smtp.phases import Phase
-from twisted_smtpguard.smtp.reception import Reception, message_check
+from twisted_smtpguard.smtp.reception import Reception
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.transaction import Answer, then
 
@@ -83,7 +83,7 @@ def receive(session: Session, data: bytes) -> tuple[int, Answer]:
 
 
 def _check(session: Session) -> MessageCheck:
-    return message_check(session.site.limits, session.site.max_octets, binary=session.binary)
+    return MessageCheck(session.site.rules(binary=session.binary))
 
 
 def _received(session: Session, _: object) -> Answer:
@@ -110,26 +110,24 @@ def _received(session: Session, _: object) -> Answer:
     for tried in reception.tried_problems:
         octets = reception.octets if tried is replies.MESSAGE_TOO_LARGE else None
         session.conduct.trips(replies.reason_of(tried), octets)
-    assert session.transaction is not None
-    accepted = partial(
-        _accepted,
-        session,
-        session.began_at,
-        reception.octets,
-        session.sender.address,
-        session.recipients,
-    )
-    finished = session.transaction.finish(accepted)
+    transaction = session.transaction
+    assert transaction is not None
+    octets = reception.octets
+    finished = transaction.finish()
     if type(finished) is Reply:
-        return _verdict(session, accepted, finished)
-    return then(finished, partial(_verdict, session, accepted))
+        return _verdict(session, octets, finished)
+    # Kept for then: the session may be at its next message.
+    transaction.accepted_late = partial(
+        _accepted, session, session.began_at, octets, session.sender, session.recipients, late=True
+    )
+    return then(finished, partial(_verdict, session, octets))
 
 
-def _verdict(session: Session, accepted: Callable[[bool], None], reply: Reply) -> Reply:
+def _verdict(session: Session, octets: int, reply: Reply) -> Reply:
     if reply.code < 300:
         session.messages += 1
         session.conduct.message_accepted()
-        accepted(False)
+        _accepted(session, session.began_at, octets, session.sender, session.recipients)
     session.reset()
     if session.ended:
         if reply.code >= 400:
@@ -140,13 +138,13 @@ def _verdict(session: Session, accepted: Callable[[bool], None], reply: Reply) -
 
 
 def _accepted(
-    session: Session, began_at: float, octets: int, sender: str, recipients: list[str], late: bool
+    session: Session, began_at: float, octets: int, sender: Path, recipients: list[str], late: bool = False
 ) -> None:
     site = session.site
     site.events.accept(
         session.name,
         session.visitor.name,
-        sender=sender,
+        sender=sender.address,
         recipients=recipients,
         octets=octets,
         seconds=site.seconds() - began_at,

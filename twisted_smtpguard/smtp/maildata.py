@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+
+import attrs
 
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -29,24 +32,60 @@ _MAX_UNDECIDED_OCTETS = len(_CRLF) + 900 + 98
 _INSIDE_A_LINE = b"\r\n "
 
 
+def _no_limit(octets: float) -> float:
+    return octets or math.inf
+
+
+@attrs.frozen
+class MessageRules:
+    """What every message has to satisfy, made once for many. Limits are octets and 0 is no limit.
+
+    `normalize` turns a bare CR or LF into CRLF where it would be refused; in a `binary` message (BODY=BINARYMIME)
+    they are content. `shadows`: the rules of limits that are only tried, for messages that are held to these.
+    """
+
+    max_octets: float = attrs.field(converter=_no_limit)
+    drain_octets: int
+    max_header_octets: float = attrs.field(converter=_no_limit)
+    max_received: float = attrs.field(converter=_no_limit)
+    normalize: bool
+    binary: bool
+    shadows: tuple[MessageRules, ...] = ()
+    max_swallowed: float = attrs.field(init=False)
+    """Octets of a message beyond which its end is not waited for."""
+    scans_header: bool = attrs.field(init=False)
+    refuses_bare: bool = attrs.field(init=False)
+    normalizes: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        drain = max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf
+        object.__setattr__(self, "max_swallowed", self.max_octets + drain)
+        limits = (self.max_header_octets, self.max_received)
+        object.__setattr__(self, "scans_header", limits != (math.inf, math.inf))
+        object.__setattr__(self, "refuses_bare", not (self.normalize or self.binary))
+        object.__setattr__(self, "normalizes", self.normalize and not self.binary)
+
+
+# In what follows class attributes are how it begins: a message costs only what it changes.
+
+
 class HeaderScan:
     """The header section of one message: how long it is, and how many Received fields it has.
 
     It ends at the first line that is neither a field nor a continuation: the empty line, in most messages.
-    0 is no limit.
     """
 
-    __slots__ = ("_max_octets", "_max_received", "_offset", "_received", "_unfinished", "over")
+    over = False
+    """No more pieces are wanted."""
+    _received = 0
+    _unfinished = _CRLF
+    _offset = -len(_CRLF)
+    """Where in the message the unfinished line begins, the CRLF before it included."""
 
-    def __init__(self, max_octets: int, max_received: int) -> None:
-        self._max_octets: float = max_octets or math.inf
-        self._max_received: float = max_received or math.inf
-        self._received = 0
-        self._unfinished = _CRLF
-        self._offset = -len(_CRLF)
-        """Where in the message the unfinished line begins, the CRLF before it included."""
-        self.over = not max_octets and not max_received
-        """No more pieces are wanted."""
+    def __init__(self, rules: MessageRules) -> None:
+        self._rules = rules
+        if not rules.scans_header:
+            self.over = True
 
     def take(self, piece: bytes) -> Reply | None:
         """Scan the next octets of the message, which never split a CRLF. What is wrong with the header."""
@@ -66,86 +105,67 @@ class HeaderScan:
             self.over = len(text) - end > _MAX_UNDECIDED_OCTETS
             self._unfinished = b"" if self.over else text[end:]
         # Fields beyond the limit do not count: else the reply would depend on how the octets were split.
-        within = min(end, self._max_octets - start)
+        rules = self._rules
+        within = min(end, rules.max_header_octets - start)
         self._received += len(_RECEIVED.findall(text, 0, int(within)))
-        if self._received > self._max_received:
+        if self._received > rules.max_received:
             return replies.ROUTING_LOOP
-        return replies.HEADER_TOO_LARGE if size > self._max_octets else None
+        return replies.HEADER_TOO_LARGE if size > rules.max_header_octets else None
 
 
 class MessageCheck:
-    """What the octets of one message must satisfy. The decoders call it, the session reads its attributes.
+    """Holds one message to `rules`. The decoders call it, the session reads its attributes."""
 
-    Limits are octets and 0 is no limit. `normalize` turns a bare CR or LF into CRLF where it would be
-    refused; in a `binary` message (BODY=BINARYMIME) they are content.
-    """
+    octets = 0
+    """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
+    problem: Reply | None = None
+    """The reply to the end of the data; None while nothing is wrong."""
+    shadows: Sequence[MessageCheck] = ()
+    """What each limit that is only tried would say: they see the same octets."""
+    exhausted = False
+    """So far beyond the maximum that the rest is not waited for."""
 
-    __slots__ = (
-        "_header",
-        "_max_octets",
-        "_max_swallowed",
-        "_normalize",
-        "_refuse_bare",
-        "exhausted",
-        "octets",
-        "problem",
-        "shadows",
-    )
-
-    def __init__(
-        self,
-        *,
-        max_octets: int,
-        drain_octets: int,
-        max_header_octets: int,
-        max_received: int,
-        normalize: bool,
-        binary: bool,
-    ) -> None:
-        self._max_octets: float = max_octets or math.inf
-        self._max_swallowed: float = math.inf
-        if max_octets and drain_octets:
-            self._max_swallowed = max_octets + max(max_octets, drain_octets)
-        self._header = HeaderScan(max_header_octets, max_received)
-        self._normalize = normalize and not binary
-        self._refuse_bare = not normalize and not binary
-        self.octets = 0
-        """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
-        self.problem: Reply | None = None
-        """The reply to the end of the data; None while nothing is wrong."""
-        self.shadows: tuple[MessageCheck, ...] = ()
-        """What each limit that is only tried would say: they see the same octets."""
-        self.exhausted = False
-        """So far beyond the maximum that the rest is not waited for."""
+    def __init__(self, rules: MessageRules) -> None:
+        self._rules = rules
+        self._header = HeaderScan(rules)
+        if rules.shadows:
+            self.shadows = [MessageCheck(each) for each in rules.shadows]
 
     @property
     def slow_to_read(self) -> bool:
         """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
-        return self._normalize or not self._header.over or any(each.slow_to_read for each in self.shadows)
+        if self._rules.normalizes or not self._header.over:
+            return True
+        return bool(self.shadows) and any(each.slow_to_read for each in self.shadows)
 
     def take(self, piece: bytes) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
 
         Of several problems the size wins, then the header's, and the bare newline is last.
         """
+        rules = self._rules
         for shadow in self.shadows:
             shadow.take(piece)
-        if self._normalize:
+        if rules.normalizes:
             piece = _normalize(piece)
-        self.octets += len(piece)
-        if self.octets > self._max_octets:
+        octets = self.octets = self.octets + len(piece)
+        if octets > rules.max_octets:
             self.problem = replies.MESSAGE_TOO_LARGE
-            self.exhausted = self.octets > self._max_swallowed
+            self.exhausted = octets > rules.max_swallowed
             return b""
-        if not self._header.over and self.problem in (None, replies.BARE_NEWLINE):
-            self.problem = self._header.take(piece) or self.problem
-        if self.problem is None and self._refuse_bare and (_BARE_CR.search(piece) or _BARE_LF.search(piece)):
-            self.problem = replies.BARE_NEWLINE
-        return piece if self.problem is None else b""
+        problem, header = self.problem, self._header
+        if not header.over and (problem is None or problem is replies.BARE_NEWLINE):
+            problem = header.take(piece) or problem
+        if problem is None and rules.refuses_bare and (_BARE_CR.search(piece) or _BARE_LF.search(piece)):
+            problem = replies.BARE_NEWLINE
+        if problem is None:
+            return piece
+        self.problem = problem
+        return b""
 
     def expect(self, octets: int) -> None:
         """So many octets more have been announced (BDAT)."""
-        if self.octets + octets > self._max_octets:
+        if self.octets + octets > self._rules.max_octets:
             self.problem = replies.MESSAGE_TOO_LARGE
 
     def refuse(self, reply: Reply) -> None:
@@ -166,14 +186,13 @@ class DataDecoder:
     Anything laxer lets a sender smuggle: two servers must not disagree on where a message ends.
     """
 
-    __slots__ = ("_check", "_held", "_virtual", "ended")
+    # The first line may be the final dot: as if the CRLF of the DATA command were the data's.
+    _held = _CRLF
+    _virtual = len(_CRLF)
+    ended = False
 
     def __init__(self, check: MessageCheck) -> None:
         self._check = check
-        # The first line may be the final dot: as if the CRLF of the DATA command were the data's.
-        self._held = _CRLF
-        self._virtual = len(_CRLF)
-        self.ended = False
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
@@ -209,15 +228,14 @@ class ChunkDecoder:
     Call `start()` for each BDAT, then `feed()` until `ended`, at least once: with b"" for an empty chunk.
     """
 
-    __slots__ = ("_check", "_held", "_left", "ended", "last")
+    last = False
+    ended = True
+    """This chunk is complete."""
+    _held = b""
+    _left = 0
 
     def __init__(self, check: MessageCheck) -> None:
         self._check = check
-        self._held = b""
-        self._left = 0
-        self.last = False
-        self.ended = True
-        """This chunk is complete."""
 
     def start(self, octets: int, last: bool) -> None:
         """A BDAT announces `octets`. If these are too many the message is refused before they come."""

@@ -5,39 +5,38 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck
+from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck, MessageRules
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.transaction import Transaction
 
 _LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max_received_fields"})
 
 
-def message_check(limits: Limits, max_octets: int, *, binary: bool) -> MessageCheck:
-    """What a message must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
+def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRules:
+    """What messages must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
 
-    Of limits that are only tried, its `shadows` say what each would have done. Bare newlines that are not
-    refused are made CRLF even then: what stands behind the guard must not read more messages than it did.
+    Of limits that are only tried, the `shadows` say what each would have done. Bare newlines that are not refused are
+    made CRLF even then: what stands behind the guard must not read more messages than it did.
     """
-    if not limits.dry_run:
-        normalize = limits.bare_newline == "normalize"
-        return _check(limits, _LIMITS, max_octets, normalize=normalize, binary=binary)
     tried = limits.dry_run & _LIMITS
-    normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
-    check = _check(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
+    shadows = []
     for limit in sorted(tried):
         octets = limits.max_message_size if limit == "max_message_size" else 0
         newlines_matter = limit == "bare_newline" and limits.bare_newline == "reject" and not binary
-        check.shadows += (_check(limits, {limit}, octets, normalize=False, binary=not newlines_matter),)
-    return check
+        shadows.append(_rules(limits, {limit}, octets, normalize=False, binary=not newlines_matter))
+    normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
+    rules = _rules(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
+    return attrs.evolve(rules, shadows=tuple(shadows))
 
 
-def _check(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageCheck:
-    """What holds a message to `held`, some of _LIMITS."""
-    return MessageCheck(
+def _rules(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageRules:
+    """Those that hold a message to `held`, some of _LIMITS."""
+    return MessageRules(
         max_octets=max_octets,
         drain_octets=limits.oversize_drain,
         max_header_octets=limits.max_header_size if "max_header_size" in held else 0,
@@ -50,7 +49,10 @@ def _check(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, 
 class Reception:
     """A message, by DATA or by any number of BDATs. `transaction` None: its octets are only swallowed."""
 
-    __slots__ = ("_check", "_decoder", "_refusal", "_transaction", "chunk_octets", "last", "open")
+    last = True
+    """The end of this part is the end of the message."""
+    chunk_octets = 0
+    """What the last BDAT announced."""
 
     def __init__(
         self,
@@ -68,10 +70,6 @@ class Reception:
             check.refuse(refusal)
         self.open = not chunked
         """What the client sends now belongs to the message."""
-        self.last = True
-        """The end of this part is the end of the message."""
-        self.chunk_octets = 0
-        """What the last BDAT announced."""
 
     def start_chunk(self, octets: int, last: bool) -> None:
         """A BDAT: the next `octets` octets belong to the message."""
@@ -117,10 +115,11 @@ class Reception:
 
     def feed(self, data: bytes) -> tuple[int, Deferred[Any] | None]:
         """Take what belongs to the message: (octets taken, what holds the client back or None). To be settled then."""
-        octets, taken = self._decoder.feed(data)
-        self.open = not self._decoder.ended
-        if octets and self._transaction is not None and self.problem is None:
-            return taken, self._transaction.write(octets)
+        decoder, transaction = self._decoder, self._transaction
+        octets, taken = decoder.feed(data)
+        self.open = not decoder.ended
+        if octets and transaction is not None and self._refusal is None and transaction.refusal is None:
+            return taken, transaction.write(octets)
         return taken, None
 
     def settle(self) -> Reply | None:

@@ -6,9 +6,6 @@ It knows no transport and never writes. The protocol calls `execute` for a line,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
@@ -23,8 +20,7 @@ from twisted_smtpguard.smtp.reception import Reception
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.sasl import MECHANISMS
 from twisted_smtpguard.smtp.site import Site
-from twisted_smtpguard.smtp.transaction import Answer, Transaction, then
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.smtp.transaction import Answer, Transaction
 
 _NOBODY = Path("", {})
 _NOTHING: frozenset[str] = frozenset()
@@ -36,13 +32,12 @@ class Session:
     __slots__ = (
         "_client",
         "_ends_group",
-        "_farewell",
         "_helo",
-        "_transactions",
         "auth",
         "began_at",
         "conduct",
         "ended",
+        "farewell",
         "messages",
         "name",
         "offered",
@@ -54,6 +49,7 @@ class Session:
         "site",
         "tls",
         "transaction",
+        "transactions",
         "utf8",
         "visitor",
     )
@@ -75,8 +71,10 @@ class Session:
         self._helo = ""
         self._client: Client | None = None
         """As most messages of the session know it."""
-        self._transactions = 0
-        self._farewell: Farewell | None = None
+        self.transactions = 0
+        """That were begun."""
+        self.farewell: Farewell | None = None
+        """Where the delivery wants to hear of the end."""
         self.auth: Authentication | None = None
         """There is one from the first AUTH on."""
         self._ends_group = False  # the command whose reply is still to come
@@ -140,7 +138,7 @@ class Session:
         if pipelined and command.ends_group and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING
         try:
-            parsed = command.parse(self, argument)
+            parsed = command.parse(argument, self.offered, self.utf8)
             if phase not in command.phases:
                 return command.misplaced(self, parsed) if command.misplaced else self.misplaced()
             return command.run(self, parsed)
@@ -220,8 +218,8 @@ class Session:
             self.transaction = None
         if self.auth is not None:
             self.auth.end()
-        if self._farewell is not None:
-            self._farewell.session_ended()
+        if self.farewell is not None:
+            self.farewell.session_ended()
 
     # What a row of COMMANDS asks.
 
@@ -258,8 +256,6 @@ class Session:
     def authenticate(self, mechanism: str, initial: bytes | None) -> Answer:
         """AUTH: once in a session, between transactions, behind EHLO (RFC 4954 4)."""
         site = self.site
-        if site.checkers is None:
-            return self.conduct.invalid(replies.UNRECOGNIZED_COMMAND)
         if self.phase is not Phase.READY or not self.offered or self.identity is not None:
             return self.misplaced()
         if not (self.tls or site.auth_without_tls):
@@ -284,82 +280,11 @@ class Session:
         self.utf8 = False
         self.phase = Phase.READY if self._helo else Phase.CONNECTED
 
-    def begin(self, sender: Path) -> Answer:
-        """MAIL: our own limits in their order, then the delivery."""
-        site, conduct = self.site, self.conduct
-        limits = site.limits
-        if site.demands:
-            if site.require_tls and not self.tls:
-                return replies.TLS_REQUIRED
-            if site.require_auth and self.identity is None:
-                return replies.AUTH_REQUIRED
-        conduct.sender = sender.address
-        if sender.parameters:
-            declared, max_octets = int(sender.parameters.get("SIZE") or 0), site.max_octets
-            if 0 < max_octets < declared:
-                conduct.value = declared
-                return replies.MESSAGE_TOO_LARGE
-        count = self._transactions + 1
-        if 0 < limits.max_messages < count and conduct.trips("max_messages", count):
-            return replies.TOO_MANY_MESSAGES
-        if 0 < limits.max_pending_deliveries <= site.orphans:
-            conduct.value = site.orphans + 1
-            return replies.TOO_MANY_PENDING
-        if limits.message_rate.events and not self.visitor.trusted:
-            return self._within_rate(
-                "message_rate", replies.MESSAGE_RATE_EXCEEDED, self._ask_delivery, sender
-            )
-        return self._ask_delivery(sender)
-
-    def _within_rate(
-        self, limit: str, exceeded: Reply, go_on: Callable[[Path], Answer], path: Path
-    ) -> Answer:
-        """What `go_on(path)` answers, unless the client's `limit`, counted in all its sessions, is reached."""
-        rate: Rate = getattr(self.site.limits, limit)
-
-        def counted(count: int | None) -> Answer:
-            if self.ended:
-                return None
-            if count is None:
-                if limit not in self.site.limits.dry_run:
-                    return replies.LOCAL_ERROR
-                self.conduct.log("internal_error", dry_run=True)
-            elif count > rate.events and self.conduct.trips(limit, count):
-                return exceeded
-            return go_on(path)
-
-        return then(self.site.clients.count(limit, self.visitor.key), counted)
-
-    def _ask_delivery(self, sender: Path) -> Answer:
-        site = self.site
-        utf8 = "SMTPUTF8" in sender.parameters
-        client = None if utf8 else self._client
-        if client is None:
-            client = self._make_client(utf8)
-            if not utf8:
-                self._client = client
-        if self._farewell is None and site.says_farewell:
-            self._farewell = Farewell(self._say_farewell)
-        transaction = self.transaction = Transaction(site.delivery, self._delivery_failed, self._farewell)
-        answer = transaction.begin(client, sender)
-        if type(answer) is Reply:
-            return self._began(sender, utf8, answer)
-        return then(answer, partial(self._began, sender, utf8))
-
-    def _began(self, sender: Path, utf8: bool, reply: Reply) -> Reply:
-        if reply.code >= 300:
-            self.transaction = None
-            return reply
-        self._transactions += 1
-        self.began_at = self.site.seconds()
-        self.sender, self.utf8 = sender, utf8
-        self.recipients = []
-        self.reception = None
-        self.phase = Phase.SENDER
-        return reply
-
-    def _make_client(self, utf8: bool) -> Client:
-        return Client(
+    def client(self, utf8: bool) -> Client:
+        """The session as the delivery knows it, for a message with or without SMTPUTF8."""
+        if not utf8 and self._client is not None:
+            return self._client
+        client = Client(
             peer=self.visitor.peer,
             session=self.name,
             helo=self._helo,
@@ -368,6 +293,9 @@ class Session:
             trusted=self.visitor.trusted,
             tls=self.tls,
         )
+        if not utf8:
+            self._client = client
+        return client
 
     def _protocol_word(self, utf8: bool) -> str:
         """RFC 3848 and RFC 6531 4.3: what stands behind "with"."""
@@ -378,42 +306,6 @@ class Session:
             return f"UTF8SMTP{marks}"
         return f"ESMTP{marks}" if self.offered else "SMTP"
 
-    def add_recipient(self, recipient: Path) -> Answer:
-        """RCPT: the cap, then the delivery."""
-        limits, count = self.site.limits, len(self.recipients) + 1
-        self.conduct.recipient = recipient.address
-        if 0 < limits.max_recipients < count and self.conduct.trips("max_recipients", count):
-            strict = limits.strict_enhanced_codes
-            return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
-        if limits.recipient_rate.events and not self.visitor.trusted:
-            return self._within_rate(
-                "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, self._ask_about, recipient
-            )
-        return self._ask_about(recipient)
-
-    def _ask_about(self, recipient: Path) -> Answer:
-        assert self.transaction is not None
-        answer = self.transaction.recipient(recipient)
-        if type(answer) is Reply:
-            return self._recipient_answered(recipient, answer)
-        return then(answer, partial(self._recipient_answered, recipient))
-
-    def _recipient_answered(self, recipient: Path, reply: Reply) -> Reply:
-        transaction = self.transaction
-        if transaction is None or transaction.over:
-            self.reset()
-        elif reply.code < 300:
-            self.phase = Phase.RECIPIENTS
-            self.recipients.append(recipient.address)
-        else:
-            if reply.code >= 500:
-                self.conduct.rejected_recipients += 1
-            if self.phase is Phase.SENDER:
-                self.phase = Phase.REFUSED
-        return reply
-
-    # What both ask.
-
     @property
     def binary(self) -> bool:
         """The transaction was begun with BODY=BINARYMIME (RFC 3030)."""
@@ -423,13 +315,15 @@ class Session:
         """A command out of sequence."""
         return self.conduct.invalid(replies.BAD_SEQUENCE)
 
-    # Inside.
+    # What a transaction is told to call.
 
-    def _say_farewell(self) -> None:
+    def say_farewell(self) -> None:
+        """The session is over for the delivery."""
         try:
             ISessionDelivery(self.site.delivery).session_ended(self.name)
         except Exception:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
-            self._delivery_failed(Failure(), "session_ended() raised")
+            self.delivery_failed(Failure(), "session_ended() raised")
 
-    def _delivery_failed(self, failure: Failure, what: str) -> None:
+    def delivery_failed(self, failure: Failure, what: str) -> None:
+        """Log what the delivery did wrong."""
         self.site.events.failure(failure, f"the delivery failed: {what}", self.name, self.visitor.name)

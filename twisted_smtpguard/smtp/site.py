@@ -12,6 +12,8 @@ from twisted_smtpguard.interfaces import IDelivery, IRelayDelivery, ISessionDeli
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.checking import Checkers
+from twisted_smtpguard.smtp.maildata import MessageRules
+from twisted_smtpguard.smtp.reception import message_rules
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.sasl import MECHANISMS
 
@@ -59,6 +61,7 @@ class Site:
     """Called when one of them has answered."""
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _max_octets: int = attrs.field(init=False)
+    _rules: dict[tuple[int, bool], MessageRules] = attrs.field(factory=dict, init=False)
     hello: Reply = attrs.field(init=False)
     """The answer to HELO."""
     says_farewell: bool = attrs.field(init=False)
@@ -75,6 +78,18 @@ class Site:
         """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
         ours, theirs = self._max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
+
+    def rules(self, *, binary: bool) -> MessageRules:
+        """What a message must satisfy now."""
+        octets = self.max_octets
+        rules = self._rules.get((octets, binary))
+        if rules is None:
+            # A delivery may change its mind on the largest message; the one before is over then.
+            self._rules.clear()
+            for each in (False, True):
+                self._rules[octets, each] = message_rules(self.limits, octets, binary=each)
+            rules = self._rules[octets, binary]
+        return rules
 
     def offer(self, tls: bool) -> Offer:
         """What EHLO advertises now, under TLS or in clear. A delivery may change its mind, but hardly ever does."""

@@ -55,21 +55,21 @@ class Transaction:
     """From MAIL to the verdict. `report(failure, what)` is told of what the delivery did wrong, `farewell` of
     every hook."""
 
-    __slots__ = (
-        "_accepted",
-        "_delivery",
-        "_expired",
-        "_farewell",
-        "_handing_over",
-        "_inner",
-        "_mail",
-        "_outer",
-        "_report",
-        "_sink",
-        "finishing",
-        "over",
-        "refusal",
-    )
+    # How it begins: a message costs only what it changes.
+    _mail: IMailTransaction | None = None
+    _sink: IMessageSink | None = None
+    _inner: Deferred[Any] | None = None
+    _outer: Deferred[Any] | None = None
+    _expired = False
+    _handing_over = False  # begin() or data() is pending: what it hands over has to be aborted too
+    accepted_late: Callable[[], object] | None = None
+    """Called if the message turns out to be safe when the client was already told to try again: it may come twice."""
+    over = False
+    """The delivery has heard of the end, or hears of it as soon as its pending hook answers."""
+    finishing = False
+    """finish() was called and has not answered: neither the client nor a stop cancels it."""
+    refusal: Reply | None = None
+    """The sink's own refusal; the rest of the message is swallowed."""
 
     def __init__(
         self,
@@ -80,19 +80,6 @@ class Transaction:
         self._delivery = delivery
         self._report = report
         self._farewell = farewell
-        self._mail: IMailTransaction | None = None
-        self._sink: IMessageSink | None = None
-        self._inner: Deferred[Any] | None = None
-        self._outer: Deferred[Any] | None = None
-        self._expired = False
-        self._handing_over = False  # begin() or data() is pending: what it hands over has to be aborted too
-        self._accepted: Callable[[bool], None] = _never
-        self.over = False
-        """The delivery has heard of the end, or hears of it as soon as its pending hook answers."""
-        self.finishing = False
-        """finish() was called and has not answered: neither the client nor a stop cancels it."""
-        self.refusal: Reply | None = None
-        """The sink's own refusal; the rest of the message is swallowed."""
 
     # The hooks, in their order.
 
@@ -150,14 +137,9 @@ class Transaction:
         self.refusal = self._hook_failed(failure)
         self.end()
 
-    def finish(self, accepted: Callable[[bool], None]) -> Reply | Deferred[Reply]:
-        """The message is whole. A 2xx reply means that it is safe.
-
-        `accepted(True)` is called if it turns out to be safe when the client was already told to try again: the
-        mail may come twice.
-        """
+    def finish(self) -> Reply | Deferred[Reply]:
+        """The message is whole. A 2xx reply means that it is safe."""
         sink, self._sink = self._sink, None
-        self._accepted = accepted
         assert sink is not None
         self.finishing = self.over = True
         return self._ask(self._finished, self._finish_failed, sink.finish)
@@ -248,8 +230,8 @@ class Transaction:
             if self.over and not self.finishing:
                 self._abort()
             outer.callback(outcome)
-        elif isinstance(outcome, Reply) and outcome.code < 300:
-            self._accepted(True)
+        elif self.accepted_late is not None and isinstance(outcome, Reply) and outcome.code < 300:
+            self.accepted_late()
         if self._farewell is not None:
             self._farewell.hook_answered()
 
@@ -289,7 +271,3 @@ def _owed_an_end(given: T) -> T:
 
 def _nothing(_: object) -> None:
     return None
-
-
-def _never(late: bool) -> None:
-    """finish() has not been called, so it cannot be late."""
