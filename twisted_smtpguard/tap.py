@@ -35,6 +35,7 @@ from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.trimming import trimming
 from twisted_smtpguard.units import FLAG, one_of
 from twisted_smtpguard.wire.tls import CertificateFiles
 
@@ -295,7 +296,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     events.delivering(options.deliver.text)
     for entry in ip_filters:
         events.filtering(plugins.filter_specification(entry))
-    return StandaloneService(
+    service = StandaloneService(
         reactor,
         endpoints,
         delivery,
@@ -312,6 +313,8 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         auth_without_tls=options.flags["auth_without_tls"],
         names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
+    trimming(reactor).setServiceParent(service)
+    return service
 
 
 def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:

@@ -1,0 +1,60 @@
+"""Memory that was free goes back to the operating system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+from twisted.internet.task import Clock
+
+from twisted_smtpguard import trimming
+from twisted_smtpguard.tap import Options, make_service
+
+# Blocks of an arrival, each with something small behind it that stays.
+HOLES = """
+import os, sys
+from twisted_smtpguard.trimming import trim
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+blocks, kept = [], []
+for number in range(500):
+    blocks.append(os.urandom(65536))
+    kept.append(os.urandom(8000))
+del blocks
+before = resident()
+trim()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_holes_in_the_heap_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 500 * 65536 * 0.5
+
+
+def test_a_c_library_that_cannot_is_left_alone() -> None:
+    with patch.object(trimming.ctypes, "CDLL", return_value=object()):
+        trimming.trim()
+
+
+def test_the_process_of_twist_does_so_again_and_again_while_it_runs() -> None:
+    options = Options()
+    options.parseOptions(["--deliver=discard", "--listen=tcp:0:interface=127.0.0.1"])
+    clock = Clock()
+    times: list[float] = []
+    with patch.object(trimming, "trim", lambda: times.append(clock.seconds())):
+        service = trimming.trimming(clock)
+    service.startService()
+    clock.advance(trimming.TRIM_SECONDS)
+    assert times == [0, trimming.TRIM_SECONDS]
+    service.stopService()
+    clock.advance(trimming.TRIM_SECONDS)
+    assert len(times) == 2
+    names = [type(each).__name__ for each in make_service(options, Clock())]
+    assert "TimerService" in names
