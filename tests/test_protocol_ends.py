@@ -14,7 +14,9 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
-from twisted_smtpguard.smtp.replies import SHUTTING_DOWN
+from twisted_smtpguard.smtp import envelope
+from twisted_smtpguard.smtp.replies import SHUTTING_DOWN, Reply
+from twisted_smtpguard.smtp.transaction import Transaction
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
 
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
@@ -469,7 +471,7 @@ def test_a_fault_of_ours_in_a_transaction_is_a_451_and_the_session_goes_on(
     client.say(ENVELOPE[0])
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(type(client.protocol.session), "add_recipient", fault)
+        patch.setattr(Transaction, "recipient", fault)
         assert client.say(ENVELOPE[1]) == "451 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls == ["begin", "transaction.abort"]
     assert client.codes(*MESSAGE) == [250, 250, 354, 250]
@@ -499,7 +501,7 @@ def test_a_fault_that_would_come_again_and_again_ends_the_session(
     client.say(*ENVELOPE)
     client.heard()
     monkeypatch.setattr(client.protocol._lines, "next_line", fault)
-    assert codes(client.say("NOOP")) == [451, 421]
+    assert codes(client.say("NOOP", "NOOP")) == [451, 421]
     assert failures == [Fault, Fault]
     failures.clear()
 
@@ -514,7 +516,7 @@ def test_a_fault_of_ours_behind_a_deferred_does_not_leave_the_session_hanging(
     client.say(*ENVELOPE)
     client.heard()
     monkeypatch.setattr(type(client.protocol.session), "account", fault)
-    answer.callback(None)
+    answer.callback(Reply(550, "5.1.1", ("No such user",)))
     assert client.transport.aborted
     assert guard.factory.connections == 0
     assert guard.clock.getDelayedCalls() == []
@@ -530,7 +532,7 @@ def test_a_fault_of_ours_behind_a_deferred_is_a_451(
     guard.delivery.answers["recipient"] = lambda _: answer
     client = guard.greeted()
     client.say(ENVELOPE[0])
-    monkeypatch.setattr(type(client.protocol.session), "_recipient_answered", fault)
+    monkeypatch.setattr(envelope, "_recipient_answered", fault)
     client.say(ENVELOPE[1])
     client.heard()
     answer.callback(None)

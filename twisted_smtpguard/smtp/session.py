@@ -31,12 +31,12 @@ class Session:
 
     __slots__ = (
         "_client",
-        "_ends_group",
         "_helo",
         "auth",
         "began_at",
         "conduct",
         "ended",
+        "ends_group",
         "farewell",
         "messages",
         "name",
@@ -77,7 +77,8 @@ class Session:
         """Where the delivery wants to hear of the end."""
         self.auth: Authentication | None = None
         """There is one from the first AUTH on."""
-        self._ends_group = False  # the command whose reply is still to come
+        self.ends_group = False
+        """The command whose reply is still to come does (RFC 2920 3.1)."""
         # Of the transaction:
         self.transaction: Transaction | None = None
         self.sender = _NOBODY
@@ -134,7 +135,7 @@ class Session:
         )
         if self.site.draining and phase not in command.phases_while_draining:
             return replies.SHUTTING_DOWN
-        self._ends_group = command.ends_group
+        self.ends_group = command.ends_group
         if pipelined and command.ends_group and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING
         try:
@@ -152,7 +153,7 @@ class Session:
         auth = self.auth
         if auth is None or not auth.awaits_response:
             return self.execute(line, pipelined)
-        self._ends_group = True
+        self.ends_group = True
         if self.site.draining or (pipelined and self.refuses_pipelining()):
             auth.cancel()
             return replies.SHUTTING_DOWN if self.site.draining else replies.UNEXPECTED_PIPELINING
@@ -161,7 +162,7 @@ class Session:
     def refuses_pipelining(self) -> bool:
         """Whether the input that stands behind the last command, before its reply, ends the session
         (RFC 2920 3.1)."""
-        refuses = self._ends_group and self.site.limits.unexpected_pipelining == "refuse"
+        refuses = self.ends_group and self.site.limits.unexpected_pipelining == "refuse"
         return refuses and self.conduct.trips("unexpected_pipelining", once=True)
 
     def invalid_line(self, reply: Reply) -> Reply:
@@ -177,13 +178,17 @@ class Session:
         """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
         return incoming.receive(self, data)
 
+    @property
+    def unremarkable(self) -> bool:
+        """No reply below 400 to the last command needs an account."""
+        return self.conduct.unremarkable and not (self.quit or self.site.draining)
+
     def account(self, reply: Reply, reason: str = "") -> Reply | None:
         """Count and log a reply that is about to be written; what comes back ends the session behind it.
 
         `reason` stands in for the one that the reply has in the catalogue.
         """
-        self._ends_group = False
-        if self.quit or (reply.code < 400 and self.conduct.unremarkable and not self.site.draining):
+        if self.quit:
             return None
         return self.conduct.account(reply, reason, between=self.phase not in IN_TRANSACTION)
 

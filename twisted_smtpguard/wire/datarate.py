@@ -28,6 +28,7 @@ class DataRate:
         "_spared",
         "_too_slow",
         "_window",
+        "watches",
     )
 
     def __init__(
@@ -40,6 +41,8 @@ class DataRate:
         self._deadline: Deadline | None = None
         self._runs = False
         self._began_at = 0.0
+        self.watches = False
+        """Between the first `run` and the `end` of a message."""
         self._begin()
 
     def _begin(self) -> None:
@@ -50,7 +53,7 @@ class DataRate:
     def run(self) -> None:
         """It is the client's turn: time counts."""
         if not self._runs:
-            self._runs = True
+            self._runs = self.watches = True
             self._began_at = self._deadlines.seconds()
             if self._deadline is None:
                 self._deadline = self._deadlines.call_later(self._left, self._look)
@@ -68,7 +71,7 @@ class DataRate:
 
     def end(self) -> None:
         """The message is over; the next one gets its own grace."""
-        self._runs = False
+        self._runs = self.watches = False
         self._begin()
 
     def stop(self) -> None:

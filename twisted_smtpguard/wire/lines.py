@@ -7,6 +7,8 @@ sees none. An over-long line is skipped to its CRLF without keeping it.
 
 from __future__ import annotations
 
+import math
+
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -22,6 +24,11 @@ class LineSplitter:
     _max_auth = 0
     response_due = False
     """The next line is part of an AUTH dialogue."""
+    _skipping = False
+    _skipped = 0
+    _owed: Reply | None = None
+    endless = False
+    """The line that is being skipped does not end: the session has to."""
 
     def __init__(self, max_line_octets: int, max_endless_octets: int, max_auth_octets: int = 0) -> None:
         # A line of any length is still one that has to end: it would be kept, not skipped.
@@ -29,11 +36,16 @@ class LineSplitter:
         self._max_endless = max_endless_octets
         if max_auth_octets:
             self._max_auth = max_auth_octets
-        self._skipping = False
-        self._skipped = 0
-        self._owed: Reply | None = None
-        self.endless = False
-        """The line that is being skipped does not end: the session has to."""
+
+    @property
+    def longest(self) -> float:
+        """Octets that a command line may have without its CRLF, and one more."""
+        return self._max_line - 1 if self._max_line else math.inf
+
+    @property
+    def amid_line(self) -> bool:
+        """What comes next does not begin a command."""
+        return self._skipping or self.response_due
 
     def next_line(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
         """The next line without its CRLF, a refusal of it, or None for "more input is needed".

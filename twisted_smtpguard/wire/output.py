@@ -124,34 +124,34 @@ class Output:
     def send_now(self) -> None:
         """Called when what was flushed is to leave."""
         self._waits_for_others = False
-        self._send_queued()
-        if self._close is not None and not self._producing:
-            self._close_now()
-
-    def _send_queued(self) -> None:
         queued = self._queued
-        if not queued:
-            return
-        octets = queued[0] if len(queued) == 1 else b"".join(queued)
-        queued.clear()
-        self.queued_octets = 0
-        if not self._producing:
+        if queued:
+            octets = queued[0] if len(queued) == 1 else b"".join(queued)
+            queued.clear()
+            self.queued_octets = 0
+            if self._producing:
+                self._wait(self._waiting + octets)
+                return
+            sent = 0
             if self._send is not None:
                 try:
                     sent = self._send(octets)
                 except OSError:
                     # Full, or broken: the transport finds out which.
-                    sent = 0
-                if sent == len(octets):
-                    return
-                octets = octets[sent:]
-            self._producing = True
-            if self._timeout:
-                self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
-            self._wait(octets)
-            self._transport.registerProducer(self, False)
-        else:
-            self._wait(self._waiting + octets)
+                    pass
+            if sent != len(octets):
+                self._produce(octets[sent:])
+                return
+        if self._close is not None and not self._producing:
+            self._close_now()
+
+    def _produce(self, octets: bytes) -> None:
+        """The transport takes the rest when it can."""
+        self._producing = True
+        if self._timeout:
+            self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
+        self._wait(octets)
+        self._transport.registerProducer(self, False)
 
     def _wait(self, octets: bytes) -> None:
         self._waiting = octets
