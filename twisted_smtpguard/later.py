@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -28,8 +28,13 @@ CallLater: TypeAlias = Callable[[float, Callable[[], object]], Timer]
 
 def is_later(answer: Any) -> bool:
     """Whether a hook answered with a Deferred or something else to await, and not with its value."""
-    # A Deferred is one too. It is an abstract type, of which to ask with isinstance() costs more.
-    return hasattr(type(answer), "__await__")
+    return _can_be_awaited(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
+
+
+@lru_cache(maxsize=256)
+def _can_be_awaited(kind: type) -> bool:
+    # A Deferred can, too. It is an abstract type, of which to ask with isinstance() costs more.
+    return hasattr(kind, "__await__")
 
 
 def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:

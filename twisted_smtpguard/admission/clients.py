@@ -55,8 +55,8 @@ class ClientLimits:
     def count(self, rate: str, key: str, events: int = 1) -> Count:
         """Count events of the client against `rate`, a field of Limits; how many there were in its window. -1 takes
         one back."""
-        seconds = getattr(self._limits, rate).seconds
-        return self._ask(lambda: self._store.add(rate, key, events, seconds, self._seconds()), _whole)
+        rate_seconds: float = getattr(self._limits, rate).seconds
+        return self._ask(_whole, self._store.add, rate, key, events, rate_seconds, self._seconds())
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number); how many the client then holds."""
@@ -66,17 +66,17 @@ class ClientLimits:
             place.answered(taken=not 0 < limit < count)
             return count
 
-        return self._ask(lambda: self._store.acquire(_CONNECTIONS, place.key, limit), took)
+        return self._ask(took, self._store.acquire, _CONNECTIONS, place.key, limit)
 
     def give_place_back(self, key: str) -> None:
         """A place that was taken is free."""
-        self._ask(lambda: self._store.release(_CONNECTIONS, key), lambda _: 0)
+        self._ask(lambda _: 0, self._store.release, _CONNECTIONS, key)
 
-    def _ask(self, question: Callable[[], Any], read: Callable[[object], int]) -> Count:
+    def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
         """What `read` makes of the answer. It hears even of one that nobody waits for any more."""
         try:
-            answer = question()
-            if not is_later(answer):
+            answer = question(*args)
+            if type(answer) is int or not is_later(answer):
                 return read(answer)
             self.pending += 1
             later: Deferred[Any] = as_deferred(answer).addCallback(read)

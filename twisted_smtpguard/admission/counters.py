@@ -53,13 +53,15 @@ class LocalCounterStore:
         """Count `events`, and answer how many there were in this window of `seconds`, these included."""
         windows = self._windows[counter]
         window = windows.get(client)
-        if window is None or now - window.real >= seconds:
-            window = complex(now, 0)
-        elif now < window.real:
-            # A clock that was set back neither forgives nor holds anybody for longer than one window.
-            window = complex(now, window.imag)
-        window += events * _ONE_EVENT
-        self._put(windows, client, window)
+        if window is not None and 0 <= now - window.real < seconds:
+            windows[client] = window = window + events * _ONE_EVENT
+        else:
+            if window is not None and now < window.real:
+                # A clock that was set back neither forgives nor holds anybody for longer than one window.
+                window = complex(now, window.imag + events)
+            else:
+                window = complex(now, events)
+            self._put(windows, client, window)
         windows.move_to_end(client)
         return int(window.imag)
 

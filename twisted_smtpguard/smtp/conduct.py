@@ -48,22 +48,26 @@ class Conduct:
         self._time_is_up = False
         self.user: str | None = None
         """Who the client has last tried to be, for the log."""
-        self.begin(None, False, None)
+        self._command: Command | None = None
+        self._junk = False
+        self.unremarkable = True
+        """No reply below 400 to the command needs an account."""
+        self.sender: str | None = None
+        """Whose transaction it was about, for the log."""
+        self.recipient: str | None = None
+        """Whom a RCPT was about, for the log."""
+        self.value: float | None = None
+        """What went against a limit, for the log. Of a reply that has no account nothing did."""
+        self.behind: Reply | None = None
+        """What ends the session behind the reply, whatever was counted."""
 
     def begin(self, command: Command | None, junk: bool, sender: str | None) -> None:
         """A command comes, or a line that is none. What follows is about it. `sender`: of the transaction."""
         self._command = command
         self._junk = junk
         self.unremarkable = not (junk or self._time_is_up)
-        """No reply below 400 to this command needs an account."""
-        self.value: float | None = None
-        """What went against a limit, for the log."""
         self.sender = sender
-        """Whose transaction it was about, for the log."""
-        self.recipient: str | None = None
-        """Whom a RCPT was about, for the log."""
-        self.behind: Reply | None = None
-        """What ends the session behind the reply, whatever was counted."""
+        self.recipient = None
 
     def time_over(self) -> None:
         """The session time has passed; it ends between transactions."""

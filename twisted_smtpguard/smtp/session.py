@@ -1,6 +1,6 @@
 """One SMTP session: its phase, its counts, its transaction. Lines and octets come in, answers go out.
 
-It knows no transport and never writes. The protocol calls `execute` for a line, `receive` for message data,
+It knows no transport and never writes. The protocol calls `execute` for a line, `incoming.receive` for message data,
 `account` for each reply before it is written, and `end` once.
 """
 
@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
-from twisted_smtpguard.smtp import grammar, incoming, replies
+from twisted_smtpguard.smtp import grammar, replies
 from twisted_smtpguard.smtp.auth import Authentication
 from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.conduct import Conduct
@@ -173,10 +173,6 @@ class Session:
             return replies.SHUTTING_DOWN
         self.conduct.begin(None, False, None)
         return self.conduct.invalid(reply)
-
-    def receive(self, data: bytes) -> tuple[int, Answer]:
-        """Take message data: (octets that belonged to the message, answer). None as answer: go on."""
-        return incoming.receive(self, data)
 
     @property
     def unremarkable(self) -> bool:

@@ -206,9 +206,10 @@ class Transaction:
             farewell.hook_called()
         try:
             result = hook(*args)
-            if result is not None and is_later(result):
+            if result is None or not is_later(result):
+                outcome = answered(result)
+            else:
                 return self._wait(as_deferred(result), answered, failed)
-            outcome = answered(result)
         except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
             outcome = failed(Failure())
         if farewell is not None:

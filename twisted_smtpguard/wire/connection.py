@@ -64,6 +64,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _paused = False
     _peer_closed = False
     _closing = False
+    _at_ease = False
+    """A command may come, and nothing is in its way."""
     _lingering = False
     _lingers_no_longer = False
     _half_closed = False
@@ -295,6 +297,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     def abort(self) -> None:
         """Drop the connection: nothing can be said, or the service waits no longer."""
         self._closing = True
+        self._at_ease = False
         self._transport.abortConnection()
 
     def _close(self, *, half: bool) -> None:
@@ -316,6 +319,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self.setTimeout(self._limits.linger_timeout or None)
 
     def _stop(self) -> None:
+        self._at_ease = False
         self._buffer = b""
         self._offset = 0
         self.setTimeout(None)

@@ -34,13 +34,10 @@ class LineSplitter:
         # A line of any length is still one that has to end: it would be kept, not skipped.
         self._max_line = max_line_octets or max_endless_octets
         self._max_endless = max_endless_octets
+        self.longest = self._max_line - 1 if self._max_line else math.inf
+        """Octets that a command line may have without its CRLF, and one more."""
         if max_auth_octets:
             self._max_auth = max_auth_octets
-
-    @property
-    def longest(self) -> float:
-        """Octets that a command line may have without its CRLF, and one more."""
-        return self._max_line - 1 if self._max_line else math.inf
 
     @property
     def amid_line(self) -> bool:

@@ -112,6 +112,12 @@ class Output:
         self._queued.append(octets)
         self.queued_octets += len(octets)
 
+    def say(self, octets: bytes) -> None:
+        """Queue a reply and flush it."""
+        self._queued.append(octets)
+        self.queued_octets += len(octets)
+        self.flush()
+
     def flush(self) -> None:
         """Send what is queued, in one write: now or, where others are served too, at the end of this turn. What is
         flushed again before that is sent now."""

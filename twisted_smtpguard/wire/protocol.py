@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import refusal_of
-from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp import grammar, incoming, replies
 from twisted_smtpguard.smtp.replies import Reply, Step
 from twisted_smtpguard.smtp.session import Session
 from twisted_smtpguard.smtp.transaction import Answer
@@ -49,8 +49,6 @@ class SMTPGuardProtocol(Connection):
     _lines: LineSplitter
     _rate: DataRate | None = None
     _first_line = True
-    _at_ease = False
-    """A command may come, and nothing is in its way."""
     _pending: Deferred[Reply | None] | None = None
     _walking = False
     _had_its_turn = False
@@ -75,7 +73,6 @@ class SMTPGuardProtocol(Connection):
 
     def end_session(self) -> None:
         """Called when nothing more is said, and when the connection is gone."""
-        self._at_ease = False
         if self._rate is not None:
             self._rate.stop()
             self._rate = None
@@ -97,13 +94,13 @@ class SMTPGuardProtocol(Connection):
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport. LineReceiver's own would take quadratic time for a pipelined burst."""
-        if self._closing:
-            return
         if self._at_ease and not self._output.congested:
             end = len(data) - 2
-            if 0 < end < self._lines.longest and data.find(b"\n") == end + 1 and data.find(b"\r") == end:
+            if data.find(b"\n") == end + 1 and data.find(b"\r") == end and 0 < end < self._lines.longest:
                 self._receive_lone_line(data[:end])
                 return
+        if self._closing:
+            return
         self._buffer = self._buffer[self._offset :] + data if self._buffer else data
         self._offset = 0
         if self._entrance is None:
@@ -114,22 +111,20 @@ class SMTPGuardProtocol(Connection):
 
     def _receive_lone_line(self, line: bytes) -> None:
         """A command that has come whole and alone, as nearly all do: what `_walk` does with it, in fewer steps."""
-        session, output = self.session, self._output
-        self._at_ease = False
+        session = self.session
         self._walking = True
         try:
             answer = session.execute(line, False)
             if type(answer) is Reply and answer.code < 300 and session.unremarkable:
-                output.queue(answer.wire)
-                output.flush()
-                self._walking = False
-                if not self._closing:
-                    session.ends_group = False
-                    self.resetTimeout()
-                    self._at_ease = True
+                # It ends nothing and waits for nothing, so that the next may come.
+                self._output.say(answer.wire)
+                session.ends_group = self._walking = False
+                self.resetTimeout()
                 return
+            self._at_ease = False
             self._go_on_with(answer)
         except Exception:  # noqa: BLE001 - as in `_walk`
+            self._at_ease = False
             self._reply(session.broken(Failure()))
         self._progress = True
         self._rest()
@@ -237,18 +232,19 @@ class SMTPGuardProtocol(Connection):
 
     def rawDataReceived(self, data: bytes) -> None:
         """Message data, and perhaps commands behind it."""
-        taken, answer = self.session.receive(data)
+        session = self.session
+        taken, answer = incoming.receive(session, data)
         self._offset += taken
         if self._rate is not None:
             self._rate.count(taken)
-        self._progress_octets += taken
-        if (
-            self._progress_octets >= _PROGRESS_OCTETS
-            or data.find(b"\n", 0, taken) >= 0
-            or not self.session.receiving
-        ):
+        if not session.receiving or data.find(b"\n", 0, taken) >= 0:
             self._progress = True
-        self._take(answer)
+        else:
+            self._progress_octets += taken
+            if self._progress_octets >= _PROGRESS_OCTETS:
+                self._progress = True
+        if answer is not None:
+            self._take(answer)
 
     # Answers go out.
 
