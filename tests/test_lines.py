@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.wire.lines import LineSplitter
+from twisted_smtpguard.wire.lines import LineRules, LineSplitter
 
 Result = bytes | Reply
 
@@ -23,7 +23,7 @@ def split_lines(
     pieces: list[bytes], max_line: int, max_endless: int, kept: list[int] | None = None
 ) -> tuple[list[Result], bool]:
     """What the protocol gets of pieces that arrive one after another, and whether it ends the session."""
-    splitter = LineSplitter(max_line, max_endless)
+    splitter = LineSplitter(LineRules(max_line, max_endless))
     results: list[Result] = []
     buffer = b""
     for piece in pieces:

@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_twisted
@@ -15,7 +16,7 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.wire.deadlines import Deadlines
-from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.output import Output, OutputRules
 from twisted_smtpguard.wire.together import Together
 
 reactor: Any = real_reactor
@@ -30,14 +31,8 @@ class Bench:
         self.transport = FakeTransport()
         self.transport.protocol = self
         self.reported: list[str] = []
-        self.output = Output(
-            self.transport,
-            Deadlines(self.clock),
-            Together(self.clock),
-            timeout,
-            max_waiting=0,
-            speaker=self,
-        )
+        rules = OutputRules(Deadlines(self.clock), Together(self.clock), timeout, max_waiting=0)
+        self.output = Output(self.transport, rules, self)
 
     def output_drained(self) -> None:
         self.reported.append("drained")
@@ -211,8 +206,8 @@ async def test_a_reply_does_not_wait_for_a_turn_of_the_reactor(guard: Loopback) 
 async def test_what_the_socket_takes_by_halves_arrives_whole(guard: Loopback, octets: int) -> None:
     client = await guard.greeted()
     output = output_of(guard)
-    send = output._send
-    output._send = lambda data: send(data[:octets])
+    send = output._socket.send
+    output._socket = Mock(send=lambda data: send(data[:octets]))
     await client.says(b"NOOP\r\nNOOP\r\n")
     await client.hears(OK + OK)
     await client.says(b"VRFY x\r\nQUIT\r\n")
@@ -227,7 +222,7 @@ async def test_what_the_socket_does_not_take_now_arrives_later(guard: Loopback) 
     def full(data: bytes) -> int:
         raise BlockingIOError(errno.EWOULDBLOCK, "")
 
-    output_of(guard)._send = full
+    output_of(guard)._socket = Mock(send=full)
     await client.says(b"NOOP\r\nQUIT\r\n")
     assert await client.hears_the_end() == "FIN"
     assert codes(client.heard.decode()) == [250, 221]

@@ -320,7 +320,7 @@ async def test_in_a_crowd_whose_replies_leave_together_none_leaves_in_clear_behi
     clients = [TLSClient(guard) for _ in range(6)]
     for client in clients:
         await client.hears(b"220 ")
-    while not guard.factory.together._crowded:
+    while not guard.factory.output_rules.together._crowded:
         for client in clients:
             client.send(b"NOOP\r\n")
         for client in clients:

@@ -91,7 +91,7 @@ async def test_in_a_crowd_every_client_gets_its_own_replies_in_order_and_is_clos
                 client.send(b"NOOP\r\nVRFY x\r\n")
             for client in clients:
                 await guard.until(partial(has_heard, client, 2 * round_))
-        assert guard.factory.together._crowded
+        assert guard.factory.output_rules.together._crowded
         gone = clients.pop()
         gone.send(b"NOOP\r\n")
         gone.reset()

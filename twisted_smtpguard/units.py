@@ -157,3 +157,8 @@ def prefix_length(longest: int) -> Unit:
         return int(text)
 
     return Unit("bits", parse, check)
+
+
+def no_limit(value: float) -> float:
+    """A limit as a number to compare with: where 0 stands for none, infinity."""
+    return value or math.inf

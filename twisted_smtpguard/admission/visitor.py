@@ -21,7 +21,7 @@ class Visitor:
 
     def __init__(self, name: str, make_peer: Callable[[], Peer], clients: ClientLimits) -> None:
         self.name = name
-        self._make_peer = make_peer
+        self._make_peer: Callable[[], Peer] | None = make_peer
         self._clients = clients
         self._peer: Peer | None = None
         self._key = ""
@@ -36,7 +36,9 @@ class Visitor:
     def peer(self) -> Peer:
         """What filters and deliveries are told."""
         if self._peer is None:
+            assert self._make_peer is not None
             self._peer = self._make_peer()
+            self._make_peer = None
         return self._peer
 
     @property

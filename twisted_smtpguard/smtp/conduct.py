@@ -12,42 +12,40 @@ from twisted_smtpguard.smtp.site import Site
 class Conduct:
     """The counts of one session, and what the log says of its refusals. A limit N trips at the N-th event."""
 
+    # Ten thousand idle sessions have these; what follows only who has given cause for it.
     __slots__ = (
+        "__dict__",
         "_command",
         "_junk",
         "_session",
         "_site",
-        "_time_is_up",
-        "_tried",
         "_visitor",
-        "behind",
-        "errors",
-        "invalid_commands",
-        "junk",
         "recipient",
-        "rejected_recipients",
         "sender",
         "unremarkable",
-        "user",
-        "value",
     )
+
+    invalid_commands = 0
+    """Unrecognized, malformed as lines, or out of sequence; in the whole session."""
+    rejected_recipients = 0
+    """Refused for good by the delivery; in the whole session."""
+    errors = 0
+    """Error replies, and junk commands above their limit, since the last accepted message."""
+    junk = 0
+    """Commands that bring no message closer, since the last accepted message."""
+    user: str | None = None
+    """Who the client has last tried to be, for the log."""
+    value: float | None = None
+    """What went against a limit, for the log. Of a reply that has no account nothing did."""
+    behind: Reply | None = None
+    """What ends the session behind the reply, whatever was counted."""
+    _time_is_up = False
+    _tried: frozenset[str] = frozenset()
 
     def __init__(self, site: Site, session: str, visitor: Visitor) -> None:
         self._site = site
         self._session = session
         self._visitor = visitor
-        self._tried: frozenset[str] = frozenset()
-        self.invalid_commands = 0
-        """Unrecognized, malformed as lines, or out of sequence; in the whole session."""
-        self.rejected_recipients = 0
-        """Refused for good by the delivery; in the whole session."""
-        self.errors = 0
-        """Error replies, and junk commands above their limit, since the last accepted message."""
-        self.junk = 0
-        """Commands that bring no message closer, since the last accepted message."""
-        self._time_is_up = False
-        self.user: str | None = None
-        """Who the client has last tried to be, for the log."""
         self._command: Command | None = None
         self._junk = False
         self.unremarkable = True
@@ -56,10 +54,6 @@ class Conduct:
         """Whose transaction it was about, for the log."""
         self.recipient: str | None = None
         """Whom a RCPT was about, for the log."""
-        self.value: float | None = None
-        """What went against a limit, for the log. Of a reply that has no account nothing did."""
-        self.behind: Reply | None = None
-        """What ends the session behind the reply, whatever was counted."""
 
     def begin(self, command: Command | None, junk: bool, sender: str | None) -> None:
         """A command comes, or a line that is none. What follows is about it. `sender`: of the transaction."""
@@ -81,7 +75,8 @@ class Conduct:
 
     def message_accepted(self) -> None:
         """An accepted message makes up for errors and junk."""
-        self.errors = self.junk = 0
+        if self.errors or self.junk:
+            self.errors = self.junk = 0
 
     def account(self, reply: Reply, reason: str, *, between: bool) -> Reply | None:
         """Count and log a reply that is about to be written; what comes back ends the session behind it.

@@ -14,6 +14,7 @@ import attrs
 
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.units import no_limit
 
 _CRLF = b"\r\n"
 _CRLF_DOT = b"\r\n."
@@ -32,10 +33,6 @@ _MAX_UNDECIDED_OCTETS = len(_CRLF) + 900 + 98
 _INSIDE_A_LINE = b"\r\n "
 
 
-def _no_limit(octets: float) -> float:
-    return octets or math.inf
-
-
 @attrs.frozen
 class MessageRules:
     """What every message has to satisfy, made once for many. Limits are octets and 0 is no limit.
@@ -44,10 +41,10 @@ class MessageRules:
     they are content. `shadows`: the rules of limits that are only tried, for messages that are held to these.
     """
 
-    max_octets: float = attrs.field(converter=_no_limit)
+    max_octets: float = attrs.field(converter=no_limit)
     drain_octets: int
-    max_header_octets: float = attrs.field(converter=_no_limit)
-    max_received: float = attrs.field(converter=_no_limit)
+    max_header_octets: float = attrs.field(converter=no_limit)
+    max_received: float = attrs.field(converter=no_limit)
     normalize: bool
     binary: bool
     shadows: tuple[MessageRules, ...] = ()

@@ -24,6 +24,8 @@ from twisted_smtpguard.smtp.transaction import Answer, Transaction
 
 _NOBODY = Path("", {})
 _NOTHING: frozenset[str] = frozenset()
+_NO_RECIPIENTS: list[str] = []
+"""Of a session before its first MAIL, which brings a list of its own."""
 
 
 class Session:
@@ -82,7 +84,7 @@ class Session:
         # Of the transaction:
         self.transaction: Transaction | None = None
         self.sender = _NOBODY
-        self.recipients: list[str] = []
+        self.recipients = _NO_RECIPIENTS
         """Accepted ones."""
         self.utf8 = False
         """It was begun with SMTPUTF8."""

@@ -49,6 +49,9 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     implicit_tls = False
     """TLS comes before the greeting: set by the factory of such listeners."""
 
+    holds_slot = True
+    """It counts among the connections that there may be. Taken back by the factory."""
+
     # How a connection begins. What changes is kept with it: ten thousand idle ones have only what is their own.
     _output: Output | None = None
     _entrance: Entrance | BehindProxy | Handshake | None = None
@@ -177,15 +180,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             entrance.leave()
 
     def _begin_to_speak(self) -> Output:
-        factory, limits = self.factory, self._limits
-        output = self._output = (SecureOutput if self._secure else Output)(
-            self._transport,
-            factory.deadlines,
-            factory.together,
-            limits.write_timeout,
-            limits.max_output_buffer,
-            self,
-        )
+        kind = SecureOutput if self._secure else Output
+        output = self._output = kind(self._transport, self.factory.output_rules, self)
         return output
 
     # A proxy in front.

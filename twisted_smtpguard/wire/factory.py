@@ -25,8 +25,11 @@ from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.wire.ages import Ages
 from twisted_smtpguard.wire.behindproxy import ProxyNetworks
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
+from twisted_smtpguard.wire.lines import LineRules
+from twisted_smtpguard.wire.output import OutputRules
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
 from twisted_smtpguard.wire.together import Together
@@ -106,13 +109,19 @@ class SMTPGuardFactory(ServerFactory):
             require_auth=require_auth,
         )
         self.turns = Turns(reactor)
-        self.together = Together(reactor)
+        self.output_rules = OutputRules(
+            self.deadlines, Together(reactor), limits.write_timeout, limits.max_output_buffer
+        )
+        self.line_rules = LineRules(
+            limits.max_command_line, limits.max_endless_line, limits.max_auth_line if checkers else 0
+        )
+        self.session_times = Ages(self.deadlines, limits.max_session_time)
         self.greeting = replies.greeting(self.site.hostname)
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
         self._stopping = TurnAway(replies.SHUTTING_DOWN)
         self._session_prefix = secrets.token_hex(4)
         self._session_numbers = count(1)
-        self._holding: set[SMTPGuardProtocol] = set()
+        self._holding = 0
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
         self._drained: Deferred[None] | None = None
@@ -128,13 +137,13 @@ class SMTPGuardFactory(ServerFactory):
     @property
     def connections(self) -> int:
         """Connections that hold a slot of `Limits.max_connections`."""
-        return len(self._holding)
+        return self._holding
 
     @property
     def greet_delay(self) -> float:
         """Seconds from the end of all other checks to the greeting, at this time."""
         limits = self.site.limits
-        crowded = 0 < limits.enforced("max_connections") * _CROWDED < len(self._holding)
+        crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._holding
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
@@ -145,12 +154,12 @@ class SMTPGuardFactory(ServerFactory):
         """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
         if self._drained is not None:
             return self._turn_away(addr, self._stopping)
-        if 0 < self.site.limits.max_connections <= len(self._holding):
+        if 0 < self.site.limits.max_connections <= self._holding:
             if "max_connections" not in self.site.limits.dry_run:
-                return self._turn_away(addr, self._full, len(self._holding) + 1)
-            self._log_refusal(addr, self._full.reply, len(self._holding) + 1, dry_run=True)
+                return self._turn_away(addr, self._full, self._holding + 1)
+            self._log_refusal(addr, self._full.reply, self._holding + 1, dry_run=True)
         protocol = SMTPGuardProtocol(self, addr)
-        self._holding.add(protocol)
+        self._holding += 1
         self._open.add(protocol)
         return protocol
 
@@ -175,10 +184,10 @@ class SMTPGuardFactory(ServerFactory):
 
     def release(self, protocol: SMTPGuardProtocol) -> None:
         """Our side of the connection is shut down, or the connection is gone: its slot is free. Once counts."""
-        if protocol not in self._holding:
-            return
-        self._holding.discard(protocol)
-        protocol.slot_given_back()
+        if protocol.holds_slot:
+            protocol.holds_slot = False
+            self._holding -= 1
+            protocol.slot_given_back()
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
         """The connection is gone."""

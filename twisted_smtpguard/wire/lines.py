@@ -9,35 +9,50 @@ from __future__ import annotations
 
 import math
 
+import attrs
+
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 
 
+@attrs.frozen
+class LineRules:
+    """`max_line`: octets of a command line with its CRLF; `max_auth`: of one of AUTH. `max_endless`: what is skipped of
+    one line before `endless` is set. 0 is no limit."""
+
+    max_line: int
+    max_endless: int
+    max_auth: int = 0
+    longest: float = attrs.field(init=False)
+    """Octets that a command line may have without its CRLF, and one more."""
+
+    def __attrs_post_init__(self) -> None:
+        # A line of any length is still one that has to end: it would be kept, not skipped.
+        object.__setattr__(self, "max_line", self.max_line or self.max_endless)
+        object.__setattr__(self, "longest", self.max_line - 1 if self.max_line else math.inf)
+
+
 class LineSplitter:
-    """Walks the buffer of one connection. The result is the same however the octets were split on their way.
+    """Walks the buffer of one connection. The result is the same however the octets were split on their way."""
 
-    `max_line_octets`: a command line with its CRLF; `max_auth_octets`: one of AUTH. `max_endless_octets`: what is
-    skipped of one line before `endless` is set. 0 is no limit.
-    """
+    # What changes is kept with it: ten thousand idle ones have only what is their own.
+    __slots__ = ("__dict__", "_rules")
 
-    # Of the few that have AUTH: ten thousand others keep nothing for it.
-    _max_auth = 0
     response_due = False
     """The next line is part of an AUTH dialogue."""
+    endless = False
+    """The line that is being skipped does not end: the session has to."""
     _skipping = False
     _skipped = 0
     _owed: Reply | None = None
-    endless = False
-    """The line that is being skipped does not end: the session has to."""
 
-    def __init__(self, max_line_octets: int, max_endless_octets: int, max_auth_octets: int = 0) -> None:
-        # A line of any length is still one that has to end: it would be kept, not skipped.
-        self._max_line = max_line_octets or max_endless_octets
-        self._max_endless = max_endless_octets
-        self.longest = self._max_line - 1 if self._max_line else math.inf
+    def __init__(self, rules: LineRules) -> None:
+        self._rules = rules
+
+    @property
+    def longest(self) -> float:
         """Octets that a command line may have without its CRLF, and one more."""
-        if max_auth_octets:
-            self._max_auth = max_auth_octets
+        return self._rules.longest
 
     @property
     def amid_line(self) -> bool:
@@ -51,7 +66,10 @@ class LineSplitter:
         """
         if self._skipping:
             return self._skip(buffer, offset)
-        stop = offset + self._max_line if self._max_line else len(buffer)
+        return self._next(buffer, offset, self._rules.max_line)
+
+    def _next(self, buffer: bytes, offset: int, max_line: int) -> tuple[bytes | Reply | None, int]:
+        stop = offset + max_line if max_line else len(buffer)
         end = buffer.find(b"\n", offset, stop)
         if end >= 0:
             if end == offset or buffer[end - 1] != 0x0D:
@@ -62,24 +80,17 @@ class LineSplitter:
         carriage_return = buffer.find(b"\r", offset, stop)
         if 0 <= carriage_return < min(stop, len(buffer)) - 1:
             return self._refuse(offset, carriage_return + 1)
-        if self._max_line and len(buffer) >= stop:
-            if self._may_be_longer(buffer, offset):
-                return self._next_of_auth(buffer, offset)
+        if max_line and len(buffer) >= stop:
+            max_auth = self._rules.max_auth
+            if max_line < max_auth and self._is_of_auth(buffer, offset):
+                return self._next(buffer, offset, max_auth)
             self._skipping, self._skipped = True, 0
             self._owed = replies.LINE_TOO_LONG
             return self._skip(buffer, offset)
         return None, offset
 
-    def _may_be_longer(self, buffer: bytes, offset: int) -> bool:
-        of_auth = self.response_due or buffer[offset : offset + 5].upper() == b"AUTH "
-        return of_auth and self._max_line < self._max_auth
-
-    def _next_of_auth(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
-        ordinary, self._max_line = self._max_line, self._max_auth
-        try:
-            return self.next_line(buffer, offset)
-        finally:
-            self._max_line = ordinary
+    def _is_of_auth(self, buffer: bytes, offset: int) -> bool:
+        return self.response_due or buffer[offset : offset + 5].upper() == b"AUTH "
 
     def _refuse(self, start: int, offset: int) -> tuple[Reply, int]:
         self._skipping, self._skipped = True, offset - start
@@ -90,7 +101,7 @@ class LineSplitter:
         # A CR at the end may be the first half of the CRLF.
         stop = end + 2 if end >= 0 else len(buffer) - buffer.endswith(b"\r", offset)
         self._skipped += stop - offset
-        self.endless = 0 < self._max_endless < self._skipped
+        self.endless = 0 < self._rules.max_endless < self._skipped
         if end < 0 and not self.endless:
             return None, stop
         owed, self._owed = self._owed, None

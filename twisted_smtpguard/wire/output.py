@@ -5,14 +5,16 @@ Nothing else writes to a connection's transport, but the turn-away of connection
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from socket import socket
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet import tcp
 from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
 from zope.interface import implementer
 
+from twisted_smtpguard.units import no_limit
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
 from twisted_smtpguard.wire.together import Together
 
@@ -33,59 +35,52 @@ class Speaker(Protocol):
         """The transport has taken the last of all, and our side is about to be closed."""
 
 
+@attrs.frozen
+class OutputRules:
+    """What all connections of a guard have in common. `timeout` is the time limit on writing, in seconds,
+    `max_waiting` what may wait for a client, in octets. 0: none."""
+
+    deadlines: Deadlines
+    together: Together
+    timeout: float
+    max_waiting: float = attrs.field(converter=no_limit)
+    """More than that is not to be queued without a flush, nor said while it waits."""
+
+
 @implementer(IPullProducer)
 class Output:
-    """The outgoing half of one connection.
+    """The outgoing half of one connection."""
 
-    `timeout` is the time limit on writing, in seconds, `max_waiting` what may wait for the client, in octets.
-    0: none.
-    """
-
+    # Ten thousand idle ones have these; what follows only where it is not as it begins.
     __slots__ = (
+        "__dict__",
         "_close",
-        "_deadline",
-        "_deadlines",
-        "_delays",
         "_producing",
         "_queued",
-        "_send",
+        "_rules",
+        "_socket",
         "_speaker",
-        "_timeout",
-        "_together",
         "_transport",
-        "_waiting",
         "_waits_for_others",
         "congested",
-        "max_waiting",
         "queued_octets",
     )
 
-    def __init__(
-        self,
-        transport: Any,
-        deadlines: Deadlines,
-        together: Together,
-        timeout: float,
-        max_waiting: float,
-        speaker: Speaker,
-    ) -> None:
+    _deadline: Deadline | None = None
+    _waiting = b""
+    _delays = True
+
+    def __init__(self, transport: Any, rules: OutputRules, speaker: Speaker) -> None:
         self._transport = transport
-        self._deadlines = deadlines
-        self._together = together
-        self._timeout = timeout
-        self.max_waiting = max_waiting or math.inf
-        """More than that is not to be queued without a flush, nor said while it waits."""
+        self._rules = rules
         self._speaker = speaker
-        self._queued: list[bytes] = []
+        self._queued: list[bytes] | None = None
         self.queued_octets = 0
         """Of replies not flushed yet."""
-        self._waiting = b""
         self._producing = False
         self._waits_for_others = False
-        self._deadline: Deadline | None = None
         self._close: Callable[[], None] | None = None
-        self._send = _direct_send(transport)
-        self._delays = True
+        self._socket = _own_socket(transport)
         self.congested = False
         """So much waits that nothing more is to be said."""
 
@@ -109,20 +104,22 @@ class Output:
 
     def queue(self, octets: bytes) -> None:
         """Put a reply behind the others; `flush` sends them."""
-        self._queued.append(octets)
+        if self._queued is None:
+            self._queued = [octets]
+        else:
+            self._queued.append(octets)
         self.queued_octets += len(octets)
 
-    def say(self, octets: bytes) -> None:
-        """Queue a reply and flush it."""
-        self._queued.append(octets)
-        self.queued_octets += len(octets)
-        self.flush()
+    @property
+    def full(self) -> bool:
+        """No more is to be queued without a flush."""
+        return self.queued_octets >= self._rules.max_waiting
 
     def flush(self) -> None:
         """Send what is queued, in one write: now or, where others are served too, at the end of this turn. What is
         flushed again before that is sent now."""
-        if self._queued and not (self._waits_for_others or self._producing or self._send is None):
-            self._waits_for_others = self._together.waits(self)
+        if self._socket is not None and self._queued and not (self._waits_for_others or self._producing):
+            self._waits_for_others = self._rules.together.waits(self)
             if self._waits_for_others:
                 return
         self.send_now()
@@ -130,18 +127,15 @@ class Output:
     def send_now(self) -> None:
         """Called when what was flushed is to leave."""
         self._waits_for_others = False
-        queued = self._queued
-        if queued:
-            octets = queued[0] if len(queued) == 1 else b"".join(queued)
-            queued.clear()
-            self.queued_octets = 0
+        if self._queued:
+            octets = self._take_queued()
             if self._producing:
                 self._wait(self._waiting + octets)
                 return
             sent = 0
-            if self._send is not None:
+            if self._socket is not None:
                 try:
-                    sent = self._send(octets)
+                    sent = self._socket.send(octets)
                 except OSError:
                     # Full, or broken: the transport finds out which.
                     pass
@@ -151,17 +145,21 @@ class Output:
         if self._close is not None and not self._producing:
             self._close_now()
 
+    def _take_queued(self) -> bytes:
+        queued, self._queued = self._queued or (), None
+        self.queued_octets = 0
+        return queued[0] if len(queued) == 1 else b"".join(queued)
+
     def _produce(self, octets: bytes) -> None:
         """The transport takes the rest when it can."""
         self._producing = True
-        if self._timeout:
-            self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
+        self._set_deadline()
         self._wait(octets)
         self._transport.registerProducer(self, False)
 
     def _wait(self, octets: bytes) -> None:
         self._waiting = octets
-        self.congested = len(octets) >= self.max_waiting
+        self.congested = len(octets) >= self._rules.max_waiting
 
     def close(self) -> None:
         """Close the connection plainly once everything has been taken."""
@@ -196,10 +194,10 @@ class Output:
     def lost(self) -> None:
         """The connection is gone. Called once, by the protocol."""
         self._cancel_deadline()
-        self._queued.clear()
+        self._queued = None
         self._close = None
         self._wait(b"")
-        self._send = None
+        self._socket = None
         # No circle of references, or the garbage collector would have to find it.
         del self._speaker
 
@@ -211,7 +209,7 @@ class Output:
             piece = self._waiting[:_PIECE_OCTETS]
             self._wait(self._waiting[_PIECE_OCTETS:])
             if self._deadline is not None:
-                self._deadline.reset(self._timeout)
+                self._deadline.reset(self._rules.timeout)
             self._transport.write(piece)
             return
         self._cancel_deadline()
@@ -230,18 +228,22 @@ class Output:
         self._deadline = None
         self._speaker.output_stalled()
 
+    def _set_deadline(self) -> None:
+        if self._rules.timeout:
+            self._deadline = self._rules.deadlines.call_later(self._rules.timeout, self._time_out)
+
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
 
-def _direct_send(transport: Any) -> Callable[[bytes], int] | None:
-    """The socket's own send, for replies that need not wait for a turn of the reactor.
+def _own_socket(transport: Any) -> socket | None:
+    """The socket, for replies that need not wait for a turn of the reactor.
 
-    Only Twisted's plain TCP transport: anything else may have to encrypt or buffer what passes.
+    Only that of Twisted's plain TCP transport: anything else may have to encrypt or buffer what passes.
     """
     if type(transport) is tcp.Server and not transport.TLS:
-        send: Callable[[bytes], int] = transport.socket.send
-        return send
+        own: socket = transport.socket
+        return own
     return None

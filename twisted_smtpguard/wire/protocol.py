@@ -55,30 +55,23 @@ class SMTPGuardProtocol(Connection):
     _progress = False
     _progress_octets = 0
     _delivery_time: Deadline | None = None
-    _session_time: Deadline | None = None
 
     # The session begins, and is over.
 
     def begin_session(self) -> None:
         """Called after the greeting."""
-        limits, factory = self._limits, self.factory
+        factory = self.factory
         self.session = Session(factory.site, factory.next_session_name(), self._visitor, self._tls)
-        auth_line = limits.max_auth_line if factory.site.checkers is not None else 0
-        self._lines = LineSplitter(limits.max_command_line, limits.max_endless_line, auth_line)
+        self._lines = LineSplitter(factory.line_rules)
         factory.site.events.connect(self.session.name, self._visitor.name, trusted=self._visitor.trusted)
-        if limits.max_session_time:
-            self._session_time = factory.deadlines.call_later(
-                limits.max_session_time, self._session_time_over
-            )
+        factory.session_times.add(self)
 
     def end_session(self) -> None:
         """Called when nothing more is said, and when the connection is gone."""
         if self._rate is not None:
             self._rate.stop()
             self._rate = None
-        if self._session_time is not None:
-            self._session_time.cancel()
-            self._session_time = None
+        self.factory.session_times.remove(self)
         self.session.end()
         if not self.session.finishing:
             self._stop_delivery_time()
@@ -117,7 +110,9 @@ class SMTPGuardProtocol(Connection):
             answer = session.execute(line, False)
             if type(answer) is Reply and answer.code < 300 and session.unremarkable:
                 # It ends nothing and waits for nothing, so that the next may come.
-                self._output.say(answer.wire)
+                output = self._output
+                output.queue(answer.wire)
+                output.flush()
                 session.ends_group = self._walking = False
                 self.resetTimeout()
                 return
@@ -298,7 +293,7 @@ class SMTPGuardProtocol(Connection):
                 self._close(half=False)
                 return
         session.ends_group = False
-        if output.queued_octets >= output.max_waiting:
+        if output.full:
             # The rest of a long pipelined burst waits if the client does not take this.
             output.flush()
 
@@ -434,8 +429,8 @@ class SMTPGuardProtocol(Connection):
         if self.session.conduct.trips("min_data_rate", once=True):
             self._hang_up(replies.DATA_TOO_SLOW)
 
-    def _session_time_over(self) -> None:
-        self._session_time = None
+    def time_over(self) -> None:
+        """Called when the session has had its time."""
         self.session.conduct.time_over()
         if self._idle and self.session.conduct.trips("max_session_time", once=True):
             self._hang_up(replies.SESSION_TOO_LONG)

@@ -7,9 +7,7 @@ from typing import Any
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from twisted_smtpguard.wire.deadlines import Deadlines
-from twisted_smtpguard.wire.output import Output, Speaker
-from twisted_smtpguard.wire.together import Together
+from twisted_smtpguard.wire.output import Output, OutputRules, Speaker
 
 
 @implementer(IPushProducer)
@@ -22,25 +20,15 @@ class SecureOutput(Output):
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        transport: Any,
-        deadlines: Deadlines,
-        together: Together,
-        timeout: float,
-        max_waiting: float,
-        speaker: Speaker,
-    ) -> None:
-        super().__init__(transport, deadlines, together, timeout, max_waiting, speaker)
+    def __init__(self, transport: Any, rules: OutputRules, speaker: Speaker) -> None:
+        super().__init__(transport, rules, speaker)
         # Never past the encryption.
-        self._send = None
+        self._socket = None
         transport.registerProducer(self, True)
 
     def flush(self) -> None:
         """Send what is queued, in one write."""
-        octets = b"".join(self._queued)
-        self._queued.clear()
-        self.queued_octets = 0
+        octets = self._take_queued()
         if self._producing:
             self._waiting += octets
         elif octets:
@@ -57,8 +45,7 @@ class SecureOutput(Output):
         """The transport has enough for now."""
         if not self._producing:
             self._producing = self.congested = True
-            if self._timeout:
-                self._deadline = self._deadlines.call_later(self._timeout, self._time_out)
+            self._set_deadline()
 
     def resumeProducing(self) -> None:
         """The transport has sent all that it had."""
