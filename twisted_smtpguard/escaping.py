@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
 _WORD = {**_CONTROLS, ord(" "): "\\x20", ord('"'): '\\"', ord("\\"): "\\\\"}
+_is_word = re.compile(r"[!#-\[\]-~]*").fullmatch
 
 
 def escape_text(text: str) -> str:
@@ -18,4 +21,6 @@ def escape_word(text: str) -> str:
 
     A log line is `name=value name=value`. No value that a client sent can end early or forge another name.
     """
+    if _is_word(text):
+        return text
     return text.translate(_WORD).encode("ascii", "backslashreplace").decode("ascii")

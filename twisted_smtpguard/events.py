@@ -26,6 +26,11 @@ from twisted_smtpguard.statistics import Statistics
 if TYPE_CHECKING:
     from constantly import NamedConstant  # type: ignore[import-untyped]
 
+NAMESPACE = "twisted_smtpguard"
+
+LINE = "{text}"
+"""The format of every event."""
+
 MAX_VALUE_CHARACTERS = 320
 """What is logged of one thing that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
 
@@ -56,7 +61,7 @@ class Events:
     ) -> None:
         self.statistics = statistics
         self._clock = clock
-        self._logger = logger or Logger(namespace="twisted_smtpguard")
+        self._logger = logger or Logger(namespace=NAMESPACE)
         self._logs_info = level <= LogLevel.info
         self._logs_warn = level <= LogLevel.warn
         self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
@@ -277,7 +282,7 @@ class Events:
             fields["suppressed"] = suppressed
         line = f"{_line('failure', fields)} {escape_text(text)}"
         failure, error = _escaped(failure)
-        self._logger.failure("{text}", failure, text=line, event="failure", **fields, error=error)
+        self._logger.failure(LINE, failure, text=line, event="failure", **fields, error=error)
 
     def _with_suppressed(self, fields: dict[str, object]) -> dict[str, object]:
         suppressed = self._refusals.take_suppressed()
@@ -287,12 +292,29 @@ class Events:
 
     def _info(self, event: str, fields: Mapping[str, object]) -> None:
         if self._logs_info:
-            self._logger.info("{text}", text=_line(event, fields), event=event, **fields)
+            self._log(LogLevel.info, event, _line(event, fields), fields)
 
     def _warn(self, event: str, fields: Mapping[str, object], **sentence: str) -> None:
         if self._logs_warn:
             line = " ".join([_line(event, fields), *sentence.values()])
-            self._logger.warn("{text}", text=line, event=event, **fields, **sentence)
+            self._log(LogLevel.warn, event, line, {**fields, **sentence})
+
+    def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
+        """As `Logger.emit` does it, which copies all fields twice and sorts all levels for each event."""
+        logger = self._logger
+        logger.observer(
+            {
+                "text": line,
+                "event": event,
+                **fields,
+                "log_logger": logger,
+                "log_level": level,
+                "log_namespace": logger.namespace,
+                "log_source": logger.source,
+                "log_format": LINE,
+                "log_time": self._clock.seconds(),
+            }
+        )
 
 
 class LineBudget:
@@ -339,7 +361,14 @@ class LineBudget:
 
 
 def _line(event: str, fields: Mapping[str, object]) -> str:
-    return " ".join([event, *[f"{name}={_shown(value)}" for name, value in fields.items()]])
+    words = [
+        f"{name}={value if type(value) in _SHOWN_AS_THEY_ARE else _shown(value)}"
+        for name, value in fields.items()
+    ]
+    return " ".join([event, *words])
+
+
+_SHOWN_AS_THEY_ARE = frozenset({str, int, float})
 
 
 def _shown(value: object) -> object:
