@@ -32,6 +32,7 @@ from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory, Refused
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
+from twisted_smtpguard.logfile import write_quickly
 from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
@@ -279,6 +280,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     ignore_hangup()
+    if options.parent is not None:
+        write_quickly(options.parent)
     try:
         return make_service(options, reactor)
     except UsageError as error:
