@@ -166,6 +166,135 @@ def test_a_message_is_safe_before_it_is_named_and_its_name_before_it_is_accepted
     assert steps == [("fsync", "tmp"), ("rename", "new"), ("fsync", "new"), "accepted"]
 
 
+# Several at once.
+
+
+@pytest.fixture
+def syncs_of_new(monkeypatch):
+    """How many messages stood in new/ as each of its fsyncs began. What `fail` holds is raised by the next ones."""
+    began = SimpleNamespace(with_messages=[], fail=[], meanwhile=lambda: None)
+    real = os.fsync
+
+    def fsync(descriptor):
+        opened = FilePath(f"/proc/self/fd/{descriptor}").readlink()
+        if opened.is_dir():
+            began.with_messages.append(len(names_in(opened)))
+            meanwhile, began.meanwhile = began.meanwhile, lambda: None
+            meanwhile()
+            if began.fail:
+                raise began.fail.pop()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return began
+
+
+def test_messages_that_are_stored_at_once_share_what_makes_new_safe(delivery, threads, path, syncs_of_new):
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    threads.work()
+    assert [outcome(done) for done in ends] == [None] * 10
+    # The first came alone, and did it itself.
+    assert syncs_of_new.with_messages == [1, 10]
+    assert len(names_in(path / "new")) == 10
+
+
+def test_none_is_accepted_before_new_is_safe(delivery, threads, syncs_of_new):
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    accepted = []
+    syncs_of_new.meanwhile = lambda: setattr(syncs_of_new, "meanwhile", look)
+
+    def look():
+        accepted.extend(done.called for done in ends)
+
+    threads.work()
+    assert accepted == [True] + [False] * 9
+
+
+def test_one_that_is_renamed_after_a_sync_began_waits_for_the_next(delivery, threads, syncs_of_new):
+    ends = [sink_of(delivery).finish() for _ in range(3)]
+
+    def first_alone():
+        syncs_of_new.meanwhile = lambda: ends.append(sink_of(delivery).finish())
+
+    syncs_of_new.meanwhile = first_alone
+    threads.work()
+    assert [outcome(done) for done in ends] == [None] * 4
+    assert syncs_of_new.with_messages == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"), [(errno.EIO, OSError), (errno.ENOSPC, Refused), (errno.EDQUOT, Refused)]
+)
+def test_a_sync_that_fails_refuses_all_who_shared_it_and_later_ones_are_stored(
+    delivery, threads, path, syncs_of_new, logged, number, answer
+):
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    syncs_of_new.meanwhile = lambda: syncs_of_new.fail.insert(0, OSError(number, "failed"))
+    # The first has one of its own, whose failure is its own too.
+    threads.work()
+    assert [type(outcome(done)) for done in ends] == [answer] + [type(None)] * 9
+    syncs_of_new.with_messages.clear()
+
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    syncs_of_new.meanwhile = lambda: setattr(
+        syncs_of_new, "meanwhile", lambda: syncs_of_new.fail.append(OSError(number, "failed"))
+    )
+    threads.work()
+    assert [type(outcome(done)) for done in ends] == [type(None)] + [answer] * 9
+    assert syncs_of_new.with_messages == [10, 19]
+    assert len(names_in(path / "new")) == 10
+
+    done = sink_of(delivery).finish()
+    threads.work()
+    assert outcome(done) is None
+    assert [len(names_in(path / part)) for part in ("tmp", "new")] == [0, 11]
+    assert logged == []
+
+
+def test_of_those_that_shared_a_failed_sync_one_that_a_reader_has_taken_may_come_twice(
+    delivery, threads, path, syncs_of_new, logged
+):
+    ends = [sink_of(delivery).finish() for _ in range(3)]
+
+    def fail():
+        for message in (path / "new").iterdir():
+            message.rename(path / "cur" / message.name)
+        syncs_of_new.fail.append(OSError(errno.EIO, "io"))
+
+    syncs_of_new.meanwhile = lambda: setattr(syncs_of_new, "meanwhile", fail)
+    threads.work()
+    assert [type(outcome(done)) for done in ends] == [type(None), NotTakenBack, NotTakenBack]
+    assert ["may come twice" in event["log_format"] for event in logged] == [True, True]
+
+
+def test_a_verdict_cancelled_while_others_make_new_safe_warns_that_the_message_may_come_twice(
+    delivery, threads, path, syncs_of_new, logged
+):
+    ends = [sink_of(delivery).finish() for _ in range(3)]
+    syncs_of_new.meanwhile = lambda: setattr(syncs_of_new, "meanwhile", ends[1].cancel)
+    threads.work()
+    assert [type(outcome(done)) for done in ends] == [type(None), CancelledError, type(None)]
+    assert len(names_in(path / "new")) == 3
+    assert ["may come twice" in event["log_format"] for event in logged] == [True]
+
+
+def test_a_message_that_failed_leaves_the_next_alone_again(delivery, threads, syncs_of_new, monkeypatch):
+    with monkeypatch.context() as failing_once:
+        failing(failing_once, "rename", errno.EIO)
+        done = sink_of(delivery).finish()
+        threads.work()
+        outcome(done)
+    trips = threads.trips
+    assert outcome_of_one(delivery, threads) is None
+    assert threads.trips == trips + 1
+
+
+def outcome_of_one(delivery, threads):
+    done = sink_of(delivery).finish()
+    threads.work()
+    return outcome(done)
+
+
 # The ends.
 
 

@@ -2,7 +2,7 @@
 
 A message is written to tmp/, made safe, renamed into new/, and new/ is made safe: only then is it accepted.
 So new/ never has a part of a message, and whatever was accepted survives a crash. All of it happens in
-threads.
+threads, and those that are stored at the same time share what makes new/ safe.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path as FilePath
 from typing import cast
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,8 +22,15 @@ from zope.interface import implementer
 
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.freespace import FreeSpace
-from twisted_smtpguard.delivery.maildirfile import MessageFile, NotTakenBack, prepare_maildir, unique_names
-from twisted_smtpguard.delivery.spool import Spool
+from twisted_smtpguard.delivery.maildirfile import (
+    MessageFile,
+    NotTakenBack,
+    prepare_maildir,
+    sync_directory,
+    unique_names,
+)
+from twisted_smtpguard.delivery.sharedsync import SharedSync
+from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -34,9 +43,18 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
 from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
-from twisted_smtpguard.threads import ThreadedReactor
+from twisted_smtpguard.threads import ThreadedReactor, in_thread
 
 _log = Logger()
+
+
+@attrs.define
+class _New:
+    """The directory new/, which all messages of a Maildir share."""
+
+    sync: SharedSync
+    storing: int = 0
+    """Messages on their way into it, until they are safe there."""
 
 
 @implementer(IMessageSink)
@@ -50,11 +68,14 @@ class _MaildirSink:
         new_name: Callable[[], str],
         hostname: str,
         envelope: Envelope,
+        new: _New,
     ) -> None:
         self._path = path
         self._new_name = new_name
         self._hostname = hostname
         self._envelope = envelope
+        self._new = new
+        self._reactor = reactor
         self._when = reactor.seconds()
         self._spool = Spool(reactor, self._open)
 
@@ -63,12 +84,35 @@ class _MaildirSink:
 
     def finish(self) -> Deferred[None]:
         answer: Deferred[None] = Deferred(lambda _: self.abort())
-        delivered = self._spool.finish(lambda file: file.deliver(self._spool.keep))
-        delivered.addErrback(self._not_taken_back).addBoth(self._answer, answer)
+        stored = Deferred.fromCoroutine(self._store())
+        stored.addErrback(self._not_taken_back).addBoth(self._answer, answer)
         return answer
 
     def abort(self) -> None:
         self._spool.discard()
+
+    async def _store(self) -> None:
+        # A second trip to a thread costs more than a synchronisation that nobody would share.
+        alone = not self._new.storing
+        self._new.storing += 1
+        try:
+            file = await self._spool.finish(lambda file: self._deliver(file, sync=alone))
+            if not alone:
+                await self._make_safe(file)
+        finally:
+            self._new.storing -= 1
+
+    def _deliver(self, file: MessageFile, *, sync: bool) -> MessageFile:
+        file.deliver(self._spool.keep, sync=sync)
+        return file
+
+    async def _make_safe(self, file: MessageFile) -> None:
+        try:
+            await self._new.sync.ask()
+        except OSError as error:
+            await in_thread(self._reactor, file.take_back)
+            refuse_if_full(error)
+            raise
 
     def _open(self) -> MessageFile:
         header = self._header()
@@ -130,8 +174,10 @@ class MaildirDelivery:
         self._hostname = hostname
         self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
+        new = self._path / "new"
+        self._new = _New(SharedSync(reactor, partial(sync_directory, new)))
         # Of new/, not of the Maildir: a disk that is no longer mounted is seen at MAIL.
-        self._free_space = FreeSpace(reactor, self._path / "new")
+        self._free_space = FreeSpace(reactor, new)
 
     def begin(self, client: Client, sender: Path) -> IMailTransaction | Deferred[IMailTransaction]:
         if not self._min_free_space:
@@ -152,7 +198,7 @@ class MaildirDelivery:
         return EnvelopeTransaction(client, sender, self._sink)
 
     def _sink(self, envelope: Envelope) -> IMessageSink:
-        return _MaildirSink(self._reactor, self._path, self._new_name, self._hostname, envelope)
+        return _MaildirSink(self._reactor, self._path, self._new_name, self._hostname, envelope, self._new)
 
 
 @implementer(IDeliveryFactory)

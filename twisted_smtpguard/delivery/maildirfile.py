@@ -26,14 +26,14 @@ def prepare_maildir(path: Path) -> None:
             if not path.parent.is_dir():
                 raise ValueError(f"{path} cannot be used as a Maildir: {path.parent} is not a directory")
             path.mkdir(mode=0o700)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         present = set(path.iterdir())
         missing = [part for part in parts if part not in present]
         if missing and present.difference(parts):
             raise ValueError(f"{path} is not a Maildir, and not empty")
         for part in missing:
             part.mkdir(mode=0o700)
-        _sync_directory(path)
+        sync_directory(path)
         tmp, new, _ = (part.stat().st_dev for part in parts)
     except OSError as error:
         raise ValueError(f"{path} cannot be used as a Maildir: {error.strerror}") from error
@@ -65,7 +65,8 @@ def unique_names(hostname: str, now: Callable[[], float]) -> Callable[[], str]:
     return name
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make safe which names stand in it. What was renamed into it before survives a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -97,8 +98,12 @@ class MessageFile:
             data.pop()
         self._put(data.replace(b"\r\n", b"\n"))
 
-    def deliver(self, keep: Callable[[], None]) -> None:
-        """The message is whole: make it safe. `keep()` raises where it is no longer wanted."""
+    def deliver(self, keep: Callable[[], None], *, sync: bool) -> None:
+        """The message is whole: make it safe, and put it into new/. `keep()` raises where it is no longer wanted.
+
+        It may be accepted when new/ is synchronised: here, with `sync`; else by the caller, who takes it back where
+        that fails.
+        """
         self._put(self._before)
         assert self._descriptor is not None
         os.fsync(self._descriptor)
@@ -106,14 +111,19 @@ class MessageFile:
         self._close()
         keep()
         os.rename(self._tmp, self._new)  # noqa: PTH104 - one of the system calls above
-        try:
-            _sync_directory(self._new.parent)
-        except OSError:
+        if sync:
             try:
-                self._new.unlink()
-            except OSError as error:
-                raise NotTakenBack from error
-            raise
+                sync_directory(self._new.parent)
+            except OSError:
+                self.take_back()
+                raise
+
+    def take_back(self) -> None:
+        """It is in new/, and must not be. `NotTakenBack` where it stays."""
+        try:
+            self._new.unlink()
+        except OSError as error:
+            raise NotTakenBack from error
 
     def remove(self) -> None:
         with suppress(OSError):

@@ -27,6 +27,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 T = TypeVar("T")
 
 
+def refuse_if_full(error: BaseException) -> None:
+    """`Refused`, a 452, if `error` says that the disk is full."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise Refused(INSUFFICIENT_STORAGE) from error
+
+
 class SpoolFile(Protocol):
     """Where a body goes. Everything is called in a thread, one call at a time."""
 
@@ -117,8 +123,7 @@ class Spool(Generic[F]):
                 self._discarded = True
                 if self._file is not None:
                     self._file.remove()
-                if isinstance(error, OSError) and error.errno in _FULL:
-                    raise Refused(INSUFFICIENT_STORAGE) from error
+                refuse_if_full(error)
                 raise
 
     def _remove(self) -> None:
