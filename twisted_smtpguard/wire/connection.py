@@ -35,7 +35,7 @@ from twisted_smtpguard.wire.peers import announced_peer, make_peer, peer_address
 from twisted_smtpguard.wire.proxyheader import ProxyHeader
 from twisted_smtpguard.wire.secureoutput import SecureOutput
 from twisted_smtpguard.wire.tls import certificate_shown, spoken
-from twisted_smtpguard.wire.turnaway import TurnAway
+from twisted_smtpguard.wire.turnaway import turn_away
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -169,7 +169,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._transport.abortConnection()
         elif self._at_accept:
             self.factory.release(self)
-            TurnAway(refusal.reply).makeConnection(self._transport)
+            turn_away(self._transport, refusal.reply.wire)
         else:
             self._begin_to_speak().queue(refusal.reply.wire)
             self._close(half=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet import tcp
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal, refusal_of
@@ -15,6 +12,7 @@ from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.later import begun
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.wire.deadlines import Deadline
+from twisted_smtpguard.wire.peeking import input_waits
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -145,13 +143,3 @@ class Entrance:
         """A fault of ours while it was greeted or refused: nobody else would end the connection."""
         self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
         self._transport.abortConnection()
-
-
-def input_waits(transport: Any) -> bool:
-    """Whether the kernel has input that nobody has read: what came with the connection is early, too."""
-    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
-        return False
-    try:
-        return bool(transport.socket.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False

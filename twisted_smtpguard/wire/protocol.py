@@ -18,10 +18,10 @@ from twisted_smtpguard.smtp.transaction import Answer
 from twisted_smtpguard.wire.connection import Connection
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.deadlines import Deadline
-from twisted_smtpguard.wire.entrance import input_waits
 from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.peeking import input_waits
 from twisted_smtpguard.wire.turns import (
     COMMANDS_A_TURN,
     DATA_OCTETS_OF_A_COMMAND,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocol, ISSLTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.wire.peeking import input_waits
+
+_DONE = Failure(ConnectionDone())
 
 
 @implementer(IProtocol)
@@ -20,20 +24,12 @@ class TurnAway:
         self.reply = reply
 
     def makeConnection(self, transport: Any) -> None:
-        """Say why, take once what has already come (a close with unread input resets the connection, and the
-        line would be lost), and close. Under TLS nothing can be said without a handshake: abort."""
-        if ISSLTransport.providedBy(transport):
-            transport.abortConnection()
-            return
+        """Say why, and close. Nobody else knows the connection: it need not wait for a turn of the reactor."""
         if type(transport) is tcp.Server:
-            try:
-                transport.socket.send(self.reply.wire)
-                transport.socket.recv(65536)
-            except OSError:
-                pass  # nothing has come yet, or the client is gone already
+            say_before_close(transport, self.reply.wire)
+            transport.connectionLost(_DONE)
         else:
-            transport.write(self.reply.wire)
-        transport.loseConnection()
+            turn_away(transport, self.reply.wire)
 
     def dataReceived(self, data: bytes) -> None:
         """Nothing that comes now is looked at."""
@@ -51,3 +47,26 @@ class TurnAwayUnsaid(TurnAway):
     def makeConnection(self, transport: Any) -> None:
         """Abort."""
         transport.abortConnection()
+
+
+def turn_away(transport: Any, line: bytes) -> None:
+    """Say why, and close in the next turn. Under TLS nothing can be said without a handshake: abort."""
+    if ISSLTransport.providedBy(transport):
+        transport.abortConnection()
+        return
+    if type(transport) is tcp.Server:
+        say_before_close(transport, line)
+    else:
+        transport.write(line)
+    transport.loseConnection()
+
+
+def say_before_close(transport: tcp.Server, line: bytes) -> None:
+    """Send `line`, and take once what has already come: a close with unread input resets the connection, and the line
+    would be lost."""
+    try:
+        transport.socket.send(line)
+        if input_waits(transport):
+            transport.socket.recv(65536)
+    except OSError:
+        pass  # the client is gone already
