@@ -127,6 +127,7 @@ def _help(session: Session, _: bytes) -> Answer:
 def _quit(session: Session, _: None) -> Answer:
     session.reset()
     session.quit = True
+    session.conduct.unremarkable = False
     return replies.GOODBYE
 
 

@@ -35,14 +35,17 @@ def begin(session: Session, sender: Path) -> Answer:
         if 0 < max_octets < declared:
             conduct.value = declared
             return replies.MESSAGE_TOO_LARGE
-    count = session.transactions + 1
-    if 0 < limits.max_messages < count and conduct.trips("max_messages", count):
+    number = session.transactions + 1
+    if 0 < limits.max_messages < number and conduct.trips("max_messages", number):
         return replies.TOO_MANY_MESSAGES
     if 0 < limits.max_pending_deliveries <= site.orphans:
         conduct.value = site.orphans + 1
         return replies.TOO_MANY_PENDING
     if limits.message_rate.events and not session.visitor.trusted:
-        return _within_rate(session, "message_rate", replies.MESSAGE_RATE_EXCEEDED, _ask_delivery, sender)
+        count = site.clients.count("message_rate", session.visitor.key)
+        if type(count) is not int or count > limits.message_rate.events:
+            beyond = partial(_beyond, session, "message_rate", replies.MESSAGE_RATE_EXCEEDED)
+            return then(count, partial(beyond, _ask_delivery, sender))
     return _ask_delivery(session, sender)
 
 
@@ -73,13 +76,16 @@ def _began(session: Session, sender: Path, utf8: bool, reply: Reply) -> Reply:
 
 def add_recipient(session: Session, recipient: Path) -> Answer:
     """RCPT: the cap, then the delivery."""
-    limits, count = session.site.limits, len(session.recipients) + 1
+    limits, number = session.site.limits, len(session.recipients) + 1
     session.conduct.recipient = recipient.address
-    if 0 < limits.max_recipients < count and session.conduct.trips("max_recipients", count):
+    if 0 < limits.max_recipients < number and session.conduct.trips("max_recipients", number):
         strict = limits.strict_enhanced_codes
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
     if limits.recipient_rate.events and not session.visitor.trusted:
-        return _within_rate(session, "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, _ask_about, recipient)
+        count = session.site.clients.count("recipient_rate", session.visitor.key)
+        if type(count) is not int or count > limits.recipient_rate.events:
+            beyond = partial(_beyond, session, "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED)
+            return then(count, partial(beyond, _ask_about, recipient))
     return _ask_about(session, recipient)
 
 
@@ -106,18 +112,7 @@ def _recipient_answered(session: Session, recipient: Path, reply: Reply) -> Repl
     return reply
 
 
-def _within_rate(
-    session: Session, limit: str, exceeded: Reply, go_on: Callable[[Session, Path], Answer], path: Path
-) -> Answer:
-    """What `go_on(session, path)` answers, unless the client's `limit`, counted in all its sessions, is reached."""
-    site = session.site
-    count = site.clients.count(limit, session.visitor.key)
-    if type(count) is int and count <= getattr(site.limits, limit).events:
-        return go_on(session, path)
-    return then(count, partial(_counted, session, limit, exceeded, go_on, path))
-
-
-def _counted(
+def _beyond(
     session: Session,
     limit: str,
     exceeded: Reply,
@@ -125,6 +120,10 @@ def _counted(
     path: Path,
     count: int | None,
 ) -> Answer:
+    """What `go_on(session, path)` answers, unless the client's `limit`, counted in all its sessions, is reached.
+
+    `count` may have come late, and is None where the store has failed.
+    """
     if session.ended:
         return None
     limits, conduct = session.site.limits, session.conduct

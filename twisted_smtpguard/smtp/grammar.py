@@ -39,7 +39,6 @@ _PATH = re.compile(
     r"|(?P<bare>[A-Za-z]+))?>"
 )
 _MAX_DOMAIN_OCTETS = 255
-_BLANK = 0x20
 _PLAIN_VERBS = frozenset({b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"QUIT"})
 
 # What nearly every MAIL and RCPT looks like, and a part of what _PATH takes: one search without decoding. Whatever
@@ -99,14 +98,10 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
     `line` comes without its CRLF. Blanks (spaces and tabs) at its end and between verb and argument belong to
     neither; the rest of the argument is as sent. Refused: an empty line, NUL, a verb that is not ASCII.
     """
-    verb = line[:4]
-    if verb in _PLAIN_VERBS and b"\0" not in line:
-        # As nearly every line: a verb of four letters, alone, or one blank and an argument without any around it.
-        argument = line[5:]
-        if len(line) == 4 or (
-            argument and line[4] == _BLANK and argument[0] > _BLANK and argument[-1] > _BLANK
-        ):
-            return verb, argument
+    verb, _, argument = line.partition(b" ")
+    if verb in _PLAIN_VERBS and argument.strip(b" \t") == argument and b"\0" not in argument:
+        # As nearly every line.
+        return verb, argument
     line = line.rstrip(b" \t")
     verb, _, argument = line.partition(b" ")
     if b"\t" in verb:

@@ -129,14 +129,16 @@ class Session:
         command = COMMANDS.get(verb)
         if command is None:
             return self.invalid_line(replies.UNRECOGNIZED_COMMAND)
-        phase = self.phase
-        self.conduct.begin(
+        phase, conduct = self.phase, self.conduct
+        conduct.begin(
             command,
             command.junk or (command.junk_again and self._helo != ""),
             self.sender.address if phase in IN_TRANSACTION else None,
         )
-        if self.site.draining and phase not in command.phases_while_draining:
-            return replies.SHUTTING_DOWN
+        if self.site.draining:
+            conduct.unremarkable = False
+            if phase not in command.phases_while_draining:
+                return replies.SHUTTING_DOWN
         self.ends_group = command.ends_group
         if pipelined and command.ends_group and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING

@@ -87,11 +87,13 @@ class SMTPGuardProtocol(Connection):
 
     def dataReceived(self, data: bytes) -> None:
         """Called by the transport. LineReceiver's own would take quadratic time for a pipelined burst."""
-        if self._at_ease and not self._output.congested:
+        if self._at_ease:
             end = len(data) - 2
             if data.find(b"\n") == end + 1 and data.find(b"\r") == end and 0 < end < self._lines.longest:
-                self._receive_lone_line(data[:end])
-                return
+                output = self._output
+                if not output.congested:
+                    self._receive_lone_line(data[:end], output)
+                    return
         if self._closing:
             return
         self._buffer = self._buffer[self._offset :] + data if self._buffer else data
@@ -102,18 +104,16 @@ class SMTPGuardProtocol(Connection):
             self._entrance.spoke()
             self._bound_buffer()
 
-    def _receive_lone_line(self, line: bytes) -> None:
+    def _receive_lone_line(self, line: bytes, output: Output) -> None:
         """A command that has come whole and alone, as nearly all do: what `_walk` does with it, in fewer steps."""
         session = self.session
         self._walking = True
         try:
             answer = session.execute(line, False)
-            if type(answer) is Reply and answer.code < 300 and session.unremarkable:
+            if type(answer) is Reply and answer.code < 300 and session.conduct.unremarkable:
                 # It ends nothing and waits for nothing, so that the next may come.
-                output = self._output
-                output.queue(answer.wire)
-                output.flush()
-                session.ends_group = self._walking = False
+                output.say(answer.wire)
+                self._walking = False
                 self.resetTimeout()
                 return
             self._at_ease = False
