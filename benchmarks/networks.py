@@ -23,9 +23,9 @@ from threading import Thread
 import attrs
 
 from twisted_smtpguard.filters.networklist import read_table
-from twisted_smtpguard.filters.networks import let_others_run
 from twisted_smtpguard.filters.networktable import NetworkTable
 from twisted_smtpguard.interfaces import PASS, Address
+from twisted_smtpguard.threads import let_others_run
 
 from .vitals import Vitals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from commandline import mistake, parsed
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from loopback import Loopback
+from manual_threads import ManualThreads
 from tlsclient import TLSClient
 from twisted.internet.testing import MemoryReactorClock
+from twisted.python.usage import UsageError
 
 from twisted_smtpguard.tap import make_service
 from twisted_smtpguard.wire.tls import CertificateFiles
@@ -43,10 +46,15 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> No
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + CERTIFICATE.read_text()
     )
     (tmp_path / "locked.pem").write_bytes(with_passphrase(CERTIFICATE))
+    os.mkfifo(tmp_path / "pipe.pem")
+    pipe = str(tmp_path / "pipe.pem")
     empty, damaged, locked = (str(tmp_path / f"{name}.pem") for name in ("empty", "damaged", "locked"))
     for files, problem in [
         ((missing,), f"{missing}: No such file or directory"),
         ((str(tmp_path),), f"{tmp_path}: Is a directory"),
+        ((pipe,), f"{pipe}: Not a regular file"),
+        ((good, pipe), f"{pipe}: Not a regular file"),
+        ((good, "", pipe), f"{pipe}: Not a regular file"),
         ((empty,), f"{empty}: there is no certificate in PEM form"),
         ((damaged,), f"{damaged}: a certificate in it is damaged"),
         ((good, missing), f"{missing}: No such file or directory"),
@@ -69,7 +77,9 @@ def test_the_key_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_a_mistake_is_told_before_anything_listens(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.pem")
-    assert mistake("--tls-certificate", missing) == f"--tls-certificate: {missing}: No such file or directory"
+    with pytest.raises(UsageError) as error:
+        make_service(parsed("--tls-certificate", missing), MemoryReactorClock())
+    assert str(error.value) == f"--tls-certificate: {missing}: No such file or directory"
     assert mistake("--tls-key", missing) == "--tls-key: --tls-certificate is needed"
     assert mistake("--listen-tls", "tcp:465") == "--listen-tls: --tls-certificate is needed"
     assert mistake("--tls-certificate", str(CERTIFICATE), "--listen-tls", "ssl:465") == (
@@ -132,3 +142,26 @@ async def test_a_file_with_a_mistake_leaves_the_old_certificate_in_force(tmp_pat
     client = await TLSClient.upgraded(guard)
     assert serial_of(client) == serial_in(CERTIFICATE)
     await guard.close()
+
+
+def test_a_reload_reads_in_a_thread_so_that_a_disk_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "guard.pem"
+    file.write_bytes(certificate(number=1).read_bytes())
+    threads = ManualThreads()
+    files = CertificateFiles(str(file), reactor=threads)
+    assert threads.trips == 0
+    old = files._context
+    done: list[object] = []
+    files.reload().addBoth(done.append)
+    assert (done, threads.waiting) == ([], 1)
+    threads.work()
+    assert done == [None]
+    assert files._context is not old
+
+
+def test_what_is_made_of_the_options_reads_in_threads_of_its_reactor() -> None:
+    threads: Any = ManualThreads()
+    files = parsed("--tls-certificate", str(CERTIFICATE)).certificate(threads)
+    assert files is not None
+    files.reload()
+    assert threads.waiting == 1

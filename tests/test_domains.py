@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest_twisted
 from commandline import mistake, parsed, written
 from fakes import FakeDelivery, Guard
 from mailserver import MailServer
+from manual_threads import ManualThreads
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -118,6 +120,33 @@ async def test_a_file_is_read_again_and_a_mistake_leaves_the_old_list(tmp_path: 
         path.write_text(text)
         await service.reload()
         assert delivery._domains == domains
+
+
+def test_a_pipe_would_be_waited_for_and_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "domains"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"^{path}: Not a regular file$"):
+        AcceptedDomains(FakeDelivery(), [str(path)])
+
+
+def test_a_long_file_is_read_again_in_a_thread_that_lets_the_reactor_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr("twisted_smtpguard.threads.time.sleep", naps.append)
+    path = tmp_path / "domains"
+    path.write_text("one.example\n")
+    threads = ManualThreads()
+    delivery = AcceptedDomains(FakeDelivery(), [str(path)], threads)
+    path.write_text("# none\n" * 10_000 + "".join(f"d{number}.example\n" for number in range(10_000)))
+    guard = SMTPGuardService(Clock(), [], delivery)
+    done = guard.reload()
+    assert (done.called, threads.waiting, delivery._domains) == (False, 1, {"one.example"})
+    assert naps == []
+    threads.work()
+    assert done.called
+    assert len(delivery._domains) == 10_000
+    assert len(naps) > 20_000 // 500
 
 
 # In a session.
@@ -290,8 +319,11 @@ def test_the_option_wraps_the_delivery(tmp_path: Path) -> None:
     path = tmp_path / "domains"
     path.write_text("b.example\n")
     options = parsed("--deliver=discard", "--accept-domain=a.example", f"--accept-domain={path}")
-    delivery: Any = options.delivery(Clock())
+    threads = ManualThreads()
+    delivery: Any = options.delivery(threads)
     assert delivery._domains == {"a.example", "b.example"}
+    Deferred.fromCoroutine(delivery.reload())
+    assert threads.waiting == 1
     assert not isinstance(parsed("--deliver=discard").delivery(Clock()), AcceptedDomains)
 
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.filters import networks
+from twisted_smtpguard import threads
 from twisted_smtpguard.filters.networks import NetworksFactory, NetworksFile, NetworksFilter
 from twisted_smtpguard.interfaces import (
     PASS,
@@ -199,7 +199,7 @@ def test_a_reload_that_is_cancelled_changes_nothing_and_holds_up_none(listed):
 def test_reading_again_lets_the_reactor_run_now_and_then(listed, monkeypatch):
     # A sleep of 0 would not: whoever waits takes longer to wake up.
     naps = []
-    monkeypatch.setattr(networks.time, "sleep", naps.append)
+    monkeypatch.setattr(threads.time, "sleep", naps.append)
     listed.path.write_text("deny 192.0.2.1\n" * 10_000)
     listed.ip_filter.reload()
     listed.reactor.work()

@@ -57,7 +57,8 @@ _REPEATABLE = frozenset(
         "dry-run",
     }
 )
-_SINGLE = ("hostname", "deliver", "profile", "tls-certificate", "tls-key", "tls-client-authorities")
+_CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-client-authorities")
+_SINGLE = ("hostname", "deliver", "profile", *_CERTIFICATE_FILES)
 _FLAGS = ("auth-without-tls", "require-auth", "require-tls")
 _CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
@@ -158,9 +159,11 @@ class Options(usage.Options):
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
         self.listen_tls = given.get("listen-tls", [])
         self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
-        self.certificate = _certificate(single)
+        self.certificate_files = {option: single[option] for option in _CERTIFICATE_FILES if option in single}
+        if self.certificate_files and "tls-certificate" not in single:
+            raise next(iter(self.certificate_files.values())).wrong("--tls-certificate is needed")
         for setting in self.listen_tls:
-            if self.certificate is None:
+            if not self.certificate_files:
                 raise setting.wrong("--tls-certificate is needed")
             if setting.text.startswith("ssl:"):
                 raise setting.wrong(f"a plain endpoint such as tcp:465 is expected, not {setting.text!r}")
@@ -183,11 +186,11 @@ class Options(usage.Options):
         self._answer_questions(limits_table(self.limits, single, profile))
 
     def _check_security(self, given: Mapping[str, Setting]) -> None:
-        if self.flags["require_tls"] and self.certificate is None:
+        if self.flags["require_tls"] and not self.certificate_files:
             raise given["require-tls"].wrong("--tls-certificate is needed")
         if self.flags["require_auth"] and not self.auth:
             raise given["require-auth"].wrong("--auth is needed")
-        if self.auth and self.certificate is None and not self.flags["auth_without_tls"]:
+        if self.auth and not self.certificate_files and not self.flags["auth_without_tls"]:
             raise self.auth[0].wrong("--tls-certificate is needed, or --auth-without-tls")
 
     def _answer_questions(self, limits: str) -> None:
@@ -226,6 +229,14 @@ class Options(usage.Options):
         """What to listen on with implicit TLS."""
         return [_endpoint(setting, reactor) for setting in self.listen_tls]
 
+    def certificate(self, reactor: Any) -> CertificateFiles | None:
+        """What TLS is spoken with."""
+        if not self.certificate_files:
+            return None
+        files = (self.certificate_files.get(option) for option in _CERTIFICATE_FILES)
+        with self.certificate_files["tls-certificate"].blamed():
+            return CertificateFiles(*(file.text if file else "" for file in files), reactor=reactor)
+
     def checkers(self) -> list[object]:
         """Who is asked about credentials, in this order."""
         made = []
@@ -234,7 +245,7 @@ class Options(usage.Options):
                 made.append(logins.make_checker(setting.text))
         return made
 
-    def delivery(self, reactor: object) -> IDelivery:
+    def delivery(self, reactor: Any) -> IDelivery:
         """Where messages go."""
         factories = self._deliveries(self.deliver)
         with self.deliver.blamed():
@@ -242,7 +253,7 @@ class Options(usage.Options):
         if not self.accept_domain:
             return delivery
         with self.accept_domain[0].blamed():
-            return AcceptedDomains(delivery, [setting.text for setting in self.accept_domain])
+            return AcceptedDomains(delivery, [setting.text for setting in self.accept_domain], reactor)
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
         """Who is asked about a connection, in this order. All --deny and --trust are the first."""
@@ -292,6 +303,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     """The service that parsed options ask for. UsageError where it cannot be made."""
     # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
     endpoints, tls_endpoints = options.endpoints(reactor), options.tls_endpoints(reactor)
+    certificate = options.certificate(reactor)
     ip_filters, checkers = options.ip_filters(reactor), options.checkers()
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
@@ -307,7 +319,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         limits=options.limits,
         hostname=options.hostname,
         events=events,
-        tls=options.certificate,
+        tls=certificate,
         tls_endpoints=tls_endpoints,
         proxy_protocol_from=options.proxies,
         checkers=checkers,
@@ -328,18 +340,6 @@ def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:
 def _description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
     with asked.blamed():
         return plugins.description(plugins.look_up(kind, asked.text, factories))
-
-
-def _certificate(given: Mapping[str, Setting]) -> CertificateFiles | None:
-    """What TLS is spoken with. Its files are read: a mistake in one is to be told before anything listens."""
-    names = ("tls-certificate", "tls-key", "tls-client-authorities")
-    asked = [given[name] for name in names if name in given]
-    if not asked:
-        return None
-    if "tls-certificate" not in given:
-        raise asked[0].wrong("--tls-certificate is needed")
-    with asked[0].blamed():
-        return CertificateFiles(*(given[name].text if name in given else "" for name in names))
 
 
 def _network(setting: Setting) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from io import TextIOWrapper
 from ipaddress import ip_address
 from pathlib import Path
 
 import idna
 
 from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.regularfile import open_regular
 from twisted_smtpguard.smtp.grammar import parse_rcpt
 
 _COMMENT = re.compile(r"(^|\s)#.*")
+_LINES_AT_ONCE = 256
 
 _ROUTING = frozenset("@%!")
 """Characters with which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
@@ -64,10 +67,14 @@ def parse_domain(text: str) -> str:
         raise ValueError(f"a domain such as example.org is expected, not {text!r}") from None
 
 
-def read_domains(path: Path) -> Iterable[str]:
-    """The domains of a file, one a line. ValueError names the file and the line."""
+def read_domains(path: Path, rest: Callable[[], object] = lambda: None) -> Iterable[str]:
+    """The domains of a file, one a line. `rest` is called after each short piece of work.
+
+    ValueError names the file and the line.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+            text = file.read()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -80,4 +87,6 @@ def read_domains(path: Path) -> Iterable[str]:
                 domains.append(parse_domain(content))
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
+        if number % _LINES_AT_ONCE == 0:
+            rest()
     return domains

@@ -26,29 +26,34 @@ from twisted_smtpguard.interfaces import (
 )
 from twisted_smtpguard.later import answer_of, as_deferred, is_later
 from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
+from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
 class AcceptedDomains(MultiService):
     """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
 
-    What has a "/" in it is a file with one domain a line, which is read again at a reload. ValueError: a domain is
-    none, or a file is faulty.
+    What has a "/" in it is a file with one domain a line, which is read again at a reload: in one of the threads of
+    `reactor`, if it is given, else where everything else has to wait for it. ValueError: a domain is none, or a file
+    is faulty.
     """
 
     may_relay_for_all = False
 
-    def __init__(self, delivery: IDelivery, domains: Sequence[str]) -> None:
+    def __init__(
+        self, delivery: IDelivery, domains: Sequence[str], reactor: ThreadedReactor | None = None
+    ) -> None:
         super().__init__()
         self.delivery = delivery
         self._named = frozenset(parse_domain(domain) for domain in domains if "/" not in domain)
         self._files = [FilePath(domain) for domain in domains if "/" in domain]
+        self._thread = None if reactor is None else OneThread(reactor)
         self._domains = self._read()
         if IService.providedBy(delivery):
             IService(delivery).setServiceParent(self)
 
-    def _read(self) -> frozenset[str]:
-        return self._named.union(*map(read_domains, self._files))
+    def _read(self, rest: Callable[[], object] = lambda: None) -> frozenset[str]:
+        return self._named.union(*(read_domains(file, rest) for file in self._files))
 
     # What the delivery is.
 
@@ -70,7 +75,7 @@ class AcceptedDomains(MultiService):
 
     async def prepare_reload(self) -> Callable[[], None]:
         """Both change, or neither."""
-        domains = self._read()
+        domains = await self._thread.run(self._read, let_others_run) if self._thread else self._read()
         inner: Any = self.delivery
         switch: Callable[[], None] | None = None
         if IPreparedReload.providedBy(inner):

@@ -11,7 +11,6 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import BinaryIO
 
@@ -25,6 +24,7 @@ from twisted_smtpguard.filters.networktable import (
     TableBuilder,
 )
 from twisted_smtpguard.interfaces import refuse
+from twisted_smtpguard.regularfile import open_regular
 from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
 
 MAX_LINE_OCTETS = 4096
@@ -77,10 +77,7 @@ def read_table(path: str | os.PathLike[str], rest: Callable[[], object] = lambda
     ValueError names the file, and the line where one is wrong.
     """
     try:
-        # It would be waited for, at a reload without end.
-        if Path(path).is_fifo():
-            raise ValueError(f"{os.fspath(path)} is a pipe; a file that can be read again is expected")
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             return _read(os.fspath(path), file, rest)
     except OSError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error

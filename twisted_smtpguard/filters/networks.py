@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard.filters.networklist import parse_network, read_table
@@ -22,9 +21,7 @@ from twisted_smtpguard.interfaces import (
     Verdict,
     refuse,
 )
-from twisted_smtpguard.threads import ThreadedReactor, in_thread
-
-_REST_SECONDS = 0.00005
+from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 
 @implementer(IIPFilter)
@@ -54,18 +51,15 @@ class NetworksFile:
 
     def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
         self._path = path
-        self._reactor = reactor
-        # One reading at a time: a later one never ends before an earlier one, and takes no thread meanwhile.
-        self._reading = DeferredLock()
+        # A later reading never ends before an earlier one, and takes no thread meanwhile.
+        self._thread = OneThread(reactor)
         self._table = read_table(path)
 
     def check(self, peer: Peer) -> Verdict:
         return _verdict(self._table, peer)
 
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        read: Deferred[NetworkTable] = self._reading.run(
-            in_thread, self._reactor, read_table, self._path, let_others_run
-        )
+        read = self._thread.run(read_table, self._path, let_others_run)
         return read.addCallback(lambda table: lambda: self._take(table))
 
     def reload(self) -> Deferred[None]:
@@ -95,9 +89,3 @@ class NetworksFactory:
 
 def _verdict(table: NetworkTable, peer: Peer) -> Verdict:
     return PASS if peer.address is None else table.verdict(peer.address)
-
-
-def let_others_run() -> None:
-    """Let the reactor have the interpreter. It would get it back only 5 ms after each of its system calls, and do
-    a few hundred of them a second; a sleep of 0 gives it back to us at once."""
-    time.sleep(_REST_SECONDS)

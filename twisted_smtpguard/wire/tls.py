@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import IPreparedReload
+from twisted_smtpguard.regularfile import open_regular
+from twisted_smtpguard.threads import OneThread, ThreadedReactor
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -18,7 +20,8 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-
 @implementer(IOpenSSLServerConnectionCreator, IPreparedReload)
 class CertificateFiles:
     """TLS 1.2 and later with the certificate in a PEM file, its chain behind it, and its `key`, by default in the same
-    file. Read at once, and again at a reload: what is encrypted already goes on with what it began with.
+    file. Read at once, and again at a reload: what is encrypted already goes on with what it began with. A reload reads
+    in one of the threads of `reactor`, if it is given, else where everything else has to wait for it.
 
     `client_authorities` is a PEM file of certificates: clients are asked for one that one of these has signed, or that
     is one of these. Who shows none is let in all the same; `Peer.certificate` tells. One that is not signed so fails
@@ -27,10 +30,18 @@ class CertificateFiles:
     A ValueError says what is wrong with which file.
     """
 
-    def __init__(self, certificate: str, key: str = "", client_authorities: str = "") -> None:
+    def __init__(
+        self,
+        certificate: str,
+        key: str = "",
+        client_authorities: str = "",
+        *,
+        reactor: ThreadedReactor | None = None,
+    ) -> None:
         self._certificate = certificate
         self._key = key or certificate
         self._client_authorities = client_authorities
+        self._thread = None if reactor is None else OneThread(reactor)
         self._context = self._read()
 
     @property
@@ -44,18 +55,17 @@ class CertificateFiles:
 
         return Connection(self._context, None)
 
-    def prepare_reload(self) -> Callable[[], None]:
+    def prepare_reload(self) -> Deferred[Callable[[], None]]:
         """Called at a reload."""
-        context = self._read()
+        reading: Deferred[Any] = self._thread.run(self._read) if self._thread else maybeDeferred(self._read)
+        return reading.addCallback(lambda context: lambda: self._take(context))
 
-        def switch() -> None:
-            self._context = context
-
-        return switch
-
-    def reload(self) -> None:
+    def reload(self) -> Deferred[None]:
         """As `prepare_reload`, for who reloads nothing else."""
-        self.prepare_reload()()
+        return self.prepare_reload().addCallback(lambda take: take())
+
+    def _take(self, context: Any) -> None:
+        self._context = context
 
     def _read(self) -> Any:
         from OpenSSL import SSL, crypto  # noqa: PLC0415
@@ -95,7 +105,8 @@ class CertificateFiles:
 
 def _octets(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
 
