@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import IService, MultiService
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import SSL4ServerEndpoint
@@ -17,6 +16,7 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IRelayDelivery
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.parts import PartsOwner
 from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -33,13 +33,14 @@ _PORT_SECONDS = 1
 """For listeners to close, which takes a turn of the reactor."""
 
 
-class SMTPGuardService(MultiService):
+class SMTPGuardService(PartsOwner):
     """A guard on any number of endpoints, with one cap over all of them.
 
     `reactor` provides the time. At `tls_endpoints`, which are plain ones, the guard begins TLS before it greets, with
     `tls`. `names` are the strings of the `endpoints` and of these, for the log; the other arguments are those of
     SMTPGuardFactory. Filters and a delivery that provide IService are started before any listener and stopped after
-    the last session. It can be started again after it was stopped.
+    the last session, unless they have a parent, which then does so. ValueError: one of them has another guard for its
+    parent. It can be started again after it was stopped.
     """
 
     def __init__(
@@ -99,8 +100,7 @@ class SMTPGuardService(MultiService):
         self._ending = 0
         """Drains and stops that are not over."""
         for part in (*(entry.filter for entry in filters), delivery):
-            if IService.providedBy(part):
-                part.setServiceParent(self)
+            self.adopt(part)
 
     @property
     def ports(self) -> Sequence[IListeningPort]:

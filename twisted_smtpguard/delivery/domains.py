@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from twisted.application.service import IService, MultiService
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
@@ -25,12 +24,13 @@ from twisted_smtpguard.interfaces import (
     Refused,
 )
 from twisted_smtpguard.later import answer_of, as_deferred, is_later
+from twisted_smtpguard.parts import PartsOwner
 from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
 from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
-class AcceptedDomains(MultiService):
+class AcceptedDomains(PartsOwner):
     """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
 
     What has a "/" in it is a file with one domain a line, which is read again at a reload: in one of the threads of
@@ -49,8 +49,7 @@ class AcceptedDomains(MultiService):
         self._files = [FilePath(domain) for domain in domains if "/" in domain]
         self._thread = None if reactor is None else OneThread(reactor)
         self._domains = self._read()
-        if IService.providedBy(delivery):
-            IService(delivery).setServiceParent(self)
+        self.adopt(delivery)
 
     def _read(self, rest: Callable[[], object] = lambda: None) -> frozenset[str]:
         return self._named.union(*(read_domains(file, rest) for file in self._files))
