@@ -143,6 +143,40 @@ def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing
     assert clock.getDelayedCalls() == []
 
 
+def test_a_stop_gives_up_a_reload_that_hangs_and_the_next_start_knows_nothing_of_it() -> None:
+    hanging = Reloadable(Deferred)
+    guard = service(hanging, Reloadable())
+    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    guard.startService()
+    waiting = [guard.reload() for _ in range(3)]
+    with capturedLogs() as events:
+        stopped = guard.stopService()
+    assert stopped.called
+    assert all(done.called for done in waiting)
+    assert [event["text"] for event in events][:2] == [
+        "reload_failed what=f0 given up before it was read",
+        "reloaded what=f1",
+    ]
+    # Nobody who waited for another reload had it begin.
+    assert hanging.reloads == 1
+    assert clock.getDelayedCalls() == []
+    hanging.answer = lambda: None
+    guard.startService()
+    assert reload(guard) == ["reloaded what=f0", "reloaded what=f1"]
+    guard.stopService()
+
+
+def test_a_drain_lets_a_reload_go_on() -> None:
+    reading: Deferred[None] = Deferred()
+    guard = service(Reloadable(lambda: reading))
+    guard.startService()
+    done = guard.reload()
+    assert guard.drain().called
+    assert not done.called
+    reading.callback(None)
+    assert done.called
+
+
 def test_one_that_was_cancelled_from_within_stops_no_later_reload() -> None:
     async def answer() -> None:
         raise asyncio.CancelledError

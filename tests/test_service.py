@@ -135,6 +135,35 @@ async def test_it_can_be_started_again_after_a_start_that_failed() -> None:
     await guard.close()
 
 
+@implementer(IStreamServerEndpoint)
+class FaultyEndpoint:
+    """Raises, where an endpoint should answer."""
+
+    def listen(self, factory: object) -> Deferred[Any]:
+        raise OSError("no network")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_raises_leaves_no_listener_either() -> None:
+    guard = Loopback()
+    guard.service._listeners.append((FaultyEndpoint(), guard.factory))
+    guard.service._names.append("faulty")
+    with pytest.raises(OSError, match="no network"):
+        guard.service.startService()
+    assert guard.service.ports == ()
+    assert not guard.service.running
+    readers = guard.before[0]
+    await guard.until(lambda: set(reactor.getReaders()) <= readers)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_each_endpoint_has_one_name(names: list[str]) -> None:
+    endpoints = [StuckEndpoint(), StuckEndpoint()]
+    with pytest.raises(ValueError, match=r"^2 names are expected, one for each endpoint$"):
+        SMTPGuardService(Clock(), endpoints, FakeDelivery(), names=names)
+    SMTPGuardService(Clock(), endpoints, FakeDelivery(), names=["a", "b"])
+
+
 class SlowEndpoint:
     """Answers when the test says so."""
 
@@ -405,6 +434,27 @@ async def test_a_delivery_that_is_a_service_starts_before_any_listener_and_stops
     delivery.stopping.callback(None)
     await guard.until(lambda: outcome)
     await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_is_stopped_once_a_start_however_often_the_guard_is_stopped() -> None:
+    delivery = DeliveryService()
+    guard = delivery.guard = Loopback(delivery=delivery)
+    for _ in range(2):
+        delivery.seen.clear()
+        guard.start()
+        delivery.stopping = Deferred()
+        outcomes = [stop(guard), stop(guard)]
+        await guard.until(lambda: len(delivery.seen) == 2)
+        outcomes.append(stop(guard))
+        # None of them is over before the delivery has stopped.
+        await guard.turn()
+        assert outcomes == [[], [], []]
+        delivery.stopping.callback(None)
+        assert outcomes == [[None], [None], [None]]
+        again = stop(guard)
+        await guard.until(lambda: again)  # noqa: B023 - called in this round
+        assert [what for what, *_ in delivery.seen] == ["start", "stop"]
 
 
 @pytest_twisted.ensureDeferred

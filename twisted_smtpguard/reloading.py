@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.reflect import safe_str
 
 from twisted_smtpguard.events import Events
@@ -24,6 +24,7 @@ class Reloading:
         self._events = events
         self._call_later = call_later
         self._waiting: list[Deferred[None]] = []
+        self._readings: list[Deferred[Callable[[], object] | BaseException]] = []
         self._busy = False
 
     def reload(self) -> Deferred[None]:
@@ -35,22 +36,35 @@ class Reloading:
             Deferred.fromCoroutine(self._run())
         return done
 
+    def give_up(self) -> None:
+        """The parts stop: nothing is read any more, and whoever waits for it hears that it is over."""
+        waiting, self._waiting = self._waiting, []
+        # It ends the reload that is going on, and those who have asked for another would begin one.
+        for reading in self._readings:
+            reading.cancel()
+        for done in waiting:
+            done.callback(None)
+
     async def _run(self) -> None:
         self._busy = True
         while self._waiting:
             waiting, self._waiting = self._waiting, []
             await self._reload_all()
+            # What was read may be large.
+            self._readings = []
             for done in waiting:
                 done.callback(None)
         self._busy = False
 
     async def _reload_all(self) -> None:
-        readings = [(name, self._read(part)) for name, part in self._parts]
+        self._readings = [self._read(part) for _, part in self._parts]
         switches: list[tuple[str, Callable[[], object]]] = []
-        for name, reading in readings:
+        for (name, _), reading in zip(self._parts, self._readings, strict=True):
             outcome = await reading
             if isinstance(outcome, TimeoutError):
                 self._events.reload_failed(name, f"no answer in {_SECONDS} seconds")
+            elif isinstance(outcome, CancelledError):
+                self._events.reload_failed(name, "given up before it was read")
             elif isinstance(outcome, BaseException):
                 self._failed(name, outcome)
             else:

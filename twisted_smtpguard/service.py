@@ -40,7 +40,7 @@ class SMTPGuardService(PartsOwner):
     `tls`. `names` are the strings of the `endpoints` and of these, for the log; the other arguments are those of
     SMTPGuardFactory. Filters and a delivery that provide IService are started before any listener and stopped after
     the last session, unless they have a parent, which then does so. ValueError: one of them has another guard for its
-    parent. It can be started again after it was stopped.
+    parent, or `names` are too few or too many. It can be started again after it was stopped.
     """
 
     def __init__(
@@ -96,9 +96,13 @@ class SMTPGuardService(PartsOwner):
             *((endpoint, implicit) for endpoint in tls_endpoints),
         ]
         self._names = list(names) or [repr(endpoint) for endpoint, _ in self._listeners]
+        if len(self._names) != len(self._listeners):
+            raise ValueError(f"{len(self._listeners)} names are expected, one for each endpoint")
         self._ports: list[IListeningPort] = []
         self._ending = 0
         """Drains and stops that are not over."""
+        self._stopping: Deferred[None] | None = None
+        """The last stop."""
         for part in (*(entry.filter for entry in filters), delivery):
             self.adopt(part)
 
@@ -126,8 +130,15 @@ class SMTPGuardService(PartsOwner):
         if not self.running:
             self._start_parts()
         self.factory.reopen()
-        for name, (endpoint, factory) in zip(self._names, self._listeners, strict=True):
-            self._listen(name, endpoint, factory)
+        try:
+            for name, (endpoint, factory) in zip(self._names, self._listeners, strict=True):
+                self._listen(name, endpoint, factory)
+        except BaseException:
+            ports, self._ports = self._ports, []
+            for port in ports:
+                port.stopListening()
+            self._end_parts()
+            raise
         self._warn_of_descriptors()
         self._warn_of_open_relay()
         tried = self.factory.site.limits.dry_run
@@ -138,7 +149,7 @@ class SMTPGuardService(PartsOwner):
         try:
             super().startService()
         except Exception:
-            super().stopService()
+            self._end_parts()
             raise
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint, factory: Any) -> None:
@@ -153,14 +164,11 @@ class SMTPGuardService(PartsOwner):
 
         if isinstance(endpoint, SSL4ServerEndpoint):
             self.factory.site.events.ssl_endpoint(name)
-        endpoint.listen(factory).addCallback(self._listening, name, self._ports).addErrback(failed)
+        listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, factory)
+        listening.addCallback(self._listening, name, self._ports).addErrback(failed)
         # A plugin's endpoint may take its time: then it is too late to let the start fail.
         waiting = True
         if failures:
-            ports, self._ports = self._ports, []
-            for port in ports:
-                port.stopListening()
-            super().stopService()
             failures[0].raiseException()
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
@@ -213,9 +221,12 @@ class SMTPGuardService(PartsOwner):
     def stopService(self) -> Deferred[None]:
         """Drain, then stop the filters and the delivery.
 
-        Where one of them that is a service does not stop, this fires 5 seconds later than a drain would.
+        Where one of them that is a service does not stop, this fires 5 seconds later than a drain would. A reload that
+        is going on is given up. Called again meanwhile, it waits for the same end.
         """
-        return self._until_drained(self._stop_parts)
+        if self._stopping is None or self._stopping.called:
+            self._stopping = self._until_drained(self._stop_parts)
+        return shielded(self._stopping)
 
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
         ports, self._ports = self._ports, []
@@ -235,10 +246,15 @@ class SMTPGuardService(PartsOwner):
 
     def _stop_parts(self, _: object) -> Deferred[Any]:
         """Stop the filters and the delivery. One that hangs must not keep the process."""
-        stopping: Deferred[Any] = shielded(maybeDeferred(super().stopService))
+        stopping: Deferred[Any] = shielded(maybeDeferred(self._end_parts))
         stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
         stopped.addErrback(self.factory.site.events.failure, "stopping a filter or the delivery")
         return stopped.addCallback(lambda _: self.factory.site.events.stopped())
+
+    def _end_parts(self) -> Any:
+        self._reloading.give_up()
+        # Each start has one stop, however often the service is stopped.
+        return super().stopService() if self.running else None
 
 
 def _address_text(host: Any) -> str:
