@@ -95,12 +95,16 @@ class GuardProcess:
             raise
 
     def _is_listening(self, listeners: int) -> bool:
-        assert self._process.poll() is None, f"it has ended: {self._errors.read_text()}{self.log.decode()}"
+        assert self.runs, f"it has ended: {self._errors.read_text()}{self.log.decode()}"
         return len(self.addresses) == listeners
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     @property
     def log(self) -> bytes:
@@ -143,9 +147,13 @@ class GuardProcess:
         """SIGTERM. It goes on with what it has begun, see `ended`."""
         self._process.terminate()
 
+    def status(self) -> int:
+        """Wait for its end, and tell how it was: minus the number of a signal, or its exit status."""
+        return self._process.wait(PATIENCE_SECONDS)
+
     def ended(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Wait for its end after `terminate`, or another signal: by that signal, without a word about a fault."""
-        assert self._process.wait(PATIENCE_SECONDS) == -number, self._errors.read_text()
+        assert self.status() == -number, self._errors.read_text()
         assert self._errors.read_text() == ""
         assert b"Traceback" not in self.log, self.log.decode()
 
@@ -164,7 +172,7 @@ class GuardProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._process.poll() is not None:
+        if not self.runs:
             return
         if kind is not None:
             self.kill()

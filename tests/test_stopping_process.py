@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import held_delivery
 import pytest
+import stuck_thread
 from held_delivery import ASKED, TAKEN, VERDICT
 from processes import LOCAL, PATIENCE_SECONDS, GuardProcess, eventually
 from rawclient import RawClient
@@ -109,13 +111,17 @@ def test_who_outstays_the_grace_is_told_and_cut_off_and_only_then(
     assert stored(guard.maildir) == unfinished(guard.maildir) == []
 
 
+def install(plugin: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "plugins" / "twisted" / "plugins"
+    folder.mkdir(parents=True)
+    shutil.copy(str(plugin.__file__), folder)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "plugins"))
+
+
 @pytest.fixture
 def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The option for a delivery whose files are in `tmp_path`."""
-    folder = tmp_path / "plugins" / "twisted" / "plugins"
-    folder.mkdir(parents=True)
-    shutil.copy(held_delivery.__file__, folder)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "plugins"))
+    install(held_delivery, tmp_path, monkeypatch)
     return f"--deliver=held:{tmp_path}"
 
 
@@ -170,6 +176,55 @@ def test_a_verdict_that_never_comes_is_waited_for_five_seconds_more(
         guard.ended()
         assert 4.5 < time.monotonic() - began < 5.5 + 4
     assert not (tmp_path / TAKEN).exists()
+
+
+# While a thread hangs, for which the reactor waits.
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    install(stuck_thread, tmp_path, monkeypatch)
+    return "--deliver=stuck"
+
+
+@both_reactors
+def test_a_thread_that_hangs_keeps_the_process_three_seconds_and_the_log_says_so(
+    tmp_path: Path, stuck: str, clients: ExitStack, reactor: str
+) -> None:
+    with GuardProcess(tmp_path, stuck, reactor=reactor) as guard:
+        idle = come(clients, guard)
+        guard.terminate()
+        assert idle.rest() == SHUTTING_DOWN
+        clients.close()
+        guard.wait_for(r"\] stopped ")
+        began = time.monotonic()
+        assert guard.status() == 1
+        assert time.monotonic() - began < 3 + 4
+        assert guard.lines[-1].endswith(
+            "the process ends with status 1: a thread still hangs 3 seconds after the stop, as on a disk that does "
+            "not answer"
+        )
+
+
+@both_reactors
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_while_it_waits_for_a_thread_ends_the_process_at_once(
+    tmp_path: Path, stuck: str, clients: ExitStack, reactor: str, number: signal.Signals
+) -> None:
+    with GuardProcess(tmp_path, stuck, reactor=reactor) as guard:
+        # Who has been greeted knows that the reactor runs, and hears signals.
+        come(clients, guard)
+        clients.close()
+        guard.terminate()
+        guard.wait_for(r"\] stopped ")
+
+        def ended() -> bool:
+            # The first may come a moment too soon.
+            os.kill(guard.pid, number)
+            return not guard.runs
+
+        eventually(ended, "it does not end")
+        guard.ended(number)
 
 
 # Again.

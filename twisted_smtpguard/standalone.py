@@ -3,7 +3,9 @@ listen."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Mapping
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -11,12 +13,18 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
 
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.systemd import READY, STOPPING, notify, reloading
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None where there is no such signal (Windows)."""
+
+_THREADS_SECONDS = 3
+"""For threads to end what they do, when all has been stopped."""
+
+_log = Logger()
 
 
 def ignore_hangup() -> None:
@@ -27,18 +35,24 @@ def ignore_hangup() -> None:
 
 class StandaloneService(SMTPGuardService):
     """SIGHUP has it read its files anew. One that cannot listen ends the process. While it stops, a second
-    signal to stop means now, and SIGHUP nothing. systemd is told when it listens, reloads and stops."""
+    signal to stop means now, and SIGHUP nothing. When it has stopped the process ends, even if a thread hangs.
+    systemd is told when it listens, reloads and stops."""
 
     _before: Mapping[int, Any] = MappingProxyType({})
     """What was done on each signal before the start."""
     _asked = False
     """The process has been asked to stop."""
+    _shutting_down: bool | None = None
+    """The reactor is: this stop is the last one. None: it has not been asked to tell."""
 
     def startService(self) -> None:  # noqa: N802 - the base class's name
         # Running: it listens again after a drain.
         if not self.running:
             self._asked = False
             self._before = {}
+            if self._shutting_down is None:
+                self._shutting_down = False
+                self._reactor.addSystemEventTrigger("before", "shutdown", self._shuts_down)
             # First, for whoever reads in the log that it listens may send the signal.
             if SIGHUP is not None:
                 self._handle(SIGHUP, self._reread)
@@ -54,6 +68,9 @@ class StandaloneService(SMTPGuardService):
             if callable(signal.getsignal(number)):
                 self._handle(number, self._stop)
 
+    def _shuts_down(self) -> None:
+        self._shutting_down = True
+
     def stopService(self) -> Deferred[None]:  # noqa: N802
         notify(STOPPING)
         self._asked = True
@@ -65,7 +82,19 @@ class StandaloneService(SMTPGuardService):
         for number, handler in self._before.items():
             # None: a handler that was not set by Python, which cannot set it again either.
             signal.signal(number, handler or signal.SIG_DFL)
+        if self._shutting_down:
+            self._end_the_process()
         return outcome
+
+    def _end_the_process(self) -> None:
+        """Everybody has been answered. The reactor now waits for its threads, for ever if one hangs, and hears no
+        signal meanwhile."""
+        for number in self._before.keys() - {SIGHUP}:
+            signal.signal(number, signal.SIG_DFL)
+        deadline = threading.Timer(_THREADS_SECONDS, _end_now)
+        # It keeps no process that ends by itself.
+        deadline.daemon = True
+        deadline.start()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """The first signal is for the reactor, whose handler would log that a stop cannot be stopped."""
@@ -99,3 +128,13 @@ class StandaloneService(SMTPGuardService):
         super()._listening(port, name, ports)
         # When a signal to stop is heeded, too.
         self._reactor.callWhenRunning(self._tell_ready)
+
+
+def _end_now() -> None:
+    """Called in a thread of its own: the reactor's waits."""
+    _log.critical(
+        "the process ends with status 1: a thread still hangs {seconds} seconds after the stop, as on a disk that "
+        "does not answer",
+        seconds=_THREADS_SECONDS,
+    )
+    os._exit(1)
