@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import attrs
 from twisted.internet import tcp
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard.units import no_limit
@@ -33,6 +35,9 @@ class Speaker(Protocol):
 
     def output_closing(self) -> None:
         """The transport has taken the last of all, and our side is about to be closed."""
+
+
+_DONE = Failure(ConnectionDone())
 
 
 @attrs.frozen
@@ -177,7 +182,14 @@ class Output:
 
     def close(self) -> None:
         """Close the connection plainly once everything has been taken."""
-        self._close_by(self._transport.loseConnection)
+        self._close_by(self._lose_connection)
+
+    def _lose_connection(self) -> None:
+        if self._socket is None:
+            self._transport.loseConnection()
+        else:
+            # There is nothing to wait a turn of the reactor for.
+            self._transport.connectionLost(_DONE)
 
     def half_close(self) -> None:
         """Shut down our side once everything has been taken, and go on reading.
