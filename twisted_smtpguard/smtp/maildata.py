@@ -21,6 +21,10 @@ _CRLF_DOT = b"\r\n."
 _END_OF_DATA = b"\r\n.\r\n"
 _PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 
+# A CR that is bare, or whose CRLF is before a dot or the last that there is: the first thing to look for in what comes
+# behind DATA.
+_SPECIAL_CR = re.compile(rb"\r(?!\n[^.])")
+
 # Two searches, each for one literal octet, are five times as fast as one search for either.
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"\n(?<!\r\n)")
@@ -135,10 +139,11 @@ class MessageCheck:
             return True
         return bool(self.shadows) and any(each.slow_to_read for each in self.shadows)
 
-    def take(self, piece: bytes) -> bytes:
+    def take(self, piece: bytes, *, no_bare_cr: bool = False) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
 
-        Of several problems the size wins, then the header's, and the bare newline is last.
+        Of several problems the size wins, then the header's, and the bare newline is last. `no_bare_cr`: it is known
+        that there is none.
         """
         rules = self._rules
         for shadow in self.shadows:
@@ -153,7 +158,7 @@ class MessageCheck:
         problem, header = self.problem, self._header
         if not header.over and (problem is None or problem is replies.BARE_NEWLINE):
             problem = header.take(piece) or problem
-        if problem is None and rules.refuses_bare and (_BARE_CR.search(piece) or _BARE_LF.search(piece)):
+        if problem is None and rules.refuses_bare and _has_bare(piece, no_bare_cr):
             problem = replies.BARE_NEWLINE
         if problem is None:
             return piece
@@ -171,8 +176,12 @@ class MessageCheck:
             self.problem = reply
 
 
+def _has_bare(piece: bytes, no_cr: bool = False) -> bool:
+    return not (no_cr or _BARE_CR.search(piece) is None) or _BARE_LF.search(piece) is not None
+
+
 def _normalize(piece: bytes) -> bytes:
-    if _BARE_CR.search(piece) or _BARE_LF.search(piece):
+    if _has_bare(piece):
         return piece.replace(_CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", _CRLF)
     return piece
 
@@ -197,8 +206,10 @@ class DataDecoder:
         What stands behind the end of the data is not looked at. Not to be called once `ended`.
         """
         text = self._held + data
-        # Most pieces of most messages have no line that begins with a dot, and this one search is all.
-        dot = text.find(_CRLF_DOT)
+        # Most pieces of most messages have nothing special, and this one search is all.
+        special = _SPECIAL_CR.search(text)
+        first = len(text) if special is None else special.start()
+        dot = text.find(_CRLF_DOT, first)
         end = text.find(_END_OF_DATA, dot) if dot >= 0 else -1
         if end >= 0:
             self.ended = True
@@ -216,7 +227,7 @@ class DataDecoder:
         if self._virtual and piece:
             piece = piece[self._virtual :]
             self._virtual = 0
-        return self._check.take(piece), consumed
+        return self._check.take(piece, no_bare_cr=first >= cut or first == end), consumed
 
 
 class ChunkDecoder:
