@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from certificates import CERTIFICATE, certificate
@@ -135,6 +136,7 @@ def test_a_message_before_the_login_is_nobodys_and_one_behind_it_the_users() -> 
         client.say(line)
     told = [each.client for each in client.guard.delivery.messages]
     assert [(each.identity, each.protocol) for each in told] == [(None, "ESMTP"), ("ann", "ESMTPA")]
+    assert [each.avatar_id for each in told] == [None, b"ann"]
 
 
 def test_several_exchanges_may_arrive_at_once() -> None:
@@ -159,6 +161,16 @@ def test_the_name_is_the_checkers_or_else_the_clients(avatar: Any, identity: str
     client = client_of(Checker(avatar))
     client.say(f"AUTH PLAIN {plain()}")
     assert client.protocol.session.identity == identity
+
+
+@pytest.mark.parametrize("avatar", [b"\xff", "jörg", (), b"", None, object(), []])
+def test_a_delivery_gets_what_the_checker_answered_as_it_is(avatar: Any) -> None:
+    client = client_of(Checker(avatar))
+    client.say(f"AUTH PLAIN {plain()}")
+    client.say(*ENVELOPE, "DATA", "x", ".")
+    (message,) = client.guard.delivery.messages
+    assert message.client.avatar_id is avatar
+    assert hash(message.client) == hash(attrs.evolve(message.client, avatar_id=None))
 
 
 # Where it is in sequence.

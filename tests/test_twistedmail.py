@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 import pytest
 from fakes import Conversation, codes, splits
 from twisted.cred.error import UnauthorizedLogin
@@ -17,7 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.mail import smtp
-from twistedmail import HOST, KINDS, Late, Message, Notebook, Realm, deliverer, guarded
+from twistedmail import HOST, KINDS, Late, Message, Notebook, Realm, auth, deliverer, guarded, users
 
 from twisted_smtpguard import Client, Path, Peer, TwistedMailDelivery
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
@@ -329,6 +330,74 @@ def test_a_portal_that_lets_nobody_in_says_so() -> None:
     client.guard.factory.site.delivery = TwistedMailDelivery(Portal(Realm(notebook, factories=True)), HOST)
     client.say(HELLO)
     assert client.say(ENVELOPE[0]) == "550 5.0.0 Unauthenticated senders not allowed\r\n"
+
+
+AUTH = auth("secret")
+USER = b"bob"
+
+
+def test_a_user_who_has_logged_in_has_one_login_for_all_messages() -> None:
+    notebook = Notebook()
+    greeted(notebook).say(AUTH, *MESSAGE, *MESSAGE, HELLO, *MESSAGE, "QUIT")
+    logins = [entry for entry in notebook.seen if entry[0].startswith("log")]
+    interfaces = (smtp.IMessageDeliveryFactory, smtp.IMessageDelivery)
+    assert logins == [("login", USER, None, interfaces), ("logout",)]
+
+
+def test_a_realm_that_refuses_a_user_does_not_let_the_client_go_on_as_nobody() -> None:
+    notebook = Notebook()
+    client = greeted(notebook)
+    client.say(*MESSAGE, AUTH)
+    client.heard()
+    notebook.answers["login"] = lambda: _raise(UnauthorizedLogin("secret"))
+    for _ in range(2):
+        assert client.say(ENVELOPE[0]) == "550 5.0.0 Sender not acceptable\r\n"
+    notebook.answers = {}
+    client.say(ENVELOPE[0], "QUIT")
+    logins = [entry[:2] for entry in notebook.seen if entry[0].startswith("log")]
+    assert logins == [("login", ()), ("logout",), *[("login", USER)] * 3, ("logout",)]
+
+
+def test_a_portal_that_lets_nobody_in_without_a_password_lets_users_in() -> None:
+    notebook = Notebook()
+    client = guarded(notebook)
+    realm = Realm(notebook, factories=True)
+    client.guard.factory.site.delivery = TwistedMailDelivery(Portal(realm, [users()]), HOST)
+    client.say(HELLO)
+    assert client.codes(ENVELOPE[0], AUTH, *ENVELOPE) == [550, 235, 250, 250]
+
+
+@pytest.mark.parametrize(
+    ("then", "logins"),
+    [
+        ({}, [USER]),
+        ({"identity": None, "avatar_id": None}, [USER, ()]),
+        ({"identity": "ann", "avatar_id": b"ann"}, [USER, b"ann"]),
+        ({"avatar_id": bytearray(USER)}, [USER, USER]),
+        ({"session": "1-2"}, [USER, USER]),
+    ],
+)
+def test_nobody_has_the_login_of_another(then: dict[str, Any], logins: list[Any]) -> None:
+    """Under TLS the session of a user is nobody's, or that of another."""
+    notebook = Notebook()
+    delivery = TwistedMailDelivery(deliverer("portal of deliveries", notebook), HOST)
+    peer = Peer(None, None, None, None, tls=False, proxied=False)
+    client = Client(peer, "1-1", "x", "ESMTPA", identity="bob", trusted=False, avatar_id=USER)
+    for each in (client, attrs.evolve(client, **then)):
+        Deferred.fromCoroutine(delivery.begin(each, Path("a@b", {})))
+    assert [entry[1] for entry in notebook.seen if entry[0] == "login"] == logins
+
+
+def test_the_logout_of_another_user_waits_for_a_verdict_that_is_pending_beyond_its_time() -> None:
+    stubborn = Stubborn()
+    notebook = Notebook(eomReceived=lambda number: stubborn)
+    client = greeted(notebook, delivery_timeout=30)
+    client.say(*MESSAGE)
+    client.guard.clock.advance(31)
+    assert client.codes(AUTH, ENVELOPE[0], "QUIT")[-3:] == [235, 250, 221]
+    assert [call for call in notebook.calls() if call.startswith("log")] == ["login", "login"]
+    stubborn.callback(None)
+    assert [call for call in notebook.calls() if call.startswith("log")] == ["login"] * 2 + ["logout"] * 2
 
 
 class Stubborn(Deferred[Any]):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from fakes import codes
+from twisted.cred.checkers import ANONYMOUS
 from twisted.internet.defer import fail, succeed
 from twisted.mail import smtp
-from twistedmail import KINDS, Delivery, Late, Message, Notebook, Stock, guarded, pieces
+from twistedmail import KINDS, Delivery, Late, Message, Notebook, Stock, auth, guarded, pieces
 
 ENVELOPE = ["MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>"]
 TWO = [*ENVELOPE, "RCPT TO:<e@f.example>"]
@@ -47,6 +48,12 @@ CONVERSATIONS: dict[str, list[str]] = {
     "two recipients": [HELLO, *TWO, "DATA", body("Subject: x", "", "text"), "QUIT"],
     "a recipient twice": [HELLO, *ENVELOPE, ENVELOPE[1], "DATA", body("Subject: x"), "QUIT"],
     "two messages": [HELLO, *ENVELOPE, "DATA", body("x: 1"), *TWO, "DATA", body("x: 2"), "QUIT"],
+    "AUTH": [HELLO, auth("secret"), *ENVELOPE, "DATA", body("x: 1"), *TWO, "DATA", body("x: 2"), "QUIT"],
+    "AUTH that is refused": [HELLO, auth("guess"), *ENVELOPE, "DATA", body("x: y"), "QUIT"],
+    "AUTH that is refused once": [HELLO, auth("guess"), auth("secret"), *ENVELOPE, "QUIT"],
+    "AUTH with a challenge": [HELLO, "AUTH PLAIN", auth("secret").split()[-1], *ENVELOPE, "QUIT"],
+    "AUTH given up": [HELLO, "AUTH PLAIN", "*", *ENVELOPE, "QUIT"],
+    "AUTH that is refused behind a message": [HELLO, *ENVELOPE, "RSET", auth("guess"), *ENVELOPE, "QUIT"],
     "RSET": [HELLO, *TWO, "RSET", *ENVELOPE, "DATA", body("x: 2"), "QUIT"],
     "commands out of sequence": [
         HELLO,
@@ -204,6 +211,21 @@ def test_answers_that_come_later_look_the_same_from_behind(lines: list[str]) -> 
         make_notebook=make_notebook,
         settle=lambda notebook: late[id(notebook)].fire,
     )
+
+
+@pytest.mark.parametrize("kind", ["portal of deliveries", "portal of factories"])
+def test_auth_behind_a_message_looks_the_same_from_behind_but_that_nobody_is_left_logged_in(
+    kind: str,
+) -> None:
+    message = [*ENVELOPE, "DATA", body("Subject: x")]
+    stock, ours = Notebook(), Notebook()
+    converse(Stock(kind, stock), [HELLO, *message, auth("secret"), *message, *message, "QUIT"], lambda: None)
+    converse(guarded(ours, kind), [HELLO, *message, auth("secret"), *message, *message, "QUIT"], lambda: None)
+    assert [entry[1] for entry in ours.seen if entry[0] == "login"] == [ANONYMOUS, b"bob"]
+    # Twisted's own protocol forgets the first logout.
+    assert [call for call in ours.calls() if call.startswith("log")] == ["login", "logout"] * 2
+    ours.seen.remove(("logout",))
+    assert ours.seen == stock.seen
 
 
 def test_a_source_route_is_dropped_as_behind_twisted_mail() -> None:

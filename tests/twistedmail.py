@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
 from fakes import Conversation, FakeTransport, Guard
-from twisted.cred.checkers import AllowAnonymousAccess
+from twisted.cred.checkers import AllowAnonymousAccess, InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred, succeed
 from twisted.mail import smtp
+from twisted.mail.imap4 import PLAINCredentials
 from zope.interface import implementer
 
 from twisted_smtpguard import TwistedMailDelivery
@@ -124,10 +126,23 @@ class Realm:
         return self.notebook.ask("logout", None)
 
 
+def users() -> Any:
+    """A checker that knows bob."""
+    checker = InMemoryUsernamePasswordDatabaseDontUse()
+    checker.addUser(b"bob", b"secret")
+    return checker
+
+
+def auth(password: str) -> str:
+    """The command with which bob logs in, or somebody who does not know his password."""
+    return "AUTH PLAIN " + b64encode(f"\0bob\0{password}".encode()).decode()
+
+
 def deliverer(kind: str, notebook: Notebook) -> Any:
     """One of KINDS."""
     if kind.startswith("portal"):
-        return Portal(Realm(notebook, factories=kind.endswith("factories")), [AllowAnonymousAccess()])
+        realm = Realm(notebook, factories=kind.endswith("factories"))
+        return Portal(realm, [AllowAnonymousAccess(), users()])
     return Delivery(notebook) if kind == "delivery" else DeliveryFactory(notebook)
 
 
@@ -137,7 +152,7 @@ class Stock:
     def __init__(self, kind: str, notebook: Notebook) -> None:
         thing = deliverer(kind, notebook)
         factory = smtp.SMTPFactory(thing if kind.startswith("portal") else None)
-        factory.protocol = smtp.ESMTP
+        factory.protocol = lambda: smtp.ESMTP({b"PLAIN": PLAINCredentials})
         factory.domain = HOST.encode()
         self.transport = FakeTransport()
         protocol: Any = factory.buildProtocol(None)
@@ -164,7 +179,8 @@ class Stock:
 
 def guarded(notebook: Notebook, kind: str = "portal of factories", **limits: Any) -> Conversation:
     """A client of a guard whose messages go to the objects of `notebook`; it has been greeted."""
-    client = Guard(TwistedMailDelivery(deliverer(kind, notebook), HOST), **limits).connect()
+    delivery = TwistedMailDelivery(deliverer(kind, notebook), HOST)
+    client = Guard(delivery, checkers=[users()], **limits).connect()
     client.heard()
     return client
 

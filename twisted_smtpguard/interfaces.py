@@ -66,6 +66,8 @@ class Client:
     """An IP filter said so."""
     tls: str = ""
     """How the session is encrypted: version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`. "": it is not."""
+    avatar_id: object = attrs.field(default=None, eq=False, repr=False)
+    """What a checker of twisted.cred answered for that user, for a realm to take. None: nobody has logged in."""
 
 
 @attrs.frozen

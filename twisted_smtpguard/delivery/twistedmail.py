@@ -52,7 +52,9 @@ class TwistedMailDelivery:
 
     - IMessageDelivery: it is used for all messages; or
     - IMessageDeliveryFactory: it is asked for a delivery at each MAIL; or
-    - it is a Portal of twisted.cred: one anonymous login a session, at its first MAIL, and a logout at its end.
+    - it is a Portal of twisted.cred: at the first MAIL of a session its realm is asked for the avatar of the user
+      who has logged in by AUTH, whoever checked the password, or else it is asked to let Anonymous() in; the logout
+      is at the session's end. Where AUTH came behind a message, the next MAIL is a logout and another login.
 
     Anything else is a TypeError. `hostname` is the domain of an address that has none, and `user.protocol.host`.
 
@@ -96,14 +98,14 @@ class TwistedMailDelivery:
         with _addresses(replies.BAD_SENDER_ADDRESS):
             address = smtp.Address(b"<%b>" % sender.address.encode(), self._hostname)
         with _refusals():
-            delivery = await session.delivery(address)
+            delivery = await session.delivery(client, address)
             if delivery is None:
                 raise smtp.SMTPBadSender(address)
             origin = await maybeDeferred(delivery.validateFrom, helo, address)
         if not origin:
             # twisted.mail would go on, and refuse every recipient.
             raise ValueError(f"validateFrom() answered {origin!r}, not the sender's address")
-        return _Mail(delivery, helo, origin, session.protocol)
+        return _Mail(delivery, helo, origin, session)
 
     def session_ended(self, session: str) -> None:
         ended = self._sessions.pop(session, None)
@@ -119,19 +121,31 @@ class _Session:
         self._portal = deliverer if isinstance(deliverer, Portal) else None
         self._source: Any = None if self._portal else deliverer
         self._is_factory = IMessageDeliveryFactory.providedBy(deliverer)
+        self._of: Client | None = None
+        """Who has logged in to the portal."""
         self._logouts: list[Callable[[], object]] = []
+        self._pending = 0
 
-    async def delivery(self, sender: object) -> Any:
+    async def delivery(self, client: Client, sender: object) -> Any:
         """The delivery for the next message, or None. SMTPBadSender where nobody may log in."""
-        if self._source is None:
-            await self._log_in(sender)
+        if self._portal is not None and not _is_same_user(self._of, client):
+            # Who is refused now does not go on as who was let in before.
+            self._of = self._source = None
+            if not self._pending:
+                self.log_out()
+            await self._log_in(self._portal, client, sender)
         return await maybeDeferred(self._source.getMessageDelivery) if self._is_factory else self._source
 
-    async def _log_in(self, sender: object) -> None:
-        assert self._portal is not None
+    async def _log_in(self, portal: Portal, client: Client, sender: object) -> None:
         interfaces = (IMessageDeliveryFactory, IMessageDelivery)
+        login: Deferred[Any]
+        avatar_id: Any = client.avatar_id
         try:
-            login = maybeDeferred(self._portal.login, Anonymous(), None, *interfaces)
+            if client.identity is None:
+                login = maybeDeferred(portal.login, Anonymous(), None, *interfaces)
+            else:
+                # The other half of Portal.login(). The password has been checked, and is no longer there.
+                login = maybeDeferred(portal.realm.requestAvatar, avatar_id, None, *interfaces)
             interface, avatar, logout = await _or_given_back(login, _log_out_again)
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
@@ -142,29 +156,42 @@ class _Session:
         if not any(interface.isOrExtends(asked) for asked in interfaces):
             raise TypeError(f"the realm answered with {interface!r}, which it was not asked for")
         self._is_factory = interface.isOrExtends(IMessageDeliveryFactory)
-        self._source = avatar
+        self._source, self._of = avatar, client
+
+    @contextmanager
+    def pending(self) -> Iterator[None]:
+        """A verdict is. Beyond its time limit it may still be so at the next MAIL: then nobody is logged out."""
+        self._pending += 1
+        try:
+            yield
+        finally:
+            self._pending -= 1
 
     def log_out(self) -> None:
-        """The session is over. A login that is still to come is logged out then."""
-        for logout in self._logouts:
+        """Whoever is in. A login that is still to come is logged out then."""
+        logouts, self._logouts = self._logouts, []
+        for logout in logouts:
             _log_out(logout)
+
+
+def _is_same_user(before: Client | None, now: Client) -> bool:
+    """By the same AUTH, or both by none."""
+    return before is not None and before.identity == now.identity and before.avatar_id is now.avatar_id
 
 
 @implementer(IMailTransaction)
 class _Mail:
-    def __init__(
-        self, delivery: Any, helo: tuple[bytes, bytes], origin: object, protocol: ProtocolView
-    ) -> None:
+    def __init__(self, delivery: Any, helo: tuple[bytes, bytes], origin: object, session: _Session) -> None:
         self._delivery = delivery
         self._helo = helo
         self._origin = origin
-        self._protocol = protocol
+        self._session = session
         self._recipients: list[tuple[object, Callable[[], object]]] = []
 
     async def recipient(self, recipient: Path) -> None:
         address = b"<%b>" % recipient.address.encode()
         with _addresses(replies.BAD_RECIPIENT_ADDRESS):
-            user = _smtp().User(address, self._helo, self._protocol, self._origin)
+            user = _smtp().User(address, self._helo, self._session.protocol, self._origin)
         with _refusals():
             make_message = await maybeDeferred(self._delivery.validateTo, user)
         self._recipients.append((user, make_message))
@@ -183,7 +210,7 @@ class _Mail:
         except BaseException:
             _discard_all(messages)
             raise
-        return _Sink(messages)
+        return _Sink(messages, self._session)
 
     def abort(self) -> None:
         """No message was made yet."""
@@ -193,8 +220,9 @@ class _Mail:
 class _Sink:
     """The messages of all recipients, told line by line."""
 
-    def __init__(self, messages: Sequence[Any]) -> None:
+    def __init__(self, messages: Sequence[Any], session: _Session) -> None:
         self._messages = messages
+        self._session = session
         self._partial = bytearray()
         self._begun = False
 
@@ -230,8 +258,9 @@ class _Sink:
             except BaseException:
                 self.abort()
                 raise
-        verdicts = [_end(message) for message in self._messages]
-        outcomes = await DeferredList(verdicts, consumeErrors=True)
+        with self._session.pending():
+            verdicts = [_end(message) for message in self._messages]
+            outcomes = await DeferredList(verdicts, consumeErrors=True)
         _check([outcome for succeeded, outcome in outcomes if not succeeded], len(outcomes))
 
     def abort(self) -> None:

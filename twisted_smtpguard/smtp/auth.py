@@ -15,6 +15,7 @@ from twisted_smtpguard.smtp import replies, sasl
 from twisted_smtpguard.smtp.replies import Reply
 
 if TYPE_CHECKING:
+    from twisted_smtpguard.smtp.checking import User
     from twisted_smtpguard.smtp.session import Session
     from twisted_smtpguard.smtp.transaction import Answer
 
@@ -26,18 +27,23 @@ class _WithheldError(Exception):
 class Authentication:
     """Made at the first AUTH of a session. No password outlives the question whether it is right."""
 
-    __slots__ = ("_asking", "_exchange", "_mechanism", "_session", "_waiting", "failures", "identity")
+    __slots__ = ("_asking", "_exchange", "_mechanism", "_session", "_waiting", "failures", "user")
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.identity: str | None = None
-        """The user, once the client has logged in."""
+        self.user: User | None = None
+        """Once the client has logged in."""
         self.failures = 0
         """Wrong credentials, in the whole session."""
         self._mechanism = ""
         self._exchange: Generator[bytes, bytes, sasl.Login] | None = None
-        self._asking: Deferred[str | None] | None = None
+        self._asking: Deferred[User | None] | None = None
         self._waiting: Deferred[Reply | None] | None = None
+
+    @property
+    def identity(self) -> str | None:
+        """The name of the user."""
+        return None if self.user is None else self.user.name
 
     @property
     def awaits_response(self) -> bool:
@@ -66,7 +72,7 @@ class Authentication:
 
     def forget(self) -> None:
         """TLS has begun: whoever logged in before may have been somebody else."""
-        self.identity = self._exchange = None
+        self.user = self._exchange = None
 
     def _advance(self, exchange: Generator[bytes, bytes, sasl.Login], step: Callable[[], bytes]) -> Answer:
         try:
@@ -94,19 +100,19 @@ class Authentication:
         answer.addBoth(self._answered, waiting)
         return waiting
 
-    def _answered(self, outcome: str | Failure | None, waiting: Deferred[Reply | None]) -> None:
+    def _answered(self, outcome: User | Failure | None, waiting: Deferred[Reply | None]) -> None:
         if self._waiting is not waiting:
             # It comes too late, and nobody waits for it any more.
             return
         self._asking = self._waiting = None
         waiting.callback(self._failed(outcome) if isinstance(outcome, Failure) else self._decided(outcome))
 
-    def _decided(self, identity: str | None) -> Reply:
+    def _decided(self, user: User | None) -> Reply:
         session = self._session
         conduct, site = session.conduct, session.site
-        if identity is not None:
-            self.identity = identity
-            site.events.login(session.name, session.visitor.name, identity, self._mechanism)
+        if user is not None:
+            self.user = user
+            site.events.login(session.name, session.visitor.name, user.name, self._mechanism)
             return replies.AUTHENTICATED
         self.failures += 1
         limit = site.limits.max_auth_failures

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import maybeDeferred
 
 from twisted_smtpguard.smtp.sasl import Login
+
+
+@attrs.frozen
+class User:
+    """Who has logged in."""
+
+    name: str
+    avatar_id: object
+    """What the checker answered, as it is."""
 
 
 class Checkers:
@@ -21,19 +31,21 @@ class Checkers:
                 raise ValueError(f"{checker!r} does not check user names with passwords")
         self._checkers = tuple(checkers)
 
-    async def identify(self, login: Login) -> str | None:
-        """The name of the user, or None. Raises what a checker raises that is no verdict."""
+    async def identify(self, login: Login) -> User | None:
+        """The user, or None. Raises what a checker raises that is no verdict."""
         # Some user databases take an empty password for no wish to log in, and say yes.
         if not login.username or not login.password or login.acts_for not in (b"", login.username):
             return None
         for checker in self._checkers:
             credentials = UsernamePassword(login.username, login.password)
             try:
-                user: object = await maybeDeferred(checker.requestAvatarId, credentials)
+                avatar_id: object = await maybeDeferred(checker.requestAvatarId, credentials)
             except UnauthorizedLogin:
                 continue
-            name = user if isinstance(user, bytes | str) and user else login.username
-            return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+            name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
+            return User(
+                name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name, avatar_id
+            )
         return None
 
 

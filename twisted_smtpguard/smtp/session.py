@@ -297,6 +297,7 @@ class Session:
             identity=self.identity,
             trusted=self.visitor.trusted,
             tls=self.tls,
+            avatar_id=None if self.auth is None or self.auth.user is None else self.auth.user.avatar_id,
         )
         if not utf8:
             self._client = client

@@ -34,7 +34,7 @@ _CLIENT = Client(_PEER, "1-1", "client.example.com", "ESMTP", identity=None, tru
 _CLIENTS = (
     attrs.evolve(_CLIENT, peer=attrs.evolve(_PEER, address=IPv6Address("2001:db8::1")), protocol="SMTP"),
     attrs.evolve(_CLIENT, peer=Peer(None, None, None, None, tls=False, proxied=False), helo="a)(\\b;"),
-    attrs.evolve(_CLIENT, helo="[192.0.2.1]", protocol="ESMTPSA", identity="jörg"),
+    attrs.evolve(_CLIENT, helo="[192.0.2.1]", protocol="ESMTPSA", identity="jörg", avatar_id="jörg".encode()),
 )
 _SENDER = Path("sender@example.com", {})
 _ADDRESSES = (
