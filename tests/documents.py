@@ -17,7 +17,7 @@ LANGUAGES = {"sh", "console", "python", "ini", "text"}
 """Of blocks. Only the first two have commands in them."""
 
 PROGRAMS = (
-    "bash|cat|cp|curl|fail2ban-\\w+|grep|haproxy|journalctl|kill|mkdir|openssl|pip3?|pytest|python3?|sqlite3|swaks|sysctl|"
+    "bash|cat|cp|curl|fail2ban-\\w+|grep|haproxy|journalctl|kill|mkdir|openssl|pip3?|pytest|python3?|source|sqlite3|swaks|sysctl|"
     "systemctl|systemd-[\\w-]+|touch|trial|twistd?|ulimit"
 )
 """A line of prose or of an indented block that begins with one of them and goes on is a command."""

@@ -14,7 +14,7 @@ NOT_RUN = {
         ),
     },
     "docs/reference/filters.md": {
-        "python -m benchmarks.networks": "takes a minute on a machine that does nothing else",
+        ".venv/bin/python -m benchmarks.networks": "takes a minute on a machine that does nothing else",
     },
     "docs/how-to/run-under-systemd.md": dict.fromkeys(
         (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ guard that runs; one is started where there is none."""
 GUARD = re.compile(r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show-limits))|twisted_mail\.py")
 """Commands that go on until they are ended."""
 
-HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "twist", "ulimit"}
+HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "source", "twist", "ulimit"}
 """Programs that a command may begin with. What another one would do to the machine of a test, nobody knows."""
 OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "openssl", "swaks"}
 """Such programs too, but a test cannot install them."""
@@ -52,10 +53,10 @@ def program(words: str) -> str:
 
 
 class Reader:
-    """Has a shell in `directory`, and instead of the machine's /etc, /var and /opt those in `root`."""
+    """Has a shell in `directory`, and instead of the machine's /etc, /var and /opt those in `root`. No environment is
+    active before the page says so."""
 
-    def __init__(self, directory: Path, root: Path, programs: Path | None = None) -> None:
-        """`programs` are found before all others."""
+    def __init__(self, directory: Path, root: Path) -> None:
         self.directory = directory
         self.root = root
         for name in ("etc", "var/log", "opt", "logs"):
@@ -64,9 +65,9 @@ class Reader:
         self._guard: int | None = None
         self._logs: list[Path] = []
         self._begun_at = 0
-        self._shell = Shell(directory, PIP_ROOT_USER_ACTION="ignore")
-        if programs is not None:
-            self._shell.succeeds(f"PATH={programs}:$PATH")
+        # It may be that of the tests.
+        found = [each for each in os.get_exec_path() if Path(each) != Path(sys.executable).parent]
+        self._shell = Shell(directory, PIP_ROOT_USER_ACTION="ignore", PATH=os.pathsep.join(found))
 
     def substituted(self, words: str) -> str:
         for pattern, stands_for in SUBSTITUTIONS:

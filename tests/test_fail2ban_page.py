@@ -23,6 +23,7 @@ def machine(tmp_path: Path) -> Path:
     """Has the guard in /opt/guard, and a fail2ban that has no jail yet."""
     # What an installation brings; that it does is a test in test_packaging.py.
     shutil.copytree(EXAMPLES, tmp_path / "opt/guard/share/twisted_smtpguard/fail2ban")
+    (tmp_path / "opt/guard/bin").symlink_to(Path(sys.executable).parent)
     run("fail2ban-client", "--version")
     folder = tmp_path / "etc" / "fail2ban"
     shutil.copytree("/etc/fail2ban", folder, ignore=shutil.ignore_patterns("jail.d", "*.local"))
@@ -61,7 +62,7 @@ def test_what_the_how_to_tells_to_type_gets_an_abuser_banned(machine: Path) -> N
         assert "Status for the jail: twisted-smtpguard" in printed
         eventually(looks, "the abuser is not banned")
 
-    reader = Reader(machine, machine, Path(sys.executable).parent)
+    reader = Reader(machine, machine)
     checks = {
         "--log-file": abuse,
         "cp -r ": writes_the_jail,

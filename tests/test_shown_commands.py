@@ -6,6 +6,7 @@ followed here: a command that is added to one of them is run by the next test ru
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -123,6 +124,29 @@ def test_the_command_of_the_readme_that_runs_all_tests_is_a_step_of_the_continuo
     assert """sed -n '/^<!-- test command -->$/,/^```$/""" in (ROOT / ".ci" / "run").read_text()
 
 
+# How commands are found.
+
+
+ACTIVE = "source .venv/bin/activate"
+IN_ENVIRONMENT = {"pip", "pytest", "python", "trial", "twist", "twistd"}
+"""What a machine may not have, or has of another environment, unless that of the guard is active."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_a_page_says_how_commands_are_found_before_it_has_one_of_an_environment(page: Path) -> None:
+    words = [each.words for each in commands(page) if each.words not in MENTIONED]
+    inactive = itertools.takewhile(lambda each: each != ACTIVE, words)
+    assert IN_ENVIRONMENT.isdisjoint(each.split()[0] for each in inactive)
+
+
+def test_where_a_page_says_how_commands_are_found_it_says_where_they_are_installed() -> None:
+    pages = [page for page in PAGES if f"`{ACTIVE}`" in page.read_text()]
+    assert len(pages) >= 10
+    for page in pages:
+        before, _, _ = page.read_text().partition(f"`{ACTIVE}`")
+        assert re.search(r"\[is installed\]\(\S*README\.md#quick-start\)", before.rpartition("\n\n")[2]), page
+
+
 # The pages.
 
 
@@ -170,5 +194,5 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
     networks.write_text("deny 192.0.2.1\n")
     (networks.parent / "domains").write_text("example.org\n")
     (networks.parent / "secret").write_text("guard:secret\n")
-    reader = Reader(clone, tmp_path, clone / ".venv" / "bin")
+    reader = Reader(clone, tmp_path)
     follow(reader, to_be_run(page), CHECKS.get(name_of(page)))

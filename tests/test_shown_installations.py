@@ -65,8 +65,7 @@ def test_the_readme_from_the_installation_on(clone: Path, networks: Path, tmp_pa
         "--max-connections 500": takes_mail_on_both_ports,
         "--ip-filter networks:": refuses_the_list,
     }
-    # Sentences speak of `twist` as if the environment were active.
-    follow(Reader(clone, tmp_path, clone / ".venv" / "bin"), to_be_run(ROOT / "README.md"), checks)
+    follow(Reader(clone, tmp_path), to_be_run(ROOT / "README.md"), checks)
 
 
 def asks_the_database(reader: Reader, _: str) -> None:
@@ -113,7 +112,7 @@ def test_the_how_to_of_ip_filters_beside_the_guard(clone: Path, tmp_path: Path) 
         "--ip-filter known-clients:": asks_the_database,
     }
     page = to_be_run(ROOT / "docs/how-to/write-an-ip-filter.md")
-    follow(Reader(clone / "docs/examples/ip_filter_plugin", tmp_path, clone / ".venv" / "bin"), page, checks)
+    follow(Reader(clone, tmp_path), page, checks)
 
 
 def test_the_how_to_of_systemd_up_to_the_units(clone: Path, tmp_path: Path) -> None:

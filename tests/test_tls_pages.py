@@ -24,13 +24,14 @@ RENEWAL = ROOT / "docs/how-to/renew-certificates.md"
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Reader:
-    """Has a certificate in /etc/smtpguard."""
+    """Has a certificate in /etc/smtpguard, and a clone whose .venv is that of the tests."""
     folder = tmp_path / "etc" / "smtpguard"
     folder.mkdir(parents=True)
     (folder / "guard.pem").write_bytes(CERTIFICATE.read_bytes())
     directory = tmp_path / "clone"
     directory.mkdir()
-    return Reader(directory, tmp_path, Path(sys.executable).parent)
+    (directory / ".venv").symlink_to(sys.prefix)
+    return Reader(directory, tmp_path)
 
 
 def test_what_the_how_to_for_submission_tells_to_type_works(reader: Reader) -> None:
