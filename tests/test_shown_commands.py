@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clones import track, untracked
 from documents import DOCS, LANGUAGES, PAGES, ROOT, Command, commands, name_of
 from excepted import MENTIONED, NOT_RUN, to_be_run
 from follow import HARMLESS, OTHER_PROGRAMS, SUBSTITUTIONS, Check, Reader, follow, program
@@ -194,5 +195,7 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
     networks.write_text("deny 192.0.2.1\n")
     (networks.parent / "domains").write_text("example.org\n")
     (networks.parent / "secret").write_text("guard:secret\n")
+    track(clone)
     reader = Reader(clone, tmp_path)
     follow(reader, to_be_run(page), CHECKS.get(name_of(page)))
+    assert untracked(clone) == ""

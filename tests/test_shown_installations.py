@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from clones import track, untracked
 from documents import ROOT
 from excepted import to_be_run
 from follow import Check, Reader, follow
@@ -23,9 +25,12 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """What `git clone` gives: nothing is installed."""
-    return Path(shutil.copytree(ROOT, tmp_path / "clone", ignore=NOT_SOURCE))
+def clone(tmp_path: Path) -> Iterator[Path]:
+    """What `git clone` gives: nothing is installed. Git has nothing to say of what a page leaves in it."""
+    clone = Path(shutil.copytree(ROOT, tmp_path / "clone", ignore=NOT_SOURCE))
+    track(clone)
+    yield clone
+    assert untracked(clone) == ""
 
 
 @pytest.fixture

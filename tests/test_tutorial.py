@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clones import track, untracked
 from documents import ROOT, Command
 from shell import Shell, free_port
 from tutorial import PORT, shows, tutorial
@@ -25,11 +26,13 @@ def follow(clone: Path, installation: list[Command], commands: list[Command]) ->
     for example in (clone / "docs" / "examples" / "tutorial").iterdir():
         if example.is_file():
             example.write_text(example.read_text().replace(PORT, port))
+    track(clone)
     with Shell(clone) as shell:
         for command in installation:
             shell.succeeds(command.words)
         for command in commands:
             shows(shell, Command(command.words.replace(PORT, port), command.output.replace(PORT, port)))
+    assert untracked(clone) == ""
 
 
 def test_the_tutorial_installs_first_and_needs_nothing_else() -> None:
