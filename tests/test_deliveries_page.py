@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from documents import DOCS, blocks, section
+from examples import run_examples
 from mailserver import MailServer
-from test_docs import run_examples
 from twisted.internet.task import Clock
 
 from twisted_smtpguard import AcceptedDomains

@@ -1,11 +1,10 @@
 """The documents: examples that run, links that lead somewhere, a how-to with every limit.
 
-Their commands are run in test_shown_commands.py.
+Their commands are run in test_shown_commands.py, all of their Python in test_shown_python.py.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from certificates import CERTIFICATE
 from commandline import parsed
 from documents import DOCS, PAGES, ROOT, blocks, name_of, options, section
+from examples import run_examples
 from twisted.internet.testing import MemoryReactorClock
 
 from twisted_smtpguard import (
@@ -26,7 +26,6 @@ from twisted_smtpguard import (
     Limits,
     Peer,
     Rate,
-    SMTPGuardService,
     refuse,
 )
 from twisted_smtpguard.filters.networklist import read_table
@@ -109,38 +108,6 @@ def test_a_list_of_networks_that_is_shown_is_understood(page: Path, tmp_path: Pa
 
 
 # Python.
-
-
-@each_page
-def test_an_example_compiles_and_what_it_imports_from_the_guard_exists(page: Path) -> None:
-    for block in blocks(page, "python"):
-        for statement in ast.walk(ast.parse(block)):
-            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(
-                "twisted_smtpguard"
-            ):
-                exec(ast.unparse(statement), {})
-
-
-def run_examples(page: Path, tmp_path: Path) -> tuple[dict[str, Any], list[SMTPGuardService]]:
-    """The names that there are when the page's examples have run one after the other, and the services they made."""
-    path = tmp_path / "networks"
-    path.write_text("deny 192.0.2.1\n")
-    names: dict[str, Any] = {
-        "reactor": MemoryReactorClock(),
-        "endpoints": [],
-        "delivery": DiscardDelivery(),
-    }
-    services = []
-    for block in blocks(page, "python"):
-        exec(block.replace(LIST, str(path)), names)
-        if "service" in names:
-            services.append(names.pop("service"))
-    return names, services
-
-
-def test_the_examples_of_the_reference_of_filters_run(tmp_path: Path) -> None:
-    names, _ = run_examples(FILTERS, tmp_path)
-    assert "NetworksFile" in names
 
 
 def test_the_profile_is_shown_as_a_command_a_file_and_an_application_that_ask_for_the_same(
