@@ -62,13 +62,18 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_leads_to_a_file_of_the_project_and_a_heading_of_it(page: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if link.startswith("https://"):
-            continue
         path, _, anchor = link.partition("#")
         there = (page.parent / path).resolve() if path else page
         if ROOT not in there.parents or not there.exists() or (anchor and anchor not in anchors(there)):
             broken.append(link)
     assert broken == []
+
+
+@each_page
+def test_a_page_leads_nowhere_that_can_go_away_without_the_project(page: Path) -> None:
+    # Of RFCs and other projects the names say enough. In code an address is an example.
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"\b\w+://\S+|\bwww\.\S+", prose) == []
 
 
 def test_the_map_of_the_documents_leaves_none_out() -> None:
