@@ -176,6 +176,11 @@ def test_a_delivery_gets_what_the_checker_answered_as_it_is(avatar: Any) -> None
 # Where it is in sequence.
 
 
+def test_help_names_it_where_it_is_offered() -> None:
+    assert " AUTH " in guard_of().connect().say("HELP")
+    assert "AUTH" not in guard_of(in_clear=False).connect().say("HELP")
+
+
 def test_it_is_offered_under_tls_or_where_the_operator_says_so() -> None:
     assert "AUTH" not in guard_of(in_clear=False).connect().say("EHLO a")
     assert "250-AUTH PLAIN LOGIN\r\n" in guard_of().connect().say("EHLO a")

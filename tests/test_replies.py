@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from reference_pages import assert_rows
 
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.commands import COMMANDS
 from twisted_smtpguard.smtp.replies import Entry, Reply
 
 CATALOGUE = list(replies.catalogue())
@@ -61,7 +62,6 @@ def test_the_promised_texts_are_exact(name: str, line: str) -> None:
         ("NON_ASCII_ADDRESS", (553, "5.6.7")),
         ("CANNOT_VERIFY", (252, "2.0.0")),
         ("EXPN_NOT_IMPLEMENTED", (502, "5.5.1")),
-        ("HELP", (214, "2.0.0")),
         ("RECIPIENT_OK", (250, "2.1.5")),
         ("MESSAGE_ACCEPTED", (250, "2.0.0")),
         ("GOODBYE", (221, "2.0.0")),
@@ -96,6 +96,17 @@ def test_the_enhanced_code_has_the_class_of_the_code_but_for_the_one_the_mission
 def test_greeting_and_hello_carry_no_enhanced_code() -> None:
     assert replies.greeting("mx.example.org").wire == b"220 mx.example.org ESMTP\r\n"
     assert replies.hello("mx.example.org").wire == b"250 mx.example.org\r\n"
+
+
+@pytest.mark.parametrize(
+    ("starttls", "auth", "more"),
+    [(False, False, ""), (True, False, "STARTTLS "), (False, True, "AUTH "), (True, True, "STARTTLS AUTH ")],
+)
+def test_help_names_the_commands_that_there_are(starttls: bool, auth: bool, more: str) -> None:
+    text = f"Commands: EHLO HELO {more}MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT"
+    assert replies.commands(starttls=starttls, auth=auth).wire == f"214 2.0.0 {text}\r\n".encode()
+    known = {*COMMANDS} - ({b"STARTTLS"} if not starttls else set()) - ({b"AUTH"} if not auth else set())
+    assert set(text.encode().split()[1:]) == known
 
 
 def test_ehlo_is_one_line_a_keyword() -> None:

@@ -49,9 +49,11 @@ async def test_it_is_offered_in_clear_and_not_under_tls() -> None:
     client = TLSClient(guard)
     await client.hears(b"220 ")
     assert b"250-STARTTLS\r\n" in await asks(client, b"EHLO a", b"250 LIMITS")
+    assert b" STARTTLS " in await asks(client, b"HELP", b"214 ")
     await asks(client, b"STARTTLS", b"220 2.0.0 Ready to start TLS\r\n")
     await client.shake_hands()
     assert b"STARTTLS" not in await asks(client, b"EHLO a", b"250 LIMITS")
+    assert b"STARTTLS" not in await asks(client, b"HELP", b"214 ")
     # The other sort of session gets its own offer again.
     other = await guard.greeted()
     assert b"250-STARTTLS\r\n" in await asks(other, b"EHLO a", b"250 LIMITS")

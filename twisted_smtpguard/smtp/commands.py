@@ -121,7 +121,7 @@ def _expn(session: Session, _: bytes) -> Answer:
 
 
 def _help(session: Session, _: bytes) -> Answer:
-    return replies.HELP
+    return session.site.commands(session.tls != "")
 
 
 def _quit(session: Session, _: None) -> Answer:

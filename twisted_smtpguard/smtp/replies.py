@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import attrs
 
@@ -122,6 +123,14 @@ def challenge(text: str) -> Step:
     return Step(334, "", (text,))
 
 
+@cache
+def commands(*, starttls: bool, auth: bool) -> Reply:
+    """The answer to HELP: the commands that there are, those two where they are offered."""
+    more = "STARTTLS " * starttls + "AUTH " * auth
+    text = f"Commands: EHLO HELO {more}MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT"
+    return Reply(214, "2.0.0", (text,))
+
+
 # Success.
 
 OK = _reply(250, "2.0.0", "OK", "RSET and NOOP")
@@ -137,7 +146,6 @@ GOODBYE = _reply(221, "2.0.0", "Closing connection", "QUIT")
 CANNOT_VERIFY = _reply(
     252, "2.0.0", "Cannot verify the user, but will accept a message and attempt delivery", "VRFY"
 )
-HELP = _reply(214, "2.0.0", "Commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT", "HELP")
 
 # Admission.
 

@@ -105,6 +105,13 @@ class Site:
             )
         return offer
 
+    def commands(self, tls: bool) -> Reply:
+        """The answer to HELP, under TLS or in clear."""
+        return replies.commands(starttls=self._offers_starttls(tls), auth=self._offers_auth(tls))
+
+    def _offers_starttls(self, tls: bool) -> bool:
+        return self.starttls and not tls
+
     def _offers_auth(self, tls: bool) -> bool:
         return self.checkers is not None and (tls or self.auth_without_tls)
 
@@ -119,7 +126,7 @@ class Site:
             f"SIZE {octets}" if octets else "SIZE",
             "ENHANCEDSTATUSCODES",
             *(["CHUNKING"] if chunking else ()),
-            *(("STARTTLS",) if self.starttls and not tls else ()),
+            *(("STARTTLS",) if self._offers_starttls(tls) else ()),
             *((" ".join(("AUTH", *MECHANISMS)),) if self._offers_auth(tls) else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
