@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from documents import DOCS, section
 from twisted.internet.task import Clock
 
 import twisted_smtpguard
@@ -84,6 +86,29 @@ INTERFACES = [
     "refuse",
 ]
 SERVICE = ["drain", "factory", "ports", "reload", "startService", "statistics", "stopService"]
+FACTORY = ["buildProtocol", "connections", "drain", "end_now", "reopen", "statistics"]
+FACTORY_INSIDE = [
+    "admission",
+    "asks_for_certificates",
+    "clients",
+    "connection_ended",
+    "deadlines",
+    "filters",
+    "greet_delay",
+    "greeting",
+    "line_rules",
+    "may_linger",
+    "next_session_name",
+    "noisy",
+    "output_rules",
+    "proxies",
+    "release",
+    "session_times",
+    "site",
+    "tls",
+    "turns",
+]
+"""What protocols, the service, reloading and tests use of the factory. No promise to anybody else."""
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
@@ -107,5 +132,18 @@ def test_the_names_of_the_interfaces_are_chosen() -> None:
 
 def test_the_names_of_a_service_are_chosen() -> None:
     service = twisted_smtpguard.SMTPGuardService(Clock(), [], twisted_smtpguard.DiscardDelivery())
-    own = {*vars(type(service)), *(set(vars(service)) - set(vars(type(service).__base__())))}
-    assert sorted(name for name in own if not name.startswith("_")) == SERVICE
+    assert own_names(service) == SERVICE
+
+
+def own_names(value: object) -> list[str]:
+    """What Twisted's base class does not have, or has otherwise."""
+    own = {*vars(type(value)), *(set(vars(value)) - set(vars(type(value).__base__())))}
+    return sorted(name for name in own if not name.startswith("_"))
+
+
+def test_the_names_of_a_factory_are_chosen_and_those_for_others_are_documented() -> None:
+    factory = twisted_smtpguard.SMTPGuardFactory(Clock(), twisted_smtpguard.DiscardDelivery())
+    assert own_names(factory) == sorted(FACTORY + FACTORY_INSIDE)
+    page = DOCS / "how-to" / "embed-in-a-twisted-application.md"
+    (names,) = re.findall(r"^Its names for you: (.+?)\. ", section(page, "The factory alone"), re.MULTILINE)
+    assert re.findall(r"`(\w+)(?:\(\))?`", names) == FACTORY
