@@ -153,6 +153,19 @@ def test_the_packages_that_are_built_are_the_folders_that_there_are() -> None:
     assert sorted(setup["options"]["packages"].split()) == found
 
 
+def test_what_is_imported_of_others_is_required() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [each for each in setup["options"]["install_requires"].splitlines() if not each.startswith("#")]
+    required = {line.partition(">=")[0].strip() for line in lines if line}
+    brought_by = {"OpenSSL": "Twisted[tls]", "twisted": "Twisted[tls]", "zope": "zope.interface"}
+    # Twisted's own API has its types.
+    brought_by["constantly"] = "Twisted[tls]"
+    imported = {name.partition(".")[0] for tree in MODULES.values() for name in imports(tree)}
+    others = imported - sys.stdlib_module_names - {"twisted_smtpguard"}
+    assert {brought_by.get(name, name) for name in others} == required
+
+
 def test_all_metadata_stands_in_setup_cfg() -> None:
     # A [project] table would override it, mostly without a word.
     assert "[project]" not in (ROOT / "pyproject.toml").read_text().splitlines()
