@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from . import compared, growth, maildir, memory, report
+from . import compared, encrypted, growth, maildir, memory, report
 from .options import PROCESSOR_TIME, parse
 from .peers import AIOSMTPD, PEERS, SINK
 from .plot import svg
@@ -79,6 +79,11 @@ def tables(options: Namespace) -> Iterator[Table]:
         rows(("MAILDIR", lambda: [maildir.rate(known[GUARD_MAILDIR], rounds, options.scale)])),
     )
     yield Table(
+        "Under TLS",
+        list(encrypted.COLUMNS),
+        rows(("TLS", lambda: encrypted.rows(options.python, loads, rounds, options.scale))),
+    )
+    yield Table(
         "What must not grow",
         ["at 1", "at N", "at 10 N"],
         rows(("GROWTH", lambda: growth.growth(options.python, rounds, options.scale, options.crowd_scale))),
@@ -91,7 +96,10 @@ def _slower_load(options: Namespace, servers: Sequence[Kind], rows: Callable[...
     found = rows(
         (
             "LOAD",
-            lambda: [compared.load_matters(loads[key], servers, options.rounds) for key in compared.BY_LOAD],
+            lambda: [
+                *(compared.load_matters(loads[key], servers, options.rounds) for key in compared.BY_LOAD),
+                *encrypted.slower_load(options.python, loads, options.rounds, options.scale),
+            ],
         )
     )
     columns = [name for kind in servers for name in (kind.name, compared.slower(kind.name))]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice, repeat
 from threading import Thread
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from typing import TypeAlias
 import attrs
 
 from .peers import tool
-from .servers import Server, Wrong
+from .servers import HOSTNAME, Server, Wrong
 from .vitals import pin
 
 SENDER = "sender@client.example"
@@ -26,6 +27,11 @@ BODY = (
     b"Subject: benchmark\r\n\r\n"
     + b"A line of some seventy octets, as lines of messages mostly are.\r\n" * 15
 )
+STEPS = [
+    *zip(ENVELOPE.splitlines(keepends=True), (b"250", b"250", b"354"), strict=True),
+    (BODY + b".\r\n", b"250"),
+]
+"""A message, one command at a time, and the reply to each."""
 BATCH = 500
 """Clients that come at once: below the backlog of any server here."""
 DRIP = b"MAIL FROM:<" + b"a" * 40 + b"@" + b"b123456789." * 18 + b"example>\r\n"
@@ -85,13 +91,46 @@ class Session:
         except OSError as error:
             raise Wrong(f"{self.server.name} does not listen any more: {error}") from None
 
+    def begin_tls(self, context: ssl.SSLContext) -> None:
+        """What a client says first of the handshake; `finish_tls` waits for what the server says to it."""
+        if self._heard:
+            raise Wrong(f"{self.server.name} says {self._heard!r} before TLS")
+        self.socket = context.wrap_socket(
+            self.socket, server_hostname=HOSTNAME, do_handshake_on_connect=False
+        )
+        self.socket.setblocking(False)
+        with suppress(ssl.SSLWantReadError):
+            self._shake_hands()
+
+    def finish_tls(self) -> None:
+        self.socket.setblocking(True)
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        assert isinstance(self.socket, ssl.SSLSocket)
+        try:
+            self.socket.do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except OSError as error:
+            raise Wrong(f"{self.server.name} fails the handshake: {error}") from None
+
     def close(self) -> None:
         self.socket.close()
+
+
+def _encrypt(opened: Iterable[Session], context: ssl.SSLContext) -> None:
+    """All at once, so that the server finds work whenever it looks."""
+    for session in opened:
+        session.begin_tls(context)
+    for session in opened:
+        session.finish_tls()
 
 
 @contextmanager
 def connected(server: Server, sources: Iterable[str]) -> Iterator[list[Session]]:
     """Clients that come from these addresses and have been greeted. Many at a time, for some servers make them wait."""
+    tls = server.kind.tls
     with ExitStack() as stack:
         opened: list[Session] = []
         addresses = iter(sources)
@@ -99,6 +138,8 @@ def connected(server: Server, sources: Iterable[str]) -> Iterator[list[Session]]
             arrived = [Session(server, source) for source in batch]
             for session in arrived:
                 stack.callback(session.close)
+            if tls is not None and tls.implicit:
+                _encrypt(arrived, tls.context)
             for session in arrived:
                 session.expect(b"220")
             opened += arrived
@@ -107,13 +148,23 @@ def connected(server: Server, sources: Iterable[str]) -> Iterator[list[Session]]
 
 @contextmanager
 def sessions(server: Server, number: int) -> Iterator[list[Session]]:
-    """So many that have had their EHLO."""
+    """So many that have had their EHLO, and speak TLS if that is how the server is spoken to."""
+    tls = server.kind.tls
     with connected(server, repeat("", number)) as opened:
-        for session in opened:
-            session.say(b"EHLO client.example\r\n")
-        for session in opened:
-            session.expect(b"250")
+        in_turn(opened, b"EHLO client.example\r\n", b"250")
+        if tls is not None and not tls.implicit:
+            in_turn(opened, b"STARTTLS\r\n", b"220")
+            _encrypt(opened, tls.context)
+            in_turn(opened, b"EHLO client.example\r\n", b"250")
         yield opened
+
+
+def in_turn(opened: Iterable[Session], octets: bytes, code: bytes) -> None:
+    """All say it, then all wait for their reply."""
+    for session in opened:
+        session.say(octets)
+    for session in opened:
+        session.expect(code)
 
 
 @contextmanager
@@ -173,6 +224,23 @@ def smtp_source(
             raise Wrong(f"smtp-source with {server.name} ended with {process.returncode}: {said}")
         spent = usage.ru_utime + usage.ru_stime
         return Sent(messages if units is None else units, spent, messages, messages * recipients)
+
+    return plain(send)
+
+
+def stepwise(messages: int, connections: int, at_once: int) -> Load:
+    """Mail as smtp-source sends it, which has no TLS: one command at a time, a reply to each, over so many connections.
+    Those that are open at once go step by step together."""
+
+    def send(server: Server) -> Sent:
+        began = time.process_time()
+        for _ in range(connections // at_once):
+            with sessions(server, at_once) as opened:
+                for _ in range(messages // connections):
+                    for octets, code in STEPS:
+                        in_turn(opened, octets, code)
+                in_turn(opened, b"QUIT\r\n", b"221")
+        return Sent(messages, time.process_time() - began, messages, messages)
 
     return plain(send)
 

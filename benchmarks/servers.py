@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -23,6 +24,9 @@ GUARD_INFO = "guard, info as JSON"
 GUARD_INFO_TEXT = "guard, info as text"
 GUARD_DEFAULTS = "guard, default limits"
 GUARD_MAILDIR = "guard, Maildir"
+
+HOSTNAME = "guard.example"
+"""Whom the certificate of a server must name."""
 
 START_SECONDS = 30
 STOP_SECONDS = 60
@@ -46,6 +50,15 @@ class Wrong(Exception):  # noqa: N818 - not an error of this program
 
 
 @attrs.frozen
+class TLS:
+    """How clients of a server speak it."""
+
+    context: ssl.SSLContext
+    implicit: bool
+    """Before the greeting, not behind STARTTLS."""
+
+
+@attrs.frozen
 class Kind:
     """A server that can be started."""
 
@@ -62,6 +75,8 @@ class Kind:
     """Whether it refuses by a cap of one connection, which somebody must hold."""
     slow: str = ""
     """What it keeps clients waiting for: its greeting, or a disk."""
+    tls: TLS | None = None
+    """What our own clients speak to it; None: in clear."""
 
 
 # Of the process, not of a client; refusals are told by their number.
@@ -103,19 +118,22 @@ def guard(
     log_format: str = "json",
     protections: Sequence[str] = PROTECTIONS,
     deliver: str = "discard",
+    tls: TLS | None = None,
 ) -> Kind:
     """The guard as `twist smtpguard` of the environment of `python`."""
 
     def command(port: int, refusing: bool) -> list[str]:
         twist = [python, "-m", "twisted", f"--log-level={level}", f"--log-format={log_format}"]
-        own = [f"--deliver={deliver}", f"--listen=tcp:{port}:interface=127.0.0.1", *protections, *options]
+        listen = "--listen-tls" if tls is not None and tls.implicit else "--listen"
+        own = [f"--deliver={deliver}", f"{listen}=tcp:{port}:interface=127.0.0.1", *protections, *options]
         return [*twist, "smtpguard", *own, *(["--max-connections=1"] if refusing else [])]
 
     counts = _guard_counts if (level, log_format) == ("info", "json") else None
     twin = None
     if counts is None:
-        twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver)
-    return Kind(name, command, counts, twin, needs_holder=True, slow="" if deliver == "discard" else "disk")
+        twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver, tls=tls)
+    slow = "disk" if deliver.startswith("maildir:") else ""
+    return Kind(name, command, counts, twin, needs_holder=True, slow=slow, tls=tls)
 
 
 def kinds(python: str = sys.executable) -> dict[str, Kind]:
@@ -199,8 +217,9 @@ class Server:
 
 
 @contextmanager
-def running(kind: Kind, *, refusing: bool = False) -> Iterator[Server]:
-    """A server while the block runs, unless it is stopped before. `refusing`: every client is refused with a 421."""
+def running(kind: Kind, *, refusing: bool = False, core: int = 0) -> Iterator[Server]:
+    """A server while the block runs, unless it is stopped before. `refusing`: every client is refused with a 421.
+    `core`: another one for what is not measured."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -215,7 +234,7 @@ def running(kind: Kind, *, refusing: bool = False) -> Iterator[Server]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: pin(0),  # noqa: PLW1509 - there are no threads here
+                preexec_fn=lambda: pin(core),  # noqa: PLW1509 - there are no threads here
             )
         server = Server(kind, port, process, directory)
         try:
@@ -231,7 +250,7 @@ def _wait_until_it_listens(server: Server) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            with _arrived(server) as connection:
                 if connection.recv(512).startswith(b"421"):
                     server.refused_before += 1
                 connection.recv(512) if server.refused_before else connection.sendall(b"QUIT\r\n")
@@ -240,3 +259,11 @@ def _wait_until_it_listens(server: Server) -> None:
             if server._process.poll() is not None or time.monotonic() > deadline:
                 raise Wrong(f"{server.name} does not listen: {server.printed[-2000:]}") from None
             time.sleep(0.05)
+
+
+def _arrived(server: Server) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    tls = server.kind.tls
+    if tls is not None and tls.implicit:
+        return tls.context.wrap_socket(connection, server_hostname=HOSTNAME)
+    return connection
