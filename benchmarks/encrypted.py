@@ -65,8 +65,10 @@ def slower_load(python: str, workloads: Mapping[str, Workload], rounds: int, sca
     with _guards(python) as kinds:
         kind = attrs.evolve(kinds[IMPLICIT], name=GUARD)
         return [
-            load_matters(attrs.evolve(own, name=f"{own.name}, {IMPLICIT}"), [kind], rounds)
-            for own in _own_loads(workloads, scale).values()
+            load_matters(
+                attrs.evolve(own, key=key, name=f"{workloads[key].name}, {IMPLICIT}"), [kind], rounds
+            )
+            for key, own in _own_loads(workloads, scale).items()
         ]
 
 
