@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from . import compared, encrypted, growth, maildir, memory, report
+from . import compared, encrypted, growth, maildir, memory, proxied, report
 from .options import PROCESSOR_TIME, parse
 from .peers import AIOSMTPD, PEERS, SINK
 from .plot import svg
@@ -56,13 +56,17 @@ def tables(options: Namespace) -> Iterator[Table]:
                 "MEMORY",
                 lambda: [memory.large_messages(servers), *memory.held_sessions(guard, options.crowd_scale)],
             ),
+            ("PROXYMEMORY", lambda: proxied.memory(options.python, options.scale)),
         ),
         notes,
     )
     yield Table(
         "Latency",
         ["median", "p99", "worst"],
-        rows(("LATENCY", lambda: [memory.latency(guard, options.crowd_scale)])),
+        rows(
+            ("LATENCY", lambda: [memory.latency(guard, options.crowd_scale)]),
+            ("PROXY", lambda: proxied.latency(options.python, rounds, options.scale)),
+        ),
     )
     yield Table(
         "The guard, otherwise set",
@@ -82,6 +86,11 @@ def tables(options: Namespace) -> Iterator[Table]:
         "Under TLS",
         list(encrypted.COLUMNS),
         rows(("TLS", lambda: encrypted.rows(options.python, loads, rounds, options.scale))),
+    )
+    yield Table(
+        "Mail that goes on to a server behind",
+        list(proxied.COLUMNS),
+        rows(("PROXY", lambda: proxied.cost(options.python, loads, rounds))),
     )
     yield Table(
         "What must not grow",

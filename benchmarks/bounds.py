@@ -24,6 +24,9 @@ LARGE_MESSAGES = 4.0
 HELD_SESSION = 160.0
 """KiB of a session whose client never reads, or never ends a line."""
 
+PROXIED_SESSION = 128.0
+"""KiB of a session whose message goes on to a slow server behind, whatever its size."""
+
 LATENCY = 1.0
 """ms, of 99 in 100 replies to RSET and NOOP while others are idle."""
 

@@ -350,6 +350,22 @@ def among(crowd: int, load: Load, *, strangers: bool = False) -> Load:
     return crowded
 
 
+def noted(load: Load, sent: list[Sent]) -> Load:
+    """`load`, each round of which is put on the list: for what is counted by another than the server it is sent to."""
+
+    @contextmanager
+    def watched(server: Server) -> Iterator[Callable[[], Sent]]:
+        with load(server) as send:
+
+            def send_and_note() -> Sent:
+                sent.append(send())
+                return sent[-1]
+
+            yield send_and_note
+
+    return watched
+
+
 def slowed(load: Load) -> Load:
     """`load` with half of its processor taken away, by a process that does nothing else."""
 

@@ -10,7 +10,20 @@ from pathlib import Path
 from .peers import PEERS
 
 PROCESSOR_TIME = ("W1", "W2", "W3", "W4", "W5", "W7", "W8")
-KEYS = (*PROCESSOR_TIME, "W6", "MEMORY", "LATENCY", "DEFAULTS", "LOG", "MAILDIR", "TLS", "GROWTH", "LOAD")
+KEYS = (
+    *PROCESSOR_TIME,
+    "W6",
+    "MEMORY",
+    "LATENCY",
+    "DEFAULTS",
+    "LOG",
+    "MAILDIR",
+    "TLS",
+    "PROXY",
+    "PROXYMEMORY",
+    "GROWTH",
+    "LOAD",
+)
 NOT_QUICK = ("LOAD",)
 ROUNDS = 5
 QUICK_ROUNDS = 3
@@ -21,7 +34,8 @@ Exit status 0; 1 if --judge is given and a bound is missed; 3 if a reply or a co
 
 ROWS = """Rows: W1 to W5, W7, W8 processor time; W6 idle connections; MEMORY of large messages and of clients that
 hold a session; LATENCY beside idle connections; DEFAULTS, without the protections; LOG, an event at info; MAILDIR, on
-the disk; TLS, beside the same in clear; GROWTH, the cost at N and at 10 N; LOAD, the same with a slower load."""
+the disk; TLS, beside the same in clear; PROXY, mail that goes on to a server behind, beside HAProxy;
+PROXYMEMORY, of a large one; GROWTH, the cost at N and at 10 N; LOAD, the same with a slower load."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

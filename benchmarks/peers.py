@@ -43,7 +43,7 @@ class Peer:
 
 
 def tool(name: str) -> str | None:
-    """Where a program of Postfix is."""
+    """Where a program is that Debian keeps for root."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 

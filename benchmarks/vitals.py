@@ -1,4 +1,4 @@
-"""What a process costs, as the tests read it; and what this machine allows."""
+"""What a process costs, and a message that it has to hold, as the tests read it; and what this machine allows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.append(str(TESTS))
 
-from vitals import Vitals  # noqa: E402 - tests/ is no package
+from held_upstream import SlowServer, octets_a_session  # noqa: E402 - tests/ is no package
+from vitals import Vitals  # noqa: E402 - as above
 
 CORES = sorted(os.sched_getaffinity(0))
 """As this process began, before it was kept to one."""
 
-__all__ = ["CORES", "Vitals", "pin", "raise_descriptor_limit"]
+__all__ = ["CORES", "SlowServer", "Vitals", "octets_a_session", "pin", "raise_descriptor_limit"]
 
 
 def pin(core: int) -> None:

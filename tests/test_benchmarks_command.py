@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from test_docs import ROOT
@@ -28,9 +29,23 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
-def rows(done: subprocess.CompletedProcess[str]) -> Sequence[dict[str, object]]:
+def tables(done: subprocess.CompletedProcess[str]) -> Sequence[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
-    return [row for table in json.loads(done.stdout)["tables"] for row in table["rows"]]
+    found: list[dict[str, Any]] = json.loads(done.stdout)["tables"]
+    return found
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> Sequence[dict[str, Any]]:
+    return [row for table in tables(done) for row in table["rows"]]
+
+
+def test_a_message_that_goes_on_has_a_bound_whichever_way_it_comes() -> None:
+    found = rows(run("--only", "PROXYMEMORY", "--json"))
+    assert [row["name"] for row in found] == [
+        "a message of 16 MB passed on by DATA",
+        "a message of 16 MB passed on by BDAT",
+    ]
+    assert [each["at_most"] for row in found for each in row["verdicts"]] == [128.0, 128.0]
 
 
 def test_the_guard_alone_refuses_and_takes_pipelined_mail() -> None:
@@ -48,6 +63,27 @@ class TestWithPostfix:
     def test_every_row_can_be_measured(self, keys: str) -> None:
         found = rows(run("--only", keys, "--against", "", "--json"))
         assert {row["key"] for row in found} == set(keys.split(","))
+
+    def test_tls_is_measured_beside_the_same_in_clear_by_either_load(self) -> None:
+        found = rows(run("--only", "TLS", "--json"))
+        assert [row["name"][:3] for row in found] == ["W1 ", "W2 "]
+        for row in found:
+            assert set(row["cells"]) == {"in clear, smtp-source", "in clear", "STARTTLS", "implicit TLS"}
+            assert row["cells"]["implicit TLS"] > row["cells"]["in clear"]
+
+    @pytest.mark.skipif(not REQUIRED and tool("haproxy") is None, reason="needs HAProxy")
+    def test_mail_that_goes_on_is_measured_beside_haproxy(self) -> None:
+        waits, costs = tables(run("--only", "PROXY", "--json"))
+        assert [row["name"] for row in waits["rows"]] == [
+            "a whole mail, smtp-sink directly",
+            "a whole mail, guard",
+            "a whole mail, HAProxy",
+            "a whole mail, what guard adds",
+            "a whole mail, what HAProxy adds",
+        ]
+        assert [row["unit"] for row in costs["rows"]] == ["µs a mail", "mails a second"] * 2
+        for row in costs["rows"]:
+            assert set(row["cells"]) == {"guard", "HAProxy", "smtp-sink directly"}
 
     def test_others_are_measured_beside_it(self) -> None:
         (row,) = rows(run("--only", "W2", "--against", "smtp-sink,twisted.mail", "--json"))
