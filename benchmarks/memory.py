@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import attrs
 
 from . import bounds
-from .load import ENVELOPE, idle, sessions, smtp_source
+from .load import ENVELOPE, smtp_source
 from .rows import Row
 from .servers import GUARD, Kind, Server, Wrong, running
+from .sessions import idle, sessions
 
 KIB = 1024
 MIB = 1024 * 1024

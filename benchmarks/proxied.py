@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 
 from . import bounds
 from .compared import SMALL_MAIL
-from .load import STEPS, Sent, Session, noted, sessions
+from .load import STEPS, Sent, noted
 from .measure import Entry, Measured, compare_counts, measure
 from .peers import HERE, SINK, tool
 from .rows import Row
 from .servers import GUARD, Kind, Server, Wrong, guard, kinds, running
+from .sessions import Session, sessions
 from .vitals import SlowServer, octets_a_session
 from .workloads import Workload
 
