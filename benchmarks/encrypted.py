@@ -27,8 +27,8 @@ COLUMNS = (CLEAR_BY_SOURCE, CLEAR, STARTTLS, IMPLICIT)
 
 
 def rows(python: str, workloads: Mapping[str, Workload], rounds: int, scale: float) -> list[Row]:
-    """`workloads`: what smtp-source sends, in clear. By our own load that has to cost as much, or the load is to blame
-    for what TLS seems to cost."""
+    """`workloads`: what smtp-source sends, in clear. By how much our own load in clear differs from that, the load is
+    to blame for what TLS seems to cost."""
     own = _own_loads(workloads, scale)
     plain = guard(GUARD, python)
     with _guards(python) as kinds:
