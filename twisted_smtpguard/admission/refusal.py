@@ -27,8 +27,10 @@ class Refusal:
     value: int | None = None
     ip_filter: str = ""
 
-    def log(self, events: Events, limits: Limits, peer: str, *, dry_run: bool = False) -> None:
-        """Count and log it. `dry_run`: nothing is refused, and nothing said."""
+    def log(
+        self, events: Events, limits: Limits, peer: str, *, dry_run: bool = False, value: int | None = None
+    ) -> None:
+        """Count and log it. `dry_run`: nothing is refused, and nothing said. `value` stands in for its own."""
         events.reject(
             peer,
             self.reason,
@@ -36,7 +38,7 @@ class Refusal:
             ip_filter=self.ip_filter,
             reply=None if dry_run else self.reply,
             limit=limits.shown(self.reason),
-            value=self.value,
+            value=self.value if value is None else value,
         )
 
     def enforce(self, events: Events, limits: Limits, peer: str, limit: str) -> None:

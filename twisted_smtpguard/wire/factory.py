@@ -16,13 +16,11 @@ from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.counters import LocalCounterStore
-from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.checking import Checkers
-from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.ages import Ages
@@ -157,20 +155,21 @@ class SMTPGuardFactory(ServerFactory):
         if 0 < self.site.limits.max_connections <= self._holding:
             if "max_connections" not in self.site.limits.dry_run:
                 return self._turn_away(addr, self._full, self._holding + 1)
-            self._log_refusal(addr, self._full.reply, self._holding + 1, dry_run=True)
+            self._log_refusal(addr, self._full, self._holding + 1, dry_run=True)
         protocol = SMTPGuardProtocol(self, addr)
         self._holding += 1
         self._open.add(protocol)
         return protocol
 
     def _turn_away(self, addr: IAddress | None, turn_away: TurnAway, value: int | None = None) -> TurnAway:
-        self._log_refusal(addr, turn_away.reply, value)
+        self._log_refusal(addr, turn_away, value)
         return turn_away
 
     def _log_refusal(
-        self, addr: IAddress | None, reply: Reply, value: int | None, *, dry_run: bool = False
+        self, addr: IAddress | None, turn_away: TurnAway, value: int | None, *, dry_run: bool = False
     ) -> None:
-        refusal_of(reply, value).log(self.site.events, self.site.limits, peer_name(addr), dry_run=dry_run)
+        site = self.site
+        turn_away.refusal.log(site.events, site.limits, peer_name(addr), dry_run=dry_run, value=value)
 
     # Called by the protocols.
 

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IProtocol, ISSLTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.wire.peeking import input_waits
 
@@ -21,15 +22,16 @@ class TurnAway:
     """The protocol of every connection that is refused with `reply` at accept. One object serves them all."""
 
     def __init__(self, reply: Reply) -> None:
-        self.reply = reply
+        self.refusal = refusal_of(reply)
+        """For the log; made once, for floods end here."""
 
     def makeConnection(self, transport: Any) -> None:
         """Say why, and close. Nobody else knows the connection: it need not wait for a turn of the reactor."""
         if type(transport) is tcp.Server:
-            say_before_close(transport, self.reply.wire)
+            say_before_close(transport, self.refusal.reply.wire)
             transport.connectionLost(_DONE)
         else:
-            turn_away(transport, self.reply.wire)
+            turn_away(transport, self.refusal.reply.wire)
 
     def dataReceived(self, data: bytes) -> None:
         """Nothing that comes now is looked at."""
