@@ -72,11 +72,11 @@ class LineSplitter:
         stop = offset + max_line if max_line else len(buffer)
         end = buffer.find(b"\n", offset, stop)
         if end >= 0:
-            if end == offset or buffer[end - 1] != 0x0D:
-                return self._refuse(offset, end + 1)
-            line = buffer[offset : end - 1]
-            bare = line.find(b"\r")
-            return (line, end + 1) if bare < 0 else self._refuse(offset, offset + bare + 1)
+            carriage_return = buffer.find(b"\r", offset, end)
+            if offset <= carriage_return == end - 1:
+                return buffer[offset:carriage_return], end + 1
+            bare = carriage_return if buffer.endswith(b"\r", offset, end) else end
+            return self._refuse(offset, bare + 1)
         carriage_return = buffer.find(b"\r", offset, stop)
         if 0 <= carriage_return < min(stop, len(buffer)) - 1:
             return self._refuse(offset, carriage_return + 1)

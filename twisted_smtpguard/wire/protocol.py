@@ -134,7 +134,7 @@ class SMTPGuardProtocol(Connection):
         """Take what lies in the buffer as far as possible, and send all that is to be said in one write."""
         self._walking = True
         self._at_ease = False
-        session, output = self.session, self._output
+        session, output, lines = self.session, self._output, self._lines
         share = COMMANDS_A_TURN
         # As `_held` says: this is asked at every command.
         while self._offset < len(self._buffer) and not (
@@ -152,7 +152,7 @@ class SMTPGuardProtocol(Connection):
                 elif self._first_line and self._buffer.startswith(_TLS_HELLO, start):
                     self._reply(replies.NOT_SMTP)
                 else:
-                    line, self._offset = self._lines.next_line(self._buffer, start)
+                    line, self._offset = lines.next_line(self._buffer, start)
                     if type(line) is bytes and not self._first_line:
                         self._progress = True
                         self.lineReceived(line)
@@ -208,7 +208,16 @@ class SMTPGuardProtocol(Connection):
 
     def lineReceived(self, line: bytes) -> None:
         """One command, without its CRLF."""
-        self._go_on_with(self.session.execute(line, self._offset < len(self._buffer)))
+        session = self.session
+        answer = session.execute(line, self._offset < len(self._buffer))
+        if type(answer) is Reply and answer.code < 300 and session.conduct.unremarkable:
+            output = self._output
+            output.queue(answer.wire)
+            if output.full:
+                # The rest of a long pipelined burst waits if the client does not take this.
+                output.flush()
+        else:
+            self._go_on_with(answer)
 
     def _go_on_with(self, answer: Answer) -> None:
         if type(answer) is Reply:
@@ -294,7 +303,6 @@ class SMTPGuardProtocol(Connection):
                 return
         session.ends_group = False
         if output.full:
-            # The rest of a long pipelined burst waits if the client does not take this.
             output.flush()
 
     def _step(self, step: Step) -> None:
