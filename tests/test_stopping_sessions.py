@@ -89,3 +89,12 @@ def test_nothing_of_a_message_that_the_grace_cut_off_is_delivered() -> None:
     assert client.transport.lost
     assert client.guard.delivery.messages == []
     assert client.guard.delivery.calls[-1] == "sink.abort"
+
+
+def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_said_behind_that() -> None:
+    client = reach("ready")
+    delivery, factory = client.guard.delivery, client.guard.factory
+    delivery.answers["begin"] = lambda *_: factory.drain() and None
+    assert client.say("MAIL FROM:<a@b>") == SHUTTING_DOWN
+    assert client.closed
+    assert client.heard() == ""

@@ -110,7 +110,13 @@ class SMTPGuardProtocol(Connection):
         self._walking = True
         try:
             answer = session.execute(line, False)
-            if type(answer) is Reply and answer.code < 300 and session.conduct.unremarkable:
+            if (
+                type(answer) is Reply
+                and answer.code < 300
+                and session.conduct.unremarkable
+                # Else a hook has stopped the guard.
+                and not self._closing
+            ):
                 # It ends nothing and waits for nothing, so that the next may come.
                 output.say(answer.wire)
                 self._walking = False
