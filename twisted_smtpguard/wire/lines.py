@@ -50,11 +50,6 @@ class LineSplitter:
         self._rules = rules
 
     @property
-    def longest(self) -> float:
-        """Octets that a command line may have without its CRLF, and one more."""
-        return self._rules.longest
-
-    @property
     def amid_line(self) -> bool:
         """What comes next does not begin a command."""
         return self._skipping or self.response_due
