@@ -485,6 +485,10 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("tcp:h:1,auth=/nowhere", "auth: /nowhere cannot be read: No such file or directory"),
         ("unix:/x,tls=required", "tls=required needs tls-name="),
         ("tls:h:1,tls=required", "tls: the endpoint is under TLS already"),
+        ("TLS:h:1,tls=required", "tls: the endpoint is under TLS already"),
+        ("ssl:h:1", "ssl: endpoints need hostname=, for without it any certificate is good enough"),
+        ("ssl:h:1:hostname=", "ssl: endpoints need hostname="),
+        (r"ssl:h:1:caCertsDir=/x\:hostname=h", "ssl: endpoints need hostname="),
         ("tcp:h:1,recipients=1", "recipients= is for lmtp: only"),
     ],
 )
@@ -494,11 +498,14 @@ def test_what_is_wrong_is_one_sentence(text: str, problem: str) -> None:
     assert str(error.value).startswith(problem)
 
 
-def test_no_password_in_clear(tmp_path) -> None:
+def test_no_password_in_clear_and_none_to_just_anybody(tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("u:p")
     with pytest.raises(ValueError, match=r"auth= needs tls=required"):
         parse_upstream("smtp", f"tcp:h:1,auth={secret},tls=opportunistic")
     with pytest.raises(ValueError, match=r"auth= and announce=xclient exclude each other"):
         parse_upstream("smtp", f"tcp:h:1,auth={secret},tls=required,announce=xclient")
-    assert parse_upstream("smtp", f"unix:/x,auth={secret}").options.auth
+    with pytest.raises(ValueError, match=r"^ssl: endpoints need hostname="):
+        parse_upstream("smtp", f"SSL:h:1,auth={secret}")
+    for endpoint in ("unix:/x", "tls:h:1", "ssl:h:1:hostname=h", "tcp:h:1,tls=required"):
+        assert parse_upstream("smtp", f"{endpoint},auth={secret}").options.auth

@@ -16,7 +16,8 @@ ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
 TLS = ("off", "opportunistic", "required")
 
 _COMMA = re.compile(r"(?<!\\),")
-_HOST = re.compile(r"(?:tcp|tls|ssl):(?:host(?:name)?=)?((?:[^:\\]|\\.)+)")
+_HOST = re.compile(r"(?:tcp|tls|ssl):(?:host(?:name)?=)?((?:[^:\\]|\\.)+)", re.IGNORECASE)
+_NAMED = re.compile(r"(?<!\\):hostname=[^:]")
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +97,11 @@ class Upstream:
     options: UpstreamOptions
 
     @property
+    def kind(self) -> str:
+        """What stands before the first colon of the endpoint, which Twisted takes in capitals too."""
+        return self.endpoint.partition(":")[0].lower()
+
+    @property
     def host(self) -> str:
         """The host of the endpoint, "" where it has none, as a UNIX socket."""
         match = _HOST.match(self.endpoint)
@@ -137,12 +143,14 @@ def parse_upstream(name: str, text: str) -> Upstream:
 
 def _contradiction(name: str, upstream: Upstream) -> str:
     options = upstream.options
-    implicit = upstream.endpoint.startswith(("tls:", "ssl:"))
+    implicit = upstream.kind in ("tls", "ssl")
+    if upstream.kind == "ssl" and not _NAMED.search(upstream.endpoint):
+        return "ssl: endpoints need hostname=, for without it any certificate is good enough: write tls:HOST:PORT"
     if implicit and options.tls != "off":
         return "tls: the endpoint is under TLS already"
     if options.tls == "required" and not (options.tls_name or upstream.host):
         return "tls=required needs tls-name=, for the endpoint has no host that a certificate could name"
-    if options.auth and not (implicit or options.tls == "required" or upstream.endpoint.startswith("unix:")):
+    if options.auth and not (implicit or options.tls == "required" or upstream.kind == "unix"):
         return "auth= needs tls=required, for no password is sent in clear"
     if options.auth and options.announce == "xclient":
         return "auth= and announce=xclient exclude each other: XCLIENT makes the server forget who logged in"
