@@ -307,6 +307,64 @@ def test_with_a_proxy_header_a_connection_is_one_session_s(kind: str) -> None:
     behind.assert_nothing_is_left()
 
 
+def test_with_a_proxy_header_the_server_hears_what_the_client_calls_itself_now() -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy")
+    client = behind.greeted()
+    assert behind.sends(client) == QUEUED
+    client.say("EHLO another.example")
+    for _ in range(2):
+        assert behind.sends(client) == QUEUED
+    own = server.links[1].heard
+    assert [line for line in own if line[:4] in ("EHLO", "RSET")] == [
+        "EHLO client.example",
+        "EHLO another.example",
+        "RSET",
+    ]
+    behind.assert_nothing_is_left()
+
+
+def test_what_a_client_said_in_clear_is_said_again_when_it_is_under_tls() -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy")
+    clear = Client(Peer(ip_address("192.0.2.1"), 1, None, None), "1", "c", "ESMTP", None, trusted=False)
+    for client in (clear, clear, attrs.evolve(clear, tls="TLSv1.3 X", protocol="ESMTPS")):
+        begun: list[Any] = []
+        Deferred.fromCoroutine(behind.proxy.begin(client, Path("", {}))).addBoth(begun.append)  # type: ignore[arg-type]
+        begun[0].abort()
+    assert server.links[1].heard == [
+        "EHLO c",
+        "MAIL FROM:<>",
+        "RSET",
+        "MAIL FROM:<>",
+        "EHLO c",
+        "MAIL FROM:<>",
+    ]
+    behind.proxy.session_ended("1")
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("answer", ["550 5.7.1 Not you", "421 4.7.0 Not now", "354 What?", hangs_up])
+def test_a_client_whose_new_name_is_refused_hears_so_on_a_new_connection(answer: Any) -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy")
+    client = behind.greeted()
+    assert behind.sends(client) == QUEUED
+    client.say("EHLO another.example")
+    server.answers["EHLO"] = answer
+    heard = client.say("MAIL FROM:<a@example.com>")
+    assert (
+        heard[3:] == answer[3:] + "\r\n"
+        if answer is not hangs_up and answer[0] in "45"
+        else heard[:4] == "451 "
+    )
+    assert len(server.links) == 3
+    assert server.open_links == []
+    del server.answers["EHLO"]
+    assert behind.sends(client) == QUEUED
+    behind.assert_nothing_is_left()
+
+
 def test_a_greeting_for_one_client_is_no_word_about_the_server() -> None:
     server = MailServer()
     server.answers["PROXY"] = silence

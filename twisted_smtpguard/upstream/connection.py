@@ -46,6 +46,8 @@ class Connection(Protocol):
         self._full = False
         self._secured: Deferred[None] | None = None
         self.hello: Hello = NOTHING
+        self.introduced: tuple[str, bool] | None = None
+        """The client in whose name EHLO was said last: what it called itself, and whether under TLS."""
         self.problem: Reply | None = None
         """Why it cannot be used any more."""
         self.lost = False

@@ -63,6 +63,10 @@ def _refused(reply: UpstreamReply, client: Client | None) -> Refused:
     return ClientRefused(for_client(reply)) if told_of_client else not_now(reply)
 
 
+def _introduction(client: Client) -> tuple[str, bool]:
+    return client.helo, bool(client.tls)
+
+
 class Dialler:
     """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033)."""
 
@@ -137,8 +141,22 @@ class Dialler:
         if options.announce in ("xclient", "xforward"):
             self._offered(connection, options.announce.upper())
 
+    async def reset(self, connection: Connection, client: Client, seconds: float) -> bool:
+        """As new, so that a MAIL of `client` may follow; whether the server says so. EHLO does what RSET does (RFC 5321
+        4.1.4), and where the connection is the client's own it hears what the client calls itself now: what was said
+        before, perhaps in clear before STARTTLS, is not to be believed (RFC 3207 4.2)."""
+        if self._options.proxied and connection.introduced != _introduction(client):
+            try:
+                await self._hello(connection, client)
+            except ClientRefused:
+                # Perhaps of the connection, as with a 421: of the client it will say so on the next one too.
+                return False
+            return True
+        return (await connection.command(b"RSET", seconds)).positive
+
     async def _hello(self, connection: Connection, client: Client | None) -> None:
         """In the client's name where the server is told that it is the client's connection."""
+        connection.introduced = None if client is None else _introduction(client)
         name = self._name if client is None else client.helo
         verb = "LHLO" if self._lmtp else "EHLO"
         reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)

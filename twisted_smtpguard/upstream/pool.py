@@ -133,14 +133,14 @@ class Pool:
     async def _renewed(self, connection: Connection, client: Client) -> bool:
         """Whether a connection that was used before is as new. What it says of the client is raised."""
         try:
-            reply = await connection.command(b"RSET", min(_RSET_SECONDS, self._options.timeout))
-            if not reply.positive:
+            if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
                 return False
             await self._announce(connection, client)
         except ClientRefused:
             raise
-        except Refused:
+        except Refused as refused:
+            connection.end(refused.reply)
             if connection.problem is replies.UPSTREAM_TIMED_OUT:
                 # The others will have nobody at their end either.
                 for other in list(self._idle):
