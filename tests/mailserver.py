@@ -97,6 +97,8 @@ class Link:
         self.closed = False
         self.secure = False
         self.reads = True
+        self.lingers = False
+        """Does not close its side when the guard closes, as may be under TLS."""
         self.producer: Any = None
         self._buffer = b""
         self._data: bytes | None = None
@@ -141,7 +143,8 @@ class Link:
 
     def loseConnection(self) -> None:
         assert self.producer is None, "it would wait for its producer for ever"
-        self._end(ConnectionDone())
+        if not self.lingers:
+            self._end(ConnectionDone())
 
     def abortConnection(self) -> None:
         self._end(ConnectionAborted())
@@ -247,7 +250,7 @@ class Link:
         elif verb == "RSET":
             self._envelope = []
         self.answer(verb, line)
-        if verb == "QUIT":
+        if verb == "QUIT" and not self.lingers:
             self.close()
 
 

@@ -110,6 +110,49 @@ def test_where_one_idle_connection_is_dead_so_are_the_others() -> None:
     assert len(server.open_links) == 1
 
 
+def send_and_linger(behind: Behind) -> None:
+    """A message over a connection that the server will not close."""
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "DATA")
+    behind.server.links[-1].lingers = True
+    assert client.say("x", ".") == f"{QUEUED}\r\n"
+    client.disconnect()
+
+
+def test_a_server_that_does_not_close_what_was_said_goodbye_to_has_five_seconds() -> None:
+    behind = Behind(MailServer(), messages=1)
+    send_and_linger(behind)
+    (link,) = behind.server.open_links
+    assert link.heard[-1] == "QUIT"
+    behind.clock.advance(4.9)
+    assert not link.closed
+    behind.clock.advance(0.2)
+    assert link.closed
+    behind.assert_nothing_is_left()
+
+
+def test_no_more_connections_are_leaving_than_there_may_be() -> None:
+    behind = Behind(MailServer(), messages=1, connections=2)
+    for _ in range(4):
+        send_and_linger(behind)
+    assert [link.closed for link in behind.server.links] == [True, True, False, False]
+    behind.clock.advance(5)
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(("before", "seconds"), [(True, 0.0), (False, 1.0)])
+def test_a_stop_waits_for_a_server_that_does_not_close_a_second_at_most(before: bool, seconds: float) -> None:
+    behind = Behind(MailServer(), messages=1 if before else 100)
+    send_and_linger(behind)
+    stopped: list[object] = []
+    behind.proxy.stopService().addBoth(stopped.append)
+    assert bool(stopped) == before
+    behind.clock.advance(seconds)
+    assert len(stopped) == 1
+    assert behind.server.open_links == []
+    assert not behind.proxy._pool._leaving
+
+
 # How many.
 
 

@@ -149,9 +149,14 @@ class Connection(Protocol):
     def quit(self) -> None:
         """Nothing is under way: say goodbye, and wait for nothing."""
         if self.usable:
-            self._transport.write(b"QUIT\r\n")
             self._over(replies.UPSTREAM_LOST)
+            self._transport.write(b"QUIT\r\n")
             self._transport.loseConnection()
+
+    def abandon(self) -> None:
+        """After `quit()`: no longer wait for the server's side of the goodbye."""
+        if not self.lost:
+            self._transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
         """Whatever is under way: drop it. A message that has not ended is not delivered then."""

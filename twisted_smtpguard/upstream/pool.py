@@ -30,6 +30,11 @@ gets mail again that soon."""
 
 _RSET_SECONDS = 10.0
 
+_LEAVING_SECONDS = 5.0
+_STOPPING_SECONDS = 1.0
+"""How long a server has to close a connection that was said goodbye to. Under TLS one that does not would keep it open
+for ever."""
+
 
 class Pool:
     """`name` is for the log."""
@@ -41,8 +46,8 @@ class Pool:
         self._name = name
         self._connections: set[Connection] = set()
         """Those that can be used: in use, idle, or parked for their client."""
-        self._leaving: set[Connection] = set()
-        """Said goodbye to, and not gone yet."""
+        self._leaving: dict[Connection, IDelayedCall] = {}
+        """Said goodbye to, and not gone yet; no more than there may be connections. The oldest is first."""
         self._dialled = 0
         """Connections that are being made."""
         self._idle: list[Connection] = []
@@ -72,14 +77,18 @@ class Pool:
         self._retry = None
         if self._probe is not None:
             self._probe.cancel()
+        leaving = list(self._leaving)
+        for connection in leaving:
+            connection.abandon()
         for connection in [*self._idle, *self._parked.values()]:
-            self._leave(connection)
+            self._leave(connection, _STOPPING_SECONDS)
+            leaving.append(connection)
         for connection in list(self._connections):
             connection.end(replies.SHUTTING_DOWN)
         for waiting in list(self._waiting):
             waiting.cancel()
         gone: list[Deferred[None]] = []
-        for connection in self._leaving:
+        for connection in leaving:
             if not connection.lost:
                 gone.append(Deferred())
                 connection.gone.append(gone[-1])
@@ -187,14 +196,23 @@ class Pool:
                     del self._parked[session]
             self._wake()
 
-    def _leave(self, connection: Connection) -> None:
-        self._leaving.add(connection)
+    def _leave(self, connection: Connection, seconds: float = _LEAVING_SECONDS) -> None:
+        if len(self._leaving) >= self._options.connections:
+            oldest = next(iter(self._leaving))
+            self._left(oldest)
+            oldest.abandon()
+        self._leaving[connection] = self._clock.callLater(seconds, connection.abandon)
         gone: Deferred[None] = Deferred()
-        gone.addCallback(lambda _: self._leaving.discard(connection))
+        gone.addCallback(lambda _: self._left(connection))
         connection.gone.append(gone)
         connection.quit()
         if connection.lost:
-            self._leaving.discard(connection)
+            self._left(connection)
+
+    def _left(self, connection: Connection) -> None:
+        call = self._leaving.pop(connection, None)
+        if call is not None and call.active():
+            call.cancel()
 
     # Those that nobody uses.
 
