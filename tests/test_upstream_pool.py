@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path as FilePath
 from typing import Any
 
 import attrs
 import pytest
 import pytest_twisted
+from certificates import AUTHORITY
 from mailserver import Behind, MailServer, hangs_up, silence
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
 from twisted_smtpguard.testing import check_delivery
@@ -493,6 +496,29 @@ def test_what_stands_behind_the_answer_to_starttls_is_no_answer_under_tls(behind
     behind = Behind(server, tls="required", tls_name="mx.example.org")
     assert behind.greeted().say("MAIL FROM:<a@example.com>").startswith("451 4.5.0 ")
     assert not any(link.secure for link in server.links)
+
+
+def test_the_certificates_to_trust_are_read_once(tmp_path: FilePath) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    trusted = tmp_path / "authorities.pem"
+    trusted.write_bytes(AUTHORITY.read_bytes())
+    behind = Behind(server, tls="required", tls_name="mx.example.org", tls_ca=str(trusted), messages=1)
+    trusted.unlink()
+    for _ in range(2):
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert len(server.tls_options) == 2
+
+
+def test_a_fault_of_ours_while_a_connection_is_tried_is_logged() -> None:
+    server = MailServer()
+    server.connect = lambda factory: 1 / 0  # type: ignore[method-assign,return-value,assignment]
+    with capturedLogs() as events:
+        behind = Behind(server)
+    (logged,) = [event for event in events if "log_failure" in event]
+    assert logged["log_failure"].check(ZeroDivisionError)
+    assert logged["upstream"] == "upstream"
+    behind.assert_nothing_is_left()
 
 
 # Logging in.

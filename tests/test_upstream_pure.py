@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import attrs
 import pytest
+from certificates import AUTHORITY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -429,14 +430,14 @@ def test_every_key_has_its_value(tmp_path) -> None:
     secret.write_text("guard:pass:word\n")
     upstream = parse_upstream(
         "lmtp",
-        f"tcp:mx.example.org:24,tls=required,tls-name=mx,tls-ca={secret},auth={secret},announce=proxy-v1,helo=me,"
+        f"tcp:mx.example.org:24,tls=required,tls-name=mx,tls-ca={AUTHORITY},auth={secret},announce=proxy-v1,helo=me,"
         "connections=5,messages=0,idle=1m,wait=2,connect=3,timeout=4,verdict=5,recipients=1",
     )
     assert upstream.endpoint == "tcp:mx.example.org:24"
     assert upstream.options == UpstreamOptions(
         tls="required",
         tls_name="mx",
-        tls_ca=str(secret),
+        tls_ca=str(AUTHORITY),
         auth=login.Credentials("guard", "pass:word"),
         announce="proxy-v1",
         helo="me",
@@ -481,7 +482,7 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("tcp:h:1,tls=yes", "tls: one of off, opportunistic, required is expected, not 'yes'"),
         ("tcp:h:1,connections=0", "connections: more than 0 is expected"),
         ("tcp:h:1,timeout=x", "timeout: a time such as 300, 1.5 or 5m is expected, not 'x'"),
-        ("tcp:h:1,tls-ca=/nowhere", "tls-ca: /nowhere cannot be read: No such file or directory"),
+        ("tcp:h:1,tls-ca=/nowhere", "tls-ca: /nowhere: No such file or directory"),
         ("tcp:h:1,auth=/nowhere", "auth: /nowhere cannot be read: No such file or directory"),
         ("unix:/x,tls=required", "tls=required needs tls-name="),
         ("tls:h:1,tls=required", "tls: the endpoint is under TLS already"),
@@ -490,12 +491,41 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("ssl:h:1:hostname=", "ssl: endpoints need hostname="),
         (r"ssl:h:1:caCertsDir=/x\:hostname=h", "ssl: endpoints need hostname="),
         ("tcp:h:1,recipients=1", "recipients= is for lmtp: only"),
+        (
+            "tls:h:1,tls-name=x",
+            "tls-name= is for STARTTLS: of an endpoint under TLS its own string says whom",
+        ),
+        (
+            f"tls:h:1,tls-ca={AUTHORITY}",
+            "tls-ca= is for STARTTLS: of an endpoint under TLS its own string says",
+        ),
+        ("tcp:h:1,tls-name=x", "tls-ca= and tls-name= need tls=required"),
+        (f"tcp:h:1,tls=opportunistic,tls-ca={AUTHORITY}", "tls-ca= and tls-name= need tls=required"),
+        ("tls:h:1,announce=proxy", "announce=proxy needs an endpoint in clear"),
+        ("ssl:h:1:hostname=h,announce=proxy-v1", "announce=proxy-v1 needs an endpoint in clear"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(text: str, problem: str) -> None:
     with pytest.raises(ValueError) as error:
         parse_upstream("smtp", text)
     assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nothing", "there is no certificate in PEM form"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "a certificate in it is damaged",
+        ),
+    ],
+)
+def test_a_file_without_certificates_is_a_mistake_at_the_start(tmp_path, text, problem) -> None:
+    path = tmp_path / "authorities.pem"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^tls-ca: {path}: {problem}$"):
+        parse_upstream("smtp", f"tcp:h:1,tls=required,tls-ca={path}")
 
 
 def test_no_password_in_clear_and_none_to_just_anybody(tmp_path) -> None:

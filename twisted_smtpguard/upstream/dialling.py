@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from twisted_smtpguard.certificates import read_certificates
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.later import within
 from twisted_smtpguard.smtp import replies
@@ -86,6 +87,7 @@ class Dialler:
         self._name = options.helo or name
         self._host = options.tls_name or host
         self._lmtp = lmtp
+        self._tls = None if options.tls == "off" else self._tls_settings()
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
@@ -182,13 +184,14 @@ class Dialler:
                 raise Unsuitable(f"it answers STARTTLS with {reply.code}")
             return
         try:
-            await connection.start_tls(self._tls(), self._options.timeout)
+            await connection.start_tls(self._tls, self._options.timeout)
         except Refused as refused:
             raise HandshakeFailed(refused.reply) from refused
         # What was said in clear is forgotten (RFC 3207 4.2).
         await self._hello(connection, client)
 
-    def _tls(self) -> Any:
+    def _tls_settings(self) -> Any:
+        """Made once: to look for the certificates to trust holds up everything else. ValueError: there are none."""
         # Late: to import it costs time, and not every guard has TLS behind it.
         from twisted.internet import ssl  # noqa: PLC0415
 
@@ -196,7 +199,9 @@ class Dialler:
             return ssl.CertificateOptions()
         trusted = None
         if self._options.tls_ca:
-            trusted = ssl.trustRootFromCertificates(_certificates(self._options.tls_ca))
+            trusted = ssl.trustRootFromCertificates(
+                ssl.Certificate(certificate) for certificate in read_certificates(self._options.tls_ca)
+            )
         return ssl.optionsForClientTLS(self._host, trustRoot=trusted)
 
     async def _log_in(self, connection: Connection, credentials: login.Credentials) -> None:
@@ -236,15 +241,6 @@ class Dialler:
         if "ADDR" not in offered:
             raise Unsuitable(f"it does not offer {command} with ADDR to this host")
         return offered
-
-
-def _certificates(path: str) -> list[Any]:
-    from twisted.internet import ssl  # noqa: PLC0415
-
-    with open(path, "rb") as file:  # noqa: PTH123 - read once a connection, and small
-        parts = file.read().split(b"-----END CERTIFICATE-----")
-    end = b"-----END CERTIFICATE-----\n"
-    return [ssl.Certificate.loadPEM(part + end) for part in parts if b"-----BEGIN CERTIFICATE-----" in part]
 
 
 def describe(error: Refused) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from twisted_smtpguard.certificates import read_certificates
 from twisted_smtpguard.units import COUNT, SECONDS, one_of
 from twisted_smtpguard.upstream.login import Credentials, read_credentials
 
@@ -63,15 +64,15 @@ class UpstreamOptions:
         return self.proxied or self.announce == "xclient"
 
 
-def _file(text: str) -> str:
-    with open(text, "rb"):  # noqa: PTH123 - only to see whether it can be read
-        return text
+def _certificate_file(path: str) -> str:
+    read_certificates(path)
+    return path
 
 
 _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "tls": ("tls", one_of(*TLS).parse),
     "tls-name": ("tls_name", str),
-    "tls-ca": ("tls_ca", _file),
+    "tls-ca": ("tls_ca", _certificate_file),
     "auth": ("auth", read_credentials),
     "announce": ("announce", one_of(*ANNOUNCE, "proxy-v2").parse),
     "helo": ("helo", str),
@@ -124,8 +125,6 @@ def parse_upstream(name: str, text: str) -> Upstream:
         field, parse = _KEYS[key]
         try:
             values[field] = parse(value)
-        except OSError as error:
-            raise ValueError(f"{key}: {value} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(
                 f"{key}: {error}" + ("" if value and str(error).startswith(value) else f", not {value!r}")
@@ -148,6 +147,14 @@ def _contradiction(name: str, upstream: Upstream) -> str:
         return "ssl: endpoints need hostname=, for without it any certificate is good enough: write tls:HOST:PORT"
     if implicit and options.tls != "off":
         return "tls: the endpoint is under TLS already"
+    if implicit and options.tls_ca:
+        return "tls-ca= is for STARTTLS: of an endpoint under TLS its own string says whom to trust, by trustRoots="
+    if implicit and options.tls_name:
+        return "tls-name= is for STARTTLS: of an endpoint under TLS its own string says whom to expect"
+    if implicit and options.proxied:
+        return f"announce={options.announce} needs an endpoint in clear, for a PROXY header stands before TLS"
+    if options.tls != "required" and (options.tls_ca or options.tls_name):
+        return "tls-ca= and tls-name= need tls=required, for no certificate is looked at without it"
     if options.tls == "required" and not (options.tls_name or upstream.host):
         return "tls=required needs tls-name=, for the endpoint has no host that a certificate could name"
     if options.auth and not (implicit or options.tls == "required" or upstream.kind == "unix"):

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import Client, Refused
@@ -287,7 +288,7 @@ class Pool:
         self._retry = None
         probing = Deferred.fromCoroutine(self._try())
         self._probe = probing
-        probing.addErrback(lambda _: None).addCallback(self._probed, probing)
+        probing.addErrback(self._probe_failed).addCallback(self._probed, probing)
 
     async def _try(self) -> None:
         connection = await self._dial(None)
@@ -296,6 +297,11 @@ class Pool:
         elif self._open:
             self._keep(connection)
             self._wake()
+
+    def _probe_failed(self, failure: Failure) -> None:
+        """What is no answer of the server's is our fault, or the endpoint's."""
+        if not failure.check(Refused, CancelledError):
+            _log.failure("A connection to {upstream} could not be tried", failure, upstream=self._name)
 
     def _probed(self, _: None, probing: Deferred[None]) -> None:
         self._probe = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from zope.interface import implementer
 
+from twisted_smtpguard.certificates import read_certificates, read_octets
 from twisted_smtpguard.interfaces import IPreparedReload
-from twisted_smtpguard.regularfile import open_regular
 from twisted_smtpguard.threads import OneThread, ThreadedReactor
-
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @implementer(IOpenSSLServerConnectionCreator, IPreparedReload)
@@ -71,14 +68,14 @@ class CertificateFiles:
         from OpenSSL import SSL, crypto  # noqa: PLC0415
         from twisted.internet.ssl import CertificateOptions, TLSVersion  # noqa: PLC0415
 
-        certificate, *chain = _certificates(self._certificate)
-        octets = _octets(self._key)
+        certificate, *chain = read_certificates(self._certificate)
+        octets = read_octets(self._key)
         try:
             # A passphrase is never asked for: there is nobody at the terminal.
             key = crypto.load_privatekey(crypto.FILETYPE_PEM, octets, passphrase=b"")
         except (crypto.Error, ValueError, TypeError) as error:
             raise ValueError(f"{self._key}: there is no private key, or it has a passphrase") from error
-        authorities = _certificates(self._client_authorities) if self._client_authorities else []
+        authorities = read_certificates(self._client_authorities) if self._client_authorities else []
         options = CertificateOptions(
             privateKey=key,
             certificate=certificate,
@@ -101,29 +98,6 @@ class CertificateFiles:
             # Of a client without one Twisted's own would know nothing but to refuse it.
             context.set_verify(SSL.VERIFY_PEER)
         return context
-
-
-def _octets(path: str) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-
-
-def _certificates(path: str) -> list[Any]:
-    from OpenSSL import crypto  # noqa: PLC0415
-
-    try:
-        found = [
-            crypto.load_certificate(crypto.FILETYPE_PEM, block)
-            for block in _CERTIFICATE.findall(_octets(path))
-        ]
-    except crypto.Error as error:
-        raise ValueError(f"{path}: a certificate in it is damaged") from error
-    if not found:
-        raise ValueError(f"{path}: there is no certificate in PEM form")
-    return found
 
 
 def spoken(transport: Any) -> str:
