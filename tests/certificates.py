@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def stranger() -> Path:
     """A key and a certificate that another authority has signed."""
     path = _FOLDER / "stranger.pem"
     trustme.CA().issue_cert("stranger.example").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+def expired() -> Path:
+    """A key and a certificate of localhost that was good in the year 2020."""
+    path = _FOLDER / "expired.pem"
+    start, end = datetime(2020, 1, 1, tzinfo=timezone.utc), datetime(2020, 12, 31, tzinfo=timezone.utc)
+    leaf = _CA.issue_cert("localhost", not_before=start, not_after=end)
+    leaf.private_key_and_cert_chain_pem.write_to_path(str(path))
     return path
 
 

@@ -12,7 +12,7 @@ import pytest_twisted
 from certificates import AUTHORITY
 from mailserver import Behind, MailServer, hangs_up, silence
 from twisted.internet.defer import Deferred
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
 from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
 from twisted_smtpguard.testing import check_delivery
@@ -468,7 +468,11 @@ def test_a_handshake_that_fails_is_done_without_only_where_tls_is_opportunistic(
     server = MailServer("8BITMIME", "STARTTLS")
     server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
     server.handshakes_fail = True
-    behind = Behind(server, tls="opportunistic")
+    with capturedLogs() as events:
+        behind = Behind(server, tls="opportunistic")
+    assert [formatEvent(event) for event in events if "upstream" in event] == [
+        "upstream_in_clear upstream=upstream TLS failed: it closed the connection"
+    ]
     assert behind.sends(behind.greeted()) == QUEUED
     assert not server.open_links[0].secure
     server.handshakes_fail = False

@@ -110,7 +110,9 @@ class UpstreamDelivery(Service):
         self.options = options or UpstreamOptions()
         self._clock = reactor
         self._hostname = hostname
-        dialler = Dialler(endpoint, reactor, self.options, name=hostname, host=host, lmtp=self.lmtp)
+        dialler = Dialler(
+            endpoint, reactor, self.options, name=hostname, host=host, lmtp=self.lmtp, upstream=name
+        )
         self._pool = Pool(dialler, reactor, self.options, name)
 
     @property

@@ -24,6 +24,7 @@ from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
 from twisted_smtpguard.upstream.replies import BadReply, ReplyParser, UpstreamReply, for_client
+from twisted_smtpguard.upstream.tlsfailure import tls_failure
 
 SEND_BUFFER_OCTETS = 16 * 1024
 """What may wait in the transport before the client is held back, besides the piece that is being sent."""
@@ -50,6 +51,8 @@ class Connection(Protocol):
         """The client in whose name EHLO was said last: what it called itself, and whether under TLS."""
         self.problem: Reply | None = None
         """Why it cannot be used any more."""
+        self.why = ""
+        """What was wrong with TLS, for the log."""
         self.lost = False
         """The transport is gone."""
         self.messages = 0
@@ -206,9 +209,12 @@ class Connection(Protocol):
     def connectionLost(self, reason: Failure | None = None) -> None:
         self.lost = True
         self._streaming = self._full = False
+        if reason is not None:
+            self.why = tls_failure(reason.value, self._transport)
         problem = replies.UPSTREAM_LOST
         if self._secured is not None:
             problem = replies.UPSTREAM_UNSUITABLE
+            self.why = self.why or "it closed the connection"
         self._over(problem)
         gone, self.gone = self.gone, []
         for waiting in gone:

@@ -12,6 +12,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from twisted_smtpguard.certificates import read_certificates
+from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.later import within
 from twisted_smtpguard.smtp import replies
@@ -33,12 +34,16 @@ class Unsuitable(Refused):
         self.why = why
 
 
+class HandshakeFailed(Refused):
+    """No common protocol, a certificate that is not the right one, or no answer. `why` is for the log."""
+
+    def __init__(self, reply: Reply, why: str) -> None:
+        super().__init__(reply)
+        self.why = f"TLS failed: {why or reply_text(reply)}"
+
+
 class Unreachable(Refused):
     """There is no connection at all."""
-
-
-class HandshakeFailed(Refused):
-    """Under STARTTLS: no common protocol, a certificate that is not the right one, or no answer."""
 
 
 class ClientRefused(Refused):
@@ -69,7 +74,7 @@ def _introduction(client: Client) -> tuple[str, bool]:
 
 
 class Dialler:
-    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033)."""
+    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033); `upstream` is for the log."""
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Dialler:
         name: str,
         host: str,
         lmtp: bool,
+        upstream: str = "upstream",
     ) -> None:
         self._endpoint = endpoint
         self._clock = clock
@@ -87,16 +93,18 @@ class Dialler:
         self._name = options.helo or name
         self._host = options.tls_name or host
         self._lmtp = lmtp
+        self._upstream = upstream
         self._tls = None if options.tls == "off" else self._tls_settings()
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
         try:
             return await self._dial(client, ended, self._options.tls)
-        except HandshakeFailed:
+        except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
-        _log.warn("A TLS handshake with the mail server behind failed: it is spoken to in clear")
+            problem = escape_text(describe(failed))
+        _log.warn("upstream_in_clear upstream={upstream} {problem}", upstream=self._upstream, problem=problem)
         return await self._dial(client, ended, "off")
 
     async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
@@ -132,7 +140,12 @@ class Dialler:
                 connection.send_first(announcing.proxy_v1(peer or connection.own_end()))
             else:
                 connection.send_first(announcing.proxy_v2(peer))
-        greeting = await connection.answer(options.connect)
+        try:
+            greeting = await connection.answer(options.connect)
+        except Refused as refused:
+            if connection.why:
+                raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.why) from refused
+            raise
         if greeting.code != 220:
             raise _refused(greeting, client)
         await self._hello(connection, client)
@@ -186,7 +199,7 @@ class Dialler:
         try:
             await connection.start_tls(self._tls, self._options.timeout)
         except Refused as refused:
-            raise HandshakeFailed(refused.reply) from refused
+            raise HandshakeFailed(refused.reply, connection.why) from refused
         # What was said in clear is forgotten (RFC 3207 4.2).
         await self._hello(connection, client)
 
@@ -245,7 +258,7 @@ class Dialler:
 
 def describe(error: Refused) -> str:
     """What an operator is told of a connection that did not come about."""
-    if isinstance(error, Unsuitable):
+    if isinstance(error, Unsuitable | HandshakeFailed):
         return error.why
     if error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__
