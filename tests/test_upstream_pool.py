@@ -189,6 +189,50 @@ def test_who_waits_and_leaves_takes_no_place() -> None:
     behind.assert_nothing_is_left()
 
 
+def a_server_for_two() -> MailServer:
+    server = MailServer()
+    server.answers["greeting"] = lambda link, line: (
+        "220 mx.example ESMTP" if len(server.open_links) <= 2 else "421 4.7.0 Too many connections from you"
+    )
+    return server
+
+
+def test_a_connection_too_many_for_the_server_is_waited_for_and_nobody_takes_it_for_down() -> None:
+    server = a_server_for_two()
+    behind = Behind(server, wait=10)
+    clients = [behind.greeted() for _ in range(4)]
+    with capturedLogs() as events:
+        heard = [client.say("MAIL FROM:<a@example.com>") for client in clients]
+    assert heard == ["250 2.1.0 Sender noted\r\n"] * 2 + ["", ""]
+    # The fourth client was spared the attempt.
+    assert len(server.links) == 3
+    assert [formatEvent(event) for event in events if "upstream" in event] == [
+        "upstream_full upstream=upstream connections=2 451 4.7.0 Too many connections from you"
+    ]
+    clients[0].say("RSET")
+    assert clients[2].heard() == "250 2.1.0 Sender noted\r\n"
+    behind.clock.advance(10)
+    assert clients[3].heard() == f"{BUSY}\r\n"
+    server.links[0].close()
+    assert behind.sends(clients[3]) == QUEUED
+    for client in clients:
+        client.disconnect()
+    behind.assert_nothing_is_left()
+
+
+def test_a_server_that_greets_so_while_there_is_no_other_connection_is_down() -> None:
+    server = a_server_for_two()
+    behind = Behind(server)
+    server.answers["greeting"] = "421 4.3.2 Going down"
+    server.links[0].close()
+    client = behind.greeted()
+    assert client.say("MAIL FROM:<a@example.com>") == "451 4.3.2 Going down\r\n"
+    links = len(server.links)
+    assert client.say("MAIL FROM:<a@example.com>") == "451 4.3.2 Going down\r\n"
+    assert len(server.links) == links
+    behind.assert_nothing_is_left()
+
+
 # What is offered.
 
 

@@ -46,6 +46,10 @@ class Unreachable(Refused):
     """There is no connection at all."""
 
 
+class NotNow(Refused):
+    """The server greets with a 4xx: it has too many connections, perhaps, and those that there are can be used."""
+
+
 class ClientRefused(Refused):
     """The server is there, and will have nothing to do with this client."""
 
@@ -142,12 +146,14 @@ class Dialler:
                 connection.send_first(announcing.proxy_v2(peer))
         try:
             greeting = await connection.answer(options.connect)
-        except Refused as refused:
+        except Refused as lost:
             if connection.why:
-                raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.why) from refused
+                raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.why) from lost
             raise
         if greeting.code != 220:
-            raise _refused(greeting, client)
+            refused = _refused(greeting, client)
+            put_off = client is None and 400 <= greeting.code < 500
+            raise NotNow(refused.reply) if put_off else refused
         await self._hello(connection, client)
         if tls != "off":
             await self._secure(connection, client)

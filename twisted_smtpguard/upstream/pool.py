@@ -18,7 +18,7 @@ from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, Unreachable, describe
+from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, NotNow, Unreachable, describe
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
 from twisted_smtpguard.upstream.options import UpstreamOptions
 
@@ -28,6 +28,9 @@ FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
 """How long after a failure a dead server is tried again: twice as long each time, up to this. A server that is back
 gets mail again that soon."""
+
+_FULL_SECONDS = 5.0
+"""For which no connection is tried beside those that there are, after one that was too many for the server."""
 
 _RSET_SECONDS = 10.0
 
@@ -55,6 +58,8 @@ class Pool:
         self._parked: dict[str, Connection] = {}
         self._idle_calls: dict[Connection, IDelayedCall] = {}
         self._waiting: deque[Deferred[None]] = deque()
+        self._full_until = 0.0
+        self._full_told = False
         self._down: Reply | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._retry: IDelayedCall | None = None
@@ -116,10 +121,15 @@ class Pool:
                     return connection
             if self._down is not None:
                 raise Refused(self._down)
-            if self.in_use < self._options.connections:
-                connection = await self._dial(client)
-                await self._announce(connection, client)
-                return connection
+            if self.in_use < self._options.connections and not self._full:
+                try:
+                    connection = await self._dial(client)
+                except NotNow:
+                    if not self._full:
+                        raise
+                else:
+                    await self._announce(connection, client)
+                    return connection
             await self._wait(max(0, deadline - self._clock.seconds()))
 
     def give_back(self, connection: Connection, client: Client) -> None:
@@ -189,6 +199,7 @@ class Pool:
     def _ended(self, connection: Connection) -> None:
         if connection in self._connections:
             self._connections.discard(connection)
+            self._full_until = 0.0
             self._forget_idle(connection)
             if connection in self._idle:
                 self._idle.remove(connection)
@@ -253,11 +264,29 @@ class Pool:
         """A connection did not come about."""
         if isinstance(refused, ClientRefused) or not self._open:
             return
-        if client is None or isinstance(refused, Unreachable) or not self._options.proxied:
+        if isinstance(refused, NotNow) and self._connections:
+            self._became_full(refused)
+        elif client is None or isinstance(refused, Unreachable) or not self._options.proxied:
             self._went_down(refused)
         elif self._retry is None and self._probe is None:
             # Perhaps it would not do so to others: no client may decide that it is down.
             self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
+
+    @property
+    def _full(self) -> bool:
+        """The server wants no more connections than there are."""
+        return bool(self._connections) and self._clock.seconds() < self._full_until
+
+    def _became_full(self, refused: Refused) -> None:
+        self._full_until = self._clock.seconds() + _FULL_SECONDS
+        if not self._full_told:
+            self._full_told = True
+            _log.warn(
+                "upstream_full upstream={upstream} connections={connections} {problem}",
+                upstream=self._name,
+                connections=len(self._connections),
+                problem=escape_text(describe(refused)),
+            )
 
     def _went_down(self, refused: Refused) -> None:
         if self._down is None:
