@@ -153,6 +153,39 @@ def test_a_server_that_never_answers_a_connect_costs_no_client_its_time_once_tha
     behind.assert_nothing_is_left()
 
 
+def test_all_steps_of_a_connection_together_have_three_times_as_long_as_the_first() -> None:
+    server = MailServer()
+    server.answers["greeting"] = server.answers["EHLO"] = server.answers["HELO"] = silence
+    behind = Behind(server, connect=1, timeout=2)
+    client = behind.greeted()
+    assert client.say("MAIL FROM:<a@example.com>") == ""
+    (_, link) = server.links
+    for seconds, answer in ((0.9, "220 mx"), (1.8, "500 5.5.1 What?")):
+        behind.clock.advance(seconds)
+        link.says(answer)
+    assert link.heard == ["EHLO guard.example", "HELO guard.example"]
+    assert client.heard() == ""
+    behind.clock.advance(0.3)
+    assert client.heard() == f"{TIMED_OUT}\r\n"
+    assert link.closed
+    behind.assert_nothing_is_left()
+
+
+def test_a_server_that_hangs_is_known_to_be_down_where_clients_are_answered_before_its_time_is_up() -> None:
+    server = MailServer()
+    behind = Behind(server, limits={"delivery_timeout": 3})
+    server.links[0].close()
+    server.answers["EHLO"] = silence
+    client = behind.greeted()
+    for _ in range(2):
+        assert client.say("MAIL FROM:<a@example.com>") == ""
+        behind.clock.advance(3)
+        assert client.heard() == "451 4.3.0 Delivery timed out, try again later\r\n"
+    behind.clock.advance(3 * CONNECT)
+    assert client.say("MAIL FROM:<a@example.com>") == f"{TIMED_OUT}\r\n"
+    behind.assert_nothing_is_left()
+
+
 def amid_body(server: MailServer) -> tuple[Behind, object]:
     behind = Behind(server)
     client = behind.greeted()

@@ -233,6 +233,25 @@ def test_a_server_that_greets_so_while_there_is_no_other_connection_is_down() ->
     behind.assert_nothing_is_left()
 
 
+def test_what_is_tried_takes_no_place_that_there_is_not() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=2)
+    server.links[0].close()
+    first, second = behind.greeted(), behind.greeted()
+    first.say("MAIL FROM:<a@example.com>")
+    server.answers["greeting"] = silence
+    second.say("MAIL FROM:<a@example.com>")
+    second.disconnect()
+    del server.answers["greeting"]
+    third = behind.greeted()
+    third.say("MAIL FROM:<a@example.com>")
+    behind.clock.advance(1)
+    assert len(server.open_links) == 2
+    first.disconnect()
+    third.disconnect()
+    behind.assert_nothing_is_left()
+
+
 # What is offered.
 
 

@@ -24,7 +24,7 @@ connections=N                   at once. Default: 50.
 messages=N                      a connection is used for. Default: 100.
 idle=TIME                       an unused connection is kept. Default: 30.
 wait=TIME                       for a connection, all being in use. Default: 10.
-connect=TIME                    for TCP, and for the greeting. Default: 10.
+connect=TIME                    for TCP, and for the greeting; three times that until MAIL. Default: 10.
 timeout=TIME                    for an answer to a command, and for room to send on. Default: 60.
 verdict=TIME                    for the answer to a message. Default: 280."""
 

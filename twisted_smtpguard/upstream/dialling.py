@@ -102,6 +102,14 @@ class Dialler:
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
+        dialling = Deferred.fromCoroutine(self._dial_by_tls(client, ended))
+        try:
+            return await within(3 * self._options.connect, self._clock.callLater, dialling)
+        except TimeoutError:
+            # Each step was within its own time.
+            raise Refused(replies.UPSTREAM_TIMED_OUT) from None
+
+    async def _dial_by_tls(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         try:
             return await self._dial(client, ended, self._options.tls)
         except HandshakeFailed as failed:

@@ -45,7 +45,7 @@ class UpstreamOptions:
     wait: float = 10.0
     """For a free connection, all being in use."""
     connect: float = 10.0
-    """For a connection to be ready: TCP, greeting, EHLO, TLS, AUTH together have three times as long."""
+    """For TCP, and for the greeting. All that is done until a connection is ready has three times as long together."""
     timeout: float = 60.0
     """For the answer to a command, and for room to send more of a message."""
     verdict: float = 280.0

@@ -188,6 +188,9 @@ class Pool:
             self._dialled -= 1
             if isinstance(error, Refused):
                 self._failed(error, client)
+            elif isinstance(error, CancelledError):
+                # The client left, or its time was up before ours: whether the server is down is not known.
+                self._find_out()
             self._wake()
             raise
         self._dialled -= 1
@@ -268,8 +271,13 @@ class Pool:
             self._became_full(refused)
         elif client is None or isinstance(refused, Unreachable) or not self._options.proxied:
             self._went_down(refused)
-        elif self._retry is None and self._probe is None:
+        else:
             # Perhaps it would not do so to others: no client may decide that it is down.
+            self._find_out()
+
+    def _find_out(self) -> None:
+        """Try a connection of our own, soon."""
+        if self._open and self._retry is None and self._probe is None:
             self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
 
     @property
@@ -320,6 +328,9 @@ class Pool:
         probing.addErrback(self._probe_failed).addCallback(self._probed, probing)
 
     async def _try(self) -> None:
+        if len(self._connections) >= self._options.connections:
+            # It is there, then, and there is no place.
+            return
         connection = await self._dial(None)
         if self._options.proxied:
             self._leave(connection)
