@@ -615,6 +615,40 @@ def test_a_server_that_does_not_know_us_gets_no_mail(offered: str, answer: str) 
     assert not any(line.startswith("MAIL") for line in server.commands)
 
 
+def test_a_wrong_password_is_tried_ever_more_seldom_and_the_right_one_is_used_soon_after() -> None:
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = "535 5.7.8 No"
+    behind = Behind(server, auth=Credentials("u", "pw"))
+    tried: list[float] = []
+    for second in range(3600):
+        if len(server.links) > len(tried):
+            tried.append(second)
+        behind.clock.advance(1)
+    assert tried == [0, 30, 90, 210, 450, 930, 1530, 2130, 2730, 3330]
+    server.answers["AUTH"] = "235 2.7.0 Welcome"
+    behind.clock.advance(600)
+    assert behind.sends(behind.greeted()) == QUEUED
+    server.answers["greeting"] = hangs_up
+    server.links[-1].close()
+    behind.greeted().say("MAIL FROM:<a@example.com>")
+    del server.answers["greeting"]
+    behind.clock.advance(0.5)
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
+def test_a_log_in_that_is_put_off_is_tried_again_soon() -> None:
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = "454 4.7.0 Temporary authentication failure"
+    behind = Behind(server, auth=Credentials("u", "pw"))
+    said = behind.greeted().say("MAIL FROM:<a@example.com>")
+    assert said == "451 4.7.0 Temporary authentication failure\r\n"
+    server.answers["AUTH"] = "235 2.7.0 Welcome"
+    behind.clock.advance(0.5)
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
 # LMTP.
 
 

@@ -237,6 +237,9 @@ class Dialler:
             raise Unsuitable("it offers neither AUTH PLAIN nor AUTH LOGIN")
         for number, line in enumerate(lines, 1):
             reply = await connection.command(line.encode(), self._options.timeout)
+            if 400 <= reply.code < 500:
+                # The password may be right (RFC 4954 6).
+                raise not_now(reply)
             if reply.code != (235 if number == len(lines) else 334):
                 raise Unsuitable(f"it answers AUTH with {reply.code}")
 

@@ -18,7 +18,14 @@ from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, NotNow, Unreachable, describe
+from twisted_smtpguard.upstream.dialling import (
+    ClientRefused,
+    Dialler,
+    NotNow,
+    Unreachable,
+    Unsuitable,
+    describe,
+)
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
 from twisted_smtpguard.upstream.options import UpstreamOptions
 
@@ -28,6 +35,11 @@ FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
 """How long after a failure a dead server is tried again: twice as long each time, up to this. A server that is back
 gets mail again that soon."""
+
+FIRST_UNSUITABLE_RETRY_SECONDS = 30.0
+LAST_UNSUITABLE_RETRY_SECONDS = 600.0
+"""The same for a server that is there and cannot be used as configured: a wrong password that is tried every few
+seconds has the account, or our address, locked out."""
 
 _FULL_SECONDS = 5.0
 """For which no connection is tried beside those that there are, after one that was too many for the server."""
@@ -61,7 +73,10 @@ class Pool:
         self._full_until = 0.0
         self._full_told = False
         self._down: Reply | None = None
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._unsuitable = False
+        """Why it is down."""
+        self._retry_seconds = 0.0
+        """How long to wait the next time, if that is not too short or too long."""
         self._retry: IDelayedCall | None = None
         self._probe: Deferred[None] | None = None
         self._open = False
@@ -297,12 +312,13 @@ class Pool:
             )
 
     def _went_down(self, refused: Refused) -> None:
-        if self._down is None:
+        unsuitable = isinstance(refused, Unsuitable)
+        if self._down is None or unsuitable != self._unsuitable:
             self._report(refused)
         self._down = refused.reply
+        self._unsuitable = unsuitable
         if self._retry is None and self._probe is None:
-            self._retry = self._clock.callLater(self._retry_seconds, self._begin_probe)
-            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            self._retry_later()
         # Whoever waits for a place would wait for nothing.
         while self._waiting:
             self._wake()
@@ -311,11 +327,19 @@ class Pool:
         if self._down is not None:
             _log.warn("upstream_up upstream={upstream} it can be reached again", upstream=self._name)
         self._down = None
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._retry_seconds = 0.0
         if self._retry is not None:
             if self._retry.active():
                 self._retry.cancel()
             self._retry = None
+
+    def _retry_later(self) -> None:
+        first, last = FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
+        if self._unsuitable:
+            first, last = FIRST_UNSUITABLE_RETRY_SECONDS, LAST_UNSUITABLE_RETRY_SECONDS
+        seconds = min(max(self._retry_seconds, first), last)
+        self._retry = self._clock.callLater(seconds, self._begin_probe)
+        self._retry_seconds = 2 * seconds
 
     def _report(self, refused: Refused) -> None:
         problem = escape_text(describe(refused))
@@ -346,5 +370,4 @@ class Pool:
     def _probed(self, _: None, probing: Deferred[None]) -> None:
         self._probe = None
         if self._down is not None and self._retry is None and self._open:
-            self._retry = self._clock.callLater(self._retry_seconds, self._begin_probe)
-            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            self._retry_later()
