@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,6 +27,7 @@ from twisted_smtpguard.upstream.dialling import (
     describe,
 )
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
+from twisted_smtpguard.upstream.leaving import Leaving
 from twisted_smtpguard.upstream.options import UpstreamOptions
 
 _log = Logger()
@@ -46,11 +47,6 @@ _FULL_SECONDS = 5.0
 
 _RSET_SECONDS = 10.0
 
-_LEAVING_SECONDS = 5.0
-_STOPPING_SECONDS = 1.0
-"""How long a server has to close a connection that was said goodbye to. Under TLS one that does not would keep it open
-for ever."""
-
 
 class Pool:
     """`name` is for the log."""
@@ -62,8 +58,7 @@ class Pool:
         self._name = name
         self._connections: set[Connection] = set()
         """Those that can be used: in use, idle, or parked for their client."""
-        self._leaving: dict[Connection, IDelayedCall] = {}
-        """Said goodbye to, and not gone yet; no more than there may be connections. The oldest is first."""
+        self._leaving = Leaving(clock, options.connections)
         self._dialled = 0
         """Connections that are being made."""
         self._idle: list[Connection] = []
@@ -98,22 +93,12 @@ class Pool:
         self._retry = None
         if self._probe is not None:
             self._probe.cancel()
-        leaving = list(self._leaving)
-        for connection in leaving:
-            connection.abandon()
-        for connection in [*self._idle, *self._parked.values()]:
-            self._leave(connection, _STOPPING_SECONDS)
-            leaving.append(connection)
+        gone = self._leaving.stop([*self._idle, *self._parked.values()])
         for connection in list(self._connections):
             connection.end(replies.SHUTTING_DOWN)
         for waiting in list(self._waiting):
             waiting.cancel()
-        gone: list[Deferred[None]] = []
-        for connection in leaving:
-            if not connection.lost:
-                gone.append(Deferred())
-                connection.gone.append(gone[-1])
-        return gatherResults(gone)
+        return gone
 
     @property
     def in_use(self) -> int:
@@ -152,7 +137,7 @@ class Pool:
         if not connection.usable:
             return
         if not self._open or 0 < self._options.messages <= connection.messages:
-            self._leave(connection)
+            self._leaving.add(connection)
         elif self._options.proxied:
             self._parked[client.session] = connection
         else:
@@ -163,7 +148,7 @@ class Pool:
         """Its own connection is of no use to another."""
         connection = self._parked.pop(session, None)
         if connection is not None:
-            self._leave(connection)
+            self._leaving.add(connection)
 
     async def _renewed(self, connection: Connection, client: Client) -> bool:
         """Whether a connection that was used before is as new. What it says of the client is raised."""
@@ -226,29 +211,13 @@ class Pool:
                     del self._parked[session]
             self._wake()
 
-    def _leave(self, connection: Connection, seconds: float = _LEAVING_SECONDS) -> None:
-        if len(self._leaving) >= self._options.connections:
-            oldest = next(iter(self._leaving))
-            self._left(oldest)
-            oldest.abandon()
-        self._leaving[connection] = self._clock.callLater(seconds, connection.abandon)
-        gone: Deferred[None] = Deferred()
-        gone.addCallback(lambda _: self._left(connection))
-        connection.gone.append(gone)
-        connection.quit()
-        if connection.lost:
-            self._left(connection)
-
-    def _left(self, connection: Connection) -> None:
-        call = self._leaving.pop(connection, None)
-        if call is not None and call.active():
-            call.cancel()
-
     # Those that nobody uses.
 
     def _keep(self, connection: Connection) -> None:
         self._idle.append(connection)
-        self._idle_calls[connection] = self._clock.callLater(self._options.idle, self._leave, connection)
+        self._idle_calls[connection] = self._clock.callLater(
+            self._options.idle, self._leaving.add, connection
+        )
 
     def _forget_idle(self, connection: Connection) -> None:
         call = self._idle_calls.pop(connection, None)
@@ -357,7 +326,7 @@ class Pool:
             return
         connection = await self._dial(None)
         if self._options.proxied:
-            self._leave(connection)
+            self._leaving.add(connection)
         elif self._open:
             self._keep(connection)
             self._wake()
