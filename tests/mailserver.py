@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from manual_threads import ManualThreads
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -270,7 +270,8 @@ class Behind(Guard):
 
     def __init__(self, server: MailServer, *, lmtp: bool = False, limits: Any = None, **options: Any) -> None:
         self.server = server
-        clock = Clock()
+        clock = ManualThreads()
+        self.threads = clock
         kind = LmtpDelivery if lmtp else SmtpDelivery
         self.proxy = kind(server, clock, hostname="guard.example", options=UpstreamOptions(**options))
         super().__init__(self.proxy, clock, **(limits or {}))

@@ -13,10 +13,12 @@ from certificates import AUTHORITY
 from mailserver import Behind, MailServer, hangs_up, silence
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 
+from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
 from twisted_smtpguard.testing import check_delivery
-from twisted_smtpguard.upstream.login import Credentials
+from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 
 QUEUED = "250 2.0.0 Queued as 4711"
 BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
@@ -647,6 +649,64 @@ def test_a_log_in_that_is_put_off_is_tried_again_soon() -> None:
     behind.clock.advance(0.5)
     assert behind.sends(behind.greeted()) == QUEUED
     behind.assert_nothing_is_left()
+
+
+# Reading again.
+
+
+def reloaded(behind: Behind) -> object:
+    """What a reload ends with."""
+    outcome: list[Any] = []
+    Deferred.fromCoroutine(behind.proxy.reload()).addBoth(outcome.append)
+    assert not outcome
+    behind.threads.work()
+    return outcome[0]
+
+
+def test_a_password_is_read_again_and_the_server_that_refused_the_old_one_is_tried_at_once(
+    tmp_path: FilePath,
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("u:old\n")
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    right = dialogue(Credentials("u", "new"), ["PLAIN"])
+    server.answers["AUTH"] = lambda link, line: "235 2.7.0 Welcome" if [line] == right else "535 5.7.8 No"
+    behind = Behind(server, auth=read_credentials(str(secret)))
+    secret.write_text("nothing\n")
+    failure = reloaded(behind)
+    assert isinstance(failure, Failure)
+    assert failure.getErrorMessage() == f"{secret} has no line user:password"
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+    secret.write_text("u:new\n")
+    assert reloaded(behind) is None
+    assert len(server.links) == 2
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
+def test_the_certificates_to_trust_are_read_again_and_what_is_open_stays(tmp_path: FilePath) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    trusted = tmp_path / "authorities.pem"
+    trusted.write_bytes(AUTHORITY.read_bytes())
+    behind = Behind(server, tls="required", tls_name="mx.example.org", tls_ca=str(trusted))
+    assert reloaded(behind) is None
+    trusted.write_text("nothing\n")
+    assert isinstance(reloaded(behind), Failure)
+    assert len(server.open_links) == 1
+    server.links[0].close()
+    assert behind.sends(behind.greeted()) == QUEUED
+    first, second = server.tls_options
+    assert first is not second
+    behind.assert_nothing_is_left()
+
+
+def test_domains_in_front_pass_a_reload_on() -> None:
+    behind = Behind(MailServer())
+    done: list[object] = []
+    Deferred.fromCoroutine(AcceptedDomains(behind.proxy, ["example.org"]).reload()).addBoth(done.append)
+    behind.threads.work()
+    assert done == [None]
 
 
 # LMTP.

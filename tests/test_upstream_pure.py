@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 
 import attrs
@@ -362,6 +363,13 @@ def test_a_file_without_user_and_password_is_named(tmp_path, text) -> None:
     path = tmp_path / "secret"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=f"^{path} "):
+        login.read_credentials(str(path))
+
+
+def test_a_password_is_not_waited_for(tmp_path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"^{path} cannot be read: Not a regular file$"):
         login.read_credentials(str(path))
 
 

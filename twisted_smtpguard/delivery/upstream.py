@@ -5,8 +5,8 @@ What smtp: and lmtp: have in common.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -18,6 +18,7 @@ from twisted_smtpguard.interfaces import (
     Client,
     IMailTransaction,
     IMessageSink,
+    IPreparedReload,
     IRelayDelivery,
     IRelayTransaction,
     ISessionDelivery,
@@ -27,6 +28,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.trace import received
+from twisted_smtpguard.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler, verdict_of
 from twisted_smtpguard.upstream.dotstuffing import DotStuffer
@@ -86,13 +88,15 @@ class Use:
             connection.end(problem)
 
 
-@implementer(ISessionDelivery, IRelayDelivery)
+@implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
 class UpstreamDelivery(Service):
     """Each message is handed to the server at `endpoint` while it comes in. The client gets 250 when the server has
     said so.
 
     A service: a connection is tried at its start, and all are closed at its stop. `name` is for the log; `hostname` is
     what the guard calls itself in Received fields and to the server; `host` is whom the server's certificate must name.
+    At a reload files that `options` name are read again, in one of the threads of `reactor`; connections that there are
+    go on.
     """
 
     lmtp = False
@@ -110,10 +114,11 @@ class UpstreamDelivery(Service):
         self.options = options or UpstreamOptions()
         self._clock = reactor
         self._hostname = hostname
-        dialler = Dialler(
+        self._thread = OneThread(cast(ThreadedReactor, reactor))
+        self._dialler = Dialler(
             endpoint, reactor, self.options, name=hostname, host=host, lmtp=self.lmtp, upstream=name
         )
-        self._pool = Pool(dialler, reactor, self.options, name)
+        self._pool = Pool(self._dialler, reactor, self.options, name)
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -141,6 +146,18 @@ class UpstreamDelivery(Service):
     def stopService(self) -> Deferred[Any]:  # noqa: N802
         super().stopService()
         return self._pool.stop()
+
+    async def prepare_reload(self) -> Callable[[], None]:
+        switch = await self._thread.run(self._dialler.read_again)
+
+        def take() -> None:
+            switch()
+            self._pool.try_now()
+
+        return take
+
+    async def reload(self) -> None:
+        (await self.prepare_reload())()
 
     async def begin(self, client: Client, sender: Path) -> IMailTransaction:
         use = Use(self._pool, client, self.options)

@@ -17,9 +17,10 @@ from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.later import within
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream import announcing, login
+from twisted_smtpguard.upstream import announcing
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.hello import NOTHING, parse_hello
+from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
@@ -98,7 +99,22 @@ class Dialler:
         self._host = options.tls_name or host
         self._lmtp = lmtp
         self._upstream = upstream
-        self._tls = None if options.tls == "off" else self._tls_settings()
+        self._tls = self._tls_settings()
+        self._credentials = options.auth
+
+    def read_again(self) -> Callable[[], None]:
+        """Read the files of `tls-ca=` and `auth=`, or the system's certificates; may be called in a thread. What it
+        returns makes new connections use them. ValueError: a file is faulty."""
+        tls = self._tls_settings()
+        credentials = self._credentials
+        if credentials is not None and credentials.file:
+            credentials = read_credentials(credentials.file)
+
+        def take() -> None:
+            self._tls = tls
+            self._credentials = credentials
+
+        return take
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
@@ -165,8 +181,8 @@ class Dialler:
         await self._hello(connection, client)
         if tls != "off":
             await self._secure(connection, client)
-        if options.auth is not None:
-            await self._log_in(connection, options.auth)
+        if self._credentials is not None:
+            await self._log_in(connection, self._credentials)
         if options.announce in ("xclient", "xforward"):
             self._offered(connection, options.announce.upper())
 
@@ -218,7 +234,9 @@ class Dialler:
         await self._hello(connection, client)
 
     def _tls_settings(self) -> Any:
-        """Made once: to look for the certificates to trust holds up everything else. ValueError: there are none."""
+        """Made once: to read the certificates to trust holds up everything else. ValueError: there are none."""
+        if self._options.tls == "off":
+            return None
         # Late: to import it costs time, and not every guard has TLS behind it.
         from twisted.internet import ssl  # noqa: PLC0415
 
@@ -231,8 +249,8 @@ class Dialler:
             )
         return ssl.optionsForClientTLS(self._host, trustRoot=trusted)
 
-    async def _log_in(self, connection: Connection, credentials: login.Credentials) -> None:
-        lines = login.dialogue(credentials, connection.hello.words("AUTH"))
+    async def _log_in(self, connection: Connection, credentials: Credentials) -> None:
+        lines = dialogue(credentials, connection.hello.words("AUTH"))
         if lines is None:
             raise Unsuitable("it offers neither AUTH PLAIN nor AUTH LOGIN")
         for number, line in enumerate(lines, 1):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Collection
-from pathlib import Path
 
 import attrs
+
+from twisted_smtpguard.regularfile import open_regular
 
 
 @attrs.frozen
@@ -15,12 +16,15 @@ class Credentials:
 
     user: str
     password: str = attrs.field(repr=False)
+    file: str = attrs.field(default="", eq=False)
+    """Where they come from, to be read again at a reload. "": from nowhere."""
 
 
 def read_credentials(path: str) -> Credentials:
     """The first line of the file at `path`, `user:password`. ValueError says what is wrong with it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -28,7 +32,7 @@ def read_credentials(path: str) -> Credentials:
     user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
     if not colon or not user or "\0" in text:
         raise ValueError(f"{path} has no line user:password")
-    return Credentials(user, password)
+    return Credentials(user, password, path)
 
 
 def dialogue(credentials: Credentials, mechanisms: Collection[str]) -> list[str] | None:

@@ -100,6 +100,14 @@ class Pool:
             waiting.cancel()
         return gone
 
+    def try_now(self) -> None:
+        """What is configured has changed: a server that is down may be so no longer."""
+        if self._open and self._down is not None and self._probe is None:
+            self._retry_seconds = 0.0
+            if self._retry is not None:
+                self._retry.cancel()
+            self._begin_probe()
+
     @property
     def in_use(self) -> int:
         """Connections that hold a place: all but those that are leaving."""
