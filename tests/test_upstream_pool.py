@@ -222,6 +222,19 @@ def test_a_connection_too_many_for_the_server_is_waited_for_and_nobody_takes_it_
     behind.assert_nothing_is_left()
 
 
+def test_where_connections_are_clients_own_one_that_is_put_off_keeps_no_other_from_its_own() -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy")
+    assert behind.sends(behind.greeted()) == QUEUED
+    server.answers["greeting"] = hangs_up
+    assert behind.greeted().say("MAIL FROM:<a@example.com>").startswith("451 4.4.2 ")
+    server.answers["greeting"] = "421 4.7.0 Too many"
+    behind.clock.advance(0.5)
+    del server.answers["greeting"]
+    assert behind.sends(behind.greeted()) == QUEUED
+    behind.assert_nothing_is_left()
+
+
 def test_a_server_that_greets_so_while_there_is_no_other_connection_is_down() -> None:
     server = a_server_for_two()
     behind = Behind(server)

@@ -260,7 +260,9 @@ class Pool:
         if isinstance(refused, ClientRefused) or not self._open:
             return
         if isinstance(refused, NotNow) and self._connections:
-            self._became_full(refused)
+            # Where each connection is a client's own, the next one is greeted for itself.
+            if not self._options.proxied:
+                self._became_full(refused)
         elif client is None or isinstance(refused, Unreachable) or not self._options.proxied:
             self._went_down(refused)
         else:
