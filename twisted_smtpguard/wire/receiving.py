@@ -76,7 +76,11 @@ class Receiving(Connection):
         """Called by the transport. LineReceiver's own would take quadratic time for a pipelined burst."""
         if self._at_ease:
             end = len(data) - 2
-            if data.find(b"\n") == end + 1 and data.find(b"\r") == end and 0 < end < self.factory.line_rules.longest:
+            if (
+                data.find(b"\n") == end + 1
+                and data.find(b"\r") == end
+                and 0 < end < self.factory.line_rules.longest
+            ):
                 output = self._output
                 if not output.congested:
                     self._receive_lone_line(data[:end], output)
