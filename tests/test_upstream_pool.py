@@ -17,6 +17,7 @@ from twisted_smtpguard.upstream.login import Credentials
 
 QUEUED = "250 2.0.0 Queued as 4711"
 BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
+GARBLED = "451 4.5.0 Mail server behind gave no proper answer, try again later"
 UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
 
 
@@ -433,6 +434,8 @@ def test_a_server_that_does_not_know_us_gets_no_mail(offered: str, answer: str) 
         (["550 5.1.1 no", "552 5.2.2 full"], "550 5.1.1 <2@example.org> 552 5.2.2 full"),
         (["250 2.0.0 one", "552 5.2.2 full"], "554 5.3.0 <1@example.org> has the message"),
         (["250 2.0.0 one", "close"], "451 4.3.0 <1@example.org> has the message"),
+        (["250 2.0.0 one", "221 2.0.0 Bye"], "451 4.3.0 <1@example.org> has the message"),
+        (["221 2.0.0 Bye", "221 2.0.0 Bye"], GARBLED),
     ],
 )
 def test_each_recipient_has_a_verdict_and_the_client_gets_one(

@@ -103,7 +103,6 @@ def test_whatever_comes_is_replies_or_bad_and_little_is_held(pieces: list[bytes]
         (550, ("5.1.1",), Reply(550, "5.1.1", ("",))),
         (421, ("4.3.2 bye",), Reply(451, "4.3.2", ("bye",))),
         (521, ("5.3.2 none",), Reply(554, "5.3.2", ("none",))),
-        (221, ("2.0.0 bye",), Reply(250, "2.0.0", ("bye",))),
         (451, ("5.1.1 odd",), Reply(451, "", ("odd",))),
         (550, ("5.1.1.1 x",), Reply(550, "", ("5.1.1.1 x",))),
     ],
@@ -112,6 +111,11 @@ def test_a_verdict_keeps_its_code_and_text_but_never_ends_our_session(
     code: int, lines: tuple[str, ...], reply: Reply
 ) -> None:
     assert for_client(UpstreamReply(code, lines)) == reply
+
+
+@pytest.mark.parametrize("code", range(200, 600))
+def test_every_2xx_accepts_but_the_221_of_a_server_that_hangs_up(code: int) -> None:
+    assert UpstreamReply(code, ("",)).positive == (code < 300 and code != 221)
 
 
 # EHLO.

@@ -68,9 +68,9 @@ class Use:
         return self.connection
 
     def checked(self, reply: UpstreamReply) -> UpstreamReply:
-        """A reply as it is. Behind a 421 the server hangs up: the connection is dropped."""
-        if reply.code == 421:
-            self.drop(for_client(reply))
+        """A reply as it is. Behind a 421 or 221 the server hangs up: the connection is dropped."""
+        if reply.code in (221, 421):
+            self.drop(verdict_of(reply).reply)
         return reply
 
     def give_back(self) -> None:
