@@ -10,6 +10,7 @@ import pytest
 import pytest_twisted
 from mailserver import Behind, MailServer, hangs_up, silence
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
 from twisted_smtpguard.testing import check_delivery
@@ -463,6 +464,38 @@ def test_a_transaction_may_be_for_one_recipient_only() -> None:
     client = Behind(MailServer(), lmtp=True, recipients=1).greeted()
     said = client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>")
     assert said.splitlines()[-1] == "452 4.5.3 Too many recipients for one message, send the rest separately"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "twice", "stays"),
+    [
+        (["250 2.0.0 one", "close"], True, False),
+        (["close", "close"], True, False),
+        (["552 5.2.2 full", "close"], True, False),
+        (["250 2.0.0 one", "what?"], True, False),
+        (["250 2.0.0 one", "221 2.0.0 Bye"], True, False),
+        (["250 2.0.0 one", "421 4.3.2 Going down"], False, False),
+        (["250 2.0.0 one", "452 4.2.2 full"], False, True),
+        (["451 4.3.0 a", "451 4.3.0 b"], False, True),
+        (["250 2.0.0 one", "250 2.0.0 two"], False, True),
+    ],
+)
+def test_the_log_tells_of_a_message_for_some_of_whom_there_was_no_verdict(
+    verdicts: list[str], twice: bool, stays: bool
+) -> None:
+    server = MailServer()
+    server.verdicts = verdicts
+    behind = Behind(server, lmtp=True)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>", "DATA")
+    with capturedLogs() as events:
+        client.say("x", ".")
+    assert sum("it may come twice" in event.get("log_format", "") for event in events) == twice
+    # No connection is used on whose server hangs up.
+    assert len(server.open_links) == stays
+    server.verdicts = []
+    assert behind.sends(client).startswith("250 ")
+    behind.assert_nothing_is_left()
 
 
 # The contract.
