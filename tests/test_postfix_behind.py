@@ -220,6 +220,31 @@ def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, anno
         assert b" open_relay " not in guard.log
 
 
+@pytest.mark.parametrize("announce", ANNOUNCEMENTS)
+@pytest.mark.parametrize(
+    ("rule", "refusal"),
+    [
+        ("reject_unknown_client_hostname", "450 4.7.25 Client host rejected: cannot find your hostname"),
+        (
+            "reject_unknown_reverse_client_hostname",
+            "450 4.7.1 Client host rejected: cannot find your reverse hostname",
+        ),
+    ],
+)
+def test_by_xclient_nobody_has_a_host_name_and_by_proxy_postfix_looks_it_up(
+    tmp_path: Path, announce: str, rule: str, refusal: str
+) -> None:
+    settings = (SETTINGS[announce], f"smtpd_client_restrictions = {rule}")
+    with (
+        behind(tmp_path, keys=ANNOUNCEMENTS[announce], settings=settings) as (guard, _),
+        # It has a name on every machine.
+        RawClient(guard.address, "127.0.0.1") as client,
+    ):
+        client.ask("EHLO localhost")
+        expected = f"{refusal}, [127.0.0.1]" if announce == "xclient" else "250 2.0.0 Ok: queued as "
+        assert send(client, b"Subject: x\r\n\r\n").startswith(expected)
+
+
 def test_xforward_has_postfix_log_the_client_and_nothing_else(tmp_path: Path) -> None:
     # Postfix logs forwarded attributes where a message comes in, as of a content filter's.
     settings = ("smtpd_authorized_xforward_hosts = 127.0.0.1",)

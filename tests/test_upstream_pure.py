@@ -261,7 +261,7 @@ PEER = Peer(ip_address("192.0.2.1"), 4711, ip_address("198.51.100.1"), 25)
 PEER6 = Peer(ip_address("2001:db8::1"), 4711, ip_address("2001:db8::25"), 25)
 UNIX = Peer(None, None, None, None)
 CLIENT = Client(PEER, "1-1", "client.example", "ESMTP", None, trusted=False)
-ALL = frozenset({"NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"})
+ALL = frozenset({"NAME", "REVERSE_NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"})
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ ALL = frozenset({"NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "
             CLIENT,
             ALL,
             [
-                "XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.1 PORT=4711 PROTO=ESMTP HELO=client.example "
-                "LOGIN=[UNAVAILABLE] DESTADDR=198.51.100.1 DESTPORT=25"
+                "XCLIENT NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE] ADDR=192.0.2.1 PORT=4711 PROTO=ESMTP "
+                "HELO=client.example LOGIN=[UNAVAILABLE] DESTADDR=198.51.100.1 DESTPORT=25"
             ],
         ),
         (CLIENT, {"ADDR"}, ["XCLIENT ADDR=192.0.2.1"]),
