@@ -37,8 +37,9 @@ from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
 _log = Logger()
 
-_PIECE_OCTETS = 32 * 1024
-"""Smaller writes are sent together, and this is the most that the server gets in one BDAT."""
+_PIECE_OCTETS = 16 * 1024
+"""Smaller writes are sent together, and this is the most that the server gets in one BDAT. Under TLS there are several
+copies of it at once."""
 
 _HANGS_UP = frozenset({221, 421})
 
