@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from documents import DOCS
 from postfix import Postfix
 from processes import GuardProcess, eventually
 from rawclient import RawClient, stuffed
@@ -197,6 +198,12 @@ SETTINGS = {
     "proxy": "smtpd_upstream_proxy_protocol = haproxy",
     "proxy-v1": "smtpd_upstream_proxy_protocol = haproxy",
 }
+
+
+def test_they_are_those_of_the_how_to() -> None:
+    page = (DOCS / "how-to" / "put-it-in-front-of-postfix.md").read_text()
+    shown = re.findall(r"^    -o (\S+)$", page, re.MULTILINE)
+    assert set(shown) == {setting.replace(" ", "") for setting in SETTINGS.values()}
 
 
 @pytest.mark.parametrize("announce", ANNOUNCEMENTS)
