@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ssl import SSLContext
 from threading import Event, Lock, Thread
 
 from processes import Address, eventually
@@ -15,10 +16,14 @@ BLOCK = (b"x" * 998 + b"\r\n") * 64
 
 
 class SlowServer:
-    """Takes messages and counts their octets. It reads none while `reads` is not set."""
+    """Takes messages and counts their octets. It reads none while `reads` is not set.
 
-    def __init__(self, *keywords: str) -> None:
+    `tls`: under TLS, which begins with STARTTLS where that is one of the keywords, and else at once.
+    """
+
+    def __init__(self, *keywords: str, tls: SSLContext | None = None) -> None:
         self.keywords = keywords
+        self._tls = tls
         self.reads = Event()
         self.reads.set()
         self.octets = 0
@@ -38,8 +43,14 @@ class SlowServer:
             Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb", buffering=65536) as lines:
+        if self._tls is not None and "STARTTLS" not in self.keywords:
+            connection = self._tls.wrap_socket(connection, server_side=True)
+        with connection:
             connection.sendall(b"220 slow ESMTP\r\n")
+            self._talk(connection)
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection.makefile("rb", buffering=65536) as lines:
             for line in lines:
                 verb = line[:4].upper()
                 if verb == b"EHLO":
@@ -47,6 +58,11 @@ class SlowServer:
                         "\r\n".join(["250-slow", *(f"250-{k}" for k in self.keywords), ""]).encode()
                     )
                     connection.sendall(b"250 8BITMIME\r\n")
+                elif verb == b"STAR" and self._tls is not None:
+                    connection.sendall(b"220 go\r\n")
+                    with self._tls.wrap_socket(connection, server_side=True) as secured:
+                        self._talk(secured)
+                    return
                 elif verb == b"DATA":
                     connection.sendall(b"354 go\r\n")
                     for text in lines:

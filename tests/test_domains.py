@@ -14,6 +14,7 @@ from fakes import FakeDelivery, Guard
 from mailserver import MailServer
 from manual_threads import ManualThreads
 from twisted.application.service import Service
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
@@ -305,11 +306,24 @@ def test_bdat_stays_bdat_and_the_server_s_words_stay() -> None:
 )
 def test_a_start_warns_of_an_open_relay(kind: Any, options: Any, domains: list[str], warned: bool) -> None:
     delivery = kind(MailServer(), Clock(), hostname="g", options=UpstreamOptions(**options))
-    service = SMTPGuardService(Clock(), [], AcceptedDomains(delivery, domains) if domains else delivery)
+    accepting = AcceptedDomains(delivery, domains) if domains else delivery
+    assert warnings(SMTPGuardService(Clock(), [], accepting)) == (["SmtpDelivery"] if warned else [])
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_where_everybody_has_to_log_in_it_does_not(required: bool) -> None:
+    delivery = SmtpDelivery(MailServer(), Clock(), hostname="g")
+    checkers = [InMemoryUsernamePasswordDatabaseDontUse(ann=b"secret")]
+    service = SMTPGuardService(Clock(), [], delivery, checkers=checkers, require_auth=required)
+    assert warnings(service) == ([] if required else ["SmtpDelivery"])
+
+
+def warnings(service: SMTPGuardService) -> list[str]:
+    """The deliveries that a start warns of."""
     heard: list[str] = []
     service.factory.site.events.open_relay = heard.append  # type: ignore[method-assign]
     service.startService()
-    assert heard == (["SmtpDelivery"] if warned else [])
+    return heard
 
 
 # The option.

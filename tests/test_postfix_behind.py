@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from documents import DOCS
 from postfix import Postfix
 from processes import GuardProcess, eventually
 from rawclient import RawClient, stuffed
@@ -199,6 +200,12 @@ SETTINGS = {
 }
 
 
+def test_they_are_those_of_the_how_to() -> None:
+    page = (DOCS / "how-to" / "put-it-in-front-of-postfix.md").read_text()
+    shown = re.findall(r"^    -o (\S+)$", page, re.MULTILINE)
+    assert set(shown) == {setting.replace(" ", "") for setting in SETTINGS.values()}
+
+
 @pytest.mark.parametrize("announce", ANNOUNCEMENTS)
 def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, announce: str) -> None:
     with behind(tmp_path, keys=ANNOUNCEMENTS[announce], settings=(SETTINGS[announce],)) as (guard, postfix):
@@ -218,6 +225,31 @@ def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, anno
         assert sum(b"Received: from client.example (unknown [127.0.0.2])\n" in mail for mail in mails) == 2
         assert sum(b"Received: from other.example (unknown [127.0.0.3])\n" in mail for mail in mails) == 1
         assert b" open_relay " not in guard.log
+
+
+@pytest.mark.parametrize("announce", ANNOUNCEMENTS)
+@pytest.mark.parametrize(
+    ("rule", "refusal"),
+    [
+        ("reject_unknown_client_hostname", "450 4.7.25 Client host rejected: cannot find your hostname"),
+        (
+            "reject_unknown_reverse_client_hostname",
+            "450 4.7.1 Client host rejected: cannot find your reverse hostname",
+        ),
+    ],
+)
+def test_by_xclient_nobody_has_a_host_name_and_by_proxy_postfix_looks_it_up(
+    tmp_path: Path, announce: str, rule: str, refusal: str
+) -> None:
+    settings = (SETTINGS[announce], f"smtpd_client_restrictions = {rule}")
+    with (
+        behind(tmp_path, keys=ANNOUNCEMENTS[announce], settings=settings) as (guard, _),
+        # It has a name on every machine.
+        RawClient(guard.address, "127.0.0.1") as client,
+    ):
+        client.ask("EHLO localhost")
+        expected = f"{refusal}, [127.0.0.1]" if announce == "xclient" else "250 2.0.0 Ok: queued as "
+        assert send(client, b"Subject: x\r\n\r\n").startswith(expected)
 
 
 def test_xforward_has_postfix_log_the_client_and_nothing_else(tmp_path: Path) -> None:

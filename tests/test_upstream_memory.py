@@ -7,11 +7,13 @@ measured.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import CERTIFICATE
 from held_upstream import SESSIONS, SlowServer, octets_a_session
 from processes import GuardProcess
 from vitals import Vitals
@@ -19,11 +21,24 @@ from vitals import Vitals
 MOST_OCTETS_A_SESSION = 128 * 1024
 
 
+TLS = {
+    "in clear": ("tcp", (), ""),
+    "TLS": ("ssl", (), ""),
+    "STARTTLS": ("tcp", ("STARTTLS",), ",tls=opportunistic"),
+}
+"""Kind of endpoint, what the server offers, and keys."""
+
+
 @contextmanager
-def behind(directory: Path, *keywords: str) -> Iterator[tuple[GuardProcess, SlowServer]]:
-    server = SlowServer(*keywords)
+def behind(directory: Path, how: str, *keywords: str) -> Iterator[tuple[GuardProcess, SlowServer]]:
+    kind, offered, keys = TLS[how]
+    context = None
+    if how != "in clear":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+    server = SlowServer(*keywords, *offered, tls=context)
     try:
-        options = ("--max-message-size=2G", f"--deliver=smtp:tcp:127.0.0.1:{server.port}")
+        options = ("--max-message-size=2G", f"--deliver=smtp:{kind}:127.0.0.1:{server.port}{keys}")
         with GuardProcess(directory, *options) as guard:
             yield guard, server
     finally:
@@ -32,15 +47,16 @@ def behind(directory: Path, *keywords: str) -> Iterator[tuple[GuardProcess, Slow
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("keywords", [(), ("CHUNKING",)], ids=["DATA", "BDAT"])
+@pytest.mark.parametrize("tls", TLS)
 @pytest.mark.parametrize("megabytes", [16, pytest.param(1024, marks=pytest.mark.soak)])
 def test_a_message_of_any_size_holds_less_than_128_kib_while_the_server_is_slow(
-    tmp_path: Path, megabytes: int, keywords: tuple[str, ...]
+    tmp_path: Path, megabytes: int, tls: str, keywords: tuple[str, ...]
 ) -> None:
-    with behind(tmp_path, *keywords) as (guard, server):
+    with behind(tmp_path, tls, *keywords) as (guard, server):
         each = octets_a_session(guard.address, Vitals(guard.pid), server, megabytes, chunked=bool(keywords))
     how = "BDAT" if keywords else "DATA"
     print(
-        f"\n{how}: {SESSIONS} sessions, the largest of {megabytes} MB: {each / 1024:.0f} KiB a session at most"
+        f"\n{how}, {tls}: {SESSIONS} sessions, the largest of {megabytes} MB: {each / 1024:.0f} KiB a session at most"
     )
     assert re.search(r"accept .*octets=\d{8}", guard.log.decode())
     assert each < MOST_OCTETS_A_SESSION

@@ -22,6 +22,7 @@ from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credent
 
 QUEUED = "250 2.0.0 Queued as 4711"
 BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
+GARBLED = "451 4.5.0 Mail server behind gave no proper answer, try again later"
 UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
 
 
@@ -734,6 +735,8 @@ def test_domains_in_front_pass_a_reload_on() -> None:
         (["550 5.1.1 no", "552 5.2.2 full"], "550 5.1.1 <2@example.org> 552 5.2.2 full"),
         (["250 2.0.0 one", "552 5.2.2 full"], "554 5.3.0 <1@example.org> has the message"),
         (["250 2.0.0 one", "close"], "451 4.3.0 <1@example.org> has the message"),
+        (["250 2.0.0 one", "221 2.0.0 Bye"], "451 4.3.0 <1@example.org> has the message"),
+        (["221 2.0.0 Bye", "221 2.0.0 Bye"], GARBLED),
     ],
 )
 def test_each_recipient_has_a_verdict_and_the_client_gets_one(
@@ -761,6 +764,38 @@ def test_a_transaction_may_be_for_one_recipient_only() -> None:
     client = Behind(MailServer(), lmtp=True, recipients=1).greeted()
     said = client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>")
     assert said.splitlines()[-1] == "452 4.5.3 Too many recipients for one message, send the rest separately"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "twice", "stays"),
+    [
+        (["250 2.0.0 one", "close"], True, False),
+        (["close", "close"], True, False),
+        (["552 5.2.2 full", "close"], True, False),
+        (["250 2.0.0 one", "what?"], True, False),
+        (["250 2.0.0 one", "221 2.0.0 Bye"], True, False),
+        (["250 2.0.0 one", "421 4.3.2 Going down"], False, False),
+        (["250 2.0.0 one", "452 4.2.2 full"], False, True),
+        (["451 4.3.0 a", "451 4.3.0 b"], False, True),
+        (["250 2.0.0 one", "250 2.0.0 two"], False, True),
+    ],
+)
+def test_the_log_tells_of_a_message_for_some_of_whom_there_was_no_verdict(
+    verdicts: list[str], twice: bool, stays: bool
+) -> None:
+    server = MailServer()
+    server.verdicts = verdicts
+    behind = Behind(server, lmtp=True)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<1@example.org>", "RCPT TO:<2@example.org>", "DATA")
+    with capturedLogs() as events:
+        client.say("x", ".")
+    assert sum("it may come twice" in event.get("log_format", "") for event in events) == twice
+    # No connection is used on whose server hangs up.
+    assert len(server.open_links) == stays
+    server.verdicts = []
+    assert behind.sends(client).startswith("250 ")
+    behind.assert_nothing_is_left()
 
 
 # The contract.

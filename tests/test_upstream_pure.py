@@ -105,7 +105,6 @@ def test_whatever_comes_is_replies_or_bad_and_little_is_held(pieces: list[bytes]
         (550, ("5.1.1",), Reply(550, "5.1.1", ("",))),
         (421, ("4.3.2 bye",), Reply(451, "4.3.2", ("bye",))),
         (521, ("5.3.2 none",), Reply(554, "5.3.2", ("none",))),
-        (221, ("2.0.0 bye",), Reply(250, "2.0.0", ("bye",))),
         (451, ("5.1.1 odd",), Reply(451, "", ("odd",))),
         (550, ("5.1.1.1 x",), Reply(550, "", ("5.1.1.1 x",))),
     ],
@@ -114,6 +113,11 @@ def test_a_verdict_keeps_its_code_and_text_but_never_ends_our_session(
     code: int, lines: tuple[str, ...], reply: Reply
 ) -> None:
     assert for_client(UpstreamReply(code, lines)) == reply
+
+
+@pytest.mark.parametrize("code", range(200, 600))
+def test_every_2xx_accepts_but_the_221_of_a_server_that_hangs_up(code: int) -> None:
+    assert UpstreamReply(code, ("",)).positive == (code < 300 and code != 221)
 
 
 # EHLO.
@@ -259,7 +263,7 @@ PEER = Peer(ip_address("192.0.2.1"), 4711, ip_address("198.51.100.1"), 25)
 PEER6 = Peer(ip_address("2001:db8::1"), 4711, ip_address("2001:db8::25"), 25)
 UNIX = Peer(None, None, None, None)
 CLIENT = Client(PEER, "1-1", "client.example", "ESMTP", None, trusted=False)
-ALL = frozenset({"NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"})
+ALL = frozenset({"NAME", "REVERSE_NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"})
 
 
 @pytest.mark.parametrize(
@@ -269,8 +273,8 @@ ALL = frozenset({"NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "
             CLIENT,
             ALL,
             [
-                "XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.1 PORT=4711 PROTO=ESMTP HELO=client.example "
-                "LOGIN=[UNAVAILABLE] DESTADDR=198.51.100.1 DESTPORT=25"
+                "XCLIENT NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE] ADDR=192.0.2.1 PORT=4711 PROTO=ESMTP "
+                "HELO=client.example LOGIN=[UNAVAILABLE] DESTADDR=198.51.100.1 DESTPORT=25"
             ],
         ),
         (CLIENT, {"ADDR"}, ["XCLIENT ADDR=192.0.2.1"]),
@@ -504,18 +508,18 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
             "tls-name= is for STARTTLS: of an endpoint under TLS its own string says whom",
         ),
         (
-            f"tls:h:1,tls-ca={AUTHORITY}",
+            "tls:h:1,tls-ca=AUTHORITY",
             "tls-ca= is for STARTTLS: of an endpoint under TLS its own string says",
         ),
         ("tcp:h:1,tls-name=x", "tls-ca= and tls-name= need tls=required"),
-        (f"tcp:h:1,tls=opportunistic,tls-ca={AUTHORITY}", "tls-ca= and tls-name= need tls=required"),
+        ("tcp:h:1,tls=opportunistic,tls-ca=AUTHORITY", "tls-ca= and tls-name= need tls=required"),
         ("tls:h:1,announce=proxy", "announce=proxy needs an endpoint in clear"),
         ("ssl:h:1:hostname=h,announce=proxy-v1", "announce=proxy-v1 needs an endpoint in clear"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(text: str, problem: str) -> None:
     with pytest.raises(ValueError) as error:
-        parse_upstream("smtp", text)
+        parse_upstream("smtp", text.replace("AUTHORITY", str(AUTHORITY)))
     assert str(error.value).startswith(problem)
 
 

@@ -109,8 +109,8 @@ class Events:
         self._warn("descriptors_below_cap", {"descriptors": descriptors, "cap": cap})
 
     def open_relay(self, delivery: str) -> None:
-        """Mail for every domain goes to a server that takes every client for the guard: if it trusts the guard, anybody
-        can send to anywhere through it. At every start."""
+        """Anybody's mail for every domain goes to a server that takes every client for the guard: if it trusts the
+        guard, all can send to anywhere through it. At every start."""
         self._warn("open_relay", {"delivery": _word(delivery)})
 
     def stopped(self) -> None:

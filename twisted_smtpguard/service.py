@@ -196,9 +196,13 @@ class SMTPGuardService(PartsOwner):
             events.descriptors_below_cap(descriptors, cap)
 
     def _warn_of_open_relay(self) -> None:
-        delivery = self.factory.site.delivery
+        site = self.factory.site
+        delivery = site.delivery
+        if site.require_auth:
+            # Nobody unknown can send.
+            return
         if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
-            self.factory.site.events.open_relay(type(delivery).__name__)
+            site.events.open_relay(type(delivery).__name__)
 
     def reload(self) -> Deferred[None]:
         """Have every filter, the delivery and the certificate read its data anew, as on SIGHUP, if it provides

@@ -13,9 +13,8 @@ from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, Path, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.dialling import reply_text, verdict_of
+from twisted_smtpguard.upstream.dialling import reply_text
 from twisted_smtpguard.upstream.folding import fold, is_mixed
-from twisted_smtpguard.upstream.replies import for_client
 
 _log = Logger()
 
@@ -53,10 +52,9 @@ class LmtpDelivery(UpstreamDelivery):
     async def _one(self, use: Use) -> Reply:
         """Of one recipient. Those that are missing once the connection has ended are to be tried again."""
         try:
-            reply = await use.current.answer(self.options.verdict)
+            return await use.verdict(self.options.verdict)
         except Refused as refused:
             return refused.reply
-        return for_client(reply) if reply.positive else verdict_of(reply).reply
 
 
 @implementer(IDeliveryFactory)

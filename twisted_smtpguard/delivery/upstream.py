@@ -39,10 +39,13 @@ from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
 _log = Logger()
 
-_PIECE_OCTETS = 32 * 1024
-"""Smaller writes are sent together, and this is the most that the server gets in one BDAT."""
+_PIECE_OCTETS = 16 * 1024
+"""Smaller writes are sent together, and this is the most that the server gets in one BDAT. Under TLS there are several
+copies of it at once."""
 
-_NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.DELIVERY_TIMED_OUT})
+_HANGS_UP = frozenset({221, 421})
+
+_NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED})
 
 
 class Use:
@@ -53,6 +56,9 @@ class Use:
         self._seconds = options.timeout
         self.client = client
         self.connection: Connection | None = None
+        self.may_have_message = False
+        """A verdict is missing: on the whole message, or for one of its recipients."""
+        self._hangs_up = False
 
     async def begin(self) -> Connection:
         self.connection = await self._pool.take(self.client)
@@ -62,6 +68,19 @@ class Use:
         """A command's reply. `Refused` where there is none; then the connection is dropped."""
         return self.checked(await self.current.command(line, self._seconds))
 
+    async def verdict(self, seconds: float) -> Reply:
+        """What the server says of the whole message, or of it for the next recipient: a 2xx, or `Refused`."""
+        try:
+            reply = await self.current.answer(seconds)
+            # Not yet dropped: those of other recipients may still come.
+            self._hangs_up |= reply.code in _HANGS_UP
+            if not reply.positive:
+                raise verdict_of(reply)
+        except Refused as refused:
+            self.may_have_message |= refused.reply in _NO_VERDICT
+            raise
+        return for_client(reply)
+
     @property
     def current(self) -> Connection:
         """The connection. `Refused` where it was dropped."""
@@ -70,13 +89,15 @@ class Use:
         return self.connection
 
     def checked(self, reply: UpstreamReply) -> UpstreamReply:
-        """A reply as it is. Behind a 421 the server hangs up: the connection is dropped."""
-        if reply.code == 421:
-            self.drop(for_client(reply))
+        """A reply as it is. Behind a 421 or 221 the server hangs up: the connection is dropped."""
+        if reply.code in _HANGS_UP:
+            self.drop(verdict_of(reply).reply)
         return reply
 
     def give_back(self) -> None:
         """No message has begun that has not ended."""
+        if self._hangs_up:
+            self.drop()
         connection, self.connection = self.connection, None
         if connection is not None:
             self._pool.give_back(connection, self.client)
@@ -195,10 +216,7 @@ class UpstreamDelivery(Service):
 
     async def verdict(self, use: Use, recipients: Sequence[Path]) -> Reply:
         """What the server says of the whole message: a 2xx, or `Refused`."""
-        reply = use.checked(await use.current.answer(self.options.verdict))
-        if not reply.positive:
-            raise verdict_of(reply)
-        return for_client(reply)
+        return await use.verdict(self.options.verdict)
 
 
 @implementer(IRelayTransaction)
@@ -267,25 +285,25 @@ class _Sink:
         try:
             self._end(piece, self._delivery.verdicts_due(self._recipients))
             reply = await self._delivery.verdict(self._use, self._recipients)
-        except Refused as refused:
-            self._may_come_twice(refused.reply)
+        except Refused:
+            if self._use.may_have_message:
+                self._may_come_twice()
             self._use.give_back()
             raise
         except BaseException:
-            self._may_come_twice(replies.DELIVERY_TIMED_OUT)
+            self._may_come_twice()
             self._use.drop()
             raise
         self._use.give_back()
         return reply
 
-    def _may_come_twice(self, told: Reply) -> None:
-        """The server has the whole message, as far as we know, and has not said what became of it."""
-        if told in _NO_VERDICT:
-            _log.warn(
-                "The mail server behind gave no verdict on a message of session {session}, whose client is told to "
-                "try again: it may come twice",
-                session=self._use.client.session,
-            )
+    def _may_come_twice(self) -> None:
+        """The server has the whole message, as far as we know, and has not said all that became of it."""
+        _log.warn(
+            "The mail server behind gave no verdict on a message of session {session}, whose client is told to "
+            "try again: it may come twice",
+            session=self._use.client.session,
+        )
 
     def abort(self) -> None:
         self._held = bytearray()

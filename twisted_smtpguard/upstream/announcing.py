@@ -54,7 +54,9 @@ def proxy_v2(peer: Peer | None) -> bytes:
 def _attributes(client: Client) -> dict[str, str]:
     peer = client.peer
     return {
+        # We look up no names. What is left out stays that of our own host.
         "NAME": UNKNOWN,
+        "REVERSE_NAME": UNKNOWN,
         "ADDR": _address(peer.address),
         "PORT": str(peer.port) if peer.port is not None else UNKNOWN,
         "PROTO": "SMTP" if client.protocol == "SMTP" else "ESMTP",

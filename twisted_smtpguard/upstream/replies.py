@@ -35,8 +35,8 @@ class UpstreamReply:
 
     @property
     def positive(self) -> bool:
-        """2xx."""
-        return 200 <= self.code < 300
+        """2xx, but for the 221 of a server that hangs up: it answers QUIT, and accepts nothing (RFC 5321 4.2.3)."""
+        return 200 <= self.code < 300 and self.code != 221
 
 
 class ReplyParser:
@@ -85,9 +85,9 @@ class ReplyParser:
 def for_client(reply: UpstreamReply) -> Reply:
     """A verdict as our own client gets it: its code, enhanced code and text.
 
-    A 421 becomes a 451, a 521 a 554: to our client they would mean that we hang up. A 221 becomes a 250.
+    A 421 becomes a 451, a 521 a 554: to our client they would mean that we hang up.
     """
-    code = {421: 451, 521: 554, 221: 250}.get(reply.code, reply.code)
+    code = {421: 451, 521: 554}.get(reply.code, reply.code)
     found = _ENHANCED.match(reply.lines[0])
     enhanced = found[1] if found else ""
     lines = [_without(line, enhanced) for line in reply.lines]
