@@ -7,13 +7,14 @@ measured.
 from __future__ import annotations
 
 import re
+import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from certificates import CERTIFICATE
+from certificates import AUTHORITY, CERTIFICATE
 from held_upstream import SESSIONS, SlowServer, octets_a_session
 from processes import GuardProcess
 from vitals import Vitals
@@ -22,23 +23,27 @@ MOST_OCTETS_A_SESSION = 128 * 1024
 
 
 TLS = {
-    "in clear": ("tcp", (), ""),
-    "TLS": ("ssl", (), ""),
-    "STARTTLS": ("tcp", ("STARTTLS",), ",tls=opportunistic"),
+    "in clear": ("tcp:127.0.0.1:{port}", ()),
+    "TLS": ("tls:localhost:{port}:trustRoots={trusted}", ()),
+    "STARTTLS": ("tcp:127.0.0.1:{port},tls=opportunistic", ("STARTTLS",)),
 }
-"""Kind of endpoint, what the server offers, and keys."""
+"""Endpoint with its keys, and what the server offers."""
 
 
 @contextmanager
 def behind(directory: Path, how: str, *keywords: str) -> Iterator[tuple[GuardProcess, SlowServer]]:
-    kind, offered, keys = TLS[how]
+    endpoint, offered = TLS[how]
     context = None
     if how != "in clear":
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(CERTIFICATE)
     server = SlowServer(*keywords, *offered, tls=context)
     try:
-        options = ("--max-message-size=2G", f"--deliver=smtp:{kind}:127.0.0.1:{server.port}{keys}")
+        trusted = directory / "trusted"
+        trusted.mkdir(exist_ok=True)
+        shutil.copy(AUTHORITY, trusted)
+        deliver = endpoint.format(port=server.port, trusted=trusted)
+        options = ("--max-message-size=2G", f"--deliver=smtp:{deliver}")
         with GuardProcess(directory, *options) as guard:
             yield guard, server
     finally:
