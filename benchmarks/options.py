@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .peers import PEERS
+from .peers import FLOOR, PEERS
 
 PROCESSOR_TIME = ("W1", "W2", "W3", "W4", "W5", "W7", "W8")
 KEYS = (
@@ -45,9 +46,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--against",
         type=_words(tuple(PEERS)),
-        default=list(PEERS),
+        default=[name for name in PEERS if name != FLOOR],
         metavar="NAMES",
-        help=f"these servers beside the guard, of {', '.join(PEERS)} (default: all; '' for none)",
+        help=f"these servers beside the guard, of {', '.join(PEERS)} (default: all but {FLOOR}; '' for none)",
     )
     parser.add_argument("--rounds", type=_positive, help=f"of each row, interleaved (default: {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="less of everything: within three minutes")
@@ -66,6 +67,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.scale = options.scale or (QUICK_SCALE if options.quick else 1.0)
     if not options.only:
         options.only = [key for key in KEYS if not (options.quick and key in NOT_QUICK)]
+    if options.plot and not options.plot.absolute().parent.is_dir():
+        parser.error(f"--plot: there is no folder {options.plot.parent}")
+    if shutil.which(options.python) is None:
+        parser.error(f"--python: {options.python} cannot be started")
     if "smtp-sink" not in options.against and options.plot:
         parser.error("--plot shows multiples of smtp-sink: it must be among --against")
     if options.plot and not set(options.only) & set(PROCESSOR_TIME):
@@ -85,7 +90,10 @@ def _words(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+        raise argparse.ArgumentTypeError("a whole number from 1 up is expected")
     return number

@@ -23,6 +23,8 @@ SINK = "smtp-sink"
 AIOSMTPD = "aiosmtpd"
 TWISTED_MAIL = "twisted.mail"
 SMTP_SERVER = "smtp-server"
+FLOOR = "floor"
+"""No server that anybody would use: what Twisted's reactor takes of a mail."""
 
 
 @attrs.frozen
@@ -110,6 +112,7 @@ PEERS: dict[str, Peer] = {
         _own_counts,
         refuses=False,
     ),
+    FLOOR: Peer(_script("floor_server.py"), lambda: "", _own_counts, refuses=False),
     TWISTED_MAIL: Peer(_script("twistedmail_server.py"), lambda: "", _own_counts),
     SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True, slow="greeting"),
 }

@@ -254,3 +254,17 @@ def test_after_a_fault_of_ours_while_the_delivery_takes_its_time_the_rest_of_the
     assert client.heard() == "421 4.3.0 Internal error, try again later\r\n"
     assert client.closed
     assert guard.delivery.calls.count("begin") == 1
+
+
+def test_a_delivery_may_change_the_largest_message_and_what_was_before_is_forgotten() -> None:
+    client = Guard().greeted()
+    site, delivery = client.guard.factory.site, client.guard.delivery
+    for octets in range(100, 200):
+        delivery.max_message_octets = octets
+        client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")
+        client.heard()
+        assert client.send(b"BDAT %d LAST\r\n%s" % (octets, b"x" * octets)).startswith("250 ")
+        client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")
+        client.heard()
+        assert client.send(b"BDAT %d LAST\r\n%s" % (octets + 1, b"x" * (octets + 1))).startswith("552 ")
+    assert len(site._rules) == 2

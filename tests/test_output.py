@@ -13,6 +13,7 @@ import pytest_twisted
 from fakes import FakeTransport, codes
 from loopback import Client, Loopback
 from twisted.internet import reactor as real_reactor
+from twisted.internet import tcp
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.wire.deadlines import Deadlines
@@ -301,3 +302,11 @@ async def test_of_a_client_that_never_reads_the_guard_keeps_a_bounded_amount(gua
     # And when it reads after all, it is served.
     await guard.until(lambda: client.read() or len(client.heard) == sent // 6 * len(OK))
     assert client.heard == OK * (sent // 6)
+
+
+@pytest.mark.parametrize(("tls", "own"), [(False, True), (True, False)])
+def test_the_own_socket_is_never_used_under_tls(tls: bool, own: bool) -> None:
+    transport = tcp.Server.__new__(tcp.Server)
+    transport.socket, transport.TLS = Mock(), tls
+    output = Output(transport, OutputRules(Deadlines(Clock()), Together(Clock()), 0, 0), Mock())
+    assert (output._socket is transport.socket) is own

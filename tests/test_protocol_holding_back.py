@@ -276,3 +276,61 @@ def test_a_pipelined_burst_is_copied_a_bounded_number_of_times(octets: int) -> N
     line = b"NOOP\r\n"
     assert client.send(Counted(line * (octets // len(line)))) == OK * (octets // len(line))
     assert octets // 2 < Counted.copied < 2 * octets
+
+
+# A command that comes whole and alone takes fewer steps, and is held to the same.
+
+RCPT = b"RCPT TO:<b@guard.example>\r\n"
+
+
+def not_reading(**limits: Any) -> Conversation:
+    """A client with an envelope that goes on without reading a reply, until there is room for no more."""
+    client = Guard(max_recipients=0, **limits).greeted()
+    client.say(ENVELOPE[0])
+    client.heard()
+    client.transport.reads = False
+    for _ in range(10_000):
+        if client.protocol._output.congested:
+            return client
+        client.send(RCPT)
+        client.guard.clock.advance(0)
+    raise AssertionError("there is room for everything")
+
+
+def test_lone_commands_of_a_client_that_never_reads_are_not_carried_out() -> None:
+    client = not_reading()
+    accepted = len(client.protocol.session.recipients)
+    waiting_octets = client.protocol._output.waiting_octets
+    for _ in range(1000):
+        client.send(RCPT)
+    assert len(client.protocol.session.recipients) == accepted
+    assert client.protocol._output.waiting_octets == waiting_octets
+
+
+def test_a_client_that_takes_its_replies_slowly_is_not_waited_for_meanwhile() -> None:
+    client = not_reading(read_timeout=60, write_timeout=300)
+    for _ in range(20):
+        client.guard.clock.advance(5)
+        client.transport.take(1000)
+        assert client.protocol.end_reason == "lost", "it was cut off"
+
+
+def test_a_lone_command_waits_where_there_is_no_room_since_the_end_of_a_turn() -> None:
+    client = Guard().greeted()
+    client.say(ENVELOPE[0])
+    client.heard()
+    client.protocol._output.congested = True
+    client.send(RCPT)
+    assert client.protocol.session.recipients == []
+    client.protocol._output.congested = False
+    client.protocol.output_drained()
+    assert client.protocol.session.recipients == ["b@guard.example"]
+
+
+def test_a_chunk_that_is_complete_as_it_stands_ends_a_session_that_is_to_end() -> None:
+    client = Guard().greeted()
+    client.say(*ENVELOPE)
+    client.send(b"BDAT 5\r\nabcde")
+    client.heard()
+    client.guard.factory.drain()
+    assert codes(client.say("BDAT 0 LAST")) == [250, 421]

@@ -73,6 +73,16 @@ def test_every_command_has_its_own_read_timeout() -> None:
     ended(client)
 
 
+def test_commands_of_an_envelope_that_come_alone_have_theirs() -> None:
+    client = Guard().greeted()
+    for command in ENVELOPE:
+        assert passes(client, 200) == ""
+        assert codes(client.say(command)) == [250]
+    assert passes(client, 299.9) == ""
+    assert passes(client, A_MOMENT) == TIMED_OUT
+    ended(client)
+
+
 def test_a_drip_inside_one_command_does_not_extend_it() -> None:
     client = Guard().greeted()
     client.heard()

@@ -7,6 +7,9 @@ from fakes import FakeDelivery, Guard, codes
 from test_commands import reach
 from test_transaction import LINES, pending, ready_for
 
+from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.smtp import replies
+
 SHUTTING_DOWN = "421 4.3.2 Server shutting down\r\n"
 ACCEPTED = "250 2.0.0 Message accepted\r\n"
 
@@ -91,10 +94,23 @@ def test_nothing_of_a_message_that_the_grace_cut_off_is_delivered() -> None:
     assert client.guard.delivery.calls[-1] == "sink.abort"
 
 
-def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_said_behind_that() -> None:
+@pytest.mark.parametrize("then", [None, Refused(replies.LOCAL_ERROR), ZeroDivisionError()])
+def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_said_behind_that(
+    then: Exception | None,
+) -> None:
     client = reach("ready")
-    delivery, factory = client.guard.delivery, client.guard.factory
-    delivery.answers["begin"] = lambda *_: factory.drain() and None
+    factory = client.guard.factory
+
+    def begin(*_: object) -> None:
+        factory.drain()
+        if then is not None:
+            raise then
+
+    client.guard.delivery.answers["begin"] = begin
     assert client.say("MAIL FROM:<a@b>") == SHUTTING_DOWN
     assert client.closed
     assert client.heard() == ""
+    assert factory.statistics.refusals == {"shutdown": 1}
+    assert factory._lingering == 1
+    client.disconnect()
+    assert factory._lingering == 0

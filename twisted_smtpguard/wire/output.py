@@ -120,20 +120,6 @@ class Output:
         """No more is to be queued without a flush."""
         return self.queued_octets >= self._rules.max_waiting
 
-    def say(self, octets: bytes) -> None:
-        """Queue a reply and flush it: most commands come alone."""
-        if self._queued is None:
-            self._queued = [octets]
-        else:
-            self._queued.append(octets)
-        self.queued_octets += len(octets)
-        if self._socket is None:
-            self.flush()
-        elif self._waits_for_others or self._producing or not self._rules.together.waits(self):
-            self.send_now()
-        else:
-            self._waits_for_others = True
-
     def flush(self) -> None:
         """Send what is queued, in one write: now or, where others are served too, at the end of this turn. What is
         flushed again before that is sent now."""

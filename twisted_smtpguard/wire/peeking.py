@@ -16,7 +16,8 @@ def input_waits(transport: Any) -> bool:
     """Whether the kernel has input of the connection: what came with it is early, too. False where it cannot be
     told, and of octets that were sent to begin TLS.
 
-    FIONREAD: a recv() that finds nothing would raise, which takes twice as long.
+    FIONREAD: a recv() that finds nothing would raise, which takes twice as long. It counts up to an urgent octet
+    (MSG_OOB), which no mail client sends: what stands behind one is seen when it is read.
     """
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False

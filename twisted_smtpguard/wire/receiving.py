@@ -108,16 +108,18 @@ class Receiving(Connection):
                 # Else a hook has stopped the guard.
                 and not self._closing
             ):
-                # It ends nothing and waits for nothing, so that the next may come.
-                output.say(answer.wire)
-                self._walking = False
-                self.resetTimeout()
-                return
-            self._at_ease = False
-            self._go_on_with(answer)
+                # It ends nothing and waits for nothing, so that the next may come, if the client has room for replies.
+                output.queue(answer.wire)
+                output.flush()
+                if not output.congested:
+                    self._walking = False
+                    self.resetTimeout()
+                    return
+            else:
+                self._go_on_with(answer)
         except Exception:  # noqa: BLE001 - as in `_walk`
-            self._at_ease = False
             self._reply(session.broken(Failure()))
+        self._at_ease = False
         self._progress = True
         self._rest()
 
@@ -205,16 +207,7 @@ class Receiving(Connection):
 
     def lineReceived(self, line: bytes) -> None:
         """One command, without its CRLF."""
-        session = self.session
-        answer = session.execute(line, self._offset < len(self._buffer))
-        if type(answer) is Reply and answer.code < 300 and session.conduct.unremarkable:
-            output = self._output
-            output.queue(answer.wire)
-            if output.full:
-                # The rest of a long pipelined burst waits if the client does not take this.
-                output.flush()
-        else:
-            self._go_on_with(answer)
+        self._go_on_with(self.session.execute(line, self._offset < len(self._buffer)))
 
     def _go_on_with(self, answer: Answer) -> None:
         if type(answer) is Reply:
@@ -282,6 +275,9 @@ class Receiving(Connection):
         self.abort()
 
     def _reply(self, reply: Reply, *, reason: str = "") -> None:
+        if self._closing:
+            # A hook has stopped the guard: the last line has been said.
+            return
         output, session = self._output, self.session
         output.queue(reply.wire)
         last = reply
