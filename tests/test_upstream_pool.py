@@ -10,7 +10,7 @@ import attrs
 import pytest
 import pytest_twisted
 from certificates import AUTHORITY
-from mailserver import Behind, MailServer, hangs_up, silence
+from mailserver import Behind, Link, MailServer, hangs_up, silence
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
@@ -848,3 +848,105 @@ def test_a_stop_leaves_no_connection_and_no_timer(stage: str) -> None:
     behind.proxy.startService()
     server.answers.clear()
     assert behind.sends(behind.greeted()) == QUEUED
+
+
+# What a server that is full, silent or reloaded does to those who wait.
+
+MAIL = "MAIL FROM:<a@example.com>"
+
+
+def test_who_waits_for_a_place_at_a_full_server_is_served_when_it_takes_one_more() -> None:
+    server = a_server_for_two()
+    behind = Behind(server, wait=60)
+    clients = [behind.greeted() for _ in range(3)]
+    for client in clients:
+        client.say(MAIL)
+    server.answers.clear()
+    behind.clock.pump([1] * 10)
+    assert clients[2].heard().startswith("250 ")
+
+
+def test_two_that_are_dialled_at_once_do_not_have_a_server_for_two_taken_for_down() -> None:
+    server = a_server_for_two()
+    behind = Behind(server, wait=60)
+    server.links[0].close()
+    server.answers["EHLO"] = silence
+    clients = [behind.greeted() for _ in range(4)]
+    with capturedLogs() as events:
+        assert [client.say(MAIL) for client in clients] == ["", "", "", ""]
+        for link in list(server.open_links):
+            link.says("250 mx.example")
+    told = [formatEvent(event).split()[0] for event in events if "upstream" in event]
+    assert told == ["upstream_full"]
+    assert [client.heard()[:4] for client in clients] == ["250 ", "250 ", "", ""]
+
+
+def test_a_full_server_is_told_of_again_when_it_was_not_full_meanwhile() -> None:
+    server = a_server_for_two()
+    behind = Behind(server, wait=10, idle=30)
+    clients = [behind.greeted() for _ in range(3)]
+    with capturedLogs() as events:
+        for _ in range(2):
+            for client in clients:
+                client.say(MAIL)
+            behind.clock.pump([1] * 11)
+            for client in clients:
+                client.say("RSET")
+            behind.clock.pump([1] * 60)
+    assert [formatEvent(each).split()[0] for each in events if "upstream" in each] == ["upstream_full"] * 2
+
+
+def test_nobody_who_waits_is_connected_by_a_stop_nor_after_it() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1)
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    second.say(MAIL)
+    behind.proxy.stopService()
+    assert second.heard().startswith("451 ")
+    assert len(server.links) == 1
+    assert behind.greeted().say(MAIL).startswith("451 ")
+    behind.clock.advance(60)
+    assert server.open_links == []
+    assert behind.proxy._pool.in_use == 0
+
+
+def test_a_password_that_is_new_is_tried_at_once_though_the_old_one_was_just_being_tried(
+    tmp_path: Path,
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("u:old\n")
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = silence
+    behind = Behind(server, auth=read_credentials(str(secret)))
+    secret.write_text("u:new\n")
+    reloaded(behind)
+    (link,) = server.open_links
+    link.says("535 5.7.8 No")
+    assert len(server.links) == 2
+
+
+def test_a_probe_takes_no_place_that_there_is_not() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1)
+    server.links[0].close()
+    server.answers["greeting"] = silence
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    first.disconnect()
+    second.say(MAIL)
+    behind.clock.advance(0.6)
+    assert len(server.open_links) == 1
+    second.disconnect()
+    behind.proxy.stopService()
+
+
+def test_a_handshake_that_is_never_answered_leaves_time_to_go_on_in_clear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    monkeypatch.setattr(Link, "startTLS", lambda *_: None)
+    behind = Behind(server, tls="opportunistic")
+    behind.clock.pump([1] * 30)
+    assert behind.greeted().say(MAIL).startswith("250 ")

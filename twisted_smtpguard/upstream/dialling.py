@@ -118,22 +118,24 @@ class Dialler:
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
-        dialling = Deferred.fromCoroutine(self._dial_by_tls(client, ended))
         try:
-            return await within(3 * self._options.connect, self._clock.callLater, dialling)
-        except TimeoutError:
-            # Each step was within its own time.
-            raise Refused(replies.UPSTREAM_TIMED_OUT) from None
-
-    async def _dial_by_tls(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
-        try:
-            return await self._dial(client, ended, self._options.tls)
+            return await self._dial_in_time(client, ended, self._options.tls)
         except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
             problem = escape_text(describe(failed))
         _log.warn("upstream_in_clear upstream={upstream} {problem}", upstream=self._upstream, problem=problem)
-        return await self._dial(client, ended, "off")
+        return await self._dial_in_time(client, ended, "off")
+
+    async def _dial_in_time(
+        self, client: Client | None, ended: Callable[[Connection], None], tls: str
+    ) -> Connection:
+        dialling = Deferred.fromCoroutine(self._dial(client, ended, tls))
+        try:
+            return await within(3 * self._options.connect, self._clock.callLater, dialling)
+        except TimeoutError:
+            # Each step was within its own time.
+            raise Refused(replies.UPSTREAM_TIMED_OUT) from None
 
     async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
         connection = await self._connect(ended)
@@ -227,7 +229,8 @@ class Dialler:
                 raise Unsuitable(f"it answers STARTTLS with {reply.code}")
             return
         try:
-            await connection.start_tls(self._tls, self._options.timeout)
+            # As long as a connection: where it is never answered there is time left to go on in clear.
+            await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))
         except Refused as refused:
             raise HandshakeFailed(refused.reply, connection.why) from refused
         # What was said in clear is forgotten (RFC 3207 4.2).

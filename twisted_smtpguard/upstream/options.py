@@ -45,7 +45,8 @@ class UpstreamOptions:
     wait: float = 10.0
     """For a free connection, all being in use."""
     connect: float = 10.0
-    """For TCP, and for the greeting. All that is done until a connection is ready has three times as long together."""
+    """For TCP, for the greeting, and for a handshake. All that is done until a connection is ready has three times as
+    long together."""
     timeout: float = 60.0
     """For the answer to a command, and for room to send more of a message."""
     verdict: float = 280.0

@@ -65,7 +65,8 @@ class Pool:
         self._parked: dict[str, Connection] = {}
         self._idle_calls: dict[Connection, IDelayedCall] = {}
         self._waiting: deque[Deferred[None]] = deque()
-        self._full_until = 0.0
+        self._full: IDelayedCall | None = None
+        """While there is one, the server wants no more connections than there are."""
         self._full_told = False
         self._down: Reply | None = None
         self._unsuitable = False
@@ -74,7 +75,9 @@ class Pool:
         """How long to wait the next time, if that is not too short or too long."""
         self._retry: IDelayedCall | None = None
         self._probe: Deferred[None] | None = None
-        self._open = False
+        self._probe_again = False
+        """What is configured has changed since the probe began."""
+        self._open = self._stopped = False
         self.hello: Hello = NOTHING
         """What the server offered last."""
 
@@ -82,27 +85,30 @@ class Pool:
 
     def start(self) -> None:
         """Try a connection, so that it is known what the server offers."""
-        self._open = True
+        self._open, self._stopped = True, False
         self._begin_probe()
 
     def stop(self) -> Deferred[Any]:
         """Say goodbye on connections that nobody uses, drop the others. Fires when all are gone."""
-        self._open = False
+        self._open, self._stopped = False, True
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
         self._retry = None
         if self._probe is not None:
             self._probe.cancel()
+        while self._waiting:
+            self._waiting.popleft().errback(Refused(replies.UPSTREAM_UNAVAILABLE))
+        self._end_full()
         gone = self._leaving.stop([*self._idle, *self._parked.values()])
         for connection in list(self._connections):
             connection.end(replies.SHUTTING_DOWN)
-        for waiting in list(self._waiting):
-            waiting.cancel()
         return gone
 
     def try_now(self) -> None:
         """What is configured has changed: a server that is down may be so no longer."""
-        if self._open and self._down is not None and self._probe is None:
+        if self._probe is not None:
+            self._probe_again = True
+        elif self._open and self._down is not None:
             self._retry_seconds = 0.0
             if self._retry is not None:
                 self._retry.cancel()
@@ -129,11 +135,13 @@ class Pool:
                     return connection
             if self._down is not None:
                 raise Refused(self._down)
-            if self.in_use < self._options.connections and not self._full:
+            if self._stopped:
+                raise Refused(replies.UPSTREAM_UNAVAILABLE)
+            if self.in_use < self._options.connections and self._full is None:
                 try:
                     connection = await self._dial(client)
                 except NotNow:
-                    if not self._full:
+                    if self._full is None:
                         raise
                 else:
                     await self._announce(connection, client)
@@ -205,12 +213,16 @@ class Pool:
         self._connections.add(connection)
         self.hello = connection.hello
         self._came_up()
+        self._full_told = False
+        if self.in_use < self._options.connections:
+            # Who waited since the server was full may find a place now.
+            self._wake()
         return connection
 
     def _ended(self, connection: Connection) -> None:
         if connection in self._connections:
             self._connections.discard(connection)
-            self._full_until = 0.0
+            self._end_full()
             self._forget_idle(connection)
             if connection in self._idle:
                 self._idle.remove(connection)
@@ -259,7 +271,7 @@ class Pool:
         """A connection did not come about."""
         if isinstance(refused, ClientRefused) or not self._open:
             return
-        if isinstance(refused, NotNow) and self._connections:
+        if isinstance(refused, NotNow) and (self.in_use or len(self._leaving)):
             # Where each connection is a client's own, the next one is greeted for itself.
             if not self._options.proxied:
                 self._became_full(refused)
@@ -274,13 +286,9 @@ class Pool:
         if self._open and self._retry is None and self._probe is None:
             self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
 
-    @property
-    def _full(self) -> bool:
-        """The server wants no more connections than there are."""
-        return bool(self._connections) and self._clock.seconds() < self._full_until
-
     def _became_full(self, refused: Refused) -> None:
-        self._full_until = self._clock.seconds() + _FULL_SECONDS
+        self._end_full()
+        self._full = self._clock.callLater(_FULL_SECONDS, self._full_over)
         if not self._full_told:
             self._full_told = True
             _log.warn(
@@ -289,6 +297,16 @@ class Pool:
                 connections=len(self._connections),
                 problem=escape_text(describe(refused)),
             )
+
+    def _end_full(self) -> None:
+        if self._full is not None:
+            self._full.cancel()
+            self._full = None
+
+    def _full_over(self) -> None:
+        """Perhaps the server takes one more by now."""
+        self._full = None
+        self._wake()
 
     def _went_down(self, refused: Refused) -> None:
         unsuitable = isinstance(refused, Unsuitable)
@@ -331,7 +349,7 @@ class Pool:
         probing.addErrback(self._probe_failed).addCallback(self._probed, probing)
 
     async def _try(self) -> None:
-        if len(self._connections) >= self._options.connections:
+        if self.in_use >= self._options.connections:
             # It is there, then, and there is no place.
             return
         connection = await self._dial(None)
@@ -348,5 +366,8 @@ class Pool:
 
     def _probed(self, _: None, probing: Deferred[None]) -> None:
         self._probe = None
-        if self._down is not None and self._retry is None and self._open:
+        again, self._probe_again = self._probe_again, False
+        if again:
+            self.try_now()
+        if self._down is not None and self._retry is None and self._probe is None and self._open:
             self._retry_later()
