@@ -57,10 +57,16 @@ def test_the_guard_alone_refuses_and_takes_pipelined_mail() -> None:
         assert 0 < row["details"]["guard"]["busy"] <= 1.1
 
 
+SLOW_ROWS = ["MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
+
+
 class TestWithPostfix:
     pytestmark = needs_postfix
 
-    @pytest.mark.parametrize("keys", ["W1,W2,W4,W6,W8", "MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"])
+    @pytest.mark.parametrize(
+        "keys",
+        ["W1,W2,W4,W6,W8", *(pytest.param(each, marks=pytest.mark.soak) for each in SLOW_ROWS)],
+    )
     def test_every_row_can_be_measured(self, keys: str) -> None:
         found = rows(run("--only", keys, "--against", "", "--json"))
         assert {row["key"] for row in found} == set(keys.split(","))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import pytest_twisted
 from certificates import AUTHORITY
 from mailserver import Behind, Link, MailServer, hangs_up, silence
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
@@ -950,3 +952,31 @@ def test_a_handshake_that_is_never_answered_leaves_time_to_go_on_in_clear(
     behind = Behind(server, tls="opportunistic")
     behind.clock.pump([1] * 30)
     assert behind.greeted().say(MAIL).startswith("250 ")
+
+
+@pytest.mark.parametrize("waits_for", ["the greeting", "EHLO", "MAIL", "the verdict"])
+def test_what_nobody_refers_to_any_more_is_forgotten_without_a_word(waits_for: str) -> None:
+    """A coroutine that is collected must not be run again by what it closes, in the middle of something else."""
+    gc.collect()
+    server = MailServer()
+    server.answers[{"the greeting": "greeting", "the verdict": "."}.get(waits_for, waits_for)] = silence
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say(MAIL, "RCPT TO:<b@example.org>", "DATA", "x", ".")
+    with capturedLogs() as events:
+        del server, behind, client
+        gc.collect()
+    assert [formatEvent(each) for each in events] == []
+
+
+def test_an_endpoint_of_asyncio_that_is_cancelled_is_an_unreachable_server(monkeypatch: Any) -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1)
+    server.links[0].close()
+    monkeypatch.setattr(server, "connect", lambda factory: fail(asyncio.CancelledError()))
+    for _ in range(2):
+        assert behind.greeted().say(MAIL).startswith("451 4.4.1 ")
+    assert behind.proxy._pool.in_use == 0
+    monkeypatch.undo()
+    behind.clock.advance(5)
+    assert behind.sends(behind.greeted()) == QUEUED

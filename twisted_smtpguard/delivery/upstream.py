@@ -188,7 +188,7 @@ class UpstreamDelivery(Service):
         except Refused:
             use.give_back()
             raise
-        except BaseException:
+        except Exception:
             use.drop()
             raise
         if not reply.positive:
@@ -290,7 +290,7 @@ class _Sink:
                 self._may_come_twice()
             self._use.give_back()
             raise
-        except BaseException:
+        except Exception:
             self._may_come_twice()
             self._use.drop()
             raise

@@ -3,6 +3,7 @@ told of."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +142,7 @@ class Dialler:
         connection = await self._connect(ended)
         try:
             await self._open(connection, client, tls)
-        except BaseException as error:
+        except Exception as error:
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE)
             raise
         return connection
@@ -154,7 +155,8 @@ class Dialler:
             connection: Connection = await within(self._options.connect, self._clock.callLater, connecting)
         except CancelledError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # An endpoint may be made of asyncio's parts, whose cancellation is no Exception.
             raise Unreachable(replies.UPSTREAM_UNAVAILABLE) from error
         return connection
 

@@ -200,7 +200,7 @@ class Pool:
         self._dialled += 1
         try:
             connection = await self._dialler.dial(client, self._ended)
-        except BaseException as error:
+        except Exception as error:
             self._dialled -= 1
             if isinstance(error, Refused):
                 self._failed(error, client)
