@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from twisted_smtpguard.smtp.grammar import (
     parse_hello,
     parse_mail,
     parse_rcpt,
+    plain_path,
 )
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -401,9 +401,6 @@ def outcome(call: Callable[[], object]) -> object:
         return refused.reply
 
 
-NEVER = re.compile(rb"(?!)")
-"""What matches nothing: everything goes the long way."""
-
 AROUND = st.text(st.sampled_from('ab0.-_+!@<>"\\ \t\0\u00fc'), max_size=5).map(str.encode)
 WORDS = st.sampled_from(
     [b"a", b"A.b", b"x" * 62, b"x" * 64, b"1-", b"a+b", b".", b"@", b"<", b">", b"> SIZE=1"]
@@ -411,23 +408,62 @@ WORDS = st.sampled_from(
 ARGUMENTS = st.lists(st.one_of(AROUND, WORDS), max_size=12).map(b"".join)
 
 
-@given(ARGUMENTS, st.booleans(), st.sampled_from([b"TO:<", b"to:<", b"TO: <", b"FROM:<", b"From:<"]))
-def test_the_short_way_for_plain_addresses_comes_to_the_same_as_the_long_one(
-    octets: bytes, utf8: bool, begin: bytes
+@given(
+    st.sampled_from([b"MAIL ", b"RCPT ", b"mail ", b"MAIL\t"]),
+    st.sampled_from([b"TO:<", b"to:<", b"TO: <", b"FROM:<", b"From:<"]),
+    ARGUMENTS,
+    st.sampled_from([b">", b"@b>", b"@" + b"c." * 130 + b"d>", b"> ", b">\n"]),
+    st.booleans(),
+)
+def test_what_is_read_in_one_step_the_long_way_reads_as_well(
+    verb: bytes, begin: bytes, octets: bytes, end: bytes, utf8: bool
 ) -> None:
-    argument = begin + octets + b">"
+    line = verb + begin + octets + end
+    plain = plain_path(line)
+    if plain is None:
+        return
+    verb, argument = parse_command(line)
+    path = parse_mail(argument, OFFERED) if verb == b"MAIL" else parse_rcpt(argument, NOTHING, utf8)
+    assert path == Path(plain[1].decode(), {})
+    assert line.startswith(verb)
 
-    def read() -> tuple[object, object]:
-        return (
-            outcome(lambda: parse_rcpt(argument, NOTHING, utf8)),
-            outcome(lambda: parse_mail(argument, OFFERED)),
-        )
 
-    short = read()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar, "_PLAIN_TO", NEVER)
-        patch.setattr(grammar, "_PLAIN_FROM", NEVER)
-        assert read() == short
+@pytest.mark.parametrize(
+    ("line", "address"),
+    [
+        (b"MAIL FROM:<a@b>", "a@b"),
+        (b"RCPT TO:<a.b+c@mx.example.org>", "a.b+c@mx.example.org"),
+        (b"MAIL from:<a@b_c.d-e>", "a@b_c.d-e"),
+        (b"RCPT To:<a@b>", "a@b"),
+        (b"RCPT TO:<a@" + b"c" * 63 + b".d>", "a@" + "c" * 63 + ".d"),
+    ],
+)
+def test_a_plain_path_is_read_in_one_step(line: bytes, address: str) -> None:
+    match = plain_path(line)
+    assert match is not None
+    assert match[1].decode() == address
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"MAIL FROM:<>",
+        b"MAIL TO:<a@b>",
+        b"RCPT FROM:<a@b>",
+        b"mail FROM:<a@b>",
+        b"MAIL FROM: <a@b>",
+        b"MAIL  FROM:<a@b>",
+        b"MAIL FROM:<a@b> ",
+        b"MAIL FROM:<a@b> SIZE=1",
+        b"RCPT TO:<postmaster>",
+        b"RCPT TO:<a@b>\n",
+        b"RCPT TO:<a\0@b>",
+        b"RCPT TO:<a@" + b"c" * 64 + b">",
+        b"RCPT TO:<a@" + b"c." * 127 + b"de>",
+    ],
+)
+def test_what_is_not_quite_a_plain_path_is_not_read_in_one_step(line: bytes) -> None:
+    assert plain_path(line) is None
 
 
 @given(st.sampled_from([b"MAIL", b"RSET", b"DATA", b"RCPTS", b"noop", b"EHLO\t"]), ARGUMENTS, st.booleans())

@@ -32,8 +32,8 @@ class Bench:
         self.transport = FakeTransport()
         self.transport.protocol = self
         self.reported: list[str] = []
-        rules = OutputRules(Deadlines(self.clock), Together(self.clock), timeout, max_waiting=0)
-        self.output = Output(self.transport, rules, self)
+        self.rules = OutputRules(Deadlines(self.clock), Together(self.clock), timeout, max_waiting=0)
+        self.output = Output(self.transport, self.rules, self)
 
     def output_drained(self) -> None:
         self.reported.append("drained")
@@ -72,6 +72,60 @@ def test_what_is_queued_leaves_in_one_write_when_it_is_flushed(bench: Bench) -> 
     assert bench.output.queued_octets == 17
     bench.output.flush()
     assert bench.transport.writes == [b"one\r\ntwo\r\nthree\r\n"]
+    assert bench.output.queued_octets == 0
+
+
+def with_a_socket(bench: Bench, takes: int = 100) -> list[bytes]:
+    """What the bench's own socket is given, of which it takes so many octets."""
+    given: list[bytes] = []
+
+    def send(octets: bytes) -> int:
+        given.append(octets)
+        return min(takes, len(octets))
+
+    bench.output._socket = Mock(send=send)
+    return given
+
+
+@pytest.mark.parametrize("sends_itself", [True, False])
+def test_a_reply_alone_leaves_with_those_that_are_queued(bench: Bench, sends_itself: bool) -> None:
+    given = with_a_socket(bench) if sends_itself else bench.transport.writes
+    bench.output.say(b"one\r\n")
+    bench.output.queue(b"two\r\n")
+    bench.output.say(b"three\r\n")
+    bench.output.say(b"four\r\n")
+    assert given == [b"one\r\n", b"two\r\nthree\r\n", b"four\r\n"]
+    assert bench.output.queued_octets == 0
+
+
+def test_a_reply_alone_waits_where_others_do(bench: Bench) -> None:
+    given = with_a_socket(bench, takes=2)
+    bench.client_reads(False)
+    bench.output.say(b"one\r\n")
+    assert bench.transport.writes == [b"e\r\n"]
+    bench.output.say(b"two\r\n")
+    assert given == [b"one\r\n"]
+    assert bench.output.waiting_octets == 5
+    bench.client_reads()
+    assert bench.transport.value() == b"e\r\ntwo\r\n"
+    assert bench.reported == ["drained"]
+
+
+def test_a_reply_alone_waits_for_the_end_of_a_turn_in_which_others_are_served(bench: Bench) -> None:
+    given = with_a_socket(bench)
+    other = Mock()
+    while not bench.rules.together.waits(other):
+        pass
+    bench.output.say(b"one\r\n")
+    assert given == []
+    # Who is served again in the same turn does not wait for its end.
+    bench.output.say(b"two\r\n")
+    assert given == [b"one\r\ntwo\r\n"]
+    bench.output.say(b"three\r\n")
+    assert len(given) == 1
+    bench.clock.advance(0)
+    other.send_now.assert_called_once_with()
+    assert given == [b"one\r\ntwo\r\n", b"three\r\n"]
     assert bench.output.queued_octets == 0
 
 

@@ -55,8 +55,14 @@ class ClientLimits:
     def count(self, rate: str, key: str, events: int = 1) -> Count:
         """Count events of the client against `rate`, a field of Limits; how many there were in its window. -1 takes
         one back."""
-        rate_seconds: float = getattr(self._limits, rate).seconds
-        return self._ask(_whole, self._store.add, rate, key, events, rate_seconds, self._seconds())
+        window: float = getattr(self._limits, rate).seconds
+        try:
+            answer = self._store.add(rate, key, events, window, self._seconds())
+        except Exception:  # noqa: BLE001 - a store is somebody else's code
+            self._failed(Failure())
+            return None
+        # Plainly: it is asked at every recipient.
+        return answer if type(answer) is int else self._read(_whole, answer)
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number); how many the client then holds."""
@@ -73,16 +79,23 @@ class ClientLimits:
         self._ask(lambda _: 0, self._store.release, _CONNECTIONS, key)
 
     def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
-        """What `read` makes of the answer. It hears even of one that nobody waits for any more."""
         try:
             answer = question(*args)
-            if type(answer) is int or not is_later(answer):
+        except Exception:  # noqa: BLE001 - a store is somebody else's code
+            self._failed(Failure())
+            return None
+        return self._read(read, answer)
+
+    def _read(self, read: Callable[[object], int], answer: Any) -> Count:
+        """What `read` makes of the answer. It hears even of one that nobody waits for any more."""
+        try:
+            if not is_later(answer):
                 return read(answer)
             self.pending += 1
             later: Deferred[Any] = as_deferred(answer).addCallback(read)
             later = shielded(later.addBoth(self._answered))
             return within(_STORE_SECONDS, self._call_later, later).addErrback(self._failed)
-        except Exception:  # noqa: BLE001 - a store is somebody else's code
+        except Exception:  # noqa: BLE001 - an answer that is none
             self._failed(Failure())
             return None
 

@@ -41,9 +41,10 @@ def begin(session: Session, sender: Path) -> Answer:
     if 0 < limits.max_pending_deliveries <= site.orphans:
         conduct.value = site.orphans + 1
         return replies.TOO_MANY_PENDING
-    if limits.message_rate.events and not session.visitor.trusted:
+    most = limits.message_rate.events
+    if most and not session.visitor.trusted:
         count = site.clients.count("message_rate", session.visitor.key)
-        if type(count) is not int or count > limits.message_rate.events:
+        if type(count) is not int or count > most:
             beyond = partial(_beyond, session, "message_rate", replies.MESSAGE_RATE_EXCEEDED)
             return then(count, partial(beyond, _ask_delivery, sender))
     return _ask_delivery(session, sender)
@@ -76,14 +77,16 @@ def _began(session: Session, sender: Path, utf8: bool, reply: Reply) -> Reply:
 
 def add_recipient(session: Session, recipient: Path) -> Answer:
     """RCPT: the cap, then the delivery."""
-    limits, number = session.site.limits, len(session.recipients) + 1
+    site = session.site
+    limits, number = site.limits, len(session.recipients) + 1
     session.conduct.recipient = recipient.address
     if 0 < limits.max_recipients < number and session.conduct.trips("max_recipients", number):
         strict = limits.strict_enhanced_codes
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
-    if limits.recipient_rate.events and not session.visitor.trusted:
-        count = session.site.clients.count("recipient_rate", session.visitor.key)
-        if type(count) is not int or count > limits.recipient_rate.events:
+    most = limits.recipient_rate.events
+    if most and not session.visitor.trusted:
+        count = site.clients.count("recipient_rate", session.visitor.key)
+        if type(count) is not int or count > most:
             beyond = partial(_beyond, session, "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED)
             return then(count, partial(beyond, _ask_about, recipient))
     return _ask_about(session, recipient)

@@ -41,13 +41,13 @@ _PATH = re.compile(
 _MAX_DOMAIN_OCTETS = 255
 _PLAIN_VERBS = frozenset({b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"QUIT"})
 
-# What nearly every MAIL and RCPT looks like, and a part of what _PATH takes: one search without decoding. Whatever
-# is not like that goes the long way.
 _PLAIN_ATOMS = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
 _PLAIN_LABEL = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_PLAIN_MAILBOX = rb"<(" + _PLAIN_ATOMS + rb"@(" + _PLAIN_LABEL + rb"(?:\." + _PLAIN_LABEL + rb")*))>"
-_PLAIN_FROM = re.compile(rb"(?i:FROM):" + _PLAIN_MAILBOX)
-_PLAIN_TO = re.compile(rb"(?i:TO):" + _PLAIN_MAILBOX)
+_PLAIN_MAILBOX = rb"<(" + _PLAIN_ATOMS + rb"@" + _PLAIN_LABEL + rb"(?:\." + _PLAIN_LABEL + rb")*)>"
+
+plain_path = re.compile(rb"(?:MAIL (?i:FROM)|RCPT (?i:TO)):(?!.{256})" + _PLAIN_MAILBOX).fullmatch
+"""What nearly every MAIL and RCPT looks like, and nothing else: read in one step, without decoding. The first group
+is the address. Whatever is not like that goes the long way, by `parse_command`."""
 
 _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
@@ -132,9 +132,6 @@ def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
     `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have
     that value, and DSN for RET and ENVID.
     """
-    plain = _PLAIN_FROM.fullmatch(argument)
-    if plain is not None and plain.end(2) - plain.start(2) <= _MAX_DOMAIN_OCTETS:
-        return Path(plain[1].decode("ascii"), NO_PARAMETERS)
     if argument[:5].upper() != b"FROM:":
         raise Refused(replies.BAD_ARGUMENTS)
     path, address, rest = _parse_path(argument[5:], replies.BAD_SENDER_ADDRESS)
@@ -153,9 +150,6 @@ def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
 
     `offered` holds DSN where NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
     """
-    plain = _PLAIN_TO.fullmatch(argument)
-    if plain is not None and plain.end(2) - plain.start(2) <= _MAX_DOMAIN_OCTETS:
-        return Path(plain[1].decode("ascii"), NO_PARAMETERS)
     if argument[:3].upper() != b"TO:":
         raise Refused(replies.BAD_ARGUMENTS)
     path, address, rest = _parse_path(argument[3:], replies.BAD_RECIPIENT_ADDRESS)

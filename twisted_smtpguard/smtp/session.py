@@ -6,6 +6,8 @@ It knows no transport and never writes. The protocol calls `execute` for a line,
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
@@ -122,13 +124,18 @@ class Session:
 
     def execute(self, line: bytes, pipelined: bool) -> Answer:
         """Carry out one command line without its CRLF. `pipelined`: more input stands behind it."""
-        try:
-            verb, argument = grammar.parse_command(line)
-        except Refused as refused:
-            return self.invalid_line(refused.reply)
-        command = COMMANDS.get(verb)
-        if command is None:
-            return self.invalid_line(replies.UNRECOGNIZED_COMMAND)
+        plain = grammar.plain_path(line)
+        if plain is not None:
+            command = COMMANDS[line[:4]]
+            parsed: Any = Path(plain[1].decode("ascii"), grammar.NO_PARAMETERS)
+        else:
+            try:
+                verb, parsed = grammar.parse_command(line)
+            except Refused as refused:
+                return self.invalid_line(refused.reply)
+            if verb not in COMMANDS:
+                return self.invalid_line(replies.UNRECOGNIZED_COMMAND)
+            command = COMMANDS[verb]
         phase, conduct = self.phase, self.conduct
         conduct.begin(
             command,
@@ -143,7 +150,8 @@ class Session:
         if pipelined and command.ends_group and self.refuses_pipelining():
             return replies.UNEXPECTED_PIPELINING
         try:
-            parsed = command.parse(argument, self.offered, self.utf8)
+            if plain is None:
+                parsed = command.parse(parsed, self.offered, self.utf8)
             if phase not in command.phases:
                 return command.misplaced(self, parsed) if command.misplaced else self.misplaced()
             return command.run(self, parsed)

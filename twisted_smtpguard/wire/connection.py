@@ -263,7 +263,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def callLater(self, period: float, func: Callable[[], object]) -> Any:
         """TimeoutMixin's way to a timer: the coarse one that all connections share."""
-        return self.factory.deadlines.call_later(period, func)
+        self._read_deadline = self.factory.deadlines.call_later(period, func)
+        return self._read_deadline
 
     def timeoutConnection(self) -> None:
         """Called by TimeoutMixin. What is closing has lingered long enough."""

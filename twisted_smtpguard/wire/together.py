@@ -43,7 +43,8 @@ class Together:
             if self._count % _TRIAL:
                 return False
         self._waiting.append(sender)
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
         return True
 
     def _schedule(self) -> None:
