@@ -290,8 +290,13 @@ ALL = frozenset({"NAME", "REVERSE_NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN
         (attrs.evolve(CLIENT, identity="jörg x"), {"LOGIN"}, ["XCLIENT LOGIN=j+C3+B6rg+20x"]),
         (
             attrs.evolve(CLIENT, helo="h" * 255, identity="i" * 255),
-            {"HELO", "LOGIN"},
-            [f"XCLIENT HELO={'h' * 255}", f"XCLIENT LOGIN={'i' * 255}"],
+            {"ADDR", "HELO", "LOGIN"},
+            [f"XCLIENT ADDR=192.0.2.1 HELO=[UNAVAILABLE] LOGIN={'i' * 255}"],
+        ),
+        (
+            attrs.evolve(CLIENT, helo="=" * 255, identity="+" * 170),
+            {"ADDR", "HELO", "LOGIN"},
+            ["XCLIENT ADDR=192.0.2.1 HELO=[UNAVAILABLE] LOGIN=[UNAVAILABLE]"],
         ),
         (CLIENT, {"SOMETHING"}, []),
     ],
@@ -305,6 +310,14 @@ def test_xclient_tells_what_the_server_asks_for(
 def test_xforward_tells_of_the_session_too() -> None:
     assert announcing.xforward(CLIENT, {"ADDR", "IDENT", "SOURCE"}) == [
         "XFORWARD ADDR=192.0.2.1 IDENT=1-1 SOURCE=REMOTE"
+    ]
+
+
+def test_xforward_may_take_several_lines() -> None:
+    client = attrs.evolve(CLIENT, helo="h" * 255, identity="i" * 255)
+    assert announcing.xforward(client, {"HELO", "LOGIN"}) == [
+        f"XFORWARD HELO={'h' * 255}",
+        f"XFORWARD LOGIN={'i' * 255}",
     ]
 
 

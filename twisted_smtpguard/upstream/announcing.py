@@ -20,8 +20,18 @@ _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
 def xclient(client: Client, offered: Collection[str]) -> list[str]:
-    """The XCLIENT commands that tell of `client`, with those attributes that the server has offered."""
-    return _commands("XCLIENT", _attributes(client), offered)
+    """The XCLIENT command that tells of `client`, with those attributes that the server has offered; none for none.
+
+    Never a second one, which Postfix would take for that client's own. Where a name or login is too long for one
+    line the server hears that there is none: the name stands in the EHLO that follows.
+    """
+    values = _attributes(client)
+    commands = _commands("XCLIENT", values, offered)
+    for too_long in ("HELO", "LOGIN"):
+        if len(commands) > 1:
+            values[too_long] = UNKNOWN
+            commands = _commands("XCLIENT", values, offered)
+    return commands
 
 
 def xforward(client: Client, offered: Collection[str]) -> list[str]:
