@@ -28,6 +28,7 @@ from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler, describe
+from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 
 reactor: Any = real_reactor
@@ -72,7 +73,9 @@ async def dialled(port: int, name: str, *, implicit: bool) -> Connection:
         trusted = trustRootFromCertificates([Certificate.loadPEM(AUTHORITY.read_bytes())])
         endpoint = wrapClientTLS(optionsForClientTLS(name, trustRoot=trusted), endpoint)
         options = UpstreamOptions(connect=30)
-    dialler = Dialler(endpoint, reactor, options, name="guard.example", host="", lmtp=False)
+    dialler = Dialler(
+        endpoint, reactor, options, Notices("upstream"), name="guard.example", host="", lmtp=False
+    )
     return await dialler.dial(None, lambda _: None)
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.smtp import KEYS, make_upstream_delivery
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery, Use
-from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, Path, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.dialling import reply_text
 from twisted_smtpguard.upstream.folding import fold, is_mixed
-
-_log = Logger()
 
 
 class LmtpDelivery(UpstreamDelivery):
@@ -37,14 +32,7 @@ class LmtpDelivery(UpstreamDelivery):
             verdicts.append((recipient.address, await self._one(use)))
         folded = fold(verdicts)
         if is_mixed(verdicts):
-            told = "; ".join(f"<{address}> {reply_text(reply)}" for address, reply in verdicts)
-            _log.warn(
-                "a message of session {session} was accepted for some and refused for others, and the client told "
-                "{code}: {told}",
-                session=use.client.session,
-                code=folded.code,
-                told=escape_text(told),
-            )
+            self.notices.mixed(use.client.session, folded, verdicts)
         if folded.code >= 300:
             raise Refused(folded)
         return folded

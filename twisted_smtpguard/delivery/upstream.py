@@ -11,7 +11,6 @@ from typing import Any, cast
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import (
@@ -33,11 +32,10 @@ from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler, verdict_of
 from twisted_smtpguard.upstream.dotstuffing import DotStuffer
 from twisted_smtpguard.upstream.envelope import mail_command, rcpt_command
+from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.pool import Pool
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
-
-_log = Logger()
 
 _PIECE_OCTETS = 16 * 1024
 """Smaller writes are sent together, and this is the most that the server gets in one BDAT. Under TLS there are several
@@ -136,10 +134,11 @@ class UpstreamDelivery(Service):
         self._clock = reactor
         self._hostname = hostname
         self._thread = OneThread(cast(ThreadedReactor, reactor))
+        self.notices = Notices(name)
         self._dialler = Dialler(
-            endpoint, reactor, self.options, name=hostname, host=host, lmtp=self.lmtp, upstream=name
+            endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
         )
-        self._pool = Pool(self._dialler, reactor, self.options, name)
+        self._pool = Pool(self._dialler, reactor, self.options, self.notices)
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -287,23 +286,15 @@ class _Sink:
             reply = await self._delivery.verdict(self._use, self._recipients)
         except Refused:
             if self._use.may_have_message:
-                self._may_come_twice()
+                self._delivery.notices.may_come_twice(self._use.client.session)
             self._use.give_back()
             raise
         except Exception:
-            self._may_come_twice()
+            self._delivery.notices.may_come_twice(self._use.client.session)
             self._use.drop()
             raise
         self._use.give_back()
         return reply
-
-    def _may_come_twice(self) -> None:
-        """The server has the whole message, as far as we know, and has not said all that became of it."""
-        _log.warn(
-            "The mail server behind gave no verdict on a message of session {session}, whose client is told to "
-            "try again: it may come twice",
-            session=self._use.client.session,
-        )
 
     def abort(self) -> None:
         self._held = bytearray()

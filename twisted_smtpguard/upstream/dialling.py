@@ -10,10 +10,8 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 
 from twisted_smtpguard.certificates import read_certificates
-from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.later import within
 from twisted_smtpguard.smtp import replies
@@ -22,10 +20,9 @@ from twisted_smtpguard.upstream import announcing
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.hello import NOTHING, parse_hello
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
+from twisted_smtpguard.upstream.notices import Notices, reply_text
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
-
-_log = Logger()
 
 
 class Unsuitable(Refused):
@@ -80,18 +77,18 @@ def _introduction(client: Client) -> tuple[str, bool]:
 
 
 class Dialler:
-    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033); `upstream` is for the log."""
+    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033)."""
 
     def __init__(
         self,
         endpoint: IStreamClientEndpoint,
         clock: IReactorTime,
         options: UpstreamOptions,
+        notices: Notices,
         *,
         name: str,
         host: str,
         lmtp: bool,
-        upstream: str = "upstream",
     ) -> None:
         self._endpoint = endpoint
         self._clock = clock
@@ -99,7 +96,7 @@ class Dialler:
         self._name = options.helo or name
         self._host = options.tls_name or host
         self._lmtp = lmtp
-        self._upstream = upstream
+        self._notices = notices
         self._tls = self._tls_settings()
         self._credentials = options.auth
 
@@ -124,8 +121,7 @@ class Dialler:
         except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
-            problem = escape_text(describe(failed))
-        _log.warn("upstream_in_clear upstream={upstream} {problem}", upstream=self._upstream, problem=problem)
+            self._notices.in_clear(describe(failed))
         return await self._dial_in_time(client, ended, "off")
 
     async def _dial_in_time(
@@ -303,8 +299,3 @@ def describe(error: Refused) -> str:
     if error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__
     return reply_text(error.reply)
-
-
-def reply_text(reply: Reply) -> str:
-    """One line."""
-    return " ".join([str(reply.code), reply.enhanced, *reply.lines])

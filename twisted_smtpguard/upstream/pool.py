@@ -10,10 +10,8 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.escaping import escape_text
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -28,9 +26,8 @@ from twisted_smtpguard.upstream.dialling import (
 )
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
 from twisted_smtpguard.upstream.leaving import Leaving
+from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
-
-_log = Logger()
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
@@ -49,13 +46,13 @@ _RSET_SECONDS = 10.0
 
 
 class Pool:
-    """`name` is for the log."""
-
-    def __init__(self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, name: str) -> None:
+    def __init__(
+        self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, notices: Notices
+    ) -> None:
         self._dialler = dialler
         self._clock = clock
         self._options = options
-        self._name = name
+        self._notices = notices
         self._connections: set[Connection] = set()
         """Those that can be used: in use, idle, or parked for their client."""
         self._leaving = Leaving(clock, options.connections)
@@ -291,12 +288,7 @@ class Pool:
         self._full = self._clock.callLater(_FULL_SECONDS, self._full_over)
         if not self._full_told:
             self._full_told = True
-            _log.warn(
-                "upstream_full upstream={upstream} connections={connections} {problem}",
-                upstream=self._name,
-                connections=len(self._connections),
-                problem=escape_text(describe(refused)),
-            )
+            self._notices.full(len(self._connections), describe(refused))
 
     def _end_full(self) -> None:
         if self._full is not None:
@@ -311,7 +303,7 @@ class Pool:
     def _went_down(self, refused: Refused) -> None:
         unsuitable = isinstance(refused, Unsuitable)
         if self._down is None or unsuitable != self._unsuitable:
-            self._report(refused)
+            self._notices.down(describe(refused))
         self._down = refused.reply
         self._unsuitable = unsuitable
         if self._retry is None and self._probe is None:
@@ -322,7 +314,7 @@ class Pool:
 
     def _came_up(self) -> None:
         if self._down is not None:
-            _log.warn("upstream_up upstream={upstream} it can be reached again", upstream=self._name)
+            self._notices.up()
         self._down = None
         self._retry_seconds = 0.0
         if self._retry is not None:
@@ -337,10 +329,6 @@ class Pool:
         seconds = min(max(self._retry_seconds, first), last)
         self._retry = self._clock.callLater(seconds, self._begin_probe)
         self._retry_seconds = 2 * seconds
-
-    def _report(self, refused: Refused) -> None:
-        problem = escape_text(describe(refused))
-        _log.warn("upstream_down upstream={upstream} {problem}", upstream=self._name, problem=problem)
 
     def _begin_probe(self) -> None:
         self._retry = None
@@ -362,7 +350,7 @@ class Pool:
     def _probe_failed(self, failure: Failure) -> None:
         """What is no answer of the server's is our fault, or the endpoint's."""
         if not failure.check(Refused, CancelledError):
-            _log.failure("A connection to {upstream} could not be tried", failure, upstream=self._name)
+            self._notices.failed(failure)
 
     def _probed(self, _: None, probing: Deferred[None]) -> None:
         self._probe = None
