@@ -17,7 +17,7 @@ from shell import free_port
 from test_clients import missing
 
 _MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
+127.0.0.1:{port} inet n - n - {smtpd} smtpd
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 tlsmgr unix - - n 1000? 1 tlsmgr
@@ -76,9 +76,10 @@ def postfix_missing() -> bool:
 
 
 class Postfix:
-    """It runs while the block runs. Mail for user@example.org goes into `box`; what `settings` add wins."""
+    """It runs while the block runs. Mail for user@example.org goes into `box`; what `settings` add wins.
+    `smtpd_processes`: as many clients as it serves at once, if not thirty."""
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, smtpd_processes: int | None = None) -> None:
         postfix_missing()
         # pytest's own directories are for their owner only, and Postfix is several users.
         self.root = Path(tempfile.mkdtemp(prefix="smtpguard-postfix-"))
@@ -93,7 +94,9 @@ class Postfix:
             os.chown(self.root / name, user.pw_uid, user.pw_gid)
         main = _MAIN.format(root=self.root, uid=user.pw_uid, gid=user.pw_gid, setgid="postdrop")
         (self.root / "etc" / "main.cf").write_text(main + "".join(f"{setting}\n" for setting in settings))
-        (self.root / "etc" / "master.cf").write_text(_MASTER.format(port=self.port))
+        (self.root / "etc" / "master.cf").write_text(
+            _MASTER.format(port=self.port, smtpd=smtpd_processes or "-")
+        )
 
     @property
     def endpoint(self) -> str:

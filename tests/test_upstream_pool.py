@@ -25,6 +25,7 @@ from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credent
 QUEUED = "250 2.0.0 Queued as 4711"
 BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
 GARBLED = "451 4.5.0 Mail server behind gave no proper answer, try again later"
+UNAVAILABLE = "451 4.4.1 Mail server behind is not available, try again later"
 UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
 
 
@@ -139,12 +140,17 @@ def test_a_server_that_does_not_close_what_was_said_goodbye_to_has_five_seconds(
     behind.assert_nothing_is_left()
 
 
-def test_no_more_connections_are_leaving_than_there_may_be() -> None:
+def test_it_has_one_second_where_somebody_waits_for_the_place() -> None:
     behind = Behind(MailServer(), messages=1, connections=2)
-    for _ in range(4):
+    for _ in range(2):
         send_and_linger(behind)
-    assert [link.closed for link in behind.server.links] == [True, True, False, False]
-    behind.clock.advance(5)
+    client = behind.greeted()
+    assert client.say(MAIL) == ""
+    behind.clock.advance(0.9)
+    assert len(behind.server.links) == len(behind.server.open_links) == 2
+    behind.clock.advance(0.2)
+    assert client.heard().startswith("250 ")
+    client.disconnect()
     behind.assert_nothing_is_left()
 
 
@@ -243,6 +249,8 @@ def test_a_server_that_greets_so_while_there_is_no_other_connection_is_down() ->
     behind = Behind(server)
     server.answers["greeting"] = "421 4.3.2 Going down"
     server.links[0].close()
+    # So long it may still count the one that has gone.
+    behind.clock.advance(1)
     client = behind.greeted()
     assert client.say("MAIL FROM:<a@example.com>") == "451 4.3.2 Going down\r\n"
     links = len(server.links)
@@ -565,12 +573,19 @@ def test_a_handshake_that_fails_is_done_without_only_where_tls_is_opportunistic(
     assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
 
 
-@pytest.mark.parametrize("answer", ["454 4.7.0 Not now", "250 Ok"])
-def test_a_server_that_does_not_begin_tls_gets_no_mail_where_it_is_required(answer: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("454 4.7.0 Not now", "451 4.7.0 Not now"),
+        ("554 5.7.0 Never", UNSUITABLE),
+        ("250 Ok", UNSUITABLE),
+    ],
+)
+def test_a_server_that_does_not_begin_tls_gets_no_mail_where_it_is_required(answer: str, told: str) -> None:
     server = MailServer("8BITMIME", "STARTTLS")
     server.answers["STARTTLS"] = answer
     behind = Behind(server, tls="required", tls_name="mx.example.org")
-    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{UNSUITABLE}\r\n"
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == f"{told}\r\n"
     assert not any(line.startswith("MAIL") for line in server.commands)
 
 
@@ -660,7 +675,7 @@ def test_a_log_in_that_is_put_off_is_tried_again_soon() -> None:
     server.answers["AUTH"] = "454 4.7.0 Temporary authentication failure"
     behind = Behind(server, auth=Credentials("u", "pw"))
     said = behind.greeted().say("MAIL FROM:<a@example.com>")
-    assert said == "451 4.7.0 Temporary authentication failure\r\n"
+    assert said == f"{UNAVAILABLE}\r\n"
     server.answers["AUTH"] = "235 2.7.0 Welcome"
     behind.clock.advance(0.5)
     assert behind.sends(behind.greeted()) == QUEUED
@@ -980,3 +995,62 @@ def test_an_endpoint_of_asyncio_that_is_cancelled_is_an_unreachable_server(monke
     monkeypatch.undo()
     behind.clock.advance(5)
     assert behind.sends(behind.greeted()) == QUEUED
+
+
+def test_a_server_without_tls_for_a_moment_is_tried_again_soon() -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "454 4.7.0 TLS not available due to local problem"
+    behind = Behind(server, tls="required", tls_name="mx.example.org")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    behind.clock.pump([1] * 10)
+    assert behind.greeted().say(MAIL).startswith("250 ")
+
+
+def test_a_new_password_is_tried_though_a_client_was_just_trying_the_old_one(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("u:old\n")
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = "235 2.7.0 Welcome"
+    behind = Behind(server, auth=read_credentials(str(secret)))
+    server.links[0].close()
+    server.answers["AUTH"] = silence
+    assert behind.greeted().say(MAIL) == ""
+    secret.write_text("u:new\n")
+    reloaded(behind)
+    (link,) = server.open_links
+    server.answers["AUTH"] = "235 2.7.0 Welcome"
+    link.says("535 5.7.8 No")
+    behind.clock.pump([1] * 10)
+    assert behind.greeted().say(MAIL).startswith("250 ")
+
+
+def test_an_idle_connection_that_ends_at_xclient_costs_no_client_anything() -> None:
+    server = MailServer("XCLIENT ADDR HELO")
+    behind = Behind(server, announce="xclient")
+    server.answers["XCLIENT"] = lambda link, line: (
+        "421 4.4.2 Idle too long" if link is server.links[0] else "220 Ok"
+    )
+    assert behind.sends(behind.greeted()) == QUEUED
+
+
+def test_what_a_server_says_to_our_password_is_not_told_to_strangers() -> None:
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = lambda link, line: f"454 4.7.0 Cannot check {line}"
+    with capturedLogs() as events:
+        behind = Behind(server, auth=Credentials("u", "pw"))
+    said = behind.greeted().say(MAIL)
+    assert "AHUAcHc=" not in said
+    assert not [event for event in events if "AHUAcHc=" in formatEvent(event)]
+
+
+def test_clients_do_not_decide_how_often_it_is_logged_that_mail_goes_in_clear() -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    server.handshakes_fail = True
+    behind = Behind(server, tls="opportunistic", announce="proxy")
+    with capturedLogs() as events:
+        for _ in range(50):
+            client = behind.greeted()
+            client.say(MAIL)
+            client.disconnect()
+    assert sum("upstream_in_clear" in formatEvent(event) for event in events) <= 10

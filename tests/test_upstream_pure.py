@@ -287,6 +287,8 @@ ALL = frozenset({"NAME", "REVERSE_NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN
         (attrs.evolve(CLIENT, protocol="SMTP"), {"PROTO"}, ["XCLIENT PROTO=SMTP"]),
         (attrs.evolve(CLIENT, protocol="UTF8SMTPS"), {"PROTO"}, ["XCLIENT PROTO=ESMTP"]),
         (attrs.evolve(CLIENT, helo="a=b+c"), {"HELO"}, ["XCLIENT HELO=a+3Db+2Bc"]),
+        (attrs.evolve(CLIENT, helo="=+" * 43), {"HELO"}, ["XCLIENT HELO=[UNAVAILABLE]"]),
+        (attrs.evolve(CLIENT, helo="=" * 85), {"HELO"}, ["XCLIENT HELO=" + "+3D" * 85]),
         (attrs.evolve(CLIENT, identity="jörg x"), {"LOGIN"}, ["XCLIENT LOGIN=j+C3+B6rg+20x"]),
         (
             attrs.evolve(CLIENT, helo="h" * 255, identity="i" * 255),

@@ -73,7 +73,9 @@ class Use:
             # Not yet dropped: those of other recipients may still come.
             self._hangs_up |= reply.code in _HANGS_UP
             if not reply.positive:
+                self.current.complaints += 1
                 raise verdict_of(reply)
+            self.current.complaints = 0
         except Refused as refused:
             self.may_have_message |= refused.reply in _NO_VERDICT
             raise
@@ -88,6 +90,8 @@ class Use:
 
     def checked(self, reply: UpstreamReply) -> UpstreamReply:
         """A reply as it is. Behind a 421 or 221 the server hangs up: the connection is dropped."""
+        if reply.code >= 400:
+            self.current.complaints += 1
         if reply.code in _HANGS_UP:
             self.drop(verdict_of(reply).reply)
         return reply

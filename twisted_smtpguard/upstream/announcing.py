@@ -16,6 +16,8 @@ UNKNOWN = "[UNAVAILABLE]"
 _MAX_LINE = 500
 """Below the 512 octets of a command line (RFC 5321 4.5.3.1.4)."""
 
+_MAX_VALUE = 255
+
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
@@ -83,7 +85,9 @@ def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> li
     for name, value in values.items():
         if name not in offered:
             continue
-        word = f" {name}={_xtext(value)}"
+        text = _xtext(value)
+        # Postfix refuses a longer one, and with it the client.
+        word = f" {name}={text if len(text) <= _MAX_VALUE else UNKNOWN}"
         if len(line) + len(word) > _MAX_LINE and line != verb:
             commands.append(line)
             line = verb

@@ -57,6 +57,8 @@ class Connection(Protocol):
         """The transport is gone."""
         self.messages = 0
         """For which it was used."""
+        self.complaints = 0
+        """Replies of 400 and above since the last message that was taken."""
         self.gone: list[Deferred[None]] = []
         """Fired when the transport is gone."""
 
@@ -77,6 +79,9 @@ class Connection(Protocol):
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
         """Send a command line; its reply."""
+        if self._parser.amid_reply:
+            # That of the command before is not over: this one's would be taken for the rest of it.
+            self.end(replies.UPSTREAM_GARBLED)
         assert b"\r" not in line and b"\n" not in line, "a command is one line"
         if self.usable:
             self._owed += 1

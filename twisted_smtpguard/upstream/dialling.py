@@ -25,20 +25,26 @@ from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
 
-class Unsuitable(Refused):
-    """The server cannot do what the operator asked for. `why` is for the log."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(replies.UPSTREAM_UNSUITABLE)
-        self.why = why
-
-
-class HandshakeFailed(Refused):
-    """No common protocol, a certificate that is not the right one, or no answer. `why` is for the log."""
+class Explained(Refused):
+    """`why` is for the log, and not for clients."""
 
     def __init__(self, reply: Reply, why: str) -> None:
         super().__init__(reply)
-        self.why = f"TLS failed: {why or reply_text(reply)}"
+        self.why = why
+
+
+class Unsuitable(Explained):
+    """The server cannot do what the operator asked for."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(replies.UPSTREAM_UNSUITABLE, why)
+
+
+class HandshakeFailed(Explained):
+    """No common protocol, a certificate that is not the right one, or no answer."""
+
+    def __init__(self, reply: Reply, why: str) -> None:
+        super().__init__(reply, f"TLS failed: {why or reply_text(reply)}")
 
 
 class Unreachable(Refused):
@@ -99,6 +105,7 @@ class Dialler:
         self._notices = notices
         self._tls = self._tls_settings()
         self._credentials = options.auth
+        self._told_in_clear = False
 
     def read_again(self) -> Callable[[], None]:
         """Read the files of `tls-ca=` and `auth=`, or the system's certificates; may be called in a thread. What it
@@ -121,7 +128,10 @@ class Dialler:
         except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
-            self._notices.in_clear(describe(failed))
+            if not self._told_in_clear:
+                # Once: clients decide how often.
+                self._told_in_clear = True
+                self._notices.in_clear(describe(failed))
         return await self._dial_in_time(client, ended, "off")
 
     async def _dial_in_time(
@@ -222,6 +232,9 @@ class Dialler:
                 raise Unsuitable("it offers no STARTTLS")
             return
         reply = await connection.command(b"STARTTLS", self._options.timeout)
+        if required and 400 <= reply.code < 500:
+            # It may be able to in a moment.
+            raise not_now(reply)
         if reply.code != 220:
             if required or reply.positive:
                 raise Unsuitable(f"it answers STARTTLS with {reply.code}")
@@ -231,6 +244,7 @@ class Dialler:
             await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))
         except Refused as refused:
             raise HandshakeFailed(refused.reply, connection.why) from refused
+        self._told_in_clear = False
         # What was said in clear is forgotten (RFC 3207 4.2).
         await self._hello(connection, client)
 
@@ -257,8 +271,8 @@ class Dialler:
         for number, line in enumerate(lines, 1):
             reply = await connection.command(line.encode(), self._options.timeout)
             if 400 <= reply.code < 500:
-                # The password may be right (RFC 4954 6).
-                raise not_now(reply)
+                # The password may be right (RFC 4954 6). What the server says may repeat it.
+                raise Explained(replies.UPSTREAM_UNAVAILABLE, f"it answers AUTH with {reply.code}")
             if reply.code != (235 if number == len(lines) else 334):
                 raise Unsuitable(f"it answers AUTH with {reply.code}")
 
@@ -273,13 +287,17 @@ class Dialler:
             for command in announcing.xforward(client, self._offered(connection, "XFORWARD")):
                 reply = await connection.command(command.encode(), self._options.timeout)
                 if not reply.positive:
-                    raise not_now(reply)
+                    refused = not_now(reply)
+                    raise refused if reply.code == 421 else ClientRefused(refused.reply)
 
     async def _xclient(self, connection: Connection, client: Client) -> None:
         offered = self._offered(connection, "XCLIENT")
         for command in announcing.xclient(client, offered):
             reply = await connection.command(command.encode(), self._options.timeout)
             # It greets anew with 220; some say 250.
+            if reply.code == 421:
+                # It is the connection that has come to its end.
+                raise not_now(reply)
             if not reply.positive:
                 raise ClientRefused(verdict_of(reply).reply)
         await self._hello(connection, client)
@@ -294,7 +312,7 @@ class Dialler:
 
 def describe(error: Refused) -> str:
     """What an operator is told of a connection that did not come about."""
-    if isinstance(error, Unsuitable | HandshakeFailed):
+    if isinstance(error, Explained):
         return error.why
     if error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__

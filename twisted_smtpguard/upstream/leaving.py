@@ -1,10 +1,11 @@
-"""Connections that were said goodbye to, until they are gone: not for ever, and not any number of them.
+"""Connections that were said goodbye to, until they are gone: not for ever.
 
 Under TLS closing waits for the server's own goodbye, which may never come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -18,30 +19,36 @@ STOPPING_SECONDS = 1.0
 
 
 class Leaving:
-    """No more than `most` at once: the one that has waited longest is aborted then."""
+    """`gone()` is called for each that is gone."""
 
-    def __init__(self, clock: IReactorTime, most: int) -> None:
+    def __init__(self, clock: IReactorTime, gone: Callable[[], None]) -> None:
         self._clock = clock
-        self._most = most
+        self._gone = gone
         self._calls: dict[Connection, IDelayedCall] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
 
+    def __contains__(self, connection: Connection) -> bool:
+        return connection in self._calls
+
     def add(self, connection: Connection, seconds: float = LEAVING_SECONDS) -> Deferred[None]:
         """Say goodbye. Fires when the connection is gone, `seconds` later at most."""
         if connection.lost:
             return succeed(None)
-        if len(self._calls) >= self._most:
-            oldest = next(iter(self._calls))
-            self._forget(oldest)
-            oldest.abandon()
         self._calls[connection] = self._clock.callLater(seconds, connection.abandon)
         gone: Deferred[None] = Deferred()
         gone.addCallback(lambda _: self._forget(connection))
         connection.gone.append(gone)
         connection.quit()
         return gone
+
+    def hurry(self) -> None:
+        """Somebody waits for their places: they have no longer than at a stop."""
+        soon = self._clock.seconds() + STOPPING_SECONDS
+        for call in self._calls.values():
+            if call.active() and call.getTime() > soon:
+                call.reset(STOPPING_SECONDS)
 
     def stop(self, others: list[Connection]) -> Deferred[Any]:
         """Wait no longer for those that are leaving, and a little for `others`, which are added. Fires when all are
@@ -57,5 +64,7 @@ class Leaving:
 
     def _forget(self, connection: Connection) -> None:
         call = self._calls.pop(connection, None)
-        if call is not None and call.active():
-            call.cancel()
+        if call is not None:
+            if call.active():
+                call.cancel()
+            self._gone()

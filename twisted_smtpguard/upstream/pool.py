@@ -1,120 +1,98 @@
-"""The connections to the mail server behind: so many at once, used again while they are sound, none while it is down.
-
-While the server is down every client is told so at once, and one connection is tried from time to time.
-"""
+"""The connections to the mail server behind: so many at once, used again while they are sound."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
 
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import (
-    ClientRefused,
-    Dialler,
-    NotNow,
-    Unreachable,
-    Unsuitable,
-    describe,
-)
-from twisted_smtpguard.upstream.hello import NOTHING, Hello
+from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, NotNow, Unreachable
+from twisted_smtpguard.upstream.health import Health
+from twisted_smtpguard.upstream.hello import Hello
 from twisted_smtpguard.upstream.leaving import Leaving
 from twisted_smtpguard.upstream.notices import Notices
+from twisted_smtpguard.upstream.offering import Offering
 from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.waiting import Waiting
 
-FIRST_RETRY_SECONDS = 0.5
-LAST_RETRY_SECONDS = 5.0
-"""How long after a failure a dead server is tried again: twice as long each time, up to this. A server that is back
-gets mail again that soon."""
+MOST_COMPLAINTS = 5
+"""Replies of 400 and above on one connection since its last message. The server counts them too, and slows down or
+hangs up on who is next: Postfix from the tenth on."""
 
-FIRST_UNSUITABLE_RETRY_SECONDS = 30.0
-LAST_UNSUITABLE_RETRY_SECONDS = 600.0
-"""The same for a server that is there and cannot be used as configured: a wrong password that is tried every few
-seconds has the account, or our address, locked out."""
+_RSET_SECONDS = 10.0
 
 _FULL_SECONDS = 5.0
 """For which no connection is tried beside those that there are, after one that was too many for the server."""
 
-_RSET_SECONDS = 10.0
+_AFTERWARDS_SECONDS = 1.0
+"""For which a server may still count a connection that is gone."""
+
+_CROWDED = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
+"""What becomes of a connection that a server has no process for."""
 
 
 class Pool:
+    """A place is a connection that there is, one that is leaving, or one that is being made."""
+
     def __init__(
         self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, notices: Notices
     ) -> None:
         self._dialler = dialler
         self._clock = clock
         self._options = options
-        self._notices = notices
         self._connections: set[Connection] = set()
         """Those that can be used: in use, idle, or parked for their client."""
-        self._leaving = Leaving(clock, options.connections)
-        self._dialled = 0
-        """Connections that are being made."""
         self._idle: list[Connection] = []
-        self._parked: dict[str, Connection] = {}
         self._idle_calls: dict[Connection, IDelayedCall] = {}
-        self._waiting: deque[Deferred[None]] = deque()
-        self._full: IDelayedCall | None = None
-        """While there is one, the server wants no more connections than there are."""
-        self._full_told = False
-        self._down: Reply | None = None
-        self._unsuitable = False
-        """Why it is down."""
-        self._retry_seconds = 0.0
-        """How long to wait the next time, if that is not too short or too long."""
-        self._retry: IDelayedCall | None = None
-        self._probe: Deferred[None] | None = None
-        self._probe_again = False
-        """What is configured has changed since the probe began."""
-        self._open = self._stopped = False
-        self.hello: Hello = NOTHING
-        """What the server offered last."""
+        self._parked: dict[str, Connection] = {}
+        self._trying: set[Connection] = set()
+        """Those of whoever tries to get one, until it is ready."""
+        self._tries = 0
+        """Places that are held for them."""
+        self._dialled = 0
+        """Tries that are making a connection."""
+        self._leaving = Leaving(clock, self._place_freed)
+        self._freed_at = float("-inf")
+        self._waiting = Waiting(clock)
+        self._calling = False
+        self._health = Health(clock, notices, self._probe, self._call)
+        self._offering = Offering(clock)
+        self._open = False
 
     # Its life.
 
     def start(self) -> None:
         """Try a connection, so that it is known what the server offers."""
-        self._open, self._stopped = True, False
-        self._begin_probe()
+        self._open = True
+        self._health.start()
 
     def stop(self) -> Deferred[Any]:
         """Say goodbye on connections that nobody uses, drop the others. Fires when all are gone."""
-        self._open, self._stopped = False, True
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        self._retry = None
-        if self._probe is not None:
-            self._probe.cancel()
-        while self._waiting:
-            self._waiting.popleft().errback(Refused(replies.UPSTREAM_UNAVAILABLE))
-        self._end_full()
+        self._open = False
+        self._health.stop()
+        self._waiting.send_away(replies.UPSTREAM_UNAVAILABLE)
         gone = self._leaving.stop([*self._idle, *self._parked.values()])
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._trying]:
             connection.end(replies.SHUTTING_DOWN)
         return gone
 
     def try_now(self) -> None:
-        """What is configured has changed: a server that is down may be so no longer."""
-        if self._probe is not None:
-            self._probe_again = True
-        elif self._open and self._down is not None:
-            self._retry_seconds = 0.0
-            if self._retry is not None:
-                self._retry.cancel()
-            self._begin_probe()
+        """What is configured has changed."""
+        self._health.reconfigured()
+
+    @property
+    def hello(self) -> Hello:
+        """What clients may be offered."""
+        return self._offering.hello
 
     @property
     def in_use(self) -> int:
-        """Connections that hold a place: all but those that are leaving."""
-        return len(self._connections) + self._dialled
+        """Places that are taken, but for connections that are leaving."""
+        return len(self._connections) + self._tries
 
     # Taking and giving back.
 
@@ -124,38 +102,35 @@ class Pool:
         if parked is not None and await self._renewed(parked, client):
             return parked
         deadline = self._clock.seconds() + self._options.wait
+        again = False
         while True:
-            while self._idle:
-                connection = self._idle.pop()
-                self._forget_idle(connection)
-                if await self._renewed(connection, client):
-                    return connection
-            if self._down is not None:
-                raise Refused(self._down)
-            if self._stopped:
+            if self._health.down is not None and not self._idle:
+                raise Refused(self._health.down)
+            if not self._open:
                 raise Refused(replies.UPSTREAM_UNAVAILABLE)
-            if self.in_use < self._options.connections and self._full is None:
+            if not self._is_available():
+                self._make_room()
+            if (again or not self._waiting) and self._is_available():
                 try:
-                    connection = await self._dial(client)
-                except NotNow:
-                    if self._full is None:
+                    return await self._try(client)
+                except Refused:
+                    if not self._health.full:
                         raise
-                else:
-                    await self._announce(connection, client)
-                    return connection
-            await self._wait(max(0, deadline - self._clock.seconds()))
+            else:
+                await self._waiting.turn(deadline - self._clock.seconds(), again=again)
+            again = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
         """Whatever was answered: no command is under way, no message has begun that has not ended."""
         if not connection.usable:
             return
-        if not self._open or 0 < self._options.messages <= connection.messages:
+        if not self._open or self._is_spent(connection):
             self._leaving.add(connection)
         elif self._options.proxied:
             self._parked[client.session] = connection
         else:
             self._keep(connection)
-            self._wake()
+        self._call()
 
     def session_ended(self, session: str) -> None:
         """Its own connection is of no use to another."""
@@ -163,13 +138,56 @@ class Pool:
         if connection is not None:
             self._leaving.add(connection)
 
+    def _is_spent(self, connection: Connection) -> bool:
+        """It is of no use to the next client."""
+        options = self._options
+        return (
+            0 < options.messages <= connection.messages
+            or connection.complaints >= MOST_COMPLAINTS
+            # Behind an XCLIENT Postfix asks whether that client may say another.
+            or (options.announce == "xclient" and "XCLIENT" not in connection.hello)
+        )
+
+    # One try, with a place of its own.
+
+    async def _try(self, client: Client) -> Connection:
+        """The place is held from the beginning to the end: what frees it for a moment lets nobody else in."""
+        self._tries += 1
+        try:
+            connection = await self._used_before(client) or await self._new(client)
+            self._connections.add(connection)
+        finally:
+            self._tries -= 1
+            self._call()
+        return connection
+
+    async def _used_before(self, client: Client) -> Connection | None:
+        if not self._idle:
+            return None
+        connection = self._idle.pop()
+        self._forget_idle(connection)
+        self._connections.discard(connection)
+        self._trying.add(connection)
+        try:
+            return connection if await self._renewed(connection, client) else None
+        finally:
+            self._trying.discard(connection)
+
+    async def _new(self, client: Client) -> Connection:
+        connection = await self._dial(client)
+        self._trying.add(connection)
+        try:
+            await self._announce(connection, client)
+        finally:
+            self._trying.discard(connection)
+        return connection
+
     async def _renewed(self, connection: Connection, client: Client) -> bool:
         """Whether a connection that was used before is as new. What it says of the client is raised."""
         try:
             if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
                 return False
-            await self._announce(connection, client)
         except ClientRefused:
             raise
         except Refused as refused:
@@ -179,54 +197,142 @@ class Pool:
                 for other in list(self._idle):
                     other.end(replies.UPSTREAM_TIMED_OUT)
             return False
+        try:
+            await self._announce(connection, client)
+        except ClientRefused:
+            raise
+        except Refused:
+            return False
         return True
 
     async def _announce(self, connection: Connection, client: Client) -> None:
         try:
             await self._dialler.announce(connection, client)
-        except ClientRefused:
-            # It may be used for others, but is not worth the risk of being taken for this client's.
-            connection.end(replies.UPSTREAM_LOST)
-            raise
+            if not connection.usable:
+                raise Refused(connection.verdict)
         except Refused as refused:
+            # Of the client perhaps, and the connection could be used for others. It is not worth the risk.
             connection.end(refused.reply)
             raise
         connection.messages += 1
+        self._offering.heard(connection.hello, by_client=self._options.tells_client)
 
     async def _dial(self, client: Client | None) -> Connection:
+        attempt = self._health.attempt()
         self._dialled += 1
         try:
             connection = await self._dialler.dial(client, self._ended)
-        except Exception as error:
-            self._dialled -= 1
-            if isinstance(error, Refused):
-                self._failed(error, client)
-            elif isinstance(error, CancelledError):
-                # The client left, or its time was up before ours: whether the server is down is not known.
-                self._find_out()
-            self._wake()
+        except Refused as refused:
+            if self._open:
+                self._failed(refused, client, attempt)
             raise
-        self._dialled -= 1
-        self._connections.add(connection)
-        self.hello = connection.hello
-        self._came_up()
-        self._full_told = False
-        if self.in_use < self._options.connections:
-            # Who waited since the server was full may find a place now.
-            self._wake()
+        except CancelledError:
+            # The client left, or its time was up before ours: whether the server is down is not known.
+            self._health.unknown()
+            raise
+        finally:
+            self._dialled -= 1
+        if not self._open:
+            connection.end(replies.SHUTTING_DOWN)
+            raise Refused(replies.UPSTREAM_UNAVAILABLE)
+        self._health.succeeded(attempt)
+        if client is None or not self._options.proxied:
+            self._offering.heard(connection.hello)
         return connection
 
+    async def _probe(self) -> None:
+        """A connection of our own."""
+        if not self._has_place():
+            # It is there, then.
+            return
+        self._tries += 1
+        try:
+            connection = await self._dial(None)
+            if connection.usable:
+                self._connections.add(connection)
+                if self._options.proxied:
+                    self._leaving.add(connection)
+                else:
+                    self._keep(connection)
+        finally:
+            self._tries -= 1
+            self._call()
+
+    def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
+        """A connection did not come about."""
+        if isinstance(refused, ClientRefused):
+            return
+        put_off = isinstance(refused, NotNow)
+        there_are_others = bool(self._connections or self._leaving or (put_off and self._tries > 1))
+        if self._options.proxied and not isinstance(refused, Unreachable):
+            # Each is greeted for itself.
+            if client is not None:
+                # Perhaps it would not do so to others: no client may decide that it is down.
+                self._health.unknown()
+                return
+            if put_off and there_are_others:
+                return
+        if there_are_others and (put_off or isinstance(refused, Unreachable) or refused.reply in _CROWDED):
+            self._health.crowded(refused, len(self._connections), _FULL_SECONDS)
+        elif put_off and self._clock.seconds() - self._freed_at < _AFTERWARDS_SECONDS:
+            self._health.crowded(refused, 0, _AFTERWARDS_SECONDS)
+        else:
+            self._health.failed(refused, attempt)
+
+    # Places.
+
+    def _has_place(self) -> bool:
+        return self.in_use + len(self._leaving) < self._options.connections
+
+    def _is_available(self) -> bool:
+        """Whether a try makes sense now."""
+        if self._idle:
+            return True
+        return (
+            self._has_place()
+            and not self._health.full
+            and not (self._health.careful and self._dialled)
+            and self._health.down is None
+        )
+
+    def _make_room(self) -> None:
+        """Somebody waits: whoever keeps a connection between two messages can have another one."""
+        if not self._has_place():
+            self._leaving.hurry()
+            if self._parked:
+                self._leaving.add(self._parked.pop(next(iter(self._parked))))
+
+    def _call(self) -> None:
+        """There may be something for those who wait."""
+        if self._calling:
+            return
+        self._calling = True
+        try:
+            while self._waiting and self._is_available():
+                self._waiting.call_first()
+        finally:
+            self._calling = False
+        if self._health.down is not None:
+            self._waiting.send_away(self._health.down)
+
     def _ended(self, connection: Connection) -> None:
-        if connection in self._connections:
-            self._connections.discard(connection)
-            self._end_full()
-            self._forget_idle(connection)
-            if connection in self._idle:
-                self._idle.remove(connection)
-            for session, parked in list(self._parked.items()):
-                if parked is connection:
-                    del self._parked[session]
-            self._wake()
+        """Nothing can be done with it any more."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._forget_idle(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        for session, parked in list(self._parked.items()):
+            if parked is connection:
+                del self._parked[session]
+        if connection not in self._leaving:
+            self._place_freed()
+
+    def _place_freed(self) -> None:
+        self._freed_at = self._clock.seconds()
+        self._health.place_freed()
+        self._call()
 
     # Those that nobody uses.
 
@@ -240,122 +346,3 @@ class Pool:
         call = self._idle_calls.pop(connection, None)
         if call is not None and call.active():
             call.cancel()
-
-    # Those who wait.
-
-    async def _wait(self, seconds: float) -> None:
-        waiting: Deferred[None] = Deferred(self._waiting.remove)
-        self._waiting.append(waiting)
-
-        def expire() -> None:
-            self._waiting.remove(waiting)
-            waiting.errback(Refused(replies.UPSTREAM_BUSY))
-
-        call = self._clock.callLater(seconds, expire)
-        try:
-            await waiting
-        finally:
-            if call.active():
-                call.cancel()
-
-    def _wake(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().callback(None)
-
-    # Up and down.
-
-    def _failed(self, refused: Refused, client: Client | None) -> None:
-        """A connection did not come about."""
-        if isinstance(refused, ClientRefused) or not self._open:
-            return
-        if isinstance(refused, NotNow) and (self.in_use or len(self._leaving)):
-            # Where each connection is a client's own, the next one is greeted for itself.
-            if not self._options.proxied:
-                self._became_full(refused)
-        elif client is None or isinstance(refused, Unreachable) or not self._options.proxied:
-            self._went_down(refused)
-        else:
-            # Perhaps it would not do so to others: no client may decide that it is down.
-            self._find_out()
-
-    def _find_out(self) -> None:
-        """Try a connection of our own, soon."""
-        if self._open and self._retry is None and self._probe is None:
-            self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
-
-    def _became_full(self, refused: Refused) -> None:
-        self._end_full()
-        self._full = self._clock.callLater(_FULL_SECONDS, self._full_over)
-        if not self._full_told:
-            self._full_told = True
-            self._notices.full(len(self._connections), describe(refused))
-
-    def _end_full(self) -> None:
-        if self._full is not None:
-            self._full.cancel()
-            self._full = None
-
-    def _full_over(self) -> None:
-        """Perhaps the server takes one more by now."""
-        self._full = None
-        self._wake()
-
-    def _went_down(self, refused: Refused) -> None:
-        unsuitable = isinstance(refused, Unsuitable)
-        if self._down is None or unsuitable != self._unsuitable:
-            self._notices.down(describe(refused))
-        self._down = refused.reply
-        self._unsuitable = unsuitable
-        if self._retry is None and self._probe is None:
-            self._retry_later()
-        # Whoever waits for a place would wait for nothing.
-        while self._waiting:
-            self._wake()
-
-    def _came_up(self) -> None:
-        if self._down is not None:
-            self._notices.up()
-        self._down = None
-        self._retry_seconds = 0.0
-        if self._retry is not None:
-            if self._retry.active():
-                self._retry.cancel()
-            self._retry = None
-
-    def _retry_later(self) -> None:
-        first, last = FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
-        if self._unsuitable:
-            first, last = FIRST_UNSUITABLE_RETRY_SECONDS, LAST_UNSUITABLE_RETRY_SECONDS
-        seconds = min(max(self._retry_seconds, first), last)
-        self._retry = self._clock.callLater(seconds, self._begin_probe)
-        self._retry_seconds = 2 * seconds
-
-    def _begin_probe(self) -> None:
-        self._retry = None
-        probing = Deferred.fromCoroutine(self._try())
-        self._probe = probing
-        probing.addErrback(self._probe_failed).addCallback(self._probed, probing)
-
-    async def _try(self) -> None:
-        if self.in_use >= self._options.connections:
-            # It is there, then, and there is no place.
-            return
-        connection = await self._dial(None)
-        if self._options.proxied:
-            self._leaving.add(connection)
-        elif self._open:
-            self._keep(connection)
-            self._wake()
-
-    def _probe_failed(self, failure: Failure) -> None:
-        """What is no answer of the server's is our fault, or the endpoint's."""
-        if not failure.check(Refused, CancelledError):
-            self._notices.failed(failure)
-
-    def _probed(self, _: None, probing: Deferred[None]) -> None:
-        self._probe = None
-        again, self._probe_again = self._probe_again, False
-        if again:
-            self.try_now()
-        if self._down is not None and self._retry is None and self._probe is None and self._open:
-            self._retry_later()

@@ -1,0 +1,310 @@
+"""Places in the pool of connections to a mail server behind: who gets the next one, and what a server is taken for that
+does not give one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mailserver import Behind, Link, MailServer, hangs_up, silence
+from twisted.logger import capturedLogs, formatEvent
+
+MAIL = "MAIL FROM:<a@example.com>"
+QUEUED = "250 2.0.0 Queued as 4711"
+
+
+def like_postfix() -> MailServer:
+    """Behind an XCLIENT it offers XCLIENT no more, as Postfix does to clients that are not authorized."""
+    server = MailServer("8BITMIME", "XCLIENT ADDR")
+    told: set[Link] = set()
+
+    def xclient(link: Link, line: str) -> str:
+        told.add(link)
+        return "220 mx"
+
+    server.answers["XCLIENT"] = xclient
+    server.answers["EHLO"] = lambda link, line: (
+        "250-mx\r\n250 8BITMIME" if link in told else "250-mx\r\n250 XCLIENT ADDR"
+    )
+    return server
+
+
+def takes(most: int, beyond: Any = "421 4.7.0 Too many connections") -> MailServer:
+    """Of more connections than `most` it says `beyond` instead of a greeting."""
+    server = MailServer()
+
+    def greeting(link: Link, line: str) -> object:
+        if len(server.open_links) <= most:
+            return "220 mx"
+        return beyond if isinstance(beyond, str) else beyond(link, line)
+
+    server.answers["greeting"] = greeting
+    return server
+
+
+@pytest.mark.parametrize("kind", ["xclient", "dies at RSET"])
+def test_who_waits_first_is_not_passed_over_by_who_comes_later(kind: str) -> None:
+    if kind == "xclient":
+        behind = Behind(like_postfix(), connections=1, wait=10, announce="xclient")
+    else:
+        server = MailServer()
+        server.answers["RSET"] = hangs_up  # one message a connection
+        behind = Behind(server, connections=1, wait=10)
+    busy, first = behind.greeted(), behind.greeted()
+    busy.say(MAIL)
+    first.say(MAIL)
+    later, said = 0, ""
+    while not said:
+        client = behind.greeted()
+        client.say(MAIL)
+        behind.clock.advance(1)
+        busy.say("RSET")
+        if client.heard().startswith("250 "):
+            later += 1
+            busy = client
+        said = first.heard()
+    assert said.startswith("250 "), f"{said} while {later} that came later were served"
+
+
+def test_who_waits_for_a_full_server_keeps_the_order() -> None:
+    behind = Behind(takes(1), wait=30)
+    clients = [behind.greeted() for _ in range(4)]
+    for client in clients:
+        client.say(MAIL)
+    behind.clock.pump([1] * 6)
+    order: list[int] = []
+    current = 0
+    for _ in range(3):
+        clients[current].say("RSET")
+        (served,) = [n for n in range(4) if n != current and clients[n].heard().startswith("250 2.1.0")]
+        order.append(served)
+        current = served
+    assert order == [1, 2, 3]
+
+
+@pytest.mark.parametrize("beyond", [silence, hangs_up])
+def test_a_server_that_serves_others_is_not_down_because_one_more_is_not_greeted(beyond: Any) -> None:
+    behind = Behind(takes(2, beyond), wait=30)
+    clients = [behind.greeted() for _ in range(4)]
+    with capturedLogs() as events:
+        for client in clients:
+            client.say(MAIL)
+        behind.clock.pump([1] * 11)
+        late = behind.greeted()
+        late.say(MAIL)
+        for client in clients[:2]:
+            client.say("RSET")
+    assert not [event for event in events if "upstream_down" in formatEvent(event)]
+    # There were places within `wait`.
+    assert [client.heard()[:3] for client in (*clients[2:], late)].count("250") == 2
+
+
+def test_who_waits_is_served_when_a_connection_that_was_leaving_is_gone() -> None:
+    server = takes(1)
+    behind = Behind(server, wait=4, messages=1, connections=1)
+    server.links[0].lingers = True
+    client, other = behind.greeted(), behind.greeted()
+    client.say(MAIL)
+    other.say(MAIL)
+    client.say("RSET")
+    behind.clock.advance(0.1)
+    server.links[0].close()  # it has answered QUIT
+    behind.clock.advance(0.1)
+    assert other.heard().startswith("250 ")
+
+
+def with_idle(server: MailServer, announce: str) -> Behind:
+    behind = Behind(server, announce=announce, idle=1000)
+    clients = [behind.greeted() for _ in range(3)]
+    for client in clients:
+        client.say(MAIL)
+    for client in clients:
+        client.say("RSET")
+    assert len(server.open_links) == 3
+    return behind
+
+
+def test_a_client_whose_xforward_is_refused_costs_one_connection() -> None:
+    server = MailServer("XFORWARD ADDR HELO")
+    server.answers["XFORWARD"] = lambda link, line: "501 5.5.4 Bad HELO" if "evil" in line else "250 Ok"
+    behind = with_idle(server, "xforward")
+    evil = behind.connect()
+    evil.say("EHLO evil.example", MAIL)
+    assert len(server.open_links) >= 2
+
+
+def test_a_client_whose_xclient_is_never_answered_costs_one_connection() -> None:
+    server = MailServer("XCLIENT ADDR HELO")
+    server.answers["XCLIENT"] = lambda link, line: silence(link, line) if ".66 " in line else "220 Ok"
+    behind = with_idle(server, "xclient")
+    behind.greeted("192.0.2.66").say(MAIL)
+    behind.clock.pump([1] * 61)
+    assert len(server.open_links) >= 2
+
+
+def test_a_connection_that_is_over_when_it_is_ready_takes_no_place() -> None:
+    """Only where a transport answers within write(): no socket does."""
+    server = MailServer()
+    server.answers["EHLO"] = "250 mx\r\n250 again"
+    behind = Behind(server, connections=1)
+    behind.clock.advance(100)
+    assert behind.proxy._pool.in_use == len(server.open_links)
+
+
+def test_a_full_server_that_takes_a_probe_is_full_no_more() -> None:
+    server = MailServer()
+    behind = Behind(server, wait=3)
+    server.links[0].close()
+    server.answers["greeting"] = silence
+    for _ in range(2):
+        behind.greeted().say(MAIL)
+    for link in list(server.open_links):
+        link.says("421 4.7.0 Too many connections")
+    server.answers.clear()
+    behind.clock.advance(0.5)
+    clients = [behind.greeted() for _ in range(2)]
+    for client in clients:
+        client.say(MAIL)
+    behind.clock.advance(3)
+    assert [client.heard()[:3] for client in clients] == ["250", "250"]
+
+
+def test_clients_that_do_nothing_any_more_do_not_keep_others_out_for_ever() -> None:
+    behind = Behind(MailServer(), connections=2, announce="proxy", wait=10, idle=5)
+    for client in [behind.greeted() for _ in range(2)]:
+        assert behind.sends(client) == QUEUED
+    behind.clock.pump([1] * 20)
+    late = behind.greeted()
+    said = late.say(MAIL)
+    behind.clock.pump([1] * 11)
+    assert (said or late.heard()).startswith("250 ")
+
+
+def test_who_waits_for_a_full_server_hears_at_once_that_it_is_down() -> None:
+    server = MailServer()
+    behind = Behind(server, wait=60)
+    server.links[0].close()
+    behind.clock.advance(1)
+    server.answers["greeting"] = silence
+    clients = [behind.greeted() for _ in range(2)]
+    for client in clients:
+        client.say(MAIL)
+    for link in list(server.open_links):
+        link.says("421 4.7.0 Too many connections")
+    assert [client.heard()[:3] for client in clients] == ["451", "451"]
+
+
+# Whose fault it is.
+
+
+def complain(behind: Behind, times: int, recipient: str = "nobody@example.org") -> None:
+    """A client of whose recipients so many are refused."""
+    client = behind.greeted()
+    client.say(MAIL, *[f"RCPT TO:<{recipient}>"] * times)
+    client.disconnect()
+
+
+def knows_one_user() -> MailServer:
+    server = MailServer()
+    server.answers["RCPT"] = lambda link, line: (
+        "250 2.1.5 Ok" if "<b@example.org>" in line else "550 5.1.1 User unknown"
+    )
+    return server
+
+
+def test_a_connection_on_which_much_was_refused_is_left_politely() -> None:
+    server = knows_one_user()
+    behind = Behind(server)
+    complain(behind, 4)
+    assert len(server.open_links) == 1
+    complain(behind, 1)
+    assert server.open_links == []
+    assert server.links[0].heard[-1] == "QUIT"
+    behind.assert_nothing_is_left()
+
+
+def test_a_message_that_is_taken_makes_up_for_what_was_refused_before() -> None:
+    server = knows_one_user()
+    behind = Behind(server)
+    for _ in range(3):
+        complain(behind, 4)
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert len(server.links) == 1
+
+
+def test_messages_that_are_refused_count_too() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    server.answers["."] = "554 5.7.1 Spam"
+    for _ in range(5):
+        behind.sends(behind.greeted())
+    assert server.open_links == []
+
+
+def test_behind_an_xclient_that_is_the_last_the_connection_is_left_politely() -> None:
+    server = like_postfix()
+    behind = Behind(server, announce="xclient")
+    assert behind.sends(behind.greeted()) == QUEUED
+    assert server.open_links == []
+    assert [line.split()[0] for line in server.links[0].heard[-2:]] == ["DATA", "QUIT"]
+    behind.assert_nothing_is_left()
+
+
+def test_half_a_reply_that_was_not_asked_for_is_not_the_beginning_of_the_next() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say(MAIL)
+    server.links[0].protocol.dataReceived(b"250-")
+    assert client.say("RCPT TO:<b@example.org>").startswith("451 4.5.0 ")
+    assert server.open_links == []
+    client.disconnect()
+    behind.assert_nothing_is_left()
+
+
+# Down, or only full.
+
+
+def test_a_server_that_refuses_one_more_is_full_and_down_when_there_is_no_other() -> None:
+    server = MailServer()
+    behind = Behind(server, wait=60)
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    server.reachable = False
+    with capturedLogs() as events:
+        assert second.say(MAIL) == ""
+        server.links[0].close()
+        assert second.heard().startswith("451 4.4.1 ")
+    assert [formatEvent(each).split()[0] for each in events if "upstream=" in formatEvent(each)] == [
+        "upstream_full",
+        "upstream_down",
+    ]
+
+
+@pytest.mark.parametrize(("waits", "links"), [(29.0, 0), (30.0, 1)])
+def test_a_handshake_that_fails_is_tried_again_as_seldom_as_a_wrong_password(
+    waits: float, links: int
+) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    server.handshakes_fail = True
+    behind = Behind(server, tls="required", tls_name="mx.example.org")
+    before = len(server.links)
+    behind.clock.pump([0.5] * int(2 * waits))
+    assert len(server.links) - before == links
+
+
+def test_where_each_has_its_own_the_longest_idle_one_gives_its_place_to_who_waits() -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy", connections=2, wait=10)
+    first, second, third = (behind.greeted() for _ in range(3))
+    assert behind.sends(second) == QUEUED
+    assert behind.sends(first) == QUEUED
+    assert third.say(MAIL).startswith("250 ")
+    assert [link.closed for link in server.links[-3:]] == [True, False, False]
+    # It has another one when it needs it.
+    third.disconnect()
+    assert behind.sends(second) == QUEUED
+    for client in (first, second):
+        client.disconnect()
+    behind.assert_nothing_is_left()
