@@ -23,6 +23,7 @@ from twisted_smtpguard import AcceptedDomains, LmtpDelivery, SmtpDelivery, SMTPG
 from twisted_smtpguard.delivery.domainlist import canonical, is_for, parse_domain, read_domains
 from twisted_smtpguard.interfaces import IPreparedReload, IReloadable, ISessionDelivery
 from twisted_smtpguard.testing import check_delivery
+from twisted_smtpguard.upstream.login import Credentials
 
 DENIED = "550 5.7.1 Relay access denied\r\n"
 
@@ -300,8 +301,13 @@ def test_bdat_stays_bdat_and_the_server_s_words_stay() -> None:
         (SmtpDelivery, {"announce": "proxy"}, [], False),
         (SmtpDelivery, {"announce": "proxy-v1"}, [], False),
         (SmtpDelivery, {}, ["example.org"], False),
+        # It sees the client, and the session of a user whom it sends on for.
+        (SmtpDelivery, {"announce": "proxy", "auth": Credentials("u", "p")}, [], True),
+        (SmtpDelivery, {"announce": "proxy-v1", "auth": Credentials("u", "p")}, [], True),
+        (SmtpDelivery, {"announce": "proxy", "auth": Credentials("u", "p")}, ["example.org"], False),
         # It has mailboxes, and sends nothing on.
         (LmtpDelivery, {}, [], False),
+        (LmtpDelivery, {"announce": "proxy", "auth": Credentials("u", "p")}, [], False),
     ],
 )
 def test_a_start_warns_of_an_open_relay(kind: Any, options: Any, domains: list[str], warned: bool) -> None:

@@ -267,8 +267,8 @@ class IRelayDelivery(IDelivery):
         "CHUNKING may be offered. Read at each EHLO; other deliveries have no say in it."
     )
     may_relay_for_all: bool = Attribute(
-        "The server takes every client for the guard, and every recipient is passed on: start-up warns of that, unless "
-        "everybody has to log in."
+        "The server takes every client for the guard, by its address or its log-in, and every recipient is passed on: "
+        "start-up warns of that, unless everybody has to log in."
     )
 
 

@@ -160,8 +160,10 @@ class UpstreamDelivery(Service):
 
     @property
     def may_relay_for_all(self) -> bool:
-        """A server that is not told of the client trusts every client as it trusts us."""
-        return not (self.lmtp or self.options.tells_client)
+        """A server that is not told of the client trusts every client as it trusts us. So it does where we have logged
+        in: to a user it sends on from whatever address."""
+        options = self.options
+        return not self.lmtp and (not options.tells_client or options.auth is not None)
 
     def startService(self) -> None:  # noqa: N802 - Service's name
         super().startService()
