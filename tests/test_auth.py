@@ -13,6 +13,7 @@ import pytest_twisted
 from certificates import CERTIFICATE, certificate
 from commandline import mistake, parsed, printed
 from fakes import Conversation, FakeDelivery, codes
+from logbook import logbook
 from loopback import Loopback
 from tlsclient import TLSClient
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -355,6 +356,16 @@ def test_a_failure_is_logged_with_the_name_escaped(logged: StringIO) -> None:
     assert "user=" not in logged.getvalue()[before:]
 
 
+def test_what_ends_the_session_is_logged_with_the_failures_and_each_of_them_without() -> None:
+    client = client_of(max_auth_failures=2)
+    with logbook() as book:
+        client.say(*[f"AUTH PLAIN {plain(b'x')}"] * 2)
+        lines = [line.partition(" reason=")[2].split() for line in book.take("reject")]
+    failed = ["auth_failed", "code=535", "command=AUTH", "user=ann"]
+    enough = ["max_auth_failures", "limit=2", "value=2", "code=421", "command=AUTH", "user=ann"]
+    assert [[word for word in line if word[:8] != "session="] for line in lines] == [failed, failed, enough]
+
+
 def test_a_login_is_logged(logged: StringIO) -> None:
     client = client_of()
     client.say(f"AUTH PLAIN {plain()}", *ENVELOPE, "DATA", "x", ".")
@@ -411,6 +422,58 @@ def _stubborn(inner: Deferred[bytes]) -> Deferred[bytes]:
     outer: Deferred[bytes] = Deferred(lambda _: None)
     inner.addCallback(lambda answer: None if outer.called else outer.callback(answer))
     return outer
+
+
+def late_checker() -> tuple[Checker, Deferred[bytes]]:
+    """One that goes on when it is cancelled, and what it answers then."""
+    late: Deferred[bytes] = Deferred()
+    asked: Deferred[bytes] = Deferred()
+    asked.addErrback(lambda _: late)
+    return Checker(asked), late
+
+
+@pytest.mark.parametrize("answer", [b"ann", UnauthorizedLogin(), ValueError("broken")])
+def test_what_a_checker_says_behind_its_time_is_nobodys_login_and_no_failure(
+    answer: Any, logged: StringIO
+) -> None:
+    checker, late = late_checker()
+    client = client_of(checker, delivery_timeout=20, max_auth_failures=1)
+    client.say(f"AUTH PLAIN {plain()}")
+    client.guard.clock.advance(20.2)
+    assert client.heard() == LATER
+    before = logged.getvalue()
+    fires: Any = late.callback if isinstance(answer, bytes) else late.errback
+    fires(answer)
+    assert client.protocol.session.identity is None
+    assert logged.getvalue() == before
+    assert client.codes("NOOP") == [250]
+
+
+def test_nor_is_it_the_answer_to_the_next_question() -> None:
+    checker, late = late_checker()
+    client = client_of(checker, delivery_timeout=20)
+    client.say(f"AUTH PLAIN {plain()}")
+    client.guard.clock.advance(20.2)
+    client.heard()
+    checker._answer = second = Deferred()
+    assert client.say(f"AUTH PLAIN {plain(user=b'bob')}") == ""
+    late.callback(b"ann")
+    assert client.heard() == ""
+    assert client.protocol.session.identity is None
+    second.callback(b"bob")
+    assert client.heard() == YES
+    assert client.protocol.session.identity == "bob"
+
+
+def test_what_a_checker_says_of_a_client_that_is_gone_is_not_heard(logged: StringIO) -> None:
+    checker, late = late_checker()
+    client = client_of(checker)
+    client.say(f"AUTH PLAIN {plain()}")
+    client.disconnect()
+    before = logged.getvalue()
+    late.callback(b"ann")
+    assert client.protocol.session.identity is None
+    assert logged.getvalue() == before
 
 
 def test_who_leaves_while_a_checker_thinks_has_it_cancelled() -> None:
@@ -478,6 +541,25 @@ async def test_mail_in_clear_is_refused_where_tls_is_required() -> None:
     secure = await TLSClient.upgraded(guard)
     await secure.says(b"EHLO a\r\nMAIL FROM:<a@b.example>\r\n")
     await secure.hears(b"250 2.1.0 ")
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_so_it_is_of_a_user_who_has_logged_in_in_clear() -> None:
+    options = {
+        "tls": CertificateFiles(str(certificate())),
+        "require_tls": True,
+        "checkers": [ann()],
+        "auth_without_tls": True,
+    }
+    guard = Loopback(options=options)
+    guard.start()
+    client = await guard.greeted()
+    await client.says(f"AUTH PLAIN {plain()}\r\n".encode())
+    await client.hears(YES.encode())
+    await client.says(b"MAIL FROM:<a@b.example>\r\n")
+    await client.hears(b"530 5.7.0 Must issue a STARTTLS command first\r\n")
+    assert guard.delivery.calls == []
     await guard.close()
 
 

@@ -117,7 +117,8 @@ class Authentication:
         self.failures += 1
         limit = site.limits.max_auth_failures
         if 0 < limit <= self.failures and conduct.trips("max_auth_failures", self.failures, once=True):
-            conduct.value = None
+            # It goes against no limit that this one is wrong, but that so many were.
+            conduct.value, conduct.value_behind = None, self.failures
             conduct.behind = replies.TOO_MANY_AUTH_FAILURES
         return replies.AUTH_FAILED
 

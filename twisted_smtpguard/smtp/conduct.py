@@ -39,6 +39,8 @@ class Conduct:
     """What went against a limit, for the log. Of a reply that has no account nothing did."""
     behind: Reply | None = None
     """What ends the session behind the reply, whatever was counted."""
+    value_behind: float | None = None
+    """What went against the limit of that, for the log."""
     _time_is_up = False
     _tried: frozenset[str] = frozenset()
 
@@ -101,6 +103,7 @@ class Conduct:
     def _verdict(self, between: bool) -> Reply | None:
         """Where one command trips two limits, that on invalid commands gives the reply."""
         if self.behind is not None:
+            self.value = self.value_behind
             return self.behind
         limits, trips = self._site.limits, self.trips
         if not self._visitor.trusted:
