@@ -10,7 +10,7 @@ import attrs
 import pytest
 import pytest_twisted
 from commandline import mistake, parsed, written
-from fakes import FakeDelivery, Guard
+from fakes import FakeDelivery, FakeFilter, Guard
 from mailserver import MailServer
 from manual_threads import ManualThreads
 from twisted.application.service import Service
@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard import AcceptedDomains, LmtpDelivery, SmtpDelivery, SMTPGuardService, UpstreamOptions
 from twisted_smtpguard.delivery.domainlist import canonical, is_for, parse_domain, read_domains
-from twisted_smtpguard.interfaces import IPreparedReload, IReloadable, ISessionDelivery
+from twisted_smtpguard.interfaces import TRUST, IPreparedReload, IReloadable, ISessionDelivery
 from twisted_smtpguard.testing import check_delivery
 from twisted_smtpguard.upstream.login import Credentials
 
@@ -202,6 +202,19 @@ def test_a_client_that_has_logged_in_may_send_to_anywhere() -> None:
     known = attrs.evolve(stranger, identity="ann")
     assert not hasattr(delivery.begin(known, None), "_accepts")  # type: ignore[arg-type]
     assert hasattr(delivery.begin(stranger, None), "_accepts")  # type: ignore[arg-type]
+
+
+def test_a_client_that_is_trusted_may_not() -> None:
+    delivery = FakeDelivery()
+    trusting = Guard(AcceptedDomains(delivery, ["example.org"]), ip_filters=[FakeFilter(TRUST)])
+    client = trusting.greeted()
+    client.say("MAIL FROM:<a@example.com>")
+    assert client.say("RCPT TO:<a@elsewhere.example>") == DENIED
+    assert client.codes("RCPT TO:<b@example.org>", "DATA") == [250, 354]
+    client.say("x", ".")
+    (message,) = delivery.messages
+    assert message.client.trusted
+    assert [path.address for path in message.recipients] == ["b@example.org"]
 
 
 # What the delivery is, it stays.
