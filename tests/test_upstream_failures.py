@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from mailserver import Behind, Link, MailServer, hangs_up, silence
+from twisted.logger import capturedLogs
 
 CONNECT, TIMEOUT, VERDICT, RETRY = 10.0, 60.0, 280.0, 5.0
 """Time limits in seconds, as they are by default."""
@@ -188,6 +189,31 @@ def test_a_server_that_hangs_is_known_to_be_down_where_clients_are_answered_befo
         assert client.heard() == "451 4.3.0 Delivery timed out, try again later\r\n"
     behind.clock.advance(3 * CONNECT)
     assert client.say("MAIL FROM:<a@example.com>") == f"{TIMED_OUT}\r\n"
+    behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_log_tells_of_a_message_whose_verdict_came_not_within_our_own_time(
+    lmtp: bool, chunked: bool
+) -> None:
+    server = MailServer()
+    server.answers["."] = silence
+    behind = Behind(server, lmtp=lmtp, limits={"delivery_timeout": 100})
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    with capturedLogs() as events:
+        if chunked:
+            client.send(b"BDAT 3 LAST\r\nx\r\n")
+        else:
+            client.say("DATA")
+            client.say("x", ".")
+        client.heard()
+        behind.clock.advance(100)
+    assert client.heard() == "451 4.3.0 Delivery timed out, try again later\r\n"
+    assert sum("it may come twice" in event["log_format"] for event in events) == 1
+    assert len(server.taken) == 1
+    assert server.open_links == []
     behind.assert_nothing_is_left()
 
 
