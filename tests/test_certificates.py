@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from loopback import Loopback
 from manual_threads import ManualThreads
+from OpenSSL import SSL
 from tlsclient import TLSClient
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
@@ -68,6 +72,35 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> No
         assert str(error.value) == problem
 
 
+def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
+    """OpenSSL would ask at the terminal, and wait."""
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(with_passphrase(CERTIFICATE))
+    ours, terminal = os.openpty()
+    reads = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "from twisted_smtpguard.wire.tls import CertificateFiles\n"
+        "CertificateFiles(*sys.argv[1:])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", reads, str(CERTIFICATE), str(locked)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        said = b""
+        # Linux says that the other side is gone by an error.
+        with suppress(OSError):
+            while b"pass phrase" not in said and (octets := os.read(ours, 4096)):
+                said += octets
+        os.close(ours)
+        process.kill()
+    assert b"pass phrase" not in said
+    assert f"ValueError: {locked}: there is no private key, or it has a passphrase" in said.decode()
+
+
 def test_the_key_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
     blocks = CERTIFICATE.read_text().split("-----BEGIN CERTIFICATE-----", 1)
     (tmp_path / "key.pem").write_text(blocks[0])
@@ -93,6 +126,35 @@ def test_with_listeners_of_tls_only_nothing_is_in_clear() -> None:
     service = make_service(options, reactor)
     assert service._names == ["tcp:465"]
     assert [factory is service.factory for _, factory in service._listeners] == [False]
+
+
+# Certificates of clients.
+
+
+def shaken_hands(files: CertificateFiles) -> SSL.Connection:
+    """A client that has spoken TLS with them."""
+    client, server = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None), files.serverConnectionForTLS(None)
+    client.set_connect_state()
+    server.set_accept_state()
+    for _ in range(3):
+        for one, other in ((client, server), (server, client)):
+            with suppress(SSL.WantReadError):
+                one.do_handshake()
+            with suppress(SSL.WantReadError):
+                other.bio_write(one.bio_read(65536))
+    return client
+
+
+def test_a_client_is_told_whose_certificates_are_wanted(tmp_path: Path) -> None:
+    """One that has several chooses by that, and one that has none of these shows none."""
+    both = tmp_path / "authorities.pem"
+    other = stranger().read_text().rpartition("-----BEGIN CERTIFICATE-----")
+    both.write_text(AUTHORITY.read_text() + other[1] + other[2])
+    wanted = [each.subject.public_bytes() for each in x509.load_pem_x509_certificates(both.read_bytes())]
+    assert len(wanted) == 2
+    told = shaken_hands(CertificateFiles(str(CERTIFICATE), client_authorities=str(both))).get_client_ca_list()
+    assert [name.der() for name in told] == wanted
+    assert shaken_hands(CertificateFiles(str(CERTIFICATE))).get_client_ca_list() == []
 
 
 # Reading them again.

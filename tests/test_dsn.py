@@ -34,7 +34,10 @@ def test_what_mail_may_have(text: str, parameters: dict[str, str]) -> None:
         ("NOTIFY=NEVER", {"NOTIFY": "NEVER"}),
         ("notify=success,Delay", {"NOTIFY": "SUCCESS,DELAY"}),
         ("NOTIFY=FAILURE", {"NOTIFY": "FAILURE"}),
+        # RFC 3461 4.1 wants a list, and NEVER by itself; that each stands in it once it does not say.
+        ("NOTIFY=SUCCESS,SUCCESS", {"NOTIFY": "SUCCESS,SUCCESS"}),
         ("ORCPT=rfc822;A+40b", {"ORCPT": "rfc822;A+40b"}),
+        (f"ORCPT=rfc822;{'o' * 493}", {"ORCPT": f"rfc822;{'o' * 493}"}),
         (
             "ORCPT=utf-8;x NOTIFY=SUCCESS,FAILURE,DELAY",
             {"ORCPT": "utf-8;x", "NOTIFY": "SUCCESS,FAILURE,DELAY"},
@@ -61,11 +64,18 @@ def test_a_bad_value_at_mail(text: str) -> None:
         "NOTIFY",
         "NOTIFY=",
         "NOTIFY=NEVER,DELAY",
+        "NOTIFY=DELAY,NEVER",
+        "NOTIFY=SUCCESS,FAILURE,NEVER",
+        "NOTIFY=NEVER,NEVER",
         "NOTIFY=SUCCESS,",
         "NOTIFY=ALWAYS",
         "ORCPT=a@b",
         "ORCPT=;a",
         "ORCPT=a;",
+        f"ORCPT=rfc822;{'o' * 494}",
+        f"ORCPT=rfc822;{'+40' * 165}",
+        # No list is longer than there are keywords.
+        "NOTIFY=SUCCESS,FAILURE,DELAY,SUCCESS",
     ],
 )
 def test_a_bad_value_at_rcpt(text: str) -> None:
