@@ -366,6 +366,31 @@ def test_a_file_of_options_may_name_several(tmp_path: Path) -> None:
     assert delivery._domains == {"a.example", "b.example"}
 
 
+@pytest.mark.parametrize("name", ["domains.txt", "domains", "a b"])
+def test_a_file_without_a_slash_is_not_taken_for_a_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("a.example\n")
+    problem = (
+        f"there is a file {name!r} here: write ./{name} for the domains in it, or start in another directory"
+    )
+    assert mistake("--accept-domain=b.example", f"--accept-domain={name}") == f"--accept-domain: {problem}"
+    config = written(tmp_path, f"deliver = discard\naccept-domain = {name}\n")
+    assert mistake(f"--config={config}") == f"--config {config} line 2: accept-domain: {problem}"
+    delivery: Any = parsed("--deliver=discard", f"--accept-domain=./{name}").delivery(Clock())
+    assert delivery._domains == {"a.example"}
+
+
+def test_a_directory_without_a_slash_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("example.org").mkdir()
+    delivery: Any = parsed("--deliver=discard", "--accept-domain=example.org").delivery(Clock())
+    assert delivery._domains == {"example.org"}
+
+
 def test_what_is_no_domain_is_said_in_one_sentence() -> None:
-    problem = "--accept-domain: a domain such as example.org is expected, not 'a b'"
-    assert mistake("--accept-domain=a b") == problem
+    problem = "--accept-domain: a domain such as example.org is expected, not "
+    # No file can have all of these names.
+    for text in ("a b", "", "a" * 300, "a\0"):
+        assert mistake(f"--accept-domain={text}") == f"{problem}{text!r}"

@@ -59,8 +59,8 @@ OPTIONS = {
     "accept-domain": (
         "DOMAIN",
         "Take mail for this domain, and for no other than those given so, unless the client has logged in. What has a "
-        "/ in it is a file with one domain a line, read again on SIGHUP. May be given several times. Default: mail for "
-        "every domain.",
+        "/ in it, such as ./domains, is a file with one domain a line, read again on SIGHUP. May be given several "
+        "times. Default: mail for every domain.",
     ),
     "ip-filter": (
         "NAME[:ARGS]",

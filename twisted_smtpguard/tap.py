@@ -6,6 +6,7 @@ a field of `Limits`. Whatever is wrong ends the process with one sentence before
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -171,8 +172,7 @@ class Options(usage.Options):
         self.accept_domain = given.get("accept-domain", [])
         for setting in self.accept_domain:
             if "/" not in setting.text:
-                with setting.blamed():
-                    parse_domain(setting.text)
+                _check_domain(setting)
         self.ip_filter = given.get("ip-filter", [])
         self.auth = given.get("auth", [])
         self.flags = {
@@ -284,6 +284,17 @@ class Options(usage.Options):
     def _deliveries(self, asked: Setting) -> Mapping[str, IDeliveryFactory]:
         with asked.blamed():
             return plugins.delivery_factories(self.hostname, self.limits)
+
+
+def _check_domain(setting: Setting) -> None:
+    """A file whose path lacks its slash would be a domain that nobody has, and all mail be refused."""
+    name = setting.text
+    if os.path.isfile(name):  # noqa: PTH113 - Path's own raises for a name that no file can have
+        raise setting.wrong(
+            f"there is a file {name!r} here: write ./{name} for the domains in it, or start in another directory"
+        )
+    with setting.blamed():
+        parse_domain(name)
 
 
 def makeService(options: Options) -> IService:
