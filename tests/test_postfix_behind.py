@@ -206,6 +206,13 @@ def test_they_are_those_of_the_how_to() -> None:
     assert set(shown) == {setting.replace(" ", "") for setting in SETTINGS.values()}
 
 
+def test_the_how_to_gives_postfix_more_processes_than_the_guard_has_connections() -> None:
+    section = (DOCS / "how-to" / "put-it-in-front-of-postfix.md").read_text().split("\n## ")[1]
+    (processes,) = re.findall(r"^127\.0\.0\.1:10025 inet n - y - (\d+) smtpd$", section, re.MULTILINE)
+    (connections,) = re.findall(r"announce=xclient,connections=(\d+)$", section, re.MULTILINE)
+    assert int(processes) > int(connections)
+
+
 @pytest.mark.parametrize("announce", ANNOUNCEMENTS)
 def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, announce: str) -> None:
     with behind(tmp_path, keys=ANNOUNCEMENTS[announce], settings=(SETTINGS[announce],)) as (guard, postfix):
