@@ -2,6 +2,10 @@
 
 haproxy.org's proxy-protocol.txt. Nothing is kept, and nothing is looked at beyond the bounds: a caller gives what has
 come so far, as often as it likes.
+
+Why no library: proxy-protocol of PyPI takes +25 and 4_7 for ports, raises struct.error at a short header, sets no bound
+to what it asks for, and does not tell how long the header was. Twisted's parsers are private, and behind its haproxy:
+endpoints a factory sees the proxy's address, and the greeting leaves before the header has come.
 """
 
 from __future__ import annotations
