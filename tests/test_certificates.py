@@ -160,6 +160,31 @@ def test_a_client_is_told_whose_certificates_are_wanted(tmp_path: Path) -> None:
 # Reading them again.
 
 
+def test_so_are_the_authorities_of_clients(tmp_path: Path) -> None:
+    file = tmp_path / "authorities.pem"
+    file.write_bytes(AUTHORITY.read_bytes())
+    files = CertificateFiles(str(CERTIFICATE), client_authorities=str(file))
+
+    def told() -> list[bytes]:
+        return [name.der() for name in shaken_hands(files).get_client_ca_list()]
+
+    before = told()
+    file.write_text(
+        "-----BEGIN CERTIFICATE-----" + stranger().read_text().split("-----BEGIN CERTIFICATE-----")[-1]
+    )
+    assert told() == before
+    files.reload()
+    assert len(told()) == 1
+    assert told() != before
+    file.write_text("")
+    failures: list[Any] = []
+    files.reload().addErrback(failures.append)
+    assert [failure.getErrorMessage() for failure in failures] == [
+        f"{file}: there is no certificate in PEM form"
+    ]
+    assert len(told()) == 1
+
+
 def serial_of(client: TLSClient) -> int:
     assert client.tls is not None
     shown = client.tls.getpeercert(binary_form=True)

@@ -51,6 +51,15 @@ def test_the_help_has_every_key(factory: Any) -> None:
     assert max(map(len, factory.argument_format.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("factory", [SmtpFactory("h"), LmtpFactory("h")])
+def test_the_help_tells_what_is_read_again(factory: Any) -> None:
+    sentence = re.search(r"On SIGHUP ([^.]+)\.", factory.argument_format.replace("\n", " "))
+    assert sentence is not None
+    again, _, never = sentence[1].partition(";")
+    assert set(re.findall(r"([a-z-]+)=", again)) == {"tls-ca", "auth"}
+    assert "trustRoots=" in never
+
+
 def test_the_page_has_every_failure_of_a_server() -> None:
     shown = set(re.findall(r"\| `(451 [^`]+)` \|", section(PAGE, "Connections")))
     there = {

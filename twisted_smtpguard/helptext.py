@@ -42,11 +42,14 @@ OPTIONS = {
         "The certificate, in PEM form, with the rest of its chain behind it. With it STARTTLS is offered. It is read "
         "again on SIGHUP.",
     ),
-    "tls-key": ("FILE", "Its private key, in PEM form. Default: it is in the file of the certificate."),
+    "tls-key": (
+        "FILE",
+        "Its private key, in PEM form, read again with it. Default: it is in the file of the certificate.",
+    ),
     "tls-client-authorities": (
         "FILE",
         "Ask clients for a certificate that one of those in FILE has signed, for IP filters and deliveries to see. Who "
-        "has none is not refused.",
+        "has none is not refused. FILE is read again on SIGHUP.",
     ),
     "hostname": (
         "NAME",

@@ -13,7 +13,8 @@ from twisted_smtpguard.upstream.options import parse_upstream
 
 KEYS = """\
 Behind the endpoint, a Twisted client endpoint string, stand settings with a comma before each; a comma in the endpoint
-is written \\,. Times are as for limits: 30, 1.5 or 5m.
+is written \\,. Times are as for limits: 30, 1.5 or 5m. On SIGHUP the files of tls-ca= and auth= are read again; what
+the endpoint itself names, such as trustRoots= of a tls: one, is not.
 
 tls=off|opportunistic|required  STARTTLS; required looks at the certificate. Default: off.
 tls-name=NAME                   whom the certificate has to name. Default: the host of the endpoint.
