@@ -288,8 +288,6 @@ async def test_what_a_delivery_prepares_is_switched_to_with_the_list(tmp_path: P
 @pytest_twisted.ensureDeferred
 async def test_the_contract_is_kept(delivery: Any) -> None:
     inner = delivery() if delivery else SmtpDelivery(MailServer(), Clock(), hostname="guard.example")
-    if delivery is None:
-        inner.startService()
     assert await check_delivery(AcceptedDomains(inner, ["example.com"])) > 10
 
 

@@ -61,18 +61,18 @@ class Pool:
         self._calling = False
         self._health = Health(clock, notices, self._probe, self._call)
         self._offering = Offering(clock)
-        self._open = False
+        self._open = self._stopped = False
 
     # Its life.
 
     def start(self) -> None:
         """Try a connection, so that it is known what the server offers."""
-        self._open = True
+        self._open, self._stopped = True, False
         self._health.start()
 
     def stop(self) -> Deferred[Any]:
         """Say goodbye on connections that nobody uses, drop the others. Fires when all are gone."""
-        self._open = False
+        self._open, self._stopped = False, True
         self._health.stop()
         self._waiting.send_away(replies.UPSTREAM_UNAVAILABLE)
         gone = self._leaving.stop([*self._idle, *self._parked.values()])
@@ -106,7 +106,7 @@ class Pool:
         while True:
             if self._health.down is not None and not self._idle:
                 raise Refused(self._health.down)
-            if not self._open:
+            if self._stopped:
                 raise Refused(replies.UPSTREAM_UNAVAILABLE)
             if not self._is_available():
                 self._make_room()
@@ -232,7 +232,7 @@ class Pool:
             raise
         finally:
             self._dialled -= 1
-        if not self._open:
+        if self._stopped:
             connection.end(replies.SHUTTING_DOWN)
             raise Refused(replies.UPSTREAM_UNAVAILABLE)
         self._health.succeeded(attempt)
