@@ -27,7 +27,8 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.events import MAX_TABLE_KEYS, MAX_VALUE_CHARACTERS, Events, LineBudget
+from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS
+from twisted_smtpguard.events import Events
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.statistics import Statistics
@@ -629,18 +630,6 @@ def test_every_refusal_is_logged_or_told_as_left_out(
     refusals = len(log.events)
     log.to.stopped()
     assert refusals + sum(event.get("suppressed", 0) for event in log.events) == len(steps)
-
-
-@pytest.mark.parametrize("lines", [200, 0])
-def test_a_million_addresses_in_a_second_are_remembered_in_bounded_memory(lines: int) -> None:
-    budget = LineBudget(lines, 10)
-    largest = 0
-    for number in range(100_000):
-        budget.allows(str(number), "not_smtp", 0.5)
-        largest = max(largest, len(budget._lines_by_client))
-    assert largest == (lines or MAX_TABLE_KEYS)
-    budget.allows("1.2.3.4", "not_smtp", 1.5)
-    assert len(budget._lines_by_client) == 1
 
 
 def test_failures_are_limited_as_refusals_are(log: Log) -> None:

@@ -23,7 +23,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from twisted_smtpguard.events import LINE, NAMESPACE
+from twisted_smtpguard.eventlog import LINE, NAMESPACE
 
 
 def write_quickly(twist: MutableMapping[str, Any]) -> None:
