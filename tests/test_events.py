@@ -27,11 +27,13 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS
+from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.upstream.notices import Notices
 
 PRINTABLE = set(string.printable) - set(string.whitespace) | {" "}
 
@@ -43,19 +45,21 @@ class Log:
         self.clock = Clock()
         self.events: list[LogEvent] = []
         self._text, self._json = StringIO(), StringIO()
-        files = [
+        self._files = [
             FilteringLogObserver(make(file), [LogLevelFilterPredicate(defaultLogLevel=level)])
             for make, file in ((textFileLogObserver, self._text), (jsonFileLogObserver, self._json))
         ]
-
-        def observe(event: LogEvent) -> None:
-            self.events.append(event)
-            for file in files:
-                file(dict(event))
-
         self.counts = Statistics()
-        logger = Logger(namespace="twisted_smtpguard", observer=observe)
+        logger = Logger(namespace="twisted_smtpguard", observer=self.observe)
         self.to = Events(self.counts, self.clock, Limits(**limits), level, logger)
+        self.notices = Notices("smtp:tcp:mx.example:25", self.clock)
+        # Those of a delivery that is made by a plugin go to the one log of the process.
+        self.notices._log = EventLog(self.clock.seconds, level, logger)
+
+    def observe(self, event: LogEvent) -> None:
+        self.events.append(event)
+        for file in self._files:
+            file(dict(event))
 
     @property
     def lines(self) -> list[str]:
@@ -181,29 +185,67 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
 """How each event is made with every field it can have. It is the last one logged."""
 
 
-def last_of(name: str) -> LogEvent:
+EVERY_NOTICE: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
+    "upstream_down": (Notices.down, ("Connection was refused by other side: 111: Connection refused.",)),
+    "upstream_up": (Notices.up, ()),
+    "upstream_full": (Notices.full, (20, "421 4.7.0 Too many connections from you")),
+    "upstream_in_clear": (Notices.in_clear, ("TLS failed: it closed the connection",)),
+    "mixed_verdicts": (
+        Notices.mixed,
+        (
+            "7f3a01",
+            Reply(554, "5.3.0", ("Told",)),
+            [
+                ("bob@example.com", Reply(250, "2.0.0", ("Saved",))),
+                ("eve@example.com", Reply(552, "5.2.2", ("Mailbox full",))),
+            ],
+        ),
+    ),
+    "may_come_twice": (Notices.may_come_twice, ("7f3a01",)),
+    "upstream_failed": (Notices.failed, (a_failure("no such endpoint"),)),
+}
+"""The same of a mail server behind: the method, and what it is given."""
+
+
+def log_of(name: str) -> Log:
+    """In which this event is the last one."""
     log = Log()
-    EVERY_FIELD[name](log.to)
-    return log.events[-1]
+    if name in EVERY_FIELD:
+        EVERY_FIELD[name](log.to)
+        return log
+    method, arguments = EVERY_NOTICE[name]
+    for _ in range(11):
+        method(log.notices, *arguments)
+    log.clock.advance(1)
+    method(log.notices, *arguments)
+    return log
 
 
-each_event = pytest.mark.parametrize("name", EVERY_FIELD)
+def last_of(name: str) -> LogEvent:
+    return log_of(name).events[-1]
+
+
+EVERY_EVENT = [*EVERY_FIELD, *EVERY_NOTICE]
+
+each_event = pytest.mark.parametrize("name", EVERY_EVENT)
 
 
 # The reference page.
 
 
-def _methods() -> dict[str, Callable[..., object]]:
-    return {name: f for name, f in vars(Events).items() if inspect.isfunction(f) and not name.startswith("_")}
+def _methods(kind: type) -> dict[str, Callable[..., object]]:
+    return {name: f for name, f in vars(kind).items() if inspect.isfunction(f) and not name.startswith("_")}
 
 
 def test_every_event_is_tested_here() -> None:
-    assert list(EVERY_FIELD) == list(_methods())
+    assert list(EVERY_FIELD) == list(_methods(Events))
+    assert [method for method, _ in EVERY_NOTICE.values()] == list(_methods(Notices).values())
 
 
 def test_every_event_has_its_row() -> None:
     rows = []
-    for name, method in _methods().items():
+    methods = _methods(Events) | {name: method for name, (method, _) in EVERY_NOTICE.items()}
+    for name, method in methods.items():
         event = last_of(name)
         when = inspect.getdoc(method).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
         fields = " ".join(f"`{field}`" for field in fields_of(event))
@@ -216,14 +258,14 @@ def test_every_event_has_its_row() -> None:
 def test_every_field_has_its_row() -> None:
     page = (REFERENCE / "events.md").read_text()
     _, _, described = page.partition("## The fields")
-    used = {field for name in EVERY_FIELD for field in fields_of(last_of(name))} - {"log_failure"}
+    used = {field for name in EVERY_EVENT for field in fields_of(last_of(name))} - {"log_failure"}
     assert set(re.findall(r"^\| `(\w+)` \|", described, re.MULTILINE)) == used
 
 
 def test_the_examples_are_what_is_logged() -> None:
     page = (REFERENCE / "events.md").read_text()
     examples = page.partition("```text\n")[2].partition("```")[0].splitlines()
-    lines = [formatEvent(last_of(name)) for name in EVERY_FIELD]
+    lines = [formatEvent(last_of(name)) for name in EVERY_EVENT]
     assert examples == lines, "\n".join(lines)
 
 
@@ -281,8 +323,7 @@ def test_an_acceptance_that_everybody_saw_says_nothing_of_the_client(log: Log) -
 
 @each_event
 def test_an_event_is_one_line_of_text_and_one_json_record(name: str) -> None:
-    log = Log()
-    EVERY_FIELD[name](log.to)
+    log = log_of(name)
     without_tracebacks = [line for line in log.text_file.splitlines() if not line.startswith("\t")]
     assert len(without_tracebacks) == len(log.events) == len(log.json_file)
     assert without_tracebacks[-1].endswith(f"] {log.lines[-1]}")
@@ -291,16 +332,20 @@ def test_an_event_is_one_line_of_text_and_one_json_record(name: str) -> None:
 @each_event
 def test_the_line_is_made_of_the_fields(name: str) -> None:
     event = last_of(name)
-    words = formatEvent(event).split(" ")
+    assert event["log_namespace"] == "twisted_smtpguard"
+    fields = fields_of(event)
+    line = formatEvent(event)
+    # A sentence, and not a word.
+    if " " in fields.get("problem", ""):
+        line = line.removesuffix(f" {fields.pop('problem')}")
+    words = line.split(" ")
     assert words[0] == event["event"] == name
     shown = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-    fields = fields_of(event)
     for counts in ("refusals", "dry_run_refusals"):
         if counts in fields:
             ((reason, count),) = fields[counts].items()
             fields[counts] = f"{reason}:{count}"
     fields.pop("error", None)
-    fields.pop("problem" if name in ("reload_failed", "ssl_endpoint") else "", None)
     expected = {field: "true" if value is True else str(value) for field, value in fields.items()}
     assert shown == expected
 
@@ -310,8 +355,7 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
 
 @each_event
 def test_the_fields_are_fields_in_json(name: str) -> None:
-    log = Log()
-    EVERY_FIELD[name](log.to)
+    log = log_of(name)
     record = log.json_file[-1]
     fields = fields_of(log.events[-1])
     assert fields

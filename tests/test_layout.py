@@ -98,6 +98,13 @@ def test_only_events_logs_at_info(name: str) -> None:
     assert informs == allowed.get(name, set())
 
 
+def test_events_are_made_in_two_files_to_which_the_reference_is_held() -> None:
+    makers = [
+        name for name, tree in MODULES.items() if "twisted_smtpguard.eventlog.EventLog" in imports(tree)
+    ]
+    assert sorted(makers) == ["events.py", "upstream/notices.py"]
+
+
 @each_module
 def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport(name: str) -> None:
     # What the mail server behind is told is written in one place too.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_events import EVERY_FIELD, FORGERIES
+from test_events import EVERY_EVENT, FORGERIES, log_of
 from twisted.application.twist._options import TwistOptions
 from twisted.internet.task import Clock
 from twisted.logger import (
@@ -54,9 +54,9 @@ def logged(log: Callable[[Events], object], now: float = 0) -> list[LogEvent]:
 
 
 @each_form
-@pytest.mark.parametrize("name", EVERY_FIELD)
+@pytest.mark.parametrize("name", EVERY_EVENT)
 def test_every_event_is_written_as_twisted_writes_it(ours: Make, theirs: Make, name: str) -> None:
-    events = logged(EVERY_FIELD[name])
+    events = log_of(name).events
     assert written(ours, events) == written(theirs, events) != ""
 
 

@@ -30,8 +30,11 @@ LINE = "{text}"
 MAX_VALUE_CHARACTERS = 320
 """What is logged of one thing that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
 
+MAX_PROBLEM_CHARACTERS = 1_000
+"""What is logged of a sentence that says what is wrong. It may hold whatever the server behind says."""
+
 MAX_ERROR_CHARACTERS = 2_000
-"""What is logged of a problem, or of an exception's message, either of which may hold anything that a stranger sent."""
+"""What is logged of an exception's message, which may hold anything that a client sent."""
 
 
 class EventLog:
@@ -96,11 +99,11 @@ def word(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    shown = escape_text(text[:MAX_ERROR_CHARACTERS])
-    if len(text) <= MAX_ERROR_CHARACTERS >= len(shown):
+    shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
+    if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):
         return shown
     # Escapes may be ten times as long as what they stand for.
-    return shown[:MAX_ERROR_CHARACTERS] + "..."
+    return shown[:MAX_PROBLEM_CHARACTERS] + "..."
 
 
 def _line(event: str, fields: Mapping[str, object]) -> str:

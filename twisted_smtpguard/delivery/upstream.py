@@ -138,7 +138,7 @@ class UpstreamDelivery(Service):
         self._clock = reactor
         self._hostname = hostname
         self._thread = OneThread(cast(ThreadedReactor, reactor))
-        self.notices = Notices(name)
+        self.notices = Notices(name, reactor)
         self._dialler = Dialler(
             endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
         )

@@ -1,16 +1,30 @@
-"""What the log says of a mail server behind."""
+"""The events of a mail server behind. docs/reference/events.md is checked against this file.
+
+A delivery has no `Events`: whoever makes one from a plugin has none either. So these are not counted, and have budgets
+of their own, since each session of a flood may cause one.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 
-from twisted.logger import Logger
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.escaping import escape_text
+from twisted_smtpguard.eventlog import EventLog, word
+from twisted_smtpguard.linebudget import LineBudget
 from twisted_smtpguard.smtp.replies import Reply
 
-_log = Logger()
+MAX_LINES = 10
+"""Of one event in a second."""
+
+MAX_VERDICTS_SHOWN = 5
+"""Of a message. How many there are is always logged."""
+
+MAX_VERDICT_CHARACTERS = 200
+"""What is logged of one of several verdicts."""
 
 
 def reply_text(reply: Reply) -> str:
@@ -19,58 +33,84 @@ def reply_text(reply: Reply) -> str:
 
 
 class Notices:
-    """Of the server that is called `upstream`. `problem` is anything, the server's own words too."""
+    """Of the server that is called `upstream`. `problem` is anything, the server's own words too. Without `clock` the
+    system's time is taken."""
 
-    def __init__(self, upstream: str) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: str, clock: IReactorTime | None = None) -> None:
+        self._upstream = word(upstream)
+        self._seconds = time.time if clock is None else clock.seconds
+        self._log = EventLog(self._seconds)
+        # One for each event: many mixed verdicts do not hide that the server is down.
+        self._budgets: defaultdict[str, LineBudget] = defaultdict(lambda: LineBudget(MAX_LINES, 0))
 
     def down(self, problem: str) -> None:
-        """It cannot be reached, or cannot be used as configured. Once until it can, or until that changes."""
-        _log.warn(
-            "upstream_down upstream={upstream} {problem}",
-            upstream=self._upstream,
-            problem=escape_text(problem),
-        )
+        """The server behind cannot be reached, or cannot be used as configured. Once until it can, or until that
+        changes."""
+        self._warn("upstream_down", problem)
 
     def up(self) -> None:
-        """It can be reached again."""
-        _log.warn("upstream_up upstream={upstream} it can be reached again", upstream=self._upstream)
+        """The server behind can be reached again."""
+        self._warn("upstream_up", remark="it can be reached again")
 
     def full(self, connections: int, problem: str) -> None:
-        """It takes no more connections than these. Once until it does."""
-        _log.warn(
-            "upstream_full upstream={upstream} connections={connections} {problem}",
-            upstream=self._upstream,
-            connections=connections,
-            problem=escape_text(problem),
-        )
+        """The server behind takes no more connections than these. Once until it does."""
+        self._warn("upstream_full", problem, connections=connections)
 
     def in_clear(self, problem: str) -> None:
-        """Opportunistic TLS has failed, and mail goes on in clear. Once until it succeeds."""
-        _log.warn(
-            "upstream_in_clear upstream={upstream} {problem}",
-            upstream=self._upstream,
-            problem=escape_text(problem),
-        )
+        """Opportunistic TLS with the server behind has failed, and mail goes on in clear. Once until it succeeds."""
+        self._warn("upstream_in_clear", problem)
 
     def mixed(self, session: str, told: Reply, verdicts: Sequence[tuple[str, Reply]]) -> None:
-        """A message was accepted for some and refused for others of its recipients. `told`: what the client hears."""
-        _log.warn(
-            "a message of session {session} was accepted for some and refused for others, and the client told "
-            "{code}: {told}",
-            session=session,
-            code=told.code,
-            told=escape_text("; ".join(f"<{address}> {reply_text(reply)}" for address, reply in verdicts)),
-        )
+        """The server behind has accepted a message for some of its recipients, and refused it for others. The client
+        hears `code`."""
+        # Under a flood this is where most of them end, before anything is built.
+        if self._allows("mixed_verdicts"):
+            # Those who do not have the message first, as the client hears it.
+            ordered = sorted(verdicts, key=lambda verdict: verdict[1].code < 300)
+            self._log.warn(
+                "mixed_verdicts",
+                self._fields(
+                    "mixed_verdicts",
+                    session=session,
+                    code=told.code,
+                    recipients=len(ordered),
+                    refused=sum(reply.code >= 300 for _, reply in ordered),
+                ),
+                f"a message was accepted for some and refused for others: {_shown(ordered)}",
+            )
 
     def may_come_twice(self, session: str) -> None:
-        """It has the whole message, as far as we know, and has not said all that became of it."""
-        _log.warn(
-            "The mail server behind gave no verdict on a message of session {session}, whose client is told to "
-            "try again: it may come twice",
-            session=session,
-        )
+        """The server behind has a whole message, as far as we know, and has not said all that became of it."""
+        problem = "it gave no verdict on a message, whose client is told to try again: it may come twice"
+        self._warn("may_come_twice", problem, session=session)
 
     def failed(self, failure: Failure) -> None:
-        """A connection could not be tried, and that is no answer of the server's."""
-        _log.failure("A connection to {upstream} could not be tried", failure, upstream=self._upstream)
+        """A connection to the server behind could not be tried, and that is no answer of the server's: our fault, or
+        that of the endpoint. Logged with its traceback."""
+        if self._allows("upstream_failed"):
+            fields = self._fields("upstream_failed")
+            self._log.failure("upstream_failed", failure, fields, "a connection could not be tried")
+
+    def _warn(self, event: str, problem: str = "", *, remark: str = "", **fields: object) -> None:
+        if self._allows(event):
+            self._log.warn(event, self._fields(event, **fields), problem, remark=remark)
+
+    def _allows(self, event: str) -> bool:
+        return self._budgets[event].allows(self._upstream, event, self._seconds())
+
+    def _fields(self, event: str, **fields: object) -> dict[str, object]:
+        suppressed = self._budgets[event].take_suppressed()
+        return {"upstream": self._upstream, **fields, **({"suppressed": suppressed} if suppressed else {})}
+
+
+def _shown(verdicts: Sequence[tuple[str, Reply]]) -> str:
+    shown = [
+        f"<{word(address)}> {_cut(reply_text(reply))}" for address, reply in verdicts[:MAX_VERDICTS_SHOWN]
+    ]
+    if len(verdicts) > MAX_VERDICTS_SHOWN:
+        shown.append(f"and {len(verdicts) - MAX_VERDICTS_SHOWN} more recipients")
+    return "; ".join(shown)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VERDICT_CHARACTERS else f"{text[:MAX_VERDICT_CHARACTERS]}..."
