@@ -11,6 +11,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from documents import DOCS
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_pages import REFERENCE
@@ -348,6 +349,16 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
     fields.pop("error", None)
     expected = {field: "true" if value is True else str(value) for field, value in fields.items()}
     assert shown == expected
+
+
+def test_the_warning_of_an_open_relay_says_what_follows_and_what_to_do(log: Log) -> None:
+    log.to.open_relay("SmtpDelivery")
+    assert log.line.startswith("open_relay delivery=SmtpDelivery the server behind takes every client for ")
+    assert "anybody can send to anywhere" in log.line
+    for remedy in ("--accept-domain", "announce=xclient", "announce=proxy"):
+        assert remedy in log.line
+    page = (DOCS / "explanation" / "open-relay.md").read_text()
+    assert f"```text\n{log.line}\n```" in page
 
 
 # The JSON form.

@@ -90,7 +90,12 @@ class Events:
     def open_relay(self, delivery: str) -> None:
         """Anybody's mail for every domain goes to a server that takes every client for the guard: if it trusts the
         guard, all can send to anywhere through it. At every start."""
-        self._log.warn("open_relay", {"delivery": word(delivery)})
+        problem = (
+            "the server behind takes every client for the guard: if it trusts the guard, anybody can send to "
+            "anywhere through it; name your domains with --accept-domain, or, where the guard does not log in, "
+            "let the server see the client with announce=xclient or announce=proxy"
+        )
+        self._log.warn("open_relay", {"delivery": word(delivery)}, problem)
 
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
