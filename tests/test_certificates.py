@@ -87,6 +87,7 @@ def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
+        env={**os.environ, "PYTHON_COLORS": "0"},
         start_new_session=True,
     ) as process:
         os.close(terminal)
