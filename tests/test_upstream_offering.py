@@ -44,6 +44,22 @@ def test_what_is_new_to_us_too_is_offered() -> None:
     assert "DSN" in offering.hello
 
 
+def test_what_one_client_is_offered_and_another_is_not_is_offered_to_none() -> None:
+    offering = Offering(Clock())
+    offering.heard(LESS)
+    for hello in (ALL, LESS, ALL):
+        offering.heard(hello, by_client=True)
+    assert "DSN" not in offering.hello
+
+
+def test_what_nobody_was_offered_is_offered_as_soon_as_it_is_to_us() -> None:
+    offering = Offering(Clock())
+    offering.heard(LESS)
+    offering.heard(LESS, by_client=True)
+    offering.heard(ALL)
+    assert offering.hello == ALL
+
+
 def hides_dsn() -> MailServer:
     """From those that it was told of."""
     server = MailServer("8BITMIME", "DSN", "XCLIENT ADDR")

@@ -75,12 +75,10 @@ class Health:
         self._begin_probe()
 
     def stop(self) -> None:
-        """Try nothing any more."""
+        """Try nothing more. What is being tried is the pool's to end."""
         self._watching = False
         self._end_retry()
         self._end_full()
-        if self._probing is not None:
-            self._probing.cancel()
 
     # What the pool has found out.
 
