@@ -10,7 +10,13 @@ import attrs
 from manual_threads import ManualThreads
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+)
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -76,8 +82,10 @@ class MailServer:
         link.answer("greeting", "")
         return succeed(protocol)
 
-    def _connect_cancelled(self, _: object) -> None:
+    def _connect_cancelled(self, connecting: Deferred[Any]) -> None:
+        # As Twisted's endpoints do.
         self.cancelled_connects += 1
+        connecting.errback(ConnectingCancelledError(None))
 
     @property
     def open_links(self) -> list[Link]:

@@ -14,7 +14,7 @@ import pytest
 from fakes import Conversation
 from mailserver import Behind, Link, MailServer
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.logger import capturedLogs, formatEvent
 
 CONNECT, TIMEOUT, VERDICT = 2.0, 3.0, 5.0
@@ -99,13 +99,17 @@ class WildServer(MailServer):
         return 0 < self.limit <= there and not self.well
 
     def connect(self, factory: Any) -> Deferred[Any]:
-        connecting: Deferred[Any] = Deferred(lambda _: over())
+        connecting: Deferred[Any] = Deferred(lambda _: cancelled())
         self.connecting += 1
 
         def over() -> None:
             self.connecting -= 1
             if call.active():
                 call.cancel()
+
+        def cancelled() -> None:
+            over()
+            connecting.errback(ConnectingCancelledError(None))
 
         def arrive() -> None:
             over()

@@ -154,6 +154,12 @@ def test_a_connection_that_is_over_when_it_is_ready_takes_no_place() -> None:
     behind = Behind(server, connections=1)
     behind.clock.advance(100)
     assert behind.proxy._pool.in_use == len(server.open_links)
+    del server.answers["EHLO"]
+    behind = Behind(server, connections=1)
+    server.links[-1].close()
+    server.answers["EHLO"] = "250 mx\r\n250 again"
+    assert behind.greeted().say(MAIL).startswith("451 4.5.0 ")
+    assert behind.proxy._pool.in_use == len(server.open_links) == 0
 
 
 def test_a_full_server_that_takes_a_probe_is_full_no_more() -> None:
@@ -313,6 +319,20 @@ def test_where_each_has_its_own_the_longest_idle_one_gives_its_place_to_who_wait
     for client in (first, second):
         client.disconnect()
     behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("announce", ["received", "proxy"])
+def test_a_server_is_not_down_because_a_client_left_while_it_was_connected_to(announce: str) -> None:
+    server = MailServer()
+    behind = Behind(server, announce=announce)
+    behind.clock.advance(30)
+    server.answers_connects = False
+    client = behind.greeted()
+    client.say(MAIL)
+    client.disconnect()
+    assert server.cancelled_connects == 1
+    server.answers_connects = True
+    assert behind.greeted().say(MAIL).startswith("250 ")
 
 
 # Who waits already.

@@ -196,8 +196,6 @@ class Pool:
             if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
                 return False
-        except ClientRefused:
-            raise
         except Refused as refused:
             connection.end(refused.reply)
             if connection.problem is replies.UPSTREAM_TIMED_OUT:
