@@ -292,6 +292,20 @@ def test_a_server_that_refuses_one_more_is_full_and_down_when_there_is_no_other(
     ]
 
 
+def test_a_server_that_cannot_be_reached_beside_a_connection_that_is_leaving_is_full() -> None:
+    server = MailServer()
+    behind = Behind(server, messages=1)
+    client = behind.greeted()
+    client.say(MAIL)
+    server.links[0].lingers = True
+    client.say("RSET")
+    server.reachable = False
+    assert client.say(MAIL) == ""
+    server.reachable = True
+    behind.clock.advance(1)
+    assert client.heard().startswith("250 ")
+
+
 @pytest.mark.parametrize(("waits", "links"), [(29.0, 0), (30.0, 1)])
 def test_a_handshake_that_fails_is_tried_again_as_seldom_as_a_wrong_password(
     waits: float, links: int
@@ -410,6 +424,18 @@ def test_who_was_refused_comes_after_who_waits() -> None:
     busy.disconnect()
     assert first.heard() == "554 5.7.1 No\r\n"
     assert second.heard().startswith("250 ")
+
+
+def test_however_many_wait_and_are_refused_each_hears_so() -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1", connections=1)
+    busy, *clients = [behind.greeted() for _ in range(200)]
+    for client in (busy, *clients):
+        client.say(MAIL)
+    server.answers["greeting"] = "554 5.7.1 No"
+    busy.disconnect()
+    assert {client.heard() for client in clients} == {"554 5.7.1 No\r\n"}
 
 
 def test_a_client_that_the_server_is_slow_to_be_told_of_does_not_keep_others_out() -> None:

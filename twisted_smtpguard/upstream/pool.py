@@ -230,8 +230,8 @@ class Pool:
         try:
             connection = await dialling
         except Refused as refused:
-            if self._open and self._failed(refused, client, attempt):
-                raise Crowded(refused.reply) from refused
+            if self._open:
+                self._failed(refused, client, attempt)
             raise
         except CancelledError:
             if not self._open:
@@ -264,10 +264,10 @@ class Pool:
             self._tries -= 1
             self._call()
 
-    def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> bool:
-        """A connection did not come about; whether that is because of those that there are."""
+    def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
+        """A connection did not come about. `Crowded`: because of those that there are."""
         if isinstance(refused, ClientRefused):
-            return False
+            return
         put_off = isinstance(refused, NotNow)
         connections = len(self._connections) + len(self._trying)
         there_are_others = bool(connections or self._leaving or (put_off and self._tries > 1))
@@ -276,17 +276,16 @@ class Pool:
             if client is not None:
                 # Perhaps it would not do so to others: no client may decide that it is down.
                 self._health.unknown()
-                return False
+                return
             if put_off and there_are_others:
-                return False
+                return
         if there_are_others and (put_off or isinstance(refused, Unreachable) or refused.reply in _CROWDED):
             self._health.crowded(refused, connections, _FULL_SECONDS)
-            return True
+            raise Crowded(refused.reply) from refused
         if put_off and self._clock.seconds() - self._freed_at < _AFTERWARDS_SECONDS:
             self._health.crowded(refused, 0, _AFTERWARDS_SECONDS)
-            return True
+            raise Crowded(refused.reply) from refused
         self._health.failed(refused, attempt)
-        return False
 
     # Places.
 
