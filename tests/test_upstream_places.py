@@ -9,6 +9,7 @@ import pytest
 from fakes import Guard
 from mailserver import Behind, Link, MailServer, hangs_up, silence
 from manual_threads import ManualThreads
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from twisted_smtpguard.delivery.smtp import SmtpDelivery
@@ -571,7 +572,51 @@ def test_a_delivery_that_was_not_started_takes_no_mail() -> None:
     server, clock = MailServer(), ManualThreads()
     client = Guard(SmtpDelivery(server, clock, hostname="guard.example"), clock).greeted()
     assert client.say(MAIL).startswith("451 4.4.1 ")
+    Deferred.fromCoroutine(client.guard.delivery.reload())
+    clock.work()
     assert server.links == []
+
+
+@pytest.mark.parametrize("state", ["full", "down"])
+def test_a_stop_leaves_no_timer_of_a_server_that_is_full_or_down(state: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    first, second = behind.greeted(), behind.greeted()
+    if state == "full":
+        first.say(MAIL)
+    else:
+        server.links[0].close()
+    server.reachable = False
+    second.say(MAIL)
+    behind.proxy.stopService()
+    timers = [repr(call.func) for call in behind.clock.getDelayedCalls()]
+    assert [each for each in timers if "Health" in each or "Waiting" in each] == []
+
+
+def test_the_log_tells_once_that_a_server_is_up_again() -> None:
+    server = MailServer()
+    server.reachable = False
+    behind = Behind(server)
+    server.reachable = True
+    with capturedLogs() as events:
+        behind.clock.advance(1)
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert [formatEvent(each).split()[0] for each in events if "upstream" in each] == ["upstream_up"]
+
+
+def test_a_server_that_a_client_has_found_well_is_not_tried_besides() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    server.links[0].close()
+    server.answers["greeting"] = silence
+    client = behind.greeted()
+    client.say(MAIL)
+    client.disconnect()
+    server.answers.clear()
+    assert behind.greeted().say(MAIL).startswith("250 ")
+    links = len(server.links)
+    behind.clock.advance(10)
+    assert len(server.links) == links
 
 
 # How long.
@@ -588,6 +633,17 @@ def test_a_full_server_is_tried_every_five_seconds() -> None:
         assert len(server.links) == links - 1
         behind.clock.advance(0.1)
         assert len(server.links) == links
+
+
+def test_a_server_that_is_down_is_tried_ever_more_seldom_and_every_five_seconds_in_the_end() -> None:
+    server = MailServer()
+    server.answers["greeting"] = "554 5.3.0 Out of order"
+    behind = Behind(server)
+    for links, seconds in enumerate([0.5, 1, 2, 4, 5, 5], 1):
+        behind.clock.advance(seconds - 0.1)
+        assert len(server.links) == links
+        behind.clock.advance(0.1)
+        assert len(server.links) == links + 1
 
 
 def test_a_connection_that_is_used_again_has_ten_seconds_to_answer() -> None:
