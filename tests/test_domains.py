@@ -274,7 +274,9 @@ async def test_what_a_delivery_prepares_is_switched_to_with_the_list(tmp_path: P
 @pytest_twisted.ensureDeferred
 async def test_the_contract_is_kept(delivery: Any) -> None:
     inner = delivery() if delivery else SmtpDelivery(MailServer(), Clock(), hostname="guard.example")
-    assert await check_delivery(AcceptedDomains(inner, ["example.com"])) > 10
+    domains = AcceptedDomains(inner, ["example.com"])
+    domains.startService()
+    assert await check_delivery(domains) > 10
 
 
 def test_bdat_stays_bdat_and_the_server_s_words_stay() -> None:

@@ -395,6 +395,20 @@ def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None
     assert other.heard().startswith("250 ")
 
 
+def test_others_who_come_do_not_give_a_connection_that_is_leaving_more_time() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1, messages=1)
+    client, other = behind.greeted(), behind.greeted()
+    client.say(MAIL)
+    server.links[0].lingers = True
+    other.say(MAIL)
+    client.say("RSET")
+    behind.clock.advance(0.5)
+    behind.greeted().say(MAIL)
+    behind.clock.advance(0.5)
+    assert other.heard().startswith("250 ")
+
+
 def test_who_was_refused_a_connection_keeps_its_turn() -> None:
     server = MailServer()
     behind = Behind(server, wait=60)
