@@ -10,7 +10,13 @@ import attrs
 from manual_threads import ManualThreads
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+)
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -47,9 +53,13 @@ class MailServer:
     """`answers` has what it says to a command, by its verb: text, or what to call with the link and the line.
     "greeting" and "." are verbs too."""
 
+    make_link: type[Link]
+
     def __init__(self, *keywords: str) -> None:
         self.keywords = keywords or KEYWORDS
         self.answers: dict[str, Answer] = {}
+        self.clock: Any = None
+        """The guard's."""
         self.links: list[Link] = []
         self.taken: list[Taken] = []
         self.reachable = True
@@ -66,14 +76,16 @@ class MailServer:
         if not self.reachable:
             return fail(ConnectError("refused"))
         protocol = factory.buildProtocol(None)
-        link = Link(self, protocol)
+        link = self.make_link(self, protocol)
         self.links.append(link)
         protocol.makeConnection(link)
         link.answer("greeting", "")
         return succeed(protocol)
 
-    def _connect_cancelled(self, _: object) -> None:
+    def _connect_cancelled(self, connecting: Deferred[Any]) -> None:
+        # As Twisted's endpoints do.
         self.cancelled_connects += 1
+        connecting.errback(ConnectingCancelledError(None))
 
     @property
     def open_links(self) -> list[Link]:
@@ -176,6 +188,10 @@ class Link:
         if isinstance(text, str):
             self.says(text)
 
+    def begin_data(self) -> None:
+        """What comes now is a message."""
+        self._data = b"\r\n"
+
     def _read(self) -> None:
         while not self.closed and self._step():
             pass
@@ -230,7 +246,8 @@ class Link:
                     return
                 self.says(verdict)
         else:
-            for _ in range(recipients if self.heard[0].startswith("LHLO") else 1):
+            lmtp = any(line.startswith("LHLO") for line in self.heard)
+            for _ in range(recipients if lmtp else 1):
                 self.answer(".", "")
 
     def _command(self, line: str) -> None:
@@ -244,7 +261,7 @@ class Link:
             self.says("\r\n".join(f"250{' ' if line is lines[-1] else '-'}{line}" for line in lines))
             return
         if verb == "DATA" and verb not in self.server.answers:
-            self._data = b"\r\n"
+            self.begin_data()
         elif verb in ("MAIL", "RCPT"):
             self._envelope.append(line)
         elif verb == "RSET":
@@ -253,6 +270,8 @@ class Link:
         if verb == "QUIT" and not self.lingers:
             self.close()
 
+
+MailServer.make_link = Link
 
 _POLITE = {
     "greeting": "220 mx.example ESMTP",
@@ -272,6 +291,7 @@ class Behind(Guard):
         self.server = server
         clock = ManualThreads()
         self.threads = clock
+        server.clock = clock
         kind = LmtpDelivery if lmtp else SmtpDelivery
         self.proxy = kind(server, clock, hostname="guard.example", options=UpstreamOptions(**options))
         super().__init__(self.proxy, clock, **(limits or {}))

@@ -6,8 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fakes import Guard
 from mailserver import Behind, Link, MailServer, hangs_up, silence
+from manual_threads import ManualThreads
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
+
+from twisted_smtpguard.delivery.smtp import SmtpDelivery
+from twisted_smtpguard.upstream.login import Credentials
 
 MAIL = "MAIL FROM:<a@example.com>"
 QUEUED = "250 2.0.0 Queued as 4711"
@@ -149,6 +155,12 @@ def test_a_connection_that_is_over_when_it_is_ready_takes_no_place() -> None:
     behind = Behind(server, connections=1)
     behind.clock.advance(100)
     assert behind.proxy._pool.in_use == len(server.open_links)
+    del server.answers["EHLO"]
+    behind = Behind(server, connections=1)
+    server.links[-1].close()
+    server.answers["EHLO"] = "250 mx\r\n250 again"
+    assert behind.greeted().say(MAIL).startswith("451 4.5.0 ")
+    assert behind.proxy._pool.in_use == len(server.open_links) == 0
 
 
 def test_a_full_server_that_takes_a_probe_is_full_no_more() -> None:
@@ -281,6 +293,20 @@ def test_a_server_that_refuses_one_more_is_full_and_down_when_there_is_no_other(
     ]
 
 
+def test_a_server_that_cannot_be_reached_beside_a_connection_that_is_leaving_is_full() -> None:
+    server = MailServer()
+    behind = Behind(server, messages=1)
+    client = behind.greeted()
+    client.say(MAIL)
+    server.links[0].lingers = True
+    client.say("RSET")
+    server.reachable = False
+    assert client.say(MAIL) == ""
+    server.reachable = True
+    behind.clock.advance(1)
+    assert client.heard().startswith("250 ")
+
+
 @pytest.mark.parametrize(("waits", "links"), [(29.0, 0), (30.0, 1)])
 def test_a_handshake_that_fails_is_tried_again_as_seldom_as_a_wrong_password(
     waits: float, links: int
@@ -308,3 +334,349 @@ def test_where_each_has_its_own_the_longest_idle_one_gives_its_place_to_who_wait
     for client in (first, second):
         client.disconnect()
     behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("announce", ["received", "proxy"])
+def test_a_server_is_not_down_because_a_client_left_while_it_was_connected_to(announce: str) -> None:
+    server = MailServer()
+    behind = Behind(server, announce=announce)
+    behind.clock.advance(30)
+    server.answers_connects = False
+    client = behind.greeted()
+    client.say(MAIL)
+    client.disconnect()
+    assert server.cancelled_connects == 1
+    server.answers_connects = True
+    assert behind.greeted().say(MAIL).startswith("250 ")
+
+
+# Who waits already.
+
+
+def test_who_keeps_a_connection_between_two_messages_gives_it_to_who_waits_already() -> None:
+    behind = Behind(MailServer(), announce="proxy", connections=1, wait=10)
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    assert second.say(MAIL) == ""
+    first.say("RSET")
+    assert second.heard().startswith("250 ")
+
+
+def test_no_more_give_up_theirs_than_there_are_who_wait() -> None:
+    server = MailServer()
+    behind = Behind(server, announce="proxy", connections=3, wait=10)
+    clients = [behind.greeted() for _ in range(3)]
+    for client in clients:
+        behind.sends(client)
+    for link in server.open_links:
+        link.lingers = True
+    # One after the other: those before have left.
+    for _ in range(3):
+        client = behind.greeted()
+        client.say(MAIL)
+        client.disconnect()
+    assert [link.heard[-1] for link in server.open_links].count("QUIT") == 1
+    for client in [behind.greeted() for _ in range(2)]:
+        client.say(MAIL)
+    assert [link.heard[-1] for link in server.open_links].count("QUIT") == 2
+
+
+def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1, messages=1)
+    client, other = behind.greeted(), behind.greeted()
+    client.say(MAIL)
+    server.links[0].lingers = True
+    other.say(MAIL)
+    client.say("RSET")
+    behind.clock.advance(0.9)
+    assert other.heard() == ""
+    behind.clock.advance(0.2)
+    assert other.heard().startswith("250 ")
+
+
+def test_others_who_come_do_not_give_a_connection_that_is_leaving_more_time() -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1, messages=1)
+    client, other = behind.greeted(), behind.greeted()
+    client.say(MAIL)
+    server.links[0].lingers = True
+    other.say(MAIL)
+    client.say("RSET")
+    behind.clock.advance(0.5)
+    behind.greeted().say(MAIL)
+    behind.clock.advance(0.5)
+    assert other.heard().startswith("250 ")
+
+
+def test_who_was_refused_a_connection_keeps_its_turn() -> None:
+    server = MailServer()
+    behind = Behind(server, wait=60)
+    busy = behind.greeted()
+    busy.say(MAIL)
+    server.answers["greeting"] = silence
+    clients = [behind.greeted() for _ in range(3)]
+    for client in clients:
+        client.say(MAIL)
+    for link in server.open_links[1:]:
+        link.says("421 4.7.0 Too many connections")
+    for client in clients:
+        busy.say("RSET")
+        assert client.heard().startswith("250 ")
+        busy = client
+
+
+def test_who_was_refused_comes_after_who_waits() -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1", connections=1)
+    busy, first, second = (behind.greeted() for _ in range(3))
+    busy.say(MAIL)
+    first.say(MAIL, MAIL)
+    second.say(MAIL)
+    greetings = iter(["554 5.7.1 No"])
+    server.answers["greeting"] = lambda link, line: next(greetings, "220 mx")
+    busy.disconnect()
+    assert first.heard() == "554 5.7.1 No\r\n"
+    assert second.heard().startswith("250 ")
+
+
+def test_however_many_wait_and_are_refused_each_hears_so() -> None:
+    server = MailServer()
+    server.answers["PROXY"] = silence
+    behind = Behind(server, announce="proxy-v1", connections=1)
+    busy, *clients = [behind.greeted() for _ in range(200)]
+    for client in (busy, *clients):
+        client.say(MAIL)
+    server.answers["greeting"] = "554 5.7.1 No"
+    busy.disconnect()
+    assert {client.heard() for client in clients} == {"554 5.7.1 No\r\n"}
+
+
+def test_a_client_that_the_server_is_slow_to_be_told_of_does_not_keep_others_out() -> None:
+    server = MailServer("XCLIENT ADDR")
+    behind = Behind(server, announce="xclient", wait=10)
+    busy, second = behind.greeted(), behind.greeted()
+    busy.say(MAIL)
+    server.answers["greeting"] = "421 4.7.0 Too many connections"
+    second.say(MAIL)
+    second.disconnect()
+    behind.clock.advance(5)
+    # It takes more now, which is tried with one.
+    server.answers["greeting"] = silence
+    server.answers["XCLIENT"] = lambda link, line: None if line.endswith(".66") else "220 mx"
+    slow, other = behind.greeted("192.0.2.66"), behind.greeted()
+    slow.say(MAIL)
+    other.say(MAIL)
+    del server.answers["greeting"]
+    server.open_links[-1].says("220 mx")
+    assert other.heard().startswith("250 ")
+
+
+def test_a_client_that_a_full_server_will_not_have_hears_so_and_costs_one_connection() -> None:
+    server = takes(3)
+    server.keywords = ("XCLIENT ADDR",)
+    server.answers["XCLIENT"] = lambda link, line: "550 5.7.1 No" if line.endswith(".66") else "220 mx"
+    behind = Behind(server, announce="xclient")
+    clients = [behind.greeted() for _ in range(4)]
+    for client in clients:
+        client.say(MAIL)
+    for client in clients:
+        client.say("RSET")
+    assert len(server.open_links) == 3
+    assert behind.greeted("192.0.2.66").say(MAIL) == "550 5.7.1 No\r\n"
+    assert len(server.open_links) == 2
+
+
+# A connection that ends while it is used again, or announced.
+
+
+@pytest.mark.parametrize("after", [0.0, 0.9])
+def test_a_connection_that_ends_at_its_reset_may_still_be_counted_by_the_server(after: float) -> None:
+    server = MailServer()
+    behind = Behind(server, wait=10)
+    behind.clock.advance(20)
+    server.answers["RSET"] = silence
+    server.answers["greeting"] = "421 4.7.0 Too many connections"
+    client = behind.greeted()
+    client.say(MAIL)
+    behind.clock.advance(after)
+    server.links[0].close()
+    assert client.heard() == ""
+    server.answers.clear()
+    behind.clock.advance(1)
+    assert client.heard().startswith("250 ")
+
+
+def test_a_full_server_is_tried_again_when_a_connection_ends_that_was_being_announced() -> None:
+    server = MailServer("XCLIENT ADDR")
+    behind = Behind(server, announce="xclient", wait=10)
+    server.links[0].close()
+    server.answers["XCLIENT"] = silence
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    server.answers["greeting"] = "421 4.7.0 Too many connections"
+    assert second.say(MAIL) == ""
+    server.answers.clear()
+    server.links[1].close()
+    assert first.heard().startswith("451 4.4.2 ")
+    assert second.heard().startswith("250 ")
+
+
+@pytest.mark.parametrize("beyond", [silence, hangs_up])
+def test_a_server_is_not_down_while_a_client_is_announced_to_it(beyond: Any) -> None:
+    server = MailServer("XCLIENT ADDR")
+    behind = Behind(server, announce="xclient", wait=20)
+    server.answers["XCLIENT"] = lambda link, line: None if line.endswith(".66") else "220 mx"
+    server.answers["greeting"] = beyond
+    slow, other = behind.greeted("192.0.2.66"), behind.greeted()
+    slow.say(MAIL)
+    with capturedLogs() as events:
+        other.say(MAIL)
+        behind.clock.advance(10)
+    assert [formatEvent(event).split()[:3] for event in events if "upstream" in event] == [
+        ["upstream_full", "upstream=upstream", "connections=1"]
+    ]
+    assert other.heard() == ""
+
+
+# A stop.
+
+
+@pytest.mark.parametrize("verb", ["RSET", "greeting", "connect"])
+def test_a_stop_ends_what_is_tried_and_begins_nothing(verb: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    if verb != "RSET":
+        server.links[0].close()
+    server.answers_connects = verb != "connect"
+    server.answers[verb] = silence
+    client = behind.greeted()
+    client.say(MAIL)
+    links = len(server.links)
+    stopped: list[object] = []
+    behind.proxy.stopService().addBoth(stopped.append)
+    assert len(stopped) == 1
+    assert client.heard().startswith("451 4.4.1 ")
+    assert server.open_links == []
+    assert len(server.links) == links
+    assert behind.proxy._pool.in_use == 0
+    timers = [repr(call.func) for call in behind.clock.getDelayedCalls()]
+    assert [each for each in timers if "within" in each or "Connection" in each] == []
+    behind.proxy.startService()
+
+
+def test_a_connection_that_is_dead_is_not_replaced_while_the_server_is_down() -> None:
+    server = MailServer("8BITMIME", "AUTH PLAIN")
+    server.answers["AUTH"] = "235 2.7.0 Welcome"
+    behind = Behind(server, auth=Credentials("u", "pw"))
+    busy = behind.greeted()
+    busy.say(MAIL)
+    server.answers["AUTH"] = "535 5.7.8 No"
+    assert behind.greeted().say(MAIL).startswith("451 4.3.5 ")
+    busy.say("RSET")
+    server.answers["RSET"] = hangs_up
+    links = len(server.links)
+    # A wrong password that clients have tried locks the account out.
+    assert behind.greeted().say(MAIL).startswith("451 4.3.5 ")
+    assert len(server.links) == links
+
+
+def test_a_delivery_that_was_not_started_takes_mail_and_keeps_no_connection() -> None:
+    server, clock = MailServer(), ManualThreads()
+    client = Guard(SmtpDelivery(server, clock, hostname="guard.example"), clock).greeted()
+    Deferred.fromCoroutine(client.guard.delivery.reload())
+    clock.work()
+    assert server.links == []
+    client.say(MAIL, "RCPT TO:<b@example.org>", "DATA")
+    assert client.say("x", ".") == f"{QUEUED}\r\n"
+    assert [link.closed for link in server.links] == [True]
+
+
+@pytest.mark.parametrize("state", ["full", "down"])
+def test_a_stop_leaves_no_timer_of_a_server_that_is_full_or_down(state: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    first, second = behind.greeted(), behind.greeted()
+    if state == "full":
+        first.say(MAIL)
+    else:
+        server.links[0].close()
+    server.reachable = False
+    second.say(MAIL)
+    behind.proxy.stopService()
+    timers = [repr(call.func) for call in behind.clock.getDelayedCalls()]
+    assert [each for each in timers if "Health" in each or "Waiting" in each] == []
+
+
+def test_the_log_tells_once_that_a_server_is_up_again() -> None:
+    server = MailServer()
+    server.reachable = False
+    behind = Behind(server)
+    server.reachable = True
+    with capturedLogs() as events:
+        behind.clock.advance(1)
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert [formatEvent(each).split()[0] for each in events if "upstream" in each] == ["upstream_up"]
+
+
+def test_a_server_that_a_client_has_found_well_is_not_tried_besides() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    server.links[0].close()
+    server.answers["greeting"] = silence
+    client = behind.greeted()
+    client.say(MAIL)
+    client.disconnect()
+    server.answers.clear()
+    assert behind.greeted().say(MAIL).startswith("250 ")
+    links = len(server.links)
+    behind.clock.advance(10)
+    assert len(server.links) == links
+
+
+# How long.
+
+
+def test_a_full_server_is_tried_every_five_seconds() -> None:
+    server = takes(1)
+    behind = Behind(server, wait=60)
+    for client in [behind.greeted() for _ in range(2)]:
+        client.say(MAIL)
+    assert len(server.links) == 2
+    for links in (3, 4):
+        behind.clock.advance(4.9)
+        assert len(server.links) == links - 1
+        behind.clock.advance(0.1)
+        assert len(server.links) == links
+
+
+def test_a_server_that_is_down_is_tried_ever_more_seldom_and_every_five_seconds_in_the_end() -> None:
+    server = MailServer()
+    server.answers["greeting"] = "554 5.3.0 Out of order"
+    behind = Behind(server)
+    for links, seconds in enumerate([0.5, 1, 2, 4, 5, 5], 1):
+        behind.clock.advance(seconds - 0.1)
+        assert len(server.links) == links
+        behind.clock.advance(0.1)
+        assert len(server.links) == links + 1
+
+
+def test_a_connection_that_is_used_again_has_ten_seconds_to_answer() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    server.answers["RSET"] = silence
+    client = behind.greeted()
+    client.say(MAIL)
+    behind.clock.advance(9.9)
+    assert client.heard() == ""
+    behind.clock.advance(0.1)
+    assert client.heard().startswith("250 ")
+
+
+def test_a_connection_may_be_used_for_any_number_of_messages() -> None:
+    server = MailServer()
+    behind = Behind(server, messages=0)
+    for _ in range(2):
+        assert behind.sends(behind.greeted()) == QUEUED
+    assert len(server.links) == 1

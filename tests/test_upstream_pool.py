@@ -539,6 +539,14 @@ def test_a_server_that_fails_everybody_is_down_soon_where_connections_are_client
     behind.assert_nothing_is_left()
 
 
+def test_a_server_that_puts_us_off_at_the_start_is_down_where_connections_are_clients_own() -> None:
+    server = MailServer()
+    server.answers.update({"PROXY": silence, "greeting": "421 4.3.2 Going down"})
+    behind = Behind(server, announce="proxy-v1")
+    assert behind.greeted().say("MAIL FROM:<a@example.com>") == "451 4.3.2 Going down\r\n"
+    assert len(server.links) == 1
+
+
 # TLS. What a certificate is worth is shown with a real server.
 
 

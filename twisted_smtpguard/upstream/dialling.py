@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 
@@ -159,8 +160,9 @@ class Dialler:
         connecting: Deferred[Any] = self._endpoint.connect(factory)
         try:
             connection: Connection = await within(self._options.connect, self._clock.callLater, connecting)
-        except CancelledError:
-            raise
+        except (CancelledError, ConnectingCancelledError) as cancelled:
+            # An endpoint says so in its own way, and nothing of the server.
+            raise CancelledError from cancelled
         except (Exception, asyncio.CancelledError) as error:
             # An endpoint may be made of asyncio's parts, whose cancellation is no Exception.
             raise Unreachable(replies.UPSTREAM_UNAVAILABLE) from error

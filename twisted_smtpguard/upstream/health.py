@@ -31,8 +31,8 @@ seconds has the account, or our address, locked out."""
 
 
 class Health:
-    """What is known of one server. `probe()` tries a connection, `changed()` is called when there may be something for
-    those who wait: a place, or the news that it is down."""
+    """What is known of one server. `probe()` tries a connection, `changed()` is called when it may take one more after
+    a while."""
 
     def __init__(
         self,
@@ -75,12 +75,10 @@ class Health:
         self._begin_probe()
 
     def stop(self) -> None:
-        """Try nothing any more."""
+        """Try nothing more. What is being tried is the pool's to end."""
         self._watching = False
         self._end_retry()
         self._end_full()
-        if self._probing is not None:
-            self._probing.cancel()
 
     # What the pool has found out.
 
@@ -113,7 +111,6 @@ class Health:
         self._end_full()
         if self._retry is None and self._probing is None:
             self._retry_later()
-        self._changed()
 
     def crowded(self, refused: Refused, connections: int, seconds: float) -> None:
         """None has come about beside those that there are: none is tried for so many seconds."""

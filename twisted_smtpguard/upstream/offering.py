@@ -31,9 +31,11 @@ class Offering:
         """The server offers this to us, or to a client that it was told of."""
         now = self._clock.seconds()
         if by_client:
-            lacking = (_MAY_BE_NEEDED & self._to_us.keywords.keys()) - hello.keywords.keys()
-            self._lacked.update(dict.fromkeys(lacking, now))
+            self._lacked.update(dict.fromkeys(_MAY_BE_NEEDED - hello.keywords.keys(), now))
         else:
+            for word in hello.keywords.keys() - self._to_us.keywords.keys():
+                # It is new there.
+                self._lacked.pop(word, None)
             self._to_us = hello
         if self._lacked:
             self._lacked = {

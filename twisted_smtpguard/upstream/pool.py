@@ -13,7 +13,7 @@ from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, NotNow, Unreachable
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import Hello
-from twisted_smtpguard.upstream.leaving import Leaving
+from twisted_smtpguard.upstream.leaving import STOPPING_SECONDS, Leaving
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.offering import Offering
 from twisted_smtpguard.upstream.options import UpstreamOptions
@@ -35,6 +35,10 @@ _CROWDED = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
 """What becomes of a connection that a server has no process for."""
 
 
+class Crowded(Refused):
+    """The server takes no more connections than there are: one of those is to be waited for."""
+
+
 class Pool:
     """A place is a connection that there is, one that is leaving, or one that is being made."""
 
@@ -53,8 +57,8 @@ class Pool:
         """Those of whoever tries to get one, until it is ready."""
         self._tries = 0
         """Places that are held for them."""
-        self._dialled = 0
-        """Tries that are making a connection."""
+        self._dialling: set[Deferred[Connection]] = set()
+        """Connections that are being made."""
         self._leaving = Leaving(clock, self._place_freed)
         self._freed_at = float("-inf")
         self._waiting = Waiting(clock)
@@ -78,6 +82,8 @@ class Pool:
         gone = self._leaving.stop([*self._idle, *self._parked.values()])
         for connection in [*self._connections, *self._trying]:
             connection.end(replies.SHUTTING_DOWN)
+        for dialling in list(self._dialling):
+            dialling.cancel()
         return gone
 
     def try_now(self) -> None:
@@ -102,23 +108,21 @@ class Pool:
         if parked is not None and await self._renewed(parked, client):
             return parked
         deadline = self._clock.seconds() + self._options.wait
-        again = False
+        number = self._waiting.number()
+        called = False
         while True:
-            if self._health.down is not None and not self._idle:
-                raise Refused(self._health.down)
-            if self._stopped:
-                raise Refused(replies.UPSTREAM_UNAVAILABLE)
+            if not self._idle:
+                self._check_that_it_is_there()
             if not self._is_available():
-                self._make_room()
-            if (again or not self._waiting) and self._is_available():
+                self._make_room(len(self._waiting) + 1)
+            if (called or not self._waiting) and self._is_available():
                 try:
                     return await self._try(client)
-                except Refused:
-                    if not self._health.full:
-                        raise
+                except Crowded:
+                    pass
             else:
-                await self._waiting.turn(deadline - self._clock.seconds(), again=again)
-            again = True
+                await self._waiting.turn(number, deadline - self._clock.seconds())
+            called = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
         """Whatever was answered: no command is under way, no message has begun that has not ended."""
@@ -174,9 +178,13 @@ class Pool:
             self._trying.discard(connection)
 
     async def _new(self, client: Client) -> Connection:
+        # It may have gone while another was tried.
+        self._check_that_it_is_there()
         connection = await self._dial(client)
         self._trying.add(connection)
         try:
+            # Who waits to see whether the server takes one more need not wait for what this client is told.
+            self._call()
             await self._announce(connection, client)
         finally:
             self._trying.discard(connection)
@@ -188,8 +196,6 @@ class Pool:
             if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
                 return False
-        except ClientRefused:
-            raise
         except Refused as refused:
             connection.end(refused.reply)
             if connection.problem is replies.UPSTREAM_TIMED_OUT:
@@ -219,22 +225,22 @@ class Pool:
 
     async def _dial(self, client: Client | None) -> Connection:
         attempt = self._health.attempt()
-        self._dialled += 1
+        dialling = Deferred.fromCoroutine(self._dialler.dial(client, self._ended))
+        self._dialling.add(dialling)
         try:
-            connection = await self._dialler.dial(client, self._ended)
+            connection = await dialling
         except Refused as refused:
             if self._open:
                 self._failed(refused, client, attempt)
             raise
         except CancelledError:
+            if self._stopped:
+                raise Refused(replies.UPSTREAM_UNAVAILABLE) from None
             # The client left, or its time was up before ours: whether the server is down is not known.
             self._health.unknown()
             raise
         finally:
-            self._dialled -= 1
-        if self._stopped:
-            connection.end(replies.SHUTTING_DOWN)
-            raise Refused(replies.UPSTREAM_UNAVAILABLE)
+            self._dialling.discard(dialling)
         self._health.succeeded(attempt)
         if client is None or not self._options.proxied:
             self._offering.heard(connection.hello)
@@ -259,11 +265,12 @@ class Pool:
             self._call()
 
     def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
-        """A connection did not come about."""
+        """A connection did not come about. `Crowded`: because of those that there are."""
         if isinstance(refused, ClientRefused):
             return
         put_off = isinstance(refused, NotNow)
-        there_are_others = bool(self._connections or self._leaving or (put_off and self._tries > 1))
+        connections = len(self._connections) + len(self._trying)
+        there_are_others = bool(connections or self._leaving or (put_off and self._tries > 1))
         if self._options.proxied and not isinstance(refused, Unreachable):
             # Each is greeted for itself.
             if client is not None:
@@ -273,13 +280,21 @@ class Pool:
             if put_off and there_are_others:
                 return
         if there_are_others and (put_off or isinstance(refused, Unreachable) or refused.reply in _CROWDED):
-            self._health.crowded(refused, len(self._connections), _FULL_SECONDS)
-        elif put_off and self._clock.seconds() - self._freed_at < _AFTERWARDS_SECONDS:
+            self._health.crowded(refused, connections, _FULL_SECONDS)
+            raise Crowded(refused.reply) from refused
+        if put_off and self._clock.seconds() - self._freed_at < _AFTERWARDS_SECONDS:
             self._health.crowded(refused, 0, _AFTERWARDS_SECONDS)
-        else:
-            self._health.failed(refused, attempt)
+            raise Crowded(refused.reply) from refused
+        self._health.failed(refused, attempt)
 
     # Places.
+
+    def _check_that_it_is_there(self) -> None:
+        """`Refused`: no connection is to be made."""
+        if self._stopped:
+            raise Refused(replies.UPSTREAM_UNAVAILABLE)
+        if self._health.down is not None:
+            raise Refused(self._health.down)
 
     def _has_place(self) -> bool:
         return self.in_use + len(self._leaving) < self._options.connections
@@ -291,16 +306,15 @@ class Pool:
         return (
             self._has_place()
             and not self._health.full
-            and not (self._health.careful and self._dialled)
+            and not (self._health.careful and self._dialling)
             and self._health.down is None
         )
 
-    def _make_room(self) -> None:
-        """Somebody waits: whoever keeps a connection between two messages can have another one."""
-        if not self._has_place():
-            self._leaving.hurry()
-            if self._parked:
-                self._leaving.add(self._parked.pop(next(iter(self._parked))))
+    def _make_room(self, waiting: int) -> None:
+        """So many wait: who keeps a connection between two messages can have another one."""
+        self._leaving.hurry()
+        while self._parked and not self._has_place() and len(self._leaving) < waiting:
+            self._leaving.add(self._parked.pop(next(iter(self._parked))), STOPPING_SECONDS)
 
     def _call(self) -> None:
         """There may be something for those who wait."""
@@ -314,9 +328,14 @@ class Pool:
             self._calling = False
         if self._health.down is not None:
             self._waiting.send_away(self._health.down)
+        if self._waiting:
+            self._make_room(len(self._waiting))
 
     def _ended(self, connection: Connection) -> None:
         """Nothing can be done with it any more."""
+        if connection in self._trying:
+            # Its place is still held.
+            self._count_ended()
         if connection not in self._connections:
             return
         self._connections.discard(connection)
@@ -330,9 +349,12 @@ class Pool:
             self._place_freed()
 
     def _place_freed(self) -> None:
+        self._count_ended()
+        self._call()
+
+    def _count_ended(self) -> None:
         self._freed_at = self._clock.seconds()
         self._health.place_freed()
-        self._call()
 
     # Those that nobody uses.
 

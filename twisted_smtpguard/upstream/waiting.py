@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from itertools import count
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -13,26 +14,29 @@ from twisted_smtpguard.smtp.replies import Reply
 
 
 class Waiting:
-    """True while there is anybody."""
+    """Has the length of the queue."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._queue: deque[Deferred[None]] = deque()
+        self._numbers = count()
+        self._queue: list[tuple[int, Deferred[None]]] = []
+        """By number."""
 
-    def __bool__(self) -> bool:
-        return bool(self._queue)
+    def __len__(self) -> int:
+        return len(self._queue)
 
-    async def turn(self, seconds: float, *, again: bool) -> None:
-        """Wait for a turn. `again`: there was one, and it was of no use; the next comes first of all. `Refused`: none
-        came in `seconds`, or all were sent away. May be cancelled."""
-        turn: Deferred[None] = Deferred(self._queue.remove)
-        if again:
-            self._queue.appendleft(turn)
-        else:
-            self._queue.append(turn)
+    def number(self) -> int:
+        """For who comes now. It keeps it until it is served, however many turns are of no use to it."""
+        return next(self._numbers)
+
+    async def turn(self, number: int, seconds: float) -> None:
+        """Wait for a turn. `Refused`: none came in `seconds`, or all were sent away. May be cancelled."""
+        turn: Deferred[None] = Deferred(lambda _: self._queue.remove(waiter))
+        waiter = number, turn
+        insort(self._queue, waiter)
 
         def expire() -> None:
-            self._queue.remove(turn)
+            self._queue.remove(waiter)
             turn.errback(Refused(replies.UPSTREAM_BUSY))
 
         call = self._clock.callLater(max(0.0, seconds), expire)
@@ -44,10 +48,12 @@ class Waiting:
 
     def call_first(self) -> None:
         """It is the turn of the first. What it does is done at once, as far as it comes without waiting."""
-        self._queue.popleft().callback(None)
+        _, turn = self._queue.pop(0)
+        turn.callback(None)
 
     def send_away(self, reply: Reply) -> None:
         """Those who wait now would wait for nothing."""
-        queue, self._queue = self._queue, deque()
-        for turn in queue:
+        last = self.number()
+        while self._queue and self._queue[0][0] < last:
+            _, turn = self._queue.pop(0)
             turn.errback(Refused(reply))
