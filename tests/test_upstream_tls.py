@@ -27,9 +27,10 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import Dialler, describe
+from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.refusals import describe
 
 reactor: Any = real_reactor
 

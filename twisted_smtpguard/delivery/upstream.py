@@ -29,12 +29,13 @@ from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.smtp.trace import received
 from twisted_smtpguard.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import Dialler, verdict_of
+from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.dotstuffing import DotStuffer
 from twisted_smtpguard.upstream.envelope import mail_command, rcpt_command
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.pool import Pool
+from twisted_smtpguard.upstream.refusals import verdict_of
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
 _PIECE_OCTETS = 16 * 1024

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.dialling import describe
 from twisted_smtpguard.upstream.notices import Notices
+from twisted_smtpguard.upstream.refusals import describe
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0

@@ -10,13 +10,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.dialling import ClientRefused, Dialler, NotNow, Unreachable
+from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import Hello
 from twisted_smtpguard.upstream.leaving import STOPPING_SECONDS, Leaving
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.offering import Offering
 from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.refusals import ClientRefused, Crowded, NotNow, Unreachable
 from twisted_smtpguard.upstream.waiting import Waiting
 
 MOST_COMPLAINTS = 5
@@ -33,10 +34,6 @@ _AFTERWARDS_SECONDS = 1.0
 
 _CROWDED = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
 """What becomes of a connection that a server has no process for."""
-
-
-class Crowded(Refused):
-    """The server takes no more connections than there are: one of those is to be waited for."""
 
 
 class Pool:
