@@ -17,6 +17,8 @@ from vitals import Vitals
 from benchmarks.peers import tool
 from benchmarks.servers import Wrong, _guard_counts
 
+pytestmark = pytest.mark.xdist_group("load")
+
 REQUIRED = os.environ.get("SMTPGUARD_CLIENTS_REQUIRED")
 needs_postfix = [
     pytest.mark.clients,

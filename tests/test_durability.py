@@ -17,6 +17,8 @@ from rawclient import RawClient, stuffed
 from sealed import ENVELOPE, Ledger, assert_nothing_lost, is_whole, sealed, send_by_bdat, send_by_data
 from stored import stored, unfinished
 
+pytestmark = pytest.mark.xdist_group("load")
+
 SENDERS = 8
 MOST_OCTETS = 1_000_000
 """Large enough that some message is always half-way."""

@@ -31,6 +31,8 @@ from vitals import Vitals
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.counters import LocalCounterStore
 
+pytestmark = pytest.mark.xdist_group("load")
+
 TOO_MANY = "421 4.7.0 Too many connections, try again later\r\n"
 REFUSED = "421 4.7.0 Connection refused\r\n"
 CANNOT_SAY = "421 4.3.0 Internal error, try again later\r\n"

@@ -30,7 +30,10 @@ from crowd import (
 from processes import GuardProcess
 from siege import HEADLINE, KiB, MiB, Siege, besiege
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.xdist_group("load"),
+]
 
 MAX_WAIT_SECONDS = 1.0
 """Within this a fresh client has had its whole session, while the crowd is there."""

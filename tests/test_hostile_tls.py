@@ -13,7 +13,10 @@ from processes import LOCAL, GuardProcess
 from siege import KiB, Siege, besiege
 from tlsclient import client_hello
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.xdist_group("load"),
+]
 
 CLIENTS = 300
 MAX_WAIT_SECONDS = 1.0

@@ -42,7 +42,10 @@ from sealed import Ledger, name_of, sealed, send_by_bdat, send_by_data
 from stored import take, unfinished
 from vitals import Vitals
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.xdist_group("load"),
+]
 
 MiB = 1024 * 1024
 SECONDS = float(os.environ.get("SMTPGUARD_SOAK_SECONDS", "1800"))

@@ -19,6 +19,8 @@ from held_upstream import SESSIONS, SlowServer, octets_a_session
 from processes import GuardProcess
 from vitals import Vitals
 
+pytestmark = pytest.mark.xdist_group("load")
+
 MOST_OCTETS_A_SESSION = 128 * 1024
 
 
