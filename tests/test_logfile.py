@@ -82,6 +82,13 @@ def _others() -> Iterator[LogEvent]:
     yield {**ours, "log_format": "{text} {text!r}"}
     yield {**ours, "more": [b"octets", {1}, object, LogLevel.warn, Failure(ValueError("bad"))]}
     yield {**ours, "log_namespace": "another", "text": "two\nlines"}
+    yield {**ours, "last": 1}
+    yield {"first": 1, **ours}
+    yield {**ours, "log_source": "somebody"}
+    yield {**ours, "log_time": 1}
+    yield {**ours, "log_time": 1.0, "peer": float("inf"), "session": -1e300}
+    yield {**ours, "text": 1}
+    yield {name: ours[name] for name in ("text", "log_namespace", "log_format", "log_time", "log_level")}
     yield {"log_format": None}
     yield {}
 

@@ -8,8 +8,11 @@ rendered once. What anybody else logs, and what has a traceback, is left to Twis
 from __future__ import annotations
 
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import lru_cache
+from itertools import islice
+from json.encoder import encode_basestring_ascii as _string
+from math import isfinite
 from typing import IO, Any
 
 from twisted.logger import (
@@ -51,16 +54,19 @@ def json_file(file: IO[Any]) -> FileLogObserver:
     theirs = jsonFileLogObserver(file).formatEvent
 
     def as_json(event: LogEvent) -> str | None:
-        if not _is_plain(event):
+        if not (_is_plain(event) and _is_as_made(event)):
             return theirs(event)
-        text = event["text"]
-        record = {
-            **event,
-            "log_logger": _LOGGER,
-            "log_level": _LEVELS[event["log_level"]],
-            "log_flattened": {"text!s:": text, "text!:": text},
-        }
-        return f"\x1e{_encode(record)}\n"
+        text = _string(event["text"])
+        fields = ", ".join(
+            [
+                f"{_string(name)}: {_SHOWN.get(type(value), _encode)(value)}"
+                for name, value in islice(event.items(), 1, len(event) - len(_TAIL))
+            ]
+        )
+        return (
+            f'\x1e{{"text": {text}, {fields}, {_CONSTANT[event["log_level"]]}, '
+            f'"log_time": {event["log_time"]!r}, "log_flattened": {{"text!s:": {text}, "text!:": {text}}}}}\n'
+        )
 
     return FileLogObserver(file, as_json)
 
@@ -79,13 +85,46 @@ def _is_plain(event: LogEvent) -> bool:
     )
 
 
+def _is_as_made(event: LogEvent) -> bool:
+    """Nobody has put anything first or last, and what is constant is so."""
+    names = tuple(event)
+    return (
+        names[0] == "text"
+        and names[-len(_TAIL) :] == _TAIL
+        and type(event["text"]) is str
+        and type(event["log_time"]) is float
+        and event["log_source"] is None
+    )
+
+
 def _by_twisted(value: object) -> Any:
     """What a value that JSON does not have becomes in Twisted's records."""
     return json.loads(eventAsJSON({"value": value}))["value"]
 
 
-_LEVELS = {level: _by_twisted(level) for level in LogLevel.iterconstants()}
-_LOGGER = _by_twisted(Logger())
-
+_TAIL = ("log_logger", "log_level", "log_namespace", "log_source", "log_format", "log_time")
+"""With which every event of ours ends (eventlog.py)."""
 
 _encode = json.JSONEncoder(skipkeys=True, default=_by_twisted).encode
+
+
+def _number(value: float) -> str:
+    return repr(value) if isfinite(value) else _encode(value)
+
+
+_SHOWN: dict[type, Callable[[Any], str]] = {str: _string, int: int.__repr__, float: _number}
+"""How most values are shown, at less than the cost of asking the encoder."""
+
+_CONSTANT = {
+    level: _encode(
+        {
+            "log_logger": _by_twisted(Logger()),
+            "log_level": _by_twisted(level),
+            "log_namespace": NAMESPACE,
+            "log_source": None,
+            "log_format": LINE,
+        }
+    )[1:-1]
+    for level in LogLevel.iterconstants()
+}
+"""What all but the time is of that, as JSON."""
