@@ -148,3 +148,15 @@ def test_behind_an_xclient_postfix_is_said_goodbye_to(tmp_path: Path) -> None:
             "Postfix has not heard three goodbyes",
         )
         assert "lost connection" not in postfix.log
+
+
+def test_a_postfix_that_does_not_know_of_proxy_has_nobody_s_mail_returned(tmp_path: Path) -> None:
+    with (
+        Postfix() as postfix,
+        GuardProcess(tmp_path, f"--deliver=smtp:{postfix.endpoint},announce=proxy") as guard,
+    ):
+        guard.wait_for("upstream_down ")
+        for _ in range(2):
+            with RawClient(guard.address) as client:
+                client.ask("EHLO c")
+                assert client.ask(MAIL).startswith("451 ")

@@ -680,3 +680,66 @@ def test_a_connection_may_be_used_for_any_number_of_messages() -> None:
     for _ in range(2):
         assert behind.sends(behind.greeted()) == QUEUED
     assert len(server.links) == 1
+
+
+# What nobody asked for.
+
+
+def test_a_server_that_gives_up_behind_its_greeting_has_nobody_s_mail_returned() -> None:
+    server = MailServer()
+    server.answers["greeting"] = "220 mx.example ESMTP\r\n554 5.3.2 Going down"
+    behind = Behind(server)
+    for _ in range(2):
+        assert behind.greeted().say(MAIL) == "451 4.3.2 Going down\r\n"
+        behind.clock.advance(5)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("554 5.3.2 Going down", "451 4.3.2 Going down"),
+        ("421 4.3.2 Going down", "451 4.3.2 Going down"),
+        ("250 2.0.0 Hello", "451 4.5.0 Mail server behind gave no proper answer, try again later"),
+    ],
+)
+def test_what_a_server_says_out_of_turn_is_not_said_of_a_recipient(said: str, told: str) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say(MAIL)
+    server.links[0].says(said)
+    assert client.say("RCPT TO:<b@example.org>") == f"{told}\r\n"
+
+
+# Beside a server that has no process for one more.
+
+
+def test_who_has_tried_in_vain_still_waits_as_long_as_anybody() -> None:
+    server = takes(1, silence)
+    behind = Behind(server, wait=10, connect=10)
+    first, second = behind.greeted(), behind.greeted()
+    first.say(MAIL)
+    assert second.say(MAIL) == ""
+    behind.clock.pump([1] * 19)
+    assert second.heard() == ""
+    first.say("RSET")
+    assert second.heard().startswith("250 ")
+
+
+def test_who_comes_while_it_is_full_has_the_next_connection_and_does_not_try_one() -> None:
+    server = takes(1, silence)
+    behind = Behind(server, wait=30, connect=10)
+    first, second, third = (behind.greeted() for _ in range(3))
+    first.say(MAIL)
+    second.say(MAIL)
+    # Nobody greets it, and five seconds later one more is tried, by us.
+    behind.clock.pump([1] * 16)
+    assert len(server.open_links) == 2
+    first.say("RSET")
+    assert second.heard().startswith("250 ")
+    third.say(MAIL)
+    second.say("RSET")
+    assert third.heard().startswith("250 ")
+    third.disconnect()
+    behind.clock.pump([1] * 20)
+    behind.assert_nothing_is_left()

@@ -23,6 +23,7 @@ from twisted_smtpguard.interfaces import Peer, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.upstream.hello import NOTHING, Hello
+from twisted_smtpguard.upstream.refusals import not_now
 from twisted_smtpguard.upstream.replies import BadReply, ReplyParser, UpstreamReply, for_client
 from twisted_smtpguard.upstream.tlsfailure import tls_failure
 
@@ -206,7 +207,7 @@ class Connection(Protocol):
                 self._owed -= 1
                 self._answers.append(answer)
             else:
-                self.end(_out_of_turn(answer))
+                self.end(_out_of_turn(answer, amid_message=self._streaming))
                 return
         if self._answers and self._waiter is not None and self._secured is None and not self._streaming:
             self._fire(self._answers.popleft())
@@ -269,6 +270,7 @@ class Connection(Protocol):
         self.end(replies.UPSTREAM_LOST)
 
 
-def _out_of_turn(answer: UpstreamReply) -> Reply:
-    """A server that gives up on us says why (RFC 5321 3.8); anything else that was not asked for is its fault."""
-    return for_client(answer) if answer.code >= 400 else replies.UPSTREAM_GARBLED
+def _out_of_turn(answer: UpstreamReply, *, amid_message: bool) -> Reply:
+    """A server that gives up on us says why (RFC 5321 3.8); anything else that was not asked for is its fault. Of
+    what a client has done it speaks only where a message is being sent."""
+    return for_client(answer) if amid_message and answer.code >= 400 else not_now(answer).reply

@@ -53,6 +53,7 @@ class Health:
         self._retry_seconds = 0.0
         """How long to wait the next time, if that is not too short or too long."""
         self._retry: IDelayedCall | None = None
+        """The next connection of our own, where one is due: it is down, or that is to be found out."""
         self._probing: Deferred[None] | None = None
         self._probe_again = False
         self._full: IDelayedCall | None = None
@@ -61,6 +62,7 @@ class Health:
         self._changes = 0
         """Of what is configured."""
         self._crowdings = 0
+        """How often it was found to be full: what began before says nothing of what it takes since."""
 
     @property
     def full(self) -> bool:
@@ -125,6 +127,12 @@ class Health:
         """None has come about, and why is not known, or may be the client's affair: try one of our own, soon."""
         if self._watching and self._retry is None and self._probing is None:
             self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
+
+    def explore(self) -> None:
+        """Try one of our own now: it was full, and perhaps it is no longer."""
+        if self._watching and self._probing is None:
+            self._end_retry()
+            self._begin_probe()
 
     def place_freed(self) -> None:
         """A connection has ended: there may be a place for another."""

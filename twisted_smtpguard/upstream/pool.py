@@ -63,6 +63,7 @@ class Pool:
         self._health = Health(clock, notices, self._probe, self._call)
         self._offering = Offering(clock)
         self._open = self._stopped = False
+        """Neither: it was never started. Then there is a connection for each message, and none is kept."""
 
     # Its life.
 
@@ -112,11 +113,14 @@ class Pool:
                 self._check_that_it_is_there()
             if not self._is_available():
                 self._make_room(len(self._waiting) + 1)
+                self._explore()
             if (called or not self._waiting) and self._is_available():
+                began = self._clock.seconds()
                 try:
                     return await self._try(client)
                 except Crowded:
-                    pass
+                    # It has not waited for a connection meanwhile, and others have got some.
+                    deadline += self._clock.seconds() - began
             else:
                 await self._waiting.turn(number, deadline - self._clock.seconds())
             called = True
@@ -303,9 +307,19 @@ class Pool:
         return (
             self._has_place()
             and not self._health.full
-            and not (self._health.careful and self._dialling)
+            and not (self._health.careful and (self._dialling or not self._options.proxied))
             and self._health.down is None
         )
+
+    def _explore(self) -> None:
+        """Somebody waits, and perhaps a server that was full takes one more. It may take long to say no, so that who
+        waits does not try it, and has any other connection meanwhile."""
+        if (
+            self._health.careful
+            and not (self._health.full or self._dialling or self._options.proxied)
+            and self._has_place()
+        ):
+            self._health.explore()
 
     def _make_room(self, waiting: int) -> None:
         """So many wait: who keeps a connection between two messages can have another one."""
@@ -327,12 +341,13 @@ class Pool:
             self._waiting.send_away(self._health.down)
         if self._waiting:
             self._make_room(len(self._waiting))
+            self._explore()
 
     def _ended(self, connection: Connection) -> None:
         """Nothing can be done with it any more."""
         if connection in self._trying:
-            # Its place is still held.
-            self._count_ended()
+            # Its place with us is still held.
+            self._server_has_place()
         if connection not in self._connections:
             return
         self._connections.discard(connection)
@@ -346,10 +361,10 @@ class Pool:
             self._place_freed()
 
     def _place_freed(self) -> None:
-        self._count_ended()
+        self._server_has_place()
         self._call()
 
-    def _count_ended(self) -> None:
+    def _server_has_place(self) -> None:
         self._freed_at = self._clock.seconds()
         self._health.place_freed()
 
