@@ -88,6 +88,7 @@ def _others() -> Iterator[LogEvent]:
     yield {**ours, "log_time": 1}
     yield {**ours, "log_time": 1.0, "peer": float("inf"), "session": -1e300}
     yield {**ours, "text": 1}
+    yield {name: value for name, value in ours.items() if name not in ("event", "session", "peer")}
     yield {name: ours[name] for name in ("text", "log_namespace", "log_format", "log_time", "log_level")}
     yield {"log_format": None}
     yield {}

@@ -86,10 +86,10 @@ def _is_plain(event: LogEvent) -> bool:
 
 
 def _is_as_made(event: LogEvent) -> bool:
-    """Nobody has put anything first or last, and what is constant is so."""
+    """It begins and ends as an event of ours, and what is constant is so."""
     names = tuple(event)
     return (
-        names[0] == "text"
+        names[:2] == _HEAD
         and names[-len(_TAIL) :] == _TAIL
         and type(event["text"]) is str
         and type(event["log_time"]) is float
@@ -102,8 +102,9 @@ def _by_twisted(value: object) -> Any:
     return json.loads(eventAsJSON({"value": value}))["value"]
 
 
+_HEAD = ("text", "event")
 _TAIL = ("log_logger", "log_level", "log_namespace", "log_source", "log_format", "log_time")
-"""With which every event of ours ends (eventlog.py)."""
+"""With which every event of ours begins and ends (eventlog.py)."""
 
 _encode = json.JSONEncoder(skipkeys=True, default=_by_twisted).encode
 
