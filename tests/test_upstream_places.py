@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import Guard
+from fakes import Conversation, Guard
 from mailserver import Behind, Link, MailServer, hangs_up, silence
 from manual_threads import ManualThreads
 from twisted.internet.defer import Deferred
@@ -381,7 +381,8 @@ def test_no_more_give_up_theirs_than_there_are_who_wait() -> None:
     assert [link.heard[-1] for link in server.open_links].count("QUIT") == 2
 
 
-def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None:
+def left_while_somebody_waits() -> tuple[Behind, Conversation]:
+    """The only connection, which the server does not close, and who waits for its place."""
     server = MailServer()
     behind = Behind(server, connections=1, messages=1)
     client, other = behind.greeted(), behind.greeted()
@@ -389,6 +390,11 @@ def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None
     server.links[0].lingers = True
     other.say(MAIL)
     client.say("RSET")
+    return behind, other
+
+
+def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None:
+    behind, other = left_while_somebody_waits()
     behind.clock.advance(0.9)
     assert other.heard() == ""
     behind.clock.advance(0.2)
@@ -396,13 +402,7 @@ def test_a_connection_that_is_left_while_somebody_waits_has_one_second() -> None
 
 
 def test_others_who_come_do_not_give_a_connection_that_is_leaving_more_time() -> None:
-    server = MailServer()
-    behind = Behind(server, connections=1, messages=1)
-    client, other = behind.greeted(), behind.greeted()
-    client.say(MAIL)
-    server.links[0].lingers = True
-    other.say(MAIL)
-    client.say("RSET")
+    behind, other = left_while_somebody_waits()
     behind.clock.advance(0.5)
     behind.greeted().say(MAIL)
     behind.clock.advance(0.5)
