@@ -22,7 +22,7 @@ from twisted_smtpguard.tap import make_service
 from twisted_smtpguard.testing import Clients
 from twisted_smtpguard.wire.tls import CertificateFiles
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 PROXY = "10.0.0.1"
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x00\x19"

@@ -14,7 +14,7 @@ from twisted.internet.address import UNIXAddress
 from twisted_smtpguard.units import Rate
 
 UNIX = "unix"
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
 OK = {
     "max_connections_per_client": GREETING,

@@ -16,7 +16,7 @@ from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
 from twisted_smtpguard.units import Rate
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 End = Callable[[Conversation], object]
 
 

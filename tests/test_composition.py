@@ -248,7 +248,7 @@ def test_several_guards_have_limits_of_their_own(kits: list[Kit]) -> None:
         [220, 220, 220],
     ]
     assert [crowd[0] for crowd in crowds] == [
-        f"220 {name}.example ESMTP\r\n" for name in ("one", "two", "all")
+        f"220 {name}.example ESMTP ready\r\n" for name in ("one", "two", "all")
     ]
 
 
@@ -372,9 +372,9 @@ def test_the_database_of_the_example_outlives_the_last_message_of_both_its_guard
         for guard, address in ((mailroom.public, "192.0.2.1"), (mailroom.internal, "192.0.2.2"))
     ]
     # The greet delay of the edge profile.
-    assert [client.heard() for client in clients] == ["", "220 relay.example.org ESMTP\r\n"]
+    assert [client.heard() for client in clients] == ["", "220 relay.example.org ESMTP ready\r\n"]
     reactor.advance(2)
-    assert clients[0].heard() == "220 mx.example.org ESMTP\r\n"
+    assert clients[0].heard() == "220 mx.example.org ESMTP ready\r\n"
     for client in clients:
         begin(client)
     stopped = outcome_of(mailroom.stopService())
@@ -526,7 +526,7 @@ def test_an_application_with_two_guards_keeps_what_both_accept(tmp_path: Path) -
         with RawClient(("127.0.0.1", public), "127.0.0.2") as banned:
             assert banned.greeting == "421 4.7.0 Connection refused"
         with RawClient(("127.0.0.1", internal), "127.0.0.2") as known:
-            assert known.greeting == "220 relay.example.org ESMTP"
+            assert known.greeting == "220 relay.example.org ESMTP ready"
         assert ends_with_the_message_that_was_on_its_way(application, public) == 0
         assert application.output.count("octets for desk@example.org\n") == 3
 

@@ -13,7 +13,7 @@ from test_commands import delivery_without_nobody
 from twisted_smtpguard.interfaces import TRUST
 from twisted_smtpguard.limits import Limits
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 EARLY = "421 4.7.0 Protocol error: client spoke before the greeting\r\n"
 PIPELINED = "421 4.7.0 Protocol error: unexpected pipelined input\r\n"
 ERRORS = "421 4.7.0 Too many errors, closing connection\r\n"
@@ -67,7 +67,7 @@ def test_a_mail_server_that_pipelines_as_it_may_notices_nothing() -> None:
 
 
 def test_ehlo_announces_the_profiles_limits() -> None:
-    assert "250 LIMITS RCPTMAX=100 MAILMAX=100\r\n" in greeted(edge()).say("EHLO x")
+    assert "250-LIMITS RCPTMAX=100 MAILMAX=100\r\n" in greeted(edge()).say("EHLO x")
 
 
 # Before the greeting.

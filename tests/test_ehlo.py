@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from fakes import Conversation, FakeDelivery, Guard
 
-ALL = ["PIPELINING", "SIZE 10485760", "ENHANCEDSTATUSCODES", "CHUNKING"]
+ALL = ["PIPELINING", "SIZE 10485760", "CHUNKING"]
+LAST = "ENHANCEDSTATUSCODES"
 
 
 def client_of(*extensions: str, max_message_octets: int = 0, **limits: Any) -> Conversation:
@@ -31,7 +32,7 @@ def keywords(*extensions: str, **settings: Any) -> list[str]:
 
 
 def test_what_is_announced_by_default() -> None:
-    assert keywords() == [*ALL, "LIMITS RCPTMAX=100"]
+    assert keywords() == [*ALL, "LIMITS RCPTMAX=100", LAST]
 
 
 def test_what_the_delivery_carries_is_announced_and_nothing_else() -> None:
@@ -41,14 +42,29 @@ def test_what_the_delivery_carries_is_announced_and_nothing_else() -> None:
         "SMTPUTF8",
         "DSN",
         "LIMITS RCPTMAX=100",
+        LAST,
     ]
     assert "BINARYMIME" in keywords("BINARYMIME")
 
 
 def test_limits_that_are_off_are_left_out() -> None:
-    assert keywords(max_recipients=0, max_messages=7)[-1] == "LIMITS MAILMAX=7"
-    assert keywords(max_recipients=5, max_messages=7)[-1] == "LIMITS RCPTMAX=5 MAILMAX=7"
-    assert keywords(max_recipients=0) == ALL
+    assert keywords(max_recipients=0, max_messages=7)[-2] == "LIMITS MAILMAX=7"
+    assert keywords(max_recipients=5, max_messages=7)[-2] == "LIMITS RCPTMAX=5 MAILMAX=7"
+    assert keywords(max_recipients=0) == [*ALL, LAST]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_recipients": 0}, {"max_message_size": 0}, {"max_recipients": 0, "max_messages": 7}],
+    ids=str,
+)
+@pytest.mark.parametrize("extensions", [(), ("8BITMIME", "SMTPUTF8", "DSN"), ("BINARYMIME",)], ids=str)
+def test_the_last_line_is_the_same_whatever_else_is_offered(
+    extensions: tuple[str, ...], settings: dict[str, int]
+) -> None:
+    reply = client_of(*extensions, **settings).say("EHLO client.example")
+    assert reply.endswith("\r\n250 ENHANCEDSTATUSCODES\r\n")
+    assert reply.count("ENHANCEDSTATUSCODES") == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
 from twisted_smtpguard.units import Rate
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 EARLY = "421 4.7.0 Protocol error: client spoke before the greeting\r\n"
 TOO_MANY = "421 4.7.0 Too many connections from your address, try again later\r\n"
 
@@ -184,7 +184,7 @@ async def test_the_base_profile_serves_and_logs_what_came_with_the_connection() 
     guard.start()
     early = guard.client()
     early.send(b"EHLO a\r\n")
-    await early.hears(b"250 LIMITS")
+    await early.hears(b"250 ENHANCEDSTATUSCODES")
     assert guard.factory.statistics.dry_run_refusals == {"early_talker": 1}
     await guard.close()
 

@@ -41,7 +41,7 @@ def test_a_slot_that_is_freed_is_given_to_the_next() -> None:
 def test_a_cap_of_0_is_no_limit() -> None:
     guard = Guard()
     clients = [guard.connect() for _ in range(3000)]
-    assert {client.heard() for client in clients} == {"220 guard.example ESMTP\r\n"}
+    assert {client.heard() for client in clients} == {"220 guard.example ESMTP ready\r\n"}
     assert guard.factory.connections == 3000
 
 

@@ -16,7 +16,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, Peer, Verdict, refuse
 from twisted_smtpguard.smtp.replies import Reply
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 REFUSED = "421 4.7.0 Connection refused\r\n"
 INTERNAL = "421 4.3.0 Internal error, try again later\r\n"
 OWN = Reply(521, "5.7.1", ("No mail from here",))

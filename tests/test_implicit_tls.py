@@ -20,7 +20,7 @@ from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.testing import FakeDelivery
 from twisted_smtpguard.wire.tls import CertificateFiles
 
-GREETING = b"220 guard.example ESMTP\r\n"
+GREETING = b"220 guard.example ESMTP ready\r\n"
 
 
 def started(
@@ -45,7 +45,7 @@ async def test_the_greeting_comes_under_tls_and_the_peer_is_one_of_implicit_tls(
     guard = started()
     client = await greeted(guard)
     await client.says(b"EHLO a\r\n")
-    await client.hears(b"250 LIMITS")
+    await client.hears(b"250 ENHANCEDSTATUSCODES")
     assert b"STARTTLS" not in client.heard
     await client.says(b"STARTTLS\r\n")
     await client.hears(b"503 5.5.1 ")
@@ -299,7 +299,7 @@ async def test_an_ssl_endpoint_offers_no_starttls_and_has_the_limit_on_handshake
     assert "no PROXY header" in warning["problem"]
     client = await greeted(guard)
     await client.says(b"EHLO a\r\n")
-    await client.hears(b"250 LIMITS")
+    await client.hears(b"250 ENHANCEDSTATUSCODES")
     assert b"STARTTLS" not in client.heard
     silent, plain = guard.client(), guard.client()
     plain.send(b"EHLO client.example\r\n")

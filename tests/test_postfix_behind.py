@@ -132,12 +132,12 @@ def test_what_is_offered_is_what_both_offer(plain: Both) -> None:
     assert hello(guard) == [
         "PIPELINING",
         "SIZE 5000000",
-        "ENHANCEDSTATUSCODES",
         "CHUNKING",
         "8BITMIME",
         "SMTPUTF8",
         "DSN",
         "LIMITS RCPTMAX=100",
+        "ENHANCEDSTATUSCODES",
     ]
 
 
@@ -147,9 +147,9 @@ def test_the_smaller_size_is_ours_too(tmp_path: Path) -> None:
         assert hello(guard) == [
             "PIPELINING",
             "SIZE 10485760",
-            "ENHANCEDSTATUSCODES",
             "8BITMIME",
             "LIMITS RCPTMAX=100",
+            "ENHANCEDSTATUSCODES",
         ]
         with RawClient(guard.address) as client:
             client.ask("EHLO c")

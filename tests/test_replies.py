@@ -94,7 +94,7 @@ def test_the_enhanced_code_has_the_class_of_the_code_but_for_the_one_the_mission
 
 
 def test_greeting_and_hello_carry_no_enhanced_code() -> None:
-    assert replies.greeting("mx.example.org").wire == b"220 mx.example.org ESMTP\r\n"
+    assert replies.greeting("mx.example.org").wire == b"220 mx.example.org ESMTP ready\r\n"
     assert replies.hello("mx.example.org").wire == b"250 mx.example.org\r\n"
 
 

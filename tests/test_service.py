@@ -80,7 +80,7 @@ async def test_it_listens_on_every_endpoint_and_logs_where(log: list[LogEvent]) 
     guard.start()
     assert len(set(guard.ports)) == 2
     for listener in (0, 1):
-        await guard.client(listener).hears(b"220 guard.example ESMTP\r\n")
+        await guard.client(listener).hears(b"220 guard.example ESMTP ready\r\n")
     assert [event["address"] for event in named(log, "listening")] == [
         f"127.0.0.1:{port}" for port in guard.ports
     ]

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.interfaces import TRUST
 from twisted_smtpguard.units import Rate
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 CLOSING = "421 4.3.0 Internal error, try again later\r\n"
 OK = {"max_connections_per_client": GREETING, "connection_rate": GREETING}
 REFUSED = {

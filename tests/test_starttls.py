@@ -48,15 +48,15 @@ async def test_it_is_offered_in_clear_and_not_under_tls() -> None:
     guard = started()
     client = TLSClient(guard)
     await client.hears(b"220 ")
-    assert b"250-STARTTLS\r\n" in await asks(client, b"EHLO a", b"250 LIMITS")
+    assert b"250-STARTTLS\r\n" in await asks(client, b"EHLO a", b"250 ENHANCEDSTATUSCODES")
     assert b" STARTTLS " in await asks(client, b"HELP", b"214 ")
     await asks(client, b"STARTTLS", b"220 2.0.0 Ready to start TLS\r\n")
     await client.shake_hands()
-    assert b"STARTTLS" not in await asks(client, b"EHLO a", b"250 LIMITS")
+    assert b"STARTTLS" not in await asks(client, b"EHLO a", b"250 ENHANCEDSTATUSCODES")
     assert b"STARTTLS" not in await asks(client, b"HELP", b"214 ")
     # The other sort of session gets its own offer again.
     other = await guard.greeted()
-    assert b"250-STARTTLS\r\n" in await asks(other, b"EHLO a", b"250 LIMITS")
+    assert b"250-STARTTLS\r\n" in await asks(other, b"EHLO a", b"250 ENHANCEDSTATUSCODES")
     await guard.close()
 
 
@@ -121,7 +121,7 @@ async def test_hello_transaction_and_offer_are_forgotten() -> None:
     guard = started()
     client = TLSClient(guard)
     await client.hears(b"220 ")
-    await asks(client, b"EHLO client.example", b"250 LIMITS")
+    await asks(client, b"EHLO client.example", b"250 ENHANCEDSTATUSCODES")
     await asks(client, ENVELOPE.rstrip(), b"250 2.1.5 ")
     await asks(client, b"STARTTLS", b"220 2.0.0 ")
     assert guard.delivery.calls == ["begin", "recipient", "transaction.abort"]
@@ -153,7 +153,7 @@ async def test_what_was_counted_against_the_client_stays() -> None:
 async def test_a_message_arrives_and_its_protocol_is_esmtps_though_tls_was_not_implicit() -> None:
     guard = started()
     client = await TLSClient.upgraded(guard)
-    await asks(client, b"EHLO client.example", b"250 LIMITS")
+    await asks(client, b"EHLO client.example", b"250 ENHANCEDSTATUSCODES")
     await asks(client, ENVELOPE + b"DATA", b"354 ")
     await asks(client, b"Subject: x\r\n\r\ntext\r\n.", b"250 2.0.0 ")
     (message,) = guard.delivery.messages
@@ -335,5 +335,5 @@ async def test_in_a_crowd_whose_replies_leave_together_none_leaves_in_clear_behi
         assert client.heard == b"220 2.0.0 Ready to start TLS\r\n"
     for client in clients:
         await client.shake_hands()
-        assert b"250-guard.example" in await asks(client, b"EHLO a", b"250 LIMITS")
+        assert b"250-guard.example" in await asks(client, b"EHLO a", b"250 ENHANCEDSTATUSCODES")
     await guard.close()

@@ -16,7 +16,7 @@ from twisted_smtpguard.interfaces import PASS, TRUST, Peer, Verdict, refuse
 from twisted_smtpguard.limits import Limits, dry_runnable
 from twisted_smtpguard.units import Rate
 
-GREETING = "220 guard.example ESMTP\r\n"
+GREETING = "220 guard.example ESMTP ready\r\n"
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
 FRIEND, STRANGER = "192.0.2.1", "198.51.100.7"
 

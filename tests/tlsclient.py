@@ -30,7 +30,7 @@ class TLSClient(Client):
         client = cls(guard, certificate=certificate)
         await client.hears(b"220 ")
         await client.says(b"EHLO client.example\r\n")
-        await client.hears(b"250 LIMITS")
+        await client.hears(b"250 ENHANCEDSTATUSCODES")
         await client.says(b"STARTTLS\r\n")
         await client.hears(b"220 2.0.0 Ready to start TLS\r\n")
         client.heard = b""

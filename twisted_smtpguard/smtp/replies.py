@@ -105,7 +105,7 @@ def catalogue() -> Iterator[Entry]:
 
 def greeting(hostname: str) -> Reply:
     """The first line. It carries no enhanced code and no version."""
-    return Reply(220, "", (f"{hostname} ESMTP",))
+    return Reply(220, "", (f"{hostname} ESMTP ready",))
 
 
 def hello(hostname: str, keywords: Iterable[str] = ()) -> Reply:

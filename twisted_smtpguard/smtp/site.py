@@ -124,12 +124,13 @@ class Site:
         return [
             "PIPELINING",
             f"SIZE {octets}" if octets else "SIZE",
-            "ENHANCEDSTATUSCODES",
             *(["CHUNKING"] if chunking else ()),
             *(("STARTTLS",) if self._offers_starttls(tls) else ()),
             *((" ".join(("AUTH", *MECHANISMS)),) if self._offers_auth(tls) else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
+            # The last line has a blank where the others have a hyphen: who looks for `250-STARTTLS` has to find it.
+            "ENHANCEDSTATUSCODES",
         ]
 
 

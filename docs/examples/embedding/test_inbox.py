@@ -79,7 +79,7 @@ class StandingTests(TestCase):
         client = guard.connect("192.0.2.2")
         self.assertEqual(client.heard(), "")
         slow.asked[0].callback(TRUST)
-        self.assertEqual(client.heard(), "220 guard.example ESMTP\r\n")
+        self.assertEqual(client.heard(), "220 guard.example ESMTP ready\r\n")
 
 
 class ContractTests(SynchronousTestCase):
