@@ -35,7 +35,8 @@ def test_what_mail_may_have(text: str, parameters: dict[str, str]) -> None:
         ("notify=success,Delay", {"NOTIFY": "SUCCESS,DELAY"}),
         ("NOTIFY=FAILURE", {"NOTIFY": "FAILURE"}),
         # RFC 3461 4.1 wants a list, and NEVER by itself; that each stands in it once it does not say.
-        ("NOTIFY=SUCCESS,SUCCESS", {"NOTIFY": "SUCCESS,SUCCESS"}),
+        ("NOTIFY=SUCCESS,SUCCESS", {"NOTIFY": "SUCCESS"}),
+        ("NOTIFY=delay,SUCCESS,Delay", {"NOTIFY": "DELAY,SUCCESS"}),
         ("ORCPT=rfc822;A+40b", {"ORCPT": "rfc822;A+40b"}),
         (f"ORCPT=rfc822;{'o' * 493}", {"ORCPT": f"rfc822;{'o' * 493}"}),
         (
@@ -50,7 +51,20 @@ def test_what_rcpt_may_have(text: str, parameters: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["RET", "RET=", "RET=ALL", "ENVID", "ENVID=a+2", "ENVID=a+2b", f"ENVID={'e' * 101}", "RET=FULL RET=FULL"],
+    [
+        "RET",
+        "RET=",
+        "RET=ALL",
+        "ENVID",
+        "ENVID=a+2",
+        "ENVID=a+2b",
+        f"ENVID={'e' * 101}",
+        "RET=FULL RET=FULL",
+        "ENVID=a+0Ab",
+        "ENVID=a+7Fb",
+        # Upper case makes ASCII of these letters.
+        "RET=HDR\u017f",
+    ],
 )
 def test_a_bad_value_at_mail(text: str) -> None:
     with pytest.raises(Refused) as refused:
@@ -76,11 +90,65 @@ def test_a_bad_value_at_mail(text: str) -> None:
         f"ORCPT=rfc822;{'+40' * 165}",
         # No list is longer than there are keywords.
         "NOTIFY=SUCCESS,FAILURE,DELAY,SUCCESS",
+        # RFC 3461 4: the digits are upper case.
+        "ORCPT=rfc822;a+4ab",
+        "ORCPT=rfc822;a+0a",
+        # What would end a line wherever the address is shown.
+        "ORCPT=rfc822;a+0Db",
+        "ORCPT=rfc822;a+0Ab",
+        "ORCPT=rfc822;a+00b",
+        "ORCPT=rfc822;a+7Fb",
+        "ORCPT=utf-8;a+0Ab",
+        "ORCPT=utf-8;a\\x{A}b",
+        "ORCPT=utf-8;a\\x{0A}b",
+        "ORCPT=utf-8;a\\x{7F}b",
+        "ORCPT=utf-8;a\\x{85}b",
+        # No code points, or not in the form of RFC 6533 3.
+        "ORCPT=utf-8;a\\x{D800}b",
+        "ORCPT=utf-8;a\\x{110000}b",
+        "ORCPT=utf-8;a\\x{00E9}b",
+        "ORCPT=utf-8;a\\x{E9b",
+        "ORCPT=utf-8;a\\b",
+        "ORCPT=utf-8;",
+        # Without SMTPUTF8.
+        "ORCPT=utf-8;j\u00f6rg@b",
+        "NOTIFY=\u017fUCCESS",
     ],
 )
 def test_a_bad_value_at_rcpt(text: str) -> None:
     with pytest.raises(Refused) as refused:
         parse_rcpt(f"TO:<a@b> {text}".encode(), DSN, utf8=False)
+    assert refused.value.reply is replies.BAD_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "utf-8;j\u00f6rg@b\u00fccher.example",
+        "UTF-8;\U0001f600@b",
+        "utf-8;j\\x{F6}rg@b",
+        "utf-8;j\\x{f6}rg+40b",
+        "utf-8;\\x{1F600}\\x{10FFFF}\\x{2B}\\x{5C}",
+        "utf-8;" + "\u00f6" * 247,
+    ],
+)
+def test_under_smtputf8_an_original_recipient_may_be_utf_8_as_it_is(value: str) -> None:
+    assert parse_rcpt(f"TO:<a@b> ORCPT={value}".encode(), DSN, utf8=True).parameters == {"ORCPT": value}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ORCPT=rfc822;j\u00f6rg@b",
+        "NOTIFY=\u017fUCCESS",
+        "ORCPT=utf-8;a\u0085b",
+        "ORCPT=utf-8;a\u2028b",
+        "ORCPT=utf-8;" + "\u00f6" * 248,
+    ],
+)
+def test_under_smtputf8_nothing_else_may_be(text: str) -> None:
+    with pytest.raises(Refused) as refused:
+        parse_rcpt(f"TO:<a@b> {text}".encode(), DSN, utf8=True)
     assert refused.value.reply is replies.BAD_ARGUMENTS
 
 

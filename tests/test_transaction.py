@@ -99,7 +99,10 @@ def test_what_a_delivery_raises_is_logged_and_a_refusal_is_not(hook: str) -> Non
     ("reply", "said"),
     [
         (Reply(450, "4.2.1", ("Later",)), "450 4.2.1 Later"),
-        (Reply(599, "5.9.9", ("x",)), "599 5.9.9 x"),
+        (Reply(559, "5.9.9", ("x",)), "559 5.9.9 x"),
+        (Reply(599, "5.9.9", ("x",)), "550 5.9.9 x"),
+        (Reply(460, "4.1.1", ("x",)), "450 4.1.1 x"),
+        (Reply(479, "", ("x",)), "450 4.0.0 x"),
         (Reply(550, "", ("No code",)), "550 5.0.0 No code"),
         (Reply(550, "4.1.1", ("Another class",)), "550 5.0.0 Another class"),
         (Reply(450, "4.", ("x",)), "450 4.0.0 x"),
@@ -145,6 +148,8 @@ def test_a_refusal_that_closes_ends_the_session_and_the_transaction(hook: str, c
     [
         (Reply(250, "2.1.5", ("Known",)), "250 2.1.5 Known"),
         (Reply(251, "", ("Forwarded",)), "251 2.0.0 Forwarded"),
+        (Reply(290, "2.1.5", ("Known",)), "250 2.1.5 Known"),
+        (Reply(599, "5.1.1", ("Returned, not raised",)), "550 5.1.1 Returned, not raised"),
         (Reply(550, "5.1.1", ("Returned, not raised",)), "550 5.1.1 Returned, not raised"),
         (Reply(221, "2.0.0", ("Bye",)), INTERNAL_ERROR.rstrip()),
         (Reply(354, "", ("Go on",)), INTERNAL_ERROR.rstrip()),

@@ -107,6 +107,11 @@ def test_whatever_comes_is_replies_or_bad_and_little_is_held(pieces: list[bytes]
         (521, ("5.3.2 none",), Reply(554, "5.3.2", ("none",))),
         (451, ("5.1.1 odd",), Reply(451, "", ("odd",))),
         (550, ("5.1.1.1 x",), Reply(550, "", ("5.1.1.1 x",))),
+        (599, ("5.7.1 no",), Reply(550, "5.7.1", ("no",))),
+        (460, ("4.7.1 later",), Reply(450, "4.7.1", ("later",))),
+        (479, ("later",), Reply(450, "", ("later",))),
+        (290, ("2.1.5 yes",), Reply(250, "2.1.5", ("yes",))),
+        (559, ("5.7.1 no",), Reply(559, "5.7.1", ("no",))),
     ],
 )
 def test_a_verdict_keeps_its_code_and_text_but_never_ends_our_session(
@@ -196,6 +201,13 @@ def test_mail_is_passed_on_with_its_parameters(path: Path, line: bytes) -> None:
 def test_rcpt_is_passed_on_with_its_parameters() -> None:
     path = Path("a@b", {"NOTIFY": "SUCCESS,DELAY", "ORCPT": "rfc822;A+40b"})
     assert rcpt_command(path, FULL) == b"RCPT TO:<a@b> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;A+40b"
+
+
+def test_an_original_recipient_goes_on_as_it_is_or_in_ascii_where_the_server_has_no_smtputf8() -> None:
+    path = Path("a@b", {"ORCPT": "utf-8;j\u00f6rg\U0001f600+40b\\x{2B}"})
+    assert rcpt_command(path, FULL) == "RCPT TO:<a@b> ORCPT=utf-8;j\u00f6rg\U0001f600+40b\\x{2B}".encode()
+    without = parse_hello(UpstreamReply(250, ("mx", "DSN")))
+    assert rcpt_command(path, without) == b"RCPT TO:<a@b> ORCPT=utf-8;j\\x{F6}rg\\x{1F600}+40b\\x{2B}"
 
 
 def test_what_says_nothing_new_is_left_out_where_the_server_does_not_know_it() -> None:

@@ -53,8 +53,15 @@ _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z))
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 _GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
 
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
-_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+"
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{_UTF8}]+))?")
+# RFC 3461 4: the digits are upper case. A control that is decoded would end a line wherever the value is written to.
+_XTEXT = r"(?:[!-*,-<>-~]|\+(?!7F)[2-9A-F][0-9A-F])+"
+# RFC 6533 3. Code points beyond U+00FF, the surrogates left out; below, those that are no controls.
+_EMBEDDED = (
+    r"\\x\{(?i:[2-6][0-9A-F]|7[0-9A-E]|[A-F][0-9A-F]"
+    r"|[1-9A-F][0-9A-F]{2}|(?:[1-9A-CEF][0-9A-F]|D[0-7])[0-9A-F]{2}|[1-9A-F][0-9A-F]{4}|10[0-9A-F]{4})\}"
+)
+_UTF8_ADDRESS = rf"(?:{_EMBEDDED}|[!-*,-<>-\[\]-~{_UTF8}]|\+(?!7F)[2-9A-F][0-9A-F])+"
 _EVENT = "(?:SUCCESS|FAILURE|DELAY)"
 _VALUES = {
     "SIZE": re.compile(r"[0-9]{1,20}"),
@@ -64,11 +71,12 @@ _VALUES = {
     "RET": re.compile(r"FULL|HDRS"),
     "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}"),
     "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT}){{0,2}}"),
-    "ORCPT": re.compile(rf"(?=.{{1,500}}\Z)[A-Z0-9-]+;{_XTEXT}", re.IGNORECASE),
+    "ORCPT": re.compile(rf"(?i:utf-8);{_UTF8_ADDRESS}|(?!(?i:utf-8);)[A-Za-z0-9-]+;{_XTEXT}"),
     # Whom the client says the message to be from (RFC 4954 5). It has to be taken, and need not be believed.
     "AUTH": re.compile(_XTEXT),
 }
 _CASE_COUNTS = frozenset({"AUTH", "ENVID", "ORCPT"})
+_MAX_ORCPT_OCTETS = 500
 _MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8", "AUTH"})
 _MAIL_DSN = frozenset({"RET", "ENVID"})
 _RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
@@ -158,7 +166,7 @@ def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
         address = path["bare"]
         if address is None or address.lower() != "postmaster":
             raise Refused(replies.BAD_RECIPIENT_ADDRESS)
-    parameters = _parse_parameters(rest, offered - _MAIL, _RCPT_DSN)
+    parameters = _parse_parameters(rest, offered - _MAIL, _RCPT_DSN, utf8=utf8)
     if not utf8 and not path[0].isascii():
         raise Refused(replies.NON_ASCII_ADDRESS)
     return Path(address, parameters)
@@ -191,9 +199,11 @@ def _is_address_literal(text: str) -> bool:
     return True
 
 
-def _parse_parameters(rest: str, offered: frozenset[str], dsn: frozenset[str]) -> Mapping[str, str | None]:
-    """What stands behind a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
-    be used if DSN is offered."""
+def _parse_parameters(
+    rest: str, offered: frozenset[str], dsn: frozenset[str], *, utf8: bool = False
+) -> Mapping[str, str | None]:
+    """What follows a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
+    be used if DSN is offered. `utf8`: an ORCPT of type utf-8 may hold UTF-8 as it is."""
     if not rest:
         return NO_PARAMETERS
     if rest[0] not in " \t":
@@ -211,6 +221,9 @@ def _parse_parameters(rest: str, offered: frozenset[str], dsn: frozenset[str]) -
             raise Refused(replies.UNSUPPORTED_PARAMETER)
         if keyword in parameters:
             raise Refused(replies.BAD_ARGUMENTS)
+        if value is not None and not value.isascii() and not (utf8 and keyword == "ORCPT"):
+            # Before anything is made upper case: of some letters that makes ASCII.
+            raise Refused(replies.BAD_ARGUMENTS)
         parameters[keyword] = _parse_value(keyword, value, offered)
     return MappingProxyType(parameters)
 
@@ -227,4 +240,9 @@ def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> st
         raise Refused(replies.BAD_ARGUMENTS)
     if value.upper() == "BINARYMIME" and "BINARYMIME" not in offered:
         raise Refused(replies.BAD_ARGUMENTS)
+    if keyword == "ORCPT" and len(value.encode()) > _MAX_ORCPT_OCTETS:
+        raise Refused(replies.BAD_ARGUMENTS)
+    if keyword == "NOTIFY":
+        # A word that stands twice says nothing more, and some servers refuse it.
+        return ",".join(dict.fromkeys(value.upper().split(",")))
     return value if keyword in _CASE_COUNTS else value.upper()

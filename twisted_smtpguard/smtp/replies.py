@@ -55,6 +55,18 @@ def with_enhanced_code(reply: Reply) -> Reply:
     return reply
 
 
+def known_code(code: int) -> int:
+    """A code that somebody else chose as it may go out: where the second digit is none of RFC 5321 4.2.1, the plain
+    code of its class, 250, 450 or 550."""
+    return code if code // 10 % 10 <= 5 else code // 100 * 100 + 50
+
+
+def with_known_code(reply: Reply) -> Reply:
+    """Somebody else's reply with a code that there is."""
+    code = known_code(reply.code)
+    return reply if code == reply.code else attrs.evolve(reply, code=code)
+
+
 def _render(reply: Reply) -> Iterator[bytes]:
     lines = reply.lines or ("",)
     for number, text in enumerate(lines, 1):

@@ -260,7 +260,7 @@ class Transaction:
         if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
             self._report(Failure(ValueError(f"{reply!r}")), "not a reply to give here")
             return replies.LOCAL_ERROR
-        return replies.with_enhanced_code(reply)
+        return replies.with_enhanced_code(replies.with_known_code(reply))
 
 
 def _owed_an_end(given: T) -> T:

@@ -79,11 +79,13 @@ class Connection(Protocol):
         self._transport.write(octets)
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
-        """Send a command line; its reply."""
+        """Send a command line; its reply. ValueError, and nothing is sent: it is more than one line, or less."""
+        if b"\r" in line or b"\n" in line or b"\0" in line:
+            # What follows would be taken for a command of ours, whoever wrote it.
+            raise ValueError(f"a command is one line, not {line!r}")
         if self._parser.amid_reply:
             # That of the command before is not over: this one's would be taken for the rest of it.
             self.end(replies.UPSTREAM_GARBLED)
-        assert b"\r" not in line and b"\n" not in line, "a command is one line"
         if self.usable:
             self._owed += 1
             self._transport.write(line + b"\r\n")

@@ -48,6 +48,13 @@ def _parameters(path: Path, offered: Hello) -> Iterable[str]:
         if value == "BINARYMIME":
             needed |= {"BINARYMIME", "CHUNKING"}
         if needed <= offered.keywords.keys():
-            yield keyword if value is None else f"{keyword}={value}"
+            yield keyword if value is None else f"{keyword}={_value(keyword, value, offered)}"
         elif not {(keyword, None), (keyword, value)} & _MAY_BE_LEFT_OUT:
             raise Refused(replies.UPSTREAM_CHANGED)
+
+
+def _value(keyword: str, value: str, offered: Hello) -> str:
+    """As it came, but for an ORCPT of type utf-8: a server without SMTPUTF8 gets it in ASCII (RFC 6533 3)."""
+    if keyword != "ORCPT" or value.isascii() or "SMTPUTF8" in offered:
+        return value
+    return "".join([letter if letter.isascii() else f"\\x{{{ord(letter):X}}}" for letter in value])

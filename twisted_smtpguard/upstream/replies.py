@@ -9,7 +9,7 @@ import re
 
 import attrs
 
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import Reply, known_code
 
 MAX_LINE_OCTETS = 2048
 """RFC 5321 4.5.3.1.5 has 512. Some servers say more."""
@@ -85,9 +85,10 @@ class ReplyParser:
 def for_client(reply: UpstreamReply) -> Reply:
     """A verdict as our own client gets it: its code, enhanced code and text.
 
-    A 421 becomes a 451, a 521 a 554: to our client they would mean that we hang up.
+    A 421 becomes a 451, a 521 a 554: to our client they would mean that we hang up. What is no code of SMTP becomes the
+    plain one of its class.
     """
-    code = {421: 451, 521: 554}.get(reply.code, reply.code)
+    code = {421: 451, 521: 554}.get(reply.code, known_code(reply.code))
     found = _ENHANCED.match(reply.lines[0])
     enhanced = found[1] if found else ""
     lines = [_without(line, enhanced) for line in reply.lines]
