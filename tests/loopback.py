@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fakes import FakeDelivery
@@ -25,8 +25,8 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Loopback:
-    """A service on `listeners` ports of 127.0.0.1, and behind those `tls_listeners` with implicit TLS. `options` are
-    for the service. `close()` checks that nothing of it is left."""
+    """A service on `listeners` ports of 127.0.0.1 or `endpoints`, and behind those `tls_listeners` with implicit TLS.
+    `options` are for the service. `close()` checks that nothing of it is left."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Loopback:
         delivery: Any = None,
         *,
         tls_listeners: int = 0,
+        endpoints: Sequence[Any] = (),
         options: dict[str, Any] | None = None,
         **limits: Any,
     ) -> None:
@@ -42,7 +43,7 @@ class Loopback:
         self.delivery = delivery or FakeDelivery()
         self.service = SMTPGuardService(
             self.clock,
-            _endpoints(listeners),
+            endpoints or _endpoints(listeners),
             self.delivery,
             limits=Limits(**limits),
             hostname="guard.example",
@@ -51,11 +52,12 @@ class Loopback:
         )
         self.factory = self.service.factory
         self.clients: list[Client] = []
-        self.ports: list[int] = []
+        self.ports: list[Any] = []
+        """Ports of 127.0.0.1. Of other endpoints an IPv6 address with its port, or the path of a UNIX socket."""
 
     def start(self) -> None:
         self.service.startService()
-        self.ports = [port.getHost().port for port in self.service.ports]
+        self.ports = [_place(port.getHost()) for port in self.service.ports]
 
     async def turn(self) -> None:
         """One turn of the reactor, and all that was to be done in the next one."""
@@ -104,6 +106,12 @@ class Loopback:
         assert self.factory._open == set()
 
 
+def _place(host: Any) -> Any:
+    if not hasattr(host, "port"):
+        return host.name.decode()
+    return host.port if host.host == "127.0.0.1" else (host.host, host.port)
+
+
 def _endpoints(number: int) -> list[TCP4ServerEndpoint]:
     return [TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1") for _ in range(number)]
 
@@ -111,14 +119,16 @@ def _endpoints(number: int) -> list[TCP4ServerEndpoint]:
 class Client:
     """A socket. `heard` is what it has read, `ended` how its reading ended: "FIN", "RST" or not yet ""."""
 
-    def __init__(self, guard: Loopback, port: int, receive_buffer: int = 0) -> None:
+    def __init__(self, guard: Loopback, place: int | str | tuple[str, int], receive_buffer: int = 0) -> None:
         self.guard = guard
         self.heard = b""
         self.ended = ""
-        self.socket = socket.socket()
+        address = ("127.0.0.1", place) if isinstance(place, int) else place
+        tcp = socket.AF_INET if isinstance(place, int) else socket.AF_INET6
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(place, str) else tcp)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.connect(("127.0.0.1", port))
+        self.socket.connect(address)
         self.socket.setblocking(False)
 
     def send(self, octets: bytes) -> int:

@@ -41,12 +41,14 @@ def command(
     listen_tls: Sequence[str] = (),
     reactor: str = "default",
     log_format: str = "text",
+    log_level: str = "info",
     twist: Path = TWIST,
 ) -> list[str]:
     """The words that start a guard with `options`."""
     own = [f"--listen={endpoint}" for endpoint in listen]
     own += [f"--listen-tls={endpoint}" for endpoint in listen_tls]
-    return [str(twist), f"--reactor={reactor}", f"--log-format={log_format}", "smtpguard", *own, *options]
+    log = (f"--log-format={log_format}", f"--log-level={log_level}")
+    return [str(twist), f"--reactor={reactor}", *log, "smtpguard", *own, *options]
 
 
 class GuardProcess:
@@ -64,6 +66,7 @@ class GuardProcess:
         listen_tls: Sequence[str] = (),
         reactor: str = "default",
         log_format: str = "text",
+        log_level: str = "info",
         twist: Path = TWIST,
         descriptors: Sequence[int] = (),
     ) -> None:
@@ -79,6 +82,7 @@ class GuardProcess:
                     listen_tls=listen_tls,
                     reactor=reactor,
                     log_format=log_format,
+                    log_level=log_level,
                     twist=twist,
                 ),
                 cwd=directory,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode
 from ipaddress import ip_address
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 import pytest_twisted
 from certificates import certificate
 from commandline import mistake, parsed
+from constantly import NamedConstant  # type: ignore[import-untyped]
 from fakes import Conversation, FakeDelivery, FakeFilter
-from loopback import Loopback
+from loopback import Loopback, reactor
 from tlsclient import TLSClient
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 
 from twisted_smtpguard import Limits, SMTPGuardFactory
+from twisted_smtpguard.eventlog import EventLog
 from twisted_smtpguard.interfaces import PASS, Peer
 from twisted_smtpguard.tap import make_service
 from twisted_smtpguard.testing import Clients
@@ -33,7 +40,7 @@ each_version = pytest.mark.parametrize("header", [V1, V2], ids=["v1", "v2"])
 class Proxied(Clients):
     """A guard whose proxies are in 10.0.0.0/8 and fd00::/8. `asked` are the peers that its filter has seen."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, options: dict[str, Any] | None = None, **limits: Any) -> None:
         clock = Clock()
         self.asked: list[Peer] = []
         checks = FakeFilter()
@@ -45,6 +52,7 @@ class Proxied(Clients):
             hostname="guard.example",
             ip_filters=[checks],
             proxy_protocol_from=["10.0.0.0/8", "fd00::/8"],
+            **(options or {}),
         )
         super().__init__(factory, clock)
 
@@ -247,6 +255,210 @@ async def test_at_a_tls_listener_the_header_comes_first_and_the_hello_may_stand_
     peer = message.client.peer
     assert (str(peer.address), peer.port, peer.tls, peer.proxied) == ("192.0.2.7", 4711, True, True)
     await guard.close()
+
+
+# TLS that the proxy has ended.
+
+
+def vector(kind: int, value: bytes) -> bytes:
+    return struct.pack("!BH", kind, len(value)) + value
+
+
+def tls_header(client: int = 0x01, *inner: bytes, more: bytes = b"") -> bytes:
+    """A header of version 2 with the vector of TLS behind another one."""
+    vectors = vector(0x04, b"x") + vector(0x20, struct.pack("!BI", client, 0) + b"".join(inner)) + more
+    rest = V2[16:] + vectors
+    return V2[:14] + struct.pack("!H", len(rest)) + rest
+
+
+VERSION, CIPHER = vector(0x21, b"TLSv1.3"), vector(0x23, b"TLS_AES_256_GCM_SHA384")
+PROXY_TLS = {"proxy_protocol_tls": True, "checkers": [InMemoryUsernamePasswordDatabaseDontUse(bob=b"pw")]}
+
+
+def keywords(said: str) -> set[str]:
+    return {line[4:].split(" ")[0] for line in said.splitlines()[1:]}
+
+
+def log_in(user: str, password: str) -> str:
+    return "AUTH PLAIN " + b64encode(f"\0{user}\0{password}".encode()).decode()
+
+
+def test_it_counts_as_tls_where_the_operator_says_so() -> None:
+    guard = Proxied({**PROXY_TLS, "tls": object(), "require_tls": True, "require_auth": True})
+    client = guard.connect(PROXY)
+    assert client.send(tls_header(1, VERSION, CIPHER)) == GREETING
+    said = keywords(client.say("EHLO a"))
+    assert "AUTH" in said
+    assert "STARTTLS" not in said
+    assert client.say("STARTTLS").startswith("503 5.5.1 ")
+    assert client.say(log_in("bob", "pw")).startswith("235 ")
+    client.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@c.example>", "DATA", "x", ".")
+    (message,) = guard.delivery.messages
+    assert message.client.tls == "TLSv1.3 TLS_AES_256_GCM_SHA384"
+    assert message.client.protocol == "ESMTPSA"
+    assert message.client.peer.tls
+    assert guard.asked[0].tls
+
+
+@pytest.mark.parametrize(
+    ("header", "tls"),
+    [
+        (tls_header(0x01), "TLS"),
+        (tls_header(0x07, VERSION), "TLSv1.3"),
+        (tls_header(0x01, CIPHER), "TLS TLS_AES_256_GCM_SHA384"),
+        (tls_header(0x01, vector(0x21, b"a\r\nb")), "TLS"),
+        (tls_header(0x00, VERSION), ""),
+        (tls_header(0x02, VERSION), ""),
+        (V2, ""),
+        (V1, ""),
+    ],
+)
+def test_only_where_the_header_says_that_the_client_has_spoken_it(header: bytes, tls: str) -> None:
+    guard = Proxied(PROXY_TLS)
+    client = guard.connect(PROXY)
+    assert client.send(header, bytewise=True) == GREETING
+    assert ("AUTH" in keywords(client.say("EHLO a"))) is (tls != "")
+    client.say("MAIL FROM:<a@b.example>", "RCPT TO:<b@c.example>", "DATA", "x", ".")
+    assert guard.delivery.messages[0].client.tls == tls
+    assert guard.asked[0].tls is (tls != "")
+
+
+@pytest.mark.parametrize("header", [LOCAL, LOCAL[:12] + b"\x20\x11" + tls_header(1, VERSION)[14:]])
+def test_a_connection_of_the_proxy_itself_speaks_none(header: bytes) -> None:
+    client = Proxied(PROXY_TLS).connect(PROXY)
+    assert client.send(header) == GREETING
+    assert "AUTH" not in keywords(client.say("EHLO a"))
+
+
+def test_without_the_option_it_is_in_clear() -> None:
+    client = Proxied({**PROXY_TLS, "proxy_protocol_tls": False}).connect(PROXY)
+    client.send(tls_header(1, VERSION, CIPHER))
+    assert "AUTH" not in keywords(client.say("EHLO a"))
+
+
+def test_from_elsewhere_nobody_says_to_have_spoken_tls() -> None:
+    guard = Proxied(PROXY_TLS)
+    client = guard.connect("192.0.2.1")
+    client.send(tls_header(1, VERSION, CIPHER))
+    assert "AUTH" not in keywords(client.say("EHLO a"))
+
+
+@pytest.mark.parametrize("octets", [b"\x20", b"\x20\0", b"\x20\0\x05\x01", vector(0x20, b"\x01\0\0\0")])
+def test_vectors_that_are_cut_off_are_no_header(octets: bytes) -> None:
+    guard = Proxied(PROXY_TLS)
+    client = guard.connect(PROXY)
+    assert client.send(tls_header(0, more=octets)) == ""
+    assert client.transport.aborted
+    assert refusals(guard) == {"bad_proxy_header": 1}
+
+
+def test_what_needs_a_proxy_is_refused_without_one() -> None:
+    with pytest.raises(ValueError, match="proxy_protocol_tls needs proxy_protocol_from"):
+        SMTPGuardFactory(Clock(), FakeDelivery(), proxy_protocol_tls=True)
+    assert mistake("--proxy-protocol-tls") == "--proxy-protocol-tls: --proxy-protocol-from is needed"
+
+
+def test_with_it_no_certificate_is_needed() -> None:
+    service = make_service(
+        parsed("--proxy-protocol-from", "unix", "--proxy-protocol-tls", "--require-tls", "--deliver=discard"),
+        MemoryReactorClock(),
+    )
+    assert service.factory.proxy_tls
+    assert service.factory.proxies is not None
+    assert service.factory.proxies.has(None)
+
+
+# Health checks.
+
+HAPROXYS_OWN = b"PROXY TCP4 10.0.0.1 198.51.100.1 4711 25\r\n"
+"""What its check-send-proxy says in version 1."""
+NOBODY = pytest.mark.parametrize(
+    "header", [LOCAL, b"PROXY UNKNOWN\r\n", HAPROXYS_OWN], ids=["LOCAL", "UNKNOWN", "its own end"]
+)
+
+
+def levels(events: list[Any]) -> list[tuple[str, str]]:
+    return [(event["event"], event["log_level"].name) for event in events if "event" in event]
+
+
+def watched(level: NamedConstant, **limits: Any) -> Proxied:
+    guard = Proxied(**limits)
+    events = guard.factory.site.events
+    events._log = EventLog(guard.clock.seconds, level)
+    return guard
+
+
+@NOBODY
+def test_one_that_says_nothing_is_logged_at_debug_only(header: bytes) -> None:
+    for level, expected in [
+        (LogLevel.info, []),
+        (LogLevel.debug, [("connect", "debug"), ("disconnect", "debug")]),
+    ]:
+        with capturedLogs() as events:
+            guard = watched(level)
+            guard.through(header).disconnect()
+        assert levels(events) == expected
+        counts = guard.factory.statistics
+        assert (counts.connections_accepted, counts.sessions_ended, counts.live_connections) == (1, 1, 0)
+
+
+@NOBODY
+def test_or_leaves_before_its_greeting(header: bytes) -> None:
+    for level, expected in [(LogLevel.info, []), (LogLevel.debug, [("hangup", "debug")])]:
+        with capturedLogs() as events:
+            guard = watched(level, greet_delay=2)
+            guard.through(header).disconnect()
+        assert levels(events) == expected
+        assert guard.factory.statistics.hangups == 1
+
+
+@NOBODY
+@pytest.mark.parametrize("behind", [True, False])
+def test_one_that_says_something_is_logged_like_a_client(header: bytes, behind: bool) -> None:
+    with capturedLogs() as events:
+        client = Proxied().through(header + b"QUIT\r\n" if behind else header)
+        if not behind:
+            client.say("NOOP")
+            client.say("QUIT")
+    lines = [event["text"].split()[0] for event in events if event.get("event") != "reject"]
+    assert lines == ["connect", "disconnect"]
+
+
+def test_a_client_that_is_named_and_says_nothing_is_logged_too() -> None:
+    with capturedLogs() as events:
+        Proxied().through(V2).disconnect()
+    assert levels(events) == [("connect", "info"), ("disconnect", "info")]
+
+
+# Over UNIX sockets.
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_a_unix_socket_too(tmp_path: FilePath) -> None:
+    endpoint = UNIXServerEndpoint(reactor, str(tmp_path / "smtp.sock"))
+    guard = Loopback(endpoints=[endpoint], options={"proxy_protocol_from": ["unix"]})
+    guard.start()
+    client = guard.client()
+    await client.says(V2[:20])
+    assert client.heard == b""
+    await client.says(V2[20:] + b"HELO a\r\nMAIL FROM:<a@b.example>\r\n")
+    await client.hears(b"250 2.1.0 ")
+    await client.says(b"RCPT TO:<b@c.example>\r\nDATA\r\n")
+    await client.hears(b"354 ")
+    await client.says(b"x\r\n.\r\n")
+    await client.hears(b"250 2.0.0 ")
+    (message,) = guard.delivery.messages
+    assert message.client.peer == Peer(
+        ip_address("192.0.2.7"), 4711, ip_address("198.51.100.1"), 25, proxied=True
+    )
+    await guard.close()
+
+
+def test_unix_names_no_network_and_networks_no_socket() -> None:
+    proxies = SMTPGuardFactory(Clock(), FakeDelivery(), proxy_protocol_from=["unix"]).proxies
+    assert proxies is not None
+    assert proxies.has(None)
+    assert not proxies.has(ip_address("127.0.0.1"))
 
 
 # Asked for.

@@ -64,7 +64,7 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
         "listen": ["tcp:1", "tcp:2"],
         "listen-tls": ["tcp:1", "tcp:2"],
         "auth": ["file:a", "file:b"],
-        "proxy-protocol-from": ["192.0.2.1", "192.0.2.2"],
+        "proxy-protocol-from": ["192.0.2.1", "unix"],
         "accept-domain": ["example.org", "/etc/smtpguard/domains"],
         "ip-filter": ["networks:a", "networks:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],

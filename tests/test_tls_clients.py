@@ -311,11 +311,54 @@ def test_behind_a_proxy_the_guard_sees_the_client(tmp_path: Path, kind: str, opt
         guard.wait_for("reject peer=127.0.0.66 reason=ip_filter")
 
 
-def test_a_health_check_of_haproxy_is_a_session_of_haproxy_itself(tmp_path: Path) -> None:
-    guard = GuardProcess(tmp_path, "--proxy-protocol-from=127.0.0.1")
-    with guard, proxy("haproxy", tmp_path, guard.port, "send-proxy-v2 check check-send-proxy inter 100ms"):
-        guard.wait_for("(connect|hangup) .*peer=127.0.0.1")
-        assert "bad_proxy_header" not in guard.log.decode()
+@pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])
+def test_a_health_check_of_haproxy_is_one_of_haproxy_itself_and_logged_at_debug_only(
+    tmp_path: Path, version: str
+) -> None:
+    guard = GuardProcess(tmp_path, "--proxy-protocol-from=127.0.0.1", log_level="debug")
+    with guard, proxy("haproxy", tmp_path, guard.port, f"{version} check check-send-proxy inter 100ms"):
+
+        def ends(level: str) -> int:
+            return len(
+                re.findall(rf"#{level}\] (?:disconnect|hangup) .*peer=127\.0\.0\.1", guard.log.decode())
+            )
+
+        eventually(lambda: ends("debug") >= 3, "checks are not logged at debug")
+        # HAProxy passes on the probe that found it listening.
+        assert ends("info") <= 1
+
+
+def test_tls_that_haproxy_has_ended_counts_as_tls_over_a_unix_socket(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text(f"ann:{PASSWORD}\n")
+    options = (
+        "--proxy-protocol-from=unix",
+        "--proxy-protocol-tls",
+        "--require-tls",
+        "--require-auth",
+        f"--auth=file:{tmp_path / 'users'}",
+    )
+    path = tmp_path / "smtp.sock"
+    text = HAPROXY.replace("bind 127.0.0.1:{front}", f"bind 127.0.0.1:{{front}} ssl crt {certificate()}")
+    text = text.replace(
+        "127.0.0.1:{port} {options}", f"unix@{path} send-proxy-v2-ssl proxy-v2-options ssl,ssl-cipher"
+    )
+    guard = GuardProcess(tmp_path, *options, listen=(f"unix:{path}",))
+    with guard, proxied("haproxy", tmp_path, 0, text) as front:
+        credentials = b64encode(f"\0ann\0{PASSWORD}".encode()).decode()
+        lines = [
+            "EHLO client.example",
+            f"AUTH PLAIN {credentials}",
+            f"MAIL FROM:<{SENDER}>",
+            "RCPT TO:<a@example.org>",
+            "DATA",
+            "Subject: x\n\ntext\n.",
+            "QUIT\n",
+        ]
+        shown = s_client(front, "-crlf", "-ign_eof", "-quiet", says="\n".join(lines))
+        assert "STARTTLS" not in shown
+        [mail] = stored(guard.maildir)
+        assert "([127.0.0.1])" in mail.received
+        assert " with ESMTPSA (TLSv1." in " ".join(mail.received.split())
 
 
 def test_tls_goes_through_haproxy_to_the_guard(tmp_path: Path) -> None:

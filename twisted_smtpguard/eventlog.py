@@ -38,8 +38,8 @@ MAX_ERROR_CHARACTERS = 2_000
 
 
 class EventLog:
-    """Logs what is not below `level`. Who builds an event at some cost asks `informs` or `warns` first. `seconds` tells
-    the time."""
+    """Logs what is not below `level`. Who builds an event at some cost asks `informs` or `warns` first, or
+    `debugs`. `seconds` tells the time."""
 
     def __init__(
         self,
@@ -47,10 +47,15 @@ class EventLog:
         level: NamedConstant = LogLevel.info,
         logger: Logger | None = None,
     ) -> None:
+        self.debugs: bool = level <= LogLevel.debug
         self.informs: bool = level <= LogLevel.info
         self.warns: bool = level <= LogLevel.warn
         self._seconds = seconds
         self._logger = logger or Logger(namespace=NAMESPACE)
+
+    def debug(self, event: str, fields: Mapping[str, object]) -> None:
+        if self.debugs:
+            self._log(LogLevel.debug, event, _line(event, fields), fields)
 
     def info(self, event: str, fields: Mapping[str, object]) -> None:
         if self.informs:

@@ -107,23 +107,33 @@ class Events:
 
     # A connection.
 
-    def connect(self, session: str, peer: str, *, trusted: bool = False) -> None:
-        """A connection was let in: it is greeted now. `trusted`: an IP filter said so."""
-        counts = self.statistics
-        counts.connections_accepted += 1
-        counts.live_connections += 1
-        counts.peak_live_connections = max(counts.peak_live_connections, counts.live_connections)
-        if self._log.informs:
+    def connect(
+        self, session: str, peer: str, *, trusted: bool = False, silent: bool = False, counted: bool = False
+    ) -> None:
+        """A connection was let in: it is greeted now. `trusted`: an IP filter said so.
+
+        `silent`: it is the proxy's own, such as a health check, which is logged at debug unless it says something. Then
+        this is called again, and it has been `counted`.
+        """
+        if not counted:
+            counts = self.statistics
+            counts.connections_accepted += 1
+            counts.live_connections += 1
+            counts.peak_live_connections = max(counts.peak_live_connections, counts.live_connections)
+        if self._logs(silent):
             fields: dict[str, object] = {"session": session, "peer": peer}
             if trusted:
                 fields["trusted"] = True
-            self._log.info("connect", fields)
+            self._inform("connect", fields, silent)
 
-    def hangup(self, peer: str, seconds: float) -> None:
-        """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are."""
+    def hangup(self, peer: str, seconds: float, *, silent: bool = False) -> None:
+        """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are.
+
+        `silent`: the proxy's own connection has said nothing, which is logged at debug."""
         self.statistics.hangups += 1
-        if self._log.informs and self._refusals.allows(peer, "hangup", self._clock.seconds()):
-            self._log.info("hangup", self._with_suppressed({"peer": peer, "seconds": round(seconds, 3)}))
+        if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
+            fields = self._with_suppressed({"peer": peer, "seconds": round(seconds, 3)})
+            self._inform("hangup", fields, silent)
 
     def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
         """An IP filter raised, did not answer in time, or answered with what is no verdict.
@@ -144,14 +154,19 @@ class Events:
             fields: dict[str, object] = {"session": session, "peer": peer, "user": word(user)}
             self._log.info("login", {**fields, "mechanism": mechanism})
 
-    def disconnect(self, session: str, peer: str, reason: str, seconds: float, messages: int) -> None:
-        """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once."""
+    def disconnect(
+        self, session: str, peer: str, reason: str, seconds: float, messages: int, *, silent: bool = False
+    ) -> None:
+        """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once.
+
+        `silent`: the proxy's own connection has said nothing, which is logged at debug."""
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
-        if self._log.informs:
+        if self._logs(silent):
             fields: dict[str, object] = {"session": session, "peer": peer, "reason": reason}
-            self._log.info("disconnect", {**fields, "seconds": round(seconds, 3), "messages": messages})
+            fields.update(seconds=round(seconds, 3), messages=messages)
+            self._inform("disconnect", fields, silent)
 
     def reject(
         self,
@@ -265,6 +280,15 @@ class Events:
         if suppressed:
             fields["suppressed"] = suppressed
         self._log.failure("failure", failure, fields, text)
+
+    def _logs(self, silent: bool) -> bool:
+        return self._log.debugs if silent else self._log.informs
+
+    def _inform(self, event: str, fields: dict[str, object], silent: bool) -> None:
+        if silent:
+            self._log.debug(event, fields)
+        else:
+            self._log.info(event, fields)
 
     def _with_suppressed(self, fields: dict[str, object]) -> dict[str, object]:
         suppressed = self._refusals.take_suppressed()

@@ -27,7 +27,14 @@ OPTIONS = {
     "proxy-protocol-from": (
         "NETWORK",
         "Connections from this address or network come from a proxy, and begin with a PROXY header, of version 1 or 2, "
-        "that tells the client. May be given several times. From nowhere else a header is believed.",
+        "that tells the client; unix stands for UNIX sockets. May be given several times. From nowhere else a header "
+        "is believed.",
+    ),
+    "proxy-protocol-tls": (
+        "",
+        "A client that has spoken TLS to such a proxy counts as one that speaks TLS, where the header, of version 2, "
+        "tells so: AUTH is offered, and STARTTLS is not. Only for proxies that are reached by a way that nobody can "
+        "read.",
     ),
     "auth": (
         "NAME[:ARGS]",

@@ -39,6 +39,7 @@ from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
 from twisted_smtpguard.units import FLAG, one_of
+from twisted_smtpguard.wire.behindproxy import UNIX
 from twisted_smtpguard.wire.tls import CertificateFiles
 
 EX_USAGE = 64
@@ -60,7 +61,7 @@ _REPEATABLE = frozenset(
 )
 _CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-client-authorities")
 _SINGLE = ("hostname", "deliver", "profile", *_CERTIFICATE_FILES)
-_FLAGS = ("auth-without-tls", "require-auth", "require-tls")
+_FLAGS = ("auth-without-tls", "require-auth", "require-tls", "proxy-protocol-tls")
 _CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
 _DENY_TRUST = "deny/trust"
@@ -179,18 +180,21 @@ class Options(usage.Options):
             option.replace("-", "_"): option in single and bool(single[option].value(FLAG.parse))
             for option in _FLAGS
         }
+        self.proxies = [_proxies(setting) for setting in given.get("proxy-protocol-from", [])]
         self._check_security(single)
-        self.proxies = [_network(setting) for setting in given.get("proxy-protocol-from", [])]
         self.deny = [_network(setting) for setting in given.get("deny", [])]
         self.trust = [_network(setting) for setting in given.get("trust", [])]
         self._answer_questions(limits_table(self.limits, single, profile))
 
     def _check_security(self, given: Mapping[str, Setting]) -> None:
-        if self.flags["require_tls"] and not self.certificate_files:
+        if self.flags["proxy_protocol_tls"] and not self.proxies:
+            raise given["proxy-protocol-tls"].wrong("--proxy-protocol-from is needed")
+        if self.flags["require_tls"] and not (self.certificate_files or self.flags["proxy_protocol_tls"]):
             raise given["require-tls"].wrong("--tls-certificate is needed")
         if self.flags["require_auth"] and not self.auth:
             raise given["require-auth"].wrong("--auth is needed")
-        if self.auth and not self.certificate_files and not self.flags["auth_without_tls"]:
+        tls = self.certificate_files or self.flags["proxy_protocol_tls"]
+        if self.auth and not tls and not self.flags["auth_without_tls"]:
             raise self.auth[0].wrong("--tls-certificate is needed, or --auth-without-tls")
 
     def _answer_questions(self, limits: str) -> None:
@@ -333,6 +337,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         tls=certificate,
         tls_endpoints=tls_endpoints,
         proxy_protocol_from=options.proxies,
+        proxy_protocol_tls=options.flags["proxy_protocol_tls"],
         checkers=checkers,
         require_tls=options.flags["require_tls"],
         require_auth=options.flags["require_auth"],
@@ -357,6 +362,11 @@ def _network(setting: Setting) -> str:
     with setting.blamed():
         parse_network(setting.text)
     return setting.text
+
+
+def _proxies(setting: Setting) -> str:
+    """What names proxies: a network, or `unix` for UNIX sockets."""
+    return UNIX if setting.text == UNIX else _network(setting)
 
 
 def _endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:

@@ -16,19 +16,27 @@ if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
 
 
+UNIX = "unix"
+"""Stands for all UNIX sockets where networks of proxies are named."""
+
+
 class ProxyNetworks:
-    """Where proxies are that speak the PROXY protocol. Anybody else could say what they like. ValueError for what is no
-    network."""
+    """Where proxies are that speak the PROXY protocol: networks, and `unix` for UNIX sockets. Anybody else could say
+    what they like. ValueError for what is neither."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks: list[IPv4Network | IPv6Network] = []
+        self._unix = UNIX in networks
         for each in networks:
-            bits, start, length = parse_network(each)
-            self._networks.append((IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length)))
+            if each != UNIX:
+                bits, start, length = parse_network(each)
+                self._networks.append((IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length)))
 
     def has(self, address: Address | None) -> bool:
         """Whether a connection from there begins with a header. None: it came over a UNIX socket."""
-        return address is not None and any(address in network for network in self._networks)
+        if address is None:
+            return self._unix
+        return any(address in network for network in self._networks)
 
 
 class Announced(Protocol):
@@ -47,10 +55,11 @@ class Announced(Protocol):
 class BehindProxy:
     """Calls one of the owner's `announced` and `proxy_failed`, once, unless it is told to `leave` before."""
 
-    __slots__ = ("_deadline", "_owner")
+    __slots__ = ("_deadline", "_owner", "_tls")
 
     def __init__(self, factory: SMTPGuardFactory, owner: Announced) -> None:
         self._owner = owner
+        self._tls = factory.proxy_tls
         limits = factory.site.limits
         times = [seconds for seconds in (limits.proxy_header_timeout, limits.read_timeout) if seconds]
         self._deadline: Deadline | None = None
@@ -60,7 +69,7 @@ class BehindProxy:
     def spoke(self) -> None:
         """Something has come."""
         try:
-            header = parse_header(self._owner.received())
+            header = parse_header(self._owner.received(), tls=self._tls)
         except HeaderError:
             self.leave()
             self._owner.proxy_failed("bad_proxy_header")

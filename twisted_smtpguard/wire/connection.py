@@ -31,7 +31,7 @@ from twisted_smtpguard.wire.behindproxy import BehindProxy
 from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.output import Output
-from twisted_smtpguard.wire.peers import announced_peer, make_peer, peer_address, peer_name
+from twisted_smtpguard.wire.peers import announced_peer, is_own, make_peer, peer_address, peer_name
 from twisted_smtpguard.wire.proxyheader import ProxyHeader
 from twisted_smtpguard.wire.secureoutput import SecureOutput
 from twisted_smtpguard.wire.tls import certificate_shown, spoken
@@ -69,6 +69,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _closing = False
     _at_ease = False
     """A command may come, and nothing is in its way."""
+    _silent = False
+    """It is the proxy's own, and has said nothing yet."""
     _lingering = False
     _lingers_no_longer = False
     _half_closed = False
@@ -86,6 +88,10 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     @abstractmethod
     def begin_session(self) -> None:
         """The greeting has been queued."""
+
+    @abstractmethod
+    def silence_over(self) -> None:
+        """The proxy's own connection, greeted, has said something."""
 
     @abstractmethod
     def end_session(self) -> None:
@@ -194,9 +200,21 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         """Called by BehindProxy: now the client is known. What stands behind the header is the client's."""
         self._buffer = self._buffer[header.octets :]
         if header.client is not None and header.server is not None:
-            peer = announced_peer(header.client, header.server, self.implicit_tls)
+            self._tls = header.tls
+            peer = announced_peer(header.client, header.server, self.implicit_tls or header.tls != "")
             self._visitor = Visitor(str(peer.address), lambda: peer, self.factory.clients)
+        if not self._buffer and is_own(header, self._address):
+            self._silent = True
+            self.dataReceived = self._first_words  # type: ignore[method-assign]
         self._arrive()
+
+    def _first_words(self, octets: bytes) -> None:
+        """The proxy's own connection says something: from here on it is logged like any other."""
+        del self.dataReceived
+        self._silent = False
+        if self._greeted:
+            self.silence_over()
+        self.dataReceived(octets)
 
     def proxy_failed(self, reason: str) -> None:
         """Called by BehindProxy. There is nobody to say anything to."""
@@ -335,7 +353,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if self._greeted:
             self.session_over(seconds)
         elif not self._refused:
-            self.factory.site.events.hangup(self._visitor.name, seconds)
+            self.factory.site.events.hangup(self._visitor.name, seconds, silent=self._silent)
 
     def readConnectionLost(self) -> None:
         """The client has shut down its side. It still gets every reply that is due."""

@@ -48,7 +48,8 @@ class SMTPGuardFactory(ServerFactory):
     `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
     more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
     spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
-    `proxy_protocol_from` are the networks of proxies, each of whose connections begins with a PROXY header.
+    `proxy_protocol_from` are the networks of proxies, and `unix` for UNIX sockets: each connection from there begins
+    with a PROXY header. `proxy_protocol_tls` takes their word for a client's TLS.
     `checkers`, of twisted.cred, say who may log in with AUTH: under TLS only, unless `auth_without_tls`. `require_auth`
     refuses MAIL before that, `require_tls` MAIL in clear.
     """
@@ -67,6 +68,7 @@ class SMTPGuardFactory(ServerFactory):
         counters: ICounterStore | None = None,
         tls: object | None = None,
         proxy_protocol_from: Sequence[str] = (),
+        proxy_protocol_tls: bool = False,
         checkers: Sequence[object] = (),
         require_tls: bool = False,
         require_auth: bool = False,
@@ -75,10 +77,13 @@ class SMTPGuardFactory(ServerFactory):
         limits = limits or Limits()
         if require_auth and not checkers:
             raise ValueError("require_auth needs checkers")
+        if proxy_protocol_tls and not proxy_protocol_from:
+            raise ValueError("proxy_protocol_tls needs proxy_protocol_from")
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
         self.tls: Any = tls
         self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
+        self.proxy_tls = proxy_protocol_tls
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         self.clients = ClientLimits(
             limits,

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IAddress
 
 from twisted_smtpguard.addresses import unmapped
 from twisted_smtpguard.interfaces import Address, Peer
-from twisted_smtpguard.wire.proxyheader import End
+from twisted_smtpguard.wire.proxyheader import End, ProxyHeader
 
 
 def peer_name(peer: IAddress | None) -> str:
@@ -39,6 +39,12 @@ def make_peer(transport: Any, tls: bool) -> Peer:
 def peer_address(peer: IAddress | None) -> Address | None:
     """The IP address of a peer; None where it came over a UNIX socket."""
     return _split(peer)[0]
+
+
+def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
+    """Whether the connection is the proxy's own, such as a health check: its header names nobody, or, as HAProxy's of
+    version 1 does, the proxy's own end of it."""
+    return header.client is None or header.client == _split(peer)
 
 
 def announced_peer(client: End, server: End, tls: bool) -> Peer:

@@ -29,8 +29,16 @@ class SMTPGuardProtocol(Receiving):
         factory = self.factory
         self.session = Session(factory.site, factory.next_session_name(), self._visitor, self._tls)
         self._lines = LineSplitter(factory.line_rules)
-        factory.site.events.connect(self.session.name, self._visitor.name, trusted=self._visitor.trusted)
+        factory.site.events.connect(
+            self.session.name, self._visitor.name, trusted=self._visitor.trusted, silent=self._silent
+        )
         factory.session_times.add(self)
+
+    def silence_over(self) -> None:
+        """Called when a connection whose proxy has named no client says something."""
+        self.factory.site.events.connect(
+            self.session.name, self._visitor.name, trusted=self._visitor.trusted, counted=True
+        )
 
     def end_session(self) -> None:
         """Called when nothing more is said, and when the connection is gone."""
@@ -46,7 +54,7 @@ class SMTPGuardProtocol(Receiving):
         """Called when the connection holds no slot any more."""
         session = self.session
         self.factory.site.events.disconnect(
-            session.name, self._visitor.name, self.end_reason, seconds, session.messages
+            session.name, self._visitor.name, self.end_reason, seconds, session.messages, silent=self._silent
         )
 
     # Steps behind which no command comes.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TypeAlias
 
@@ -23,7 +24,7 @@ MAX_LINE_OCTETS = 107
 """Of version 1, its CRLF included."""
 
 MAX_BINARY_OCTETS = 4096
-"""Of version 2, behind its first 16. The addresses take 36; what else a proxy tells is not looked at."""
+"""Of version 2, behind its first 16. The addresses take 36. Of what else a proxy tells, only its TLS is looked at."""
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_OCTETS = 16
@@ -39,6 +40,13 @@ _LINE = re.compile(
 
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
+
+# Type-length-value vectors of version 2: that of TLS, and the two that stand inside it.
+_SSL, _SSL_VERSION, _SSL_CIPHER = 0x20, 0x21, 0x23
+_CLIENT_SSL = 0x01
+"""The first bit of what the vector of TLS begins with: the client has spoken TLS to the proxy."""
+_SSL_FIXED_OCTETS = 5
+_VISIBLE = re.compile(rb"[!-~]{1,64}")
 
 End: TypeAlias = tuple[Address, int]
 """An address and a port."""
@@ -57,12 +65,18 @@ class ProxyHeader:
     """How long it is."""
     client: End | None = None
     server: End | None = None
+    tls: str = ""
+    """How the client's connection to the proxy was encrypted: version and cipher as far as they are told. "": it was
+    not, nobody has asked, or the header names no client."""
 
 
-def parse_header(buffer: bytes) -> ProxyHeader | None:
-    """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain."""
+def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:
+    """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain.
+
+    `tls` asks for what version 2 tells of the client's TLS. Then what stands behind the addresses must be well formed.
+    """
     if buffer.startswith(_SIGNATURE[: len(buffer)]):
-        return _parse_binary(buffer) if len(buffer) >= _FIXED_OCTETS else None
+        return _parse_binary(buffer, tls) if len(buffer) >= _FIXED_OCTETS else None
     if not buffer.startswith(_WORD[: len(buffer)]):
         raise HeaderError
     end = buffer.find(b"\r\n", 0, MAX_LINE_OCTETS)
@@ -88,10 +102,10 @@ def _parse_line(line: bytes) -> ProxyHeader:
         raise HeaderError from error
     if any(port > 65535 for _, port in ends):
         raise HeaderError
-    return ProxyHeader(octets, *ends)
+    return ProxyHeader(octets, ends[0], ends[1])
 
 
-def _parse_binary(buffer: bytes) -> ProxyHeader | None:
+def _parse_binary(buffer: bytes, tls: bool) -> ProxyHeader | None:
     command, family, length = struct.unpack_from("!BBH", buffer, len(_SIGNATURE))
     if command not in (_LOCAL, _PROXY) or length > MAX_BINARY_OCTETS:
         raise HeaderError
@@ -108,4 +122,34 @@ def _parse_binary(buffer: bytes) -> ProxyHeader | None:
     else:
         raise HeaderError
     client, server, client_port, server_port = struct.unpack_from(form, buffer, _FIXED_OCTETS)
-    return ProxyHeader(octets, (kind(client), client_port), (kind(server), server_port))
+    spoken = _tls_of(buffer[_FIXED_OCTETS + struct.calcsize(form) : octets]) if tls else ""
+    return ProxyHeader(octets, (kind(client), client_port), (kind(server), server_port), spoken)
+
+
+def _tls_of(vectors: bytes) -> str:
+    """What the vectors behind the addresses tell of the client's TLS."""
+    for kind, value in _vectors(vectors):
+        if kind == _SSL:
+            if len(value) < _SSL_FIXED_OCTETS:
+                raise HeaderError
+            inner = dict(_vectors(value[_SSL_FIXED_OCTETS:]))
+            if value[0] & _CLIENT_SSL:
+                version, cipher = inner.get(_SSL_VERSION, b""), inner.get(_SSL_CIPHER, b"")
+                return f"{_visible(version) or 'TLS'} {_visible(cipher)}".rstrip()
+    return ""
+
+
+def _vectors(octets: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset < len(octets):
+        if len(octets) - offset < 3:
+            raise HeaderError
+        kind, length = struct.unpack_from("!BH", octets, offset)
+        offset += 3 + length
+        if offset > len(octets):
+            raise HeaderError
+        yield kind, octets[offset - length : offset]
+
+
+def _visible(word: bytes) -> str:
+    return word.decode("ascii") if _VISIBLE.fullmatch(word) else ""
