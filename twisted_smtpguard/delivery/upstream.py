@@ -246,7 +246,11 @@ class Mail:
     async def data(self) -> IMessageSink:
         reply = await self._use.command(b"DATA")
         if reply.code == 354:
-            self._use.current.start_data()
+            connection = self._use.current
+            if not connection.usable:
+                # It has said goodbye in the same breath.
+                raise Refused(connection.verdict)
+            connection.start_data()
             return _DataSink(self._use, self._delivery, self._recipients)
         if reply.code < 400:
             # It may take what comes next for anything.

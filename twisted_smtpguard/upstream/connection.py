@@ -86,13 +86,15 @@ class Connection(Protocol):
         if self._parser.amid_reply:
             # That of the command before is not over: this one's would be taken for the rest of it.
             self.end(replies.UPSTREAM_GARBLED)
-        if self.usable:
-            self._owed += 1
-            self._transport.write(line + b"\r\n")
+        if not self.usable:
+            return self._wait(seconds)
+        self._owed += 1
+        self._transport.write(line + b"\r\n")
         return self.answer(seconds)
 
     def answer(self, seconds: float) -> Deferred[UpstreamReply]:
-        """The next reply that is due. To cancel it ends the connection: the reply would be taken for another's."""
+        """The next reply that is due, also one that came before the connection ended. To cancel it ends the connection:
+        the reply would be taken for another's."""
         if self._answers:
             return succeed(self._answers.popleft())
         return self._wait(seconds)
@@ -181,7 +183,12 @@ class Connection(Protocol):
             return
         self.problem = problem
         self._ended(self)
-        if self._waiter is not None:
+        if self._waiter is None:
+            return
+        if self._answers:
+            # Whoever waits for an answer has it: a verdict counts, whatever follows it.
+            self._fire(self._answers.popleft())
+        else:
             self._fire(Failure(Refused(problem)))
 
     # What the transport calls.
@@ -199,19 +206,21 @@ class Connection(Protocol):
             # In clear behind the reply to STARTTLS (RFC 3207 6), or else a server that speaks first under TLS.
             self.end(replies.UPSTREAM_GARBLED)
             return
+        problem: Reply | None = None
         try:
             answers = self._parser.feed(data)
-        except BadReply:
-            self.end(replies.UPSTREAM_GARBLED)
-            return
+        except BadReply as bad:
+            answers, problem = bad.replies, replies.UPSTREAM_GARBLED
         for answer in answers:
             if self._owed and not self._streaming:
                 self._owed -= 1
                 self._answers.append(answer)
             else:
-                self.end(_out_of_turn(answer, amid_message=self._streaming))
-                return
-        if self._answers and self._waiter is not None and self._secured is None and not self._streaming:
+                problem = _out_of_turn(answer, amid_message=self._streaming)
+                break
+        if problem is not None:
+            self.end(problem)
+        elif self._answers and self._waiter is not None:
             self._fire(self._answers.popleft())
 
     def connectionLost(self, reason: Failure | None = None) -> None:

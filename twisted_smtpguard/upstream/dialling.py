@@ -112,6 +112,8 @@ class Dialler:
         connection = await self._connect(ended)
         try:
             await self._open(connection, client, tls)
+            if not connection.usable:
+                raise Refused(connection.verdict)
         except Exception as error:
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE)
             raise
@@ -204,6 +206,8 @@ class Dialler:
             if required or reply.positive:
                 raise Unsuitable(f"it answers STARTTLS with {reply.code}")
             return
+        if not connection.usable:
+            raise Refused(connection.verdict)
         try:
             # As long as a connection: where it is never answered there is time left to go on in clear.
             await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))

@@ -23,7 +23,11 @@ _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$)")
 
 
 class BadReply(Exception):  # noqa: N818 - what it is called
-    """What came is no SMTP reply, or one that never ends."""
+    """What came is no SMTP reply, or one that never ends. `replies` are those that came whole before it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.replies: list[UpstreamReply] = []
 
 
 @attrs.frozen
@@ -56,9 +60,17 @@ class ReplyParser:
     def feed(self, data: bytes) -> list[UpstreamReply]:
         """The replies that are whole now. BadReply: nothing more can be made of this connection."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        replies = [reply for line in lines if (reply := self._line(line.removesuffix(b"\r"))) is not None]
-        if len(self._partial) > MAX_LINE_OCTETS:
-            raise BadReply("a line does not end")
+        replies: list[UpstreamReply] = []
+        try:
+            for line in lines:
+                reply = self._line(line.removesuffix(b"\r"))
+                if reply is not None:
+                    replies.append(reply)
+            if len(self._partial) > MAX_LINE_OCTETS:
+                raise BadReply("a line does not end")
+        except BadReply as bad:
+            bad.replies = replies
+            raise
         return replies
 
     def _line(self, line: bytes) -> UpstreamReply | None:
