@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fakes import Guard, codes, splits
 from hypothesis import given
@@ -51,25 +53,28 @@ def an_octet_at_a_time(octets: bytes, max_line: int, max_endless: int) -> tuple[
     max_line = max_line or max_endless
     for value in octets:
         line += bytes([value])
-        if refused is None and line.endswith(b"\r\n") and b"\r" not in line[:-2]:
+        lf, crlf = line.endswith(b"\n"), line.endswith(b"\r\n")
+        endless = 0 < max_endless < len(line) - line.endswith(b"\r")
+        if refused is None and crlf and b"\r" not in line[:-2]:
             results.append(line[:-2])
             line = b""
             continue
         if refused is None:
-            if line.endswith(b"\n") or b"\r" in line[:-1]:
+            if lf or b"\r" in line[:-1]:
                 refused = replies.BAD_LINE_END
                 results.append(refused)
             elif len(line) == max_line:
                 refused = replies.LINE_TOO_LONG
+        elif refused is replies.BAD_LINE_END and lf and not (crlf or endless):
+            results.append(refused)
+        if refused is replies.LINE_TOO_LONG and (lf or endless):
+            results.append(refused)
+            refused = replies.BAD_LINE_END
         if refused is None:
             continue
-        ended = line.endswith(b"\r\n")
-        endless = 0 < max_endless < len(line) - line.endswith(b"\r")
-        if (ended or endless) and refused is replies.LINE_TOO_LONG:
-            results.append(refused)
         if endless:
             return results, True
-        if ended:
+        if crlf:
             line, refused = b"", None
     return results, False
 
@@ -101,9 +106,11 @@ def test_any_octets_split_in_any_way_give_what_the_rules_say(
         (b"NOOP\r\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
         (b"\r\r\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
         (b"NOOP\n\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\n\nRSET\nQUIT\r\nNOOP\r\n", [replies.BAD_LINE_END, b"NOOP"]),
+        (b"NOOP\n\nRSET\nQUIT\r\nNOOP\r\n", [replies.BAD_LINE_END] * 3 + [b"NOOP"]),
+        (b"NOOP\n\n\r\nQUIT\r\n", [replies.BAD_LINE_END] * 2 + [b"QUIT"]),
         (b"NOOP\nRSET\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\rRSET\nHELP\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
+        (b"NOOP\rRSET\rHELP\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
+        (b"NOOP\rRSET\nHELP\r\nQUIT\r\n", [replies.BAD_LINE_END] * 2 + [b"QUIT"]),
         (b"NO\x00OP\r\n", [b"NO\x00OP"]),
     ],
 )
@@ -124,7 +131,7 @@ def test_only_crlf_ends_a_command_and_a_bad_end_takes_all_up_to_the_next_crlf_wi
         (b"NOOP\n\rRSET\r\nQUIT\r\n", [500, 221]),
         (b"NOOP\r\rQUIT\r\nQUIT\r\n", [500, 221]),
         (b"NOOP\r\n\nQUIT\r\nNOOP\r\n", [250, 500, 250]),
-        (b"NOOP\r\x00\nQUIT\r\nNOOP\r\n", [500, 250]),
+        (b"NOOP\r\x00\nQUIT\r\nNOOP\r\n", [500, 500, 250]),
     ],
 )
 def test_of_smuggled_commands_none_is_executed(smuggled: bytes, expected: list[int], bytewise: bool) -> None:
@@ -194,6 +201,73 @@ def test_what_is_skipped_is_not_kept() -> None:
     kept: list[int] = []
     split_lines([b"x" * 100 + b"\r"] * 100, 50, 0, kept)
     assert max(kept) <= 1
+
+
+# Clients that send LF alone.
+
+BAD_END = "500 5.5.2 Line must end with <CR><LF>\r\n"
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_each_lf_of_a_client_that_sends_no_cr_is_told(bytewise: bool) -> None:
+    client = Guard().connect()
+    client.heard()
+    assert client.send(b"EHLO x\nNOOP\nQUIT\n", bytewise=bytewise) == BAD_END * 3
+    assert not client.closed
+    assert client.send(b"\r\nNOOP\r\n", bytewise=bytewise) == "250 2.0.0 OK\r\n"
+    assert client.guard.factory.statistics.refusals == {"bad_line_end": 3}
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_a_client_that_sends_no_cr_is_ended_by_the_limit_on_invalid_commands(bytewise: bool) -> None:
+    client = Guard().connect()
+    client.heard()
+    said = client.send(b"NOOP\n" * 30, bytewise=bytewise)
+    assert said == BAD_END * 10 + "421 4.4.0 Too many errors, closing connection\r\n"
+    assert client.closed
+
+
+@pytest.mark.parametrize("step", [1, 7, 3001, 10000])
+def test_an_over_long_line_that_ends_with_lf_alone_is_told_at_its_lf(step: int) -> None:
+    client = Guard().connect()
+    client.heard()
+    octets = b"x" * 3000 + b"\nHost: y\n"
+    said = "".join(client.send(octets[i : i + step]) for i in range(0, len(octets), step))
+    assert said == "500 5.5.2 Line too long\r\n" + BAD_END
+    assert client.codes("", "NOOP") == [250]
+
+
+def test_lines_without_cr_are_no_more_than_the_limit_on_a_line_without_crlf_either() -> None:
+    client = Guard(max_invalid_commands=0).greeted()
+    client.heard()
+    said = "".join(client.send(b"NOOP\n" * 100) for _ in range(200) if not client.closed)
+    assert said.endswith(BAD_END + "421 4.4.0 Too many errors, closing connection\r\n")
+    assert said.count(BAD_END) == 65536 // 5
+    assert client.closed
+    assert client.guard.factory.statistics.refusals["max_endless_line"] == 1
+
+
+class Watched(bytes):
+    """Counts the octets that are looked at for a line end."""
+
+    looked_at = 0
+
+    def find(self, sub: Any, start: Any = 0, stop: Any = None) -> int:
+        stop = len(self) if stop is None else min(stop, len(self))
+        found = super().find(sub, start, stop)
+        self.looked_at += (stop if found < 0 else found + 1) - start
+        return found
+
+
+@pytest.mark.parametrize("burst", [b"\n", b"a\n", b"\r\n", b"\r", b"a\r", b"\r\r\n"], ids=repr)
+def test_a_burst_of_line_ends_takes_linear_time(burst: bytes) -> None:
+    buffer, offset = Watched(burst * 10_000), 0
+    splitter = LineSplitter(LineRules(2048, 0))
+    line: Result | None = b""
+    while line is not None:
+        line, offset = splitter.next_line(buffer, offset)
+    assert offset >= len(buffer) - 1
+    assert buffer.looked_at <= 4 * len(buffer)
 
 
 HTTP = b"POST /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nQUIT\r\n"

@@ -249,7 +249,7 @@ def test_nothing_behind_a_bad_line_end_is_executed_up_to_the_next_crlf() -> None
         (b"NOOP\nQUIT\r\n", BAD_END),
         (b"NOOP\rQUIT\r\n", BAD_END),
         (b"NOOP\n", BAD_END),
-        (b"QUIT\nQUIT\rQUIT\r\r\n", ""),
+        (b"QUIT\nQUIT\rQUIT\r\r\n", BAD_END),
         ("NOOP", OK),
     )
     dialogue(*turns)

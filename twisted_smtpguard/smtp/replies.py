@@ -225,7 +225,7 @@ BAD_LINE_END = _reply(
     500,
     "5.5.2",
     "Line must end with <CR><LF>",
-    "a command line that ends with LF alone, or has a bare CR in it",
+    "a command line that ends with LF alone, or has a bare CR in it; then each further LF up to the next CRLF",
     "bad_line_end",
 )
 BAD_SEQUENCE = _reply(503, "5.5.1", "Bad sequence of commands", "a command out of sequence", "bad_sequence")

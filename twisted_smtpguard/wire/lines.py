@@ -1,8 +1,9 @@
 """Where one command line ends and the next begins, whatever a stranger sends in between.
 
-Only CRLF ends a command. A line ended by LF alone, or with a bare CR in it, is refused at once, and what stands
-behind it up to the next CRLF is skipped: executing any of it would let one server see a command where another
-sees none. An over-long line is skipped to its CRLF without keeping it.
+Only CRLF ends a command. A line ended by LF alone, or with a bare CR in it, is refused at once, and what follows it
+up to the next CRLF is skipped: executing any of it would let one server see a command where another sees none. Each
+further LF on the way there is refused too, so that a client that never sends CR is told, and runs into the limit. An
+over-long line is skipped to its CRLF without keeping it, and its refusal comes there, or at the first LF.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class LineSplitter:
             carriage_return = buffer.find(b"\r", offset, end)
             if offset <= carriage_return == end - 1:
                 return buffer[offset:carriage_return], end + 1
-            bare = carriage_return if buffer.endswith(b"\r", offset, end) else end
-            return self._refuse(offset, bare + 1)
+            # At the first of the two, as if the octets had come one by one.
+            return self._refuse(offset, (end if carriage_return < 0 else carriage_return) + 1)
         carriage_return = buffer.find(b"\r", offset, stop)
         if 0 <= carriage_return < min(stop, len(buffer)) - 1:
             return self._refuse(offset, carriage_return + 1)
@@ -92,15 +93,17 @@ class LineSplitter:
         return replies.BAD_LINE_END, offset
 
     def _skip(self, buffer: bytes, offset: int) -> tuple[bytes | Reply | None, int]:
-        end = buffer.find(b"\r\n", offset)
+        # Not the next CRLF: to look for that at every LF would take quadratic time.
+        end = buffer.find(b"\n", offset)
         # A CR at the end may be the first half of the CRLF.
-        stop = end + 2 if end >= 0 else len(buffer) - buffer.endswith(b"\r", offset)
+        stop = end + 1 if end >= 0 else len(buffer) - buffer.endswith(b"\r", offset)
         self._skipped += stop - offset
         self.endless = 0 < self._rules.max_endless < self._skipped
         if end < 0 and not self.endless:
             return None, stop
         owed, self._owed = self._owed, None
-        self._skipping = False
+        at_crlf = end >= 0 and buffer.endswith(b"\r", offset, end)
+        self._skipping = not (at_crlf or self.endless)
         if owed is None and not self.endless:
-            return self.next_line(buffer, stop)
+            return self.next_line(buffer, stop) if at_crlf else (replies.BAD_LINE_END, stop)
         return owed, stop

@@ -195,8 +195,8 @@ class Receiving(Connection):
             return False
         self._progress = True
         if self._first_line:
-            # An over-long line is not kept, and so cannot be told from SMTP. The line behind it can.
-            self._first_line = line is replies.LINE_TOO_LONG
+            # An over-long line is not kept, and so cannot be told from SMTP. The line after it can, if it begins one.
+            self._first_line = line is replies.LINE_TOO_LONG and not self._lines.amid_line
             if not self._first_line and grammar.is_not_smtp(self._buffer[start : self._offset]):
                 self._reply(replies.NOT_SMTP)
                 return False
