@@ -116,6 +116,7 @@ def _reject(to: Events) -> None:
         value=101,
         reply=replies.TOO_MANY_RECIPIENTS,
         command="RCPT",
+        parameter="XSPAM",
         sender="ann@example.org",
         recipient="bob@example.com",
         user="ann",
@@ -462,6 +463,25 @@ def test_a_long_value_is_cut_and_says_so(log: Log) -> None:
 
 
 # Our own faults.
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("BREW", "BREW"),
+        ("X" * 33, "X" * 32),
+        ("\x01" * 9, r"\x01" * 8),
+        ("X" * 31 + "\x01", "X" * 31),
+        ("X" * 30 + '""', "X" * 30 + r"\""),
+        ("\x1b[31m" + "y" * 40, r"\x1b[31m" + "y" * 24),
+    ],
+)
+def test_a_verb_and_a_parameter_are_escaped_and_cut_to_32_characters(log: Log, said: str, shown: str) -> None:
+    log.to.reject("1.2.3.4", "unrecognized_command", session="s1", command=said, parameter=said)
+    assert (
+        log.line
+        == f"reject peer=1.2.3.4 reason=unrecognized_command session=s1 command={shown} parameter={shown}"
+    )
 
 
 def test_a_failure_is_logged_with_its_traceback_and_says_whom_it_concerned(log: Log) -> None:

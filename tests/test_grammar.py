@@ -355,7 +355,11 @@ def test_a_malformed_parameter_is_refused(text: bytes) -> None:
     [
         (b" X", OFFERED),
         (b" RET=HDRS", OFFERED),
-        (b" AUTH=<>", OFFERED),
+        (b" AUTH=<a>", OFFERED),
+        (b" AUTH=a@b", OFFERED),
+        (b" AUTH=<>x", OFFERED),
+        (b" AUTH", OFFERED),
+        (b" XAUTH=<>", OFFERED),
         (b" SIZE=1", NOTHING),
         (b" SIZE=x", NOTHING),
         (b" BODY=8BITMIME", frozenset({"SIZE"})),
@@ -365,6 +369,27 @@ def test_a_malformed_parameter_is_refused(text: bytes) -> None:
 )
 def test_a_parameter_that_was_not_offered_is_unsupported(text: bytes, offered: frozenset[str]) -> None:
     assert refusal(lambda: parse_mail(b"FROM:<a@b>" + text, offered)) == replies.UNSUPPORTED_PARAMETER
+
+
+@pytest.mark.parametrize("offered", [NOTHING, OFFERED], ids=["nothing", "offered"])
+def test_auth_of_nobody_is_taken_and_ignored_where_auth_is_not_offered(offered: frozenset[str]) -> None:
+    assert parse_mail(b"FROM:<a@b> AUTH=<>", offered) == Path("a@b", {})
+    assert parse_mail(b"FROM:<> auth=<>\t", offered) == Path("", {})
+    assert parse_mail(b"FROM:<a@b> AUTH=<> SIZE=5", OFFERED) == Path("a@b", {"SIZE": "5"})
+    twice = b"FROM:<a@b> AUTH=<> Auth=<>"
+    assert refusal(lambda: parse_mail(twice, offered)) == replies.BAD_ARGUMENTS
+    both = b"FROM:<a@b> AUTH=<> AUTH=a"
+    assert refusal(lambda: parse_mail(both, offered)) == replies.UNSUPPORTED_PARAMETER
+
+
+def test_auth_of_nobody_is_told_where_auth_is_offered() -> None:
+    path = parse_mail(b"FROM:<a@b> AUTH=<>", OFFERED | {"AUTH"})
+    assert path == Path("a@b", {"AUTH": "<>"})
+
+
+def test_auth_of_nobody_is_no_parameter_of_rcpt() -> None:
+    text = b"TO:<a@b> AUTH=<>"
+    assert refusal(lambda: parse_rcpt(text, OFFERED, False)) == replies.UNSUPPORTED_PARAMETER
 
 
 def test_rcpt_takes_no_parameters() -> None:

@@ -69,7 +69,20 @@ DATA = (MAIL, RCPT, "DATA")
         ),
         ({}, ["BDAT"], "malformed_bdat code=421 command=BDAT"),
         ({"max_command_line": 20}, ["x" * 20], "max_command_line code=500 limit=20"),
-        ({}, ["BREW"], "unrecognized_command code=500"),
+        ({}, ["brew coffee"], "unrecognized_command code=500 command=BREW"),
+        ({}, ["BREW", "NOOP", ""], "syntax_error code=500"),
+        ({"max_invalid_commands": 1}, ["BREW"], "max_invalid_commands code=421 limit=1 value=1 command=BREW"),
+        (
+            {},
+            ["MAIL FROM:<a@b> size=1 Xspam=y"],
+            "unsupported_parameter code=555 command=MAIL parameter=Xspam",
+        ),
+        ({}, ["MAIL FROM:<a@b> X", "MAIL FROM:a"], "bad_sender_address code=501 command=MAIL"),
+        (
+            {},
+            [MAIL, "RCPT TO:<c@d> AUTH=<>"],
+            "unsupported_parameter code=555 command=RCPT parameter=AUTH sender=a@b",
+        ),
         ({}, ["NO\nOP"], "bad_line_end code=500"),
         ({}, [RCPT], "bad_sequence code=503 command=RCPT"),
         ({}, [MAIL, NOBODY], "delivery code=550 command=RCPT sender=a@b recipient=nobody@d.example"),
@@ -89,10 +102,31 @@ def test_a_refusal_is_logged_with_its_reason_and_its_limit(
     def reject(peer: str, reason: str, **fields: Any) -> None:
         fields["code"] = fields.pop("reply").code
         assert (peer, fields.pop("session")) == ("192.0.2.1", client.protocol.session.name)
-        names = ("code", "limit", "value", "command", "sender", "recipient")
+        names = ("code", "limit", "value", "command", "parameter", "sender", "recipient")
         logged.append(" ".join([reason, *(f"{name}={fields[name]}" for name in names if fields[name])]))
 
     client = guard.greeted()
     guard.factory.site.events.reject = reject  # type: ignore[method-assign]
     client.say(*lines)
     assert logged[-1] == refusal
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("AUTH LOGIN", "cGFzc3dvcmQ"),
+        ("AUTH CRAM", "cGFzc3dvcmQ"),
+        ("AUTH PLAIN", "NOT*BASE64", "cGFzc3dvcmQ"),
+        ("AUTH", "more", "cGFzc3dvcmQ"),
+    ],
+)
+def test_what_may_be_a_password_is_no_kind_of_command(lines: tuple[str, ...]) -> None:
+    """A client that does not heed the reply to its AUTH goes on with its credentials."""
+    client = Guard().greeted()
+    commands: list[str] = []
+    client.guard.factory.site.events.reject = (  # type: ignore[method-assign]
+        lambda *_, command, **__: commands.append(command)
+    )
+    client.say(*lines, "NOOP", "BREW")
+    assert commands == [commands[0], *[""] * (len(lines) - 1), "BREW"]
+    assert commands[0] == "AUTH"

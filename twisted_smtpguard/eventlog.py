@@ -30,6 +30,9 @@ LINE = "{text}"
 MAX_VALUE_CHARACTERS = 320
 """What is logged of one thing that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
 
+MAX_SHORT_CHARACTERS = 32
+"""What is logged of a verb or the name of a parameter, which a client may have made up."""
+
 MAX_PROBLEM_CHARACTERS = 1_000
 """What is logged of a sentence that says what is wrong. It may hold whatever the server behind says."""
 
@@ -101,6 +104,15 @@ def word(text: str) -> str:
     if len(text) > MAX_VALUE_CHARACTERS:
         return escape_word(text[:MAX_VALUE_CHARACTERS]) + "..."
     return escape_word(text)
+
+
+def short_word(text: str) -> str:
+    """A field's value of no more than 32 characters, in which no escape is cut through."""
+    shown = escape_word(text[:MAX_SHORT_CHARACTERS])
+    while len(shown) > MAX_SHORT_CHARACTERS:
+        text = text[: min(len(text), MAX_SHORT_CHARACTERS) - 1]
+        shown = escape_word(text)
+    return shown
 
 
 def _sentence(text: str) -> str:

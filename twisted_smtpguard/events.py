@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.eventlog import EventLog, word
+from twisted_smtpguard.eventlog import EventLog, short_word, word
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.linebudget import LineBudget
 from twisted_smtpguard.smtp.replies import Reply
@@ -180,6 +180,7 @@ class Events:
         limit: float | str | None = None,
         value: float | None = None,
         command: str = "",
+        parameter: str = "",
         sender: str | None = None,
         recipient: str | None = None,
         user: str | None = None,
@@ -206,14 +207,12 @@ class Events:
             fields["session"] = session
         if ip_filter:
             fields["filter"] = word(ip_filter)
-        if limit is not None:
-            fields["limit"] = limit
-        if value is not None:
-            fields["value"] = value
-        if reply is not None:
-            fields["code"] = reply.code
-        if command:
-            fields["command"] = word(command)
+        for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
+            if number is not None:
+                fields[name] = number
+        for name, given in (("command", command), ("parameter", parameter)):
+            if given:
+                fields[name] = short_word(given)
         for name, said in (("sender", sender), ("recipient", recipient), ("user", user)):
             if said is not None:
                 fields[name] = word(said)

@@ -37,6 +37,12 @@ class Conduct:
     """Who the client has last tried to be, for the log."""
     value: float | None = None
     """What went against a limit, for the log. Of a reply that has no account nothing did."""
+    parameter = ""
+    """What a 555 was for, for the log."""
+    unknown = b""
+    """The verb of a line that is no command, for the log."""
+    _after_auth = False
+    """An AUTH was the last command that there is. What comes after it may be a password, whatever was answered."""
     behind: Reply | None = None
     """What ends the session behind the reply, whatever was counted."""
     value_behind: float | None = None
@@ -64,6 +70,8 @@ class Conduct:
         self.unremarkable = not (junk or self._time_is_up)
         self.sender = sender
         self.recipient = None
+        if command is not None and (self._after_auth or command.verb == "AUTH"):
+            self._after_auth = command.verb == "AUTH"
 
     def time_over(self) -> None:
         """The session time has passed; it ends between transactions."""
@@ -148,6 +156,11 @@ class Conduct:
         """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
         site = self._site
         command = self._command.verb if self._command else ""
+        if self.unknown and not (command or self._after_auth):
+            command = self.unknown.decode("ascii")
+        parameter = self.parameter
+        if parameter:
+            self.parameter = ""
         site.events.reject(
             self._visitor.name,
             reason,
@@ -157,6 +170,7 @@ class Conduct:
             limit=site.limits.shown(reason),
             value=self.value,
             command=command,
+            parameter=parameter,
             sender=self.sender,
             recipient=self.recipient,
             user=self.user if command == "AUTH" else None,

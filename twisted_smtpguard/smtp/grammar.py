@@ -92,6 +92,14 @@ _NOT_SMTP = re.compile(
 )
 
 
+class UnsupportedParameter(Refused):
+    """Of MAIL or RCPT; the log names it."""
+
+    def __init__(self, keyword: str) -> None:
+        super().__init__(replies.UNSUPPORTED_PARAMETER)
+        self.keyword = keyword
+
+
 def is_not_smtp(start: bytes) -> bool:
     """Whether `start`, the first line of a connection or the beginning of one, is another protocol's.
 
@@ -147,7 +155,7 @@ def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
         if path["bare"] is not None:
             raise Refused(replies.BAD_SENDER_ADDRESS)
         address = ""
-    parameters = _parse_parameters(rest, offered, _MAIL_DSN)
+    parameters = _parse_parameters(rest, offered, _MAIL_DSN, nobody="AUTH")
     if not path[0].isascii() and "SMTPUTF8" not in parameters:
         raise Refused(replies.NON_ASCII_ADDRESS)
     return Path(address, parameters)
@@ -200,10 +208,11 @@ def _is_address_literal(text: str) -> bool:
 
 
 def _parse_parameters(
-    rest: str, offered: frozenset[str], dsn: frozenset[str], *, utf8: bool = False
+    rest: str, offered: frozenset[str], dsn: frozenset[str], nobody: str = "", *, utf8: bool = False
 ) -> Mapping[str, str | None]:
     """What follows a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
-    be used if DSN is offered. `utf8`: an ORCPT of type utf-8 may hold UTF-8 as it is."""
+    be used if DSN is offered; `nobody` is one that says nothing where it is not offered and its value is <>. `utf8`: an
+    ORCPT of type utf-8 may hold UTF-8 as it is."""
     if not rest:
         return NO_PARAMETERS
     if rest[0] not in " \t":
@@ -211,21 +220,26 @@ def _parse_parameters(
     if "DSN" in offered:
         offered |= dsn
     parameters: dict[str, str | None] = {}
+    ignored = False
     # Not split(): it would also split at what a parameter must not contain.
     for word in filter(None, rest.replace("\t", " ").split(" ")):
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise Refused(replies.BAD_ARGUMENTS)
         keyword, value = match[1].upper(), match[2]
-        if keyword not in offered or keyword not in _VALUES:
-            raise Refused(replies.UNSUPPORTED_PARAMETER)
-        if keyword in parameters:
+        ignorable = keyword == nobody and value == "<>" and keyword not in offered
+        if not ignorable and (keyword not in offered or keyword not in _VALUES):
+            raise UnsupportedParameter(match[1])
+        if keyword in parameters or (ignorable and ignored):
             raise Refused(replies.BAD_ARGUMENTS)
         if value is not None and not value.isascii() and not (utf8 and keyword == "ORCPT"):
             # Before anything is made upper case: of some letters that makes ASCII.
             raise Refused(replies.BAD_ARGUMENTS)
+        if ignorable:
+            ignored = True
+            continue
         parameters[keyword] = _parse_value(keyword, value, offered)
-    return MappingProxyType(parameters)
+    return MappingProxyType(parameters) if parameters else NO_PARAMETERS
 
 
 def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> str | None:

@@ -134,7 +134,7 @@ class Session:
             except Refused as refused:
                 return self.invalid_line(refused.reply)
             if verb not in COMMANDS:
-                return self.invalid_line(replies.UNRECOGNIZED_COMMAND)
+                return self.invalid_line(replies.UNRECOGNIZED_COMMAND, verb)
             command = COMMANDS[verb]
         phase, conduct = self.phase, self.conduct
         conduct.begin(
@@ -158,6 +158,8 @@ class Session:
         except Refused as refused:
             if refused.reply is replies.BAD_ARGUMENTS:
                 self.conduct.behind = command.malformed
+            elif isinstance(refused, grammar.UnsupportedParameter):
+                self.conduct.parameter = refused.keyword
             return refused.reply
 
     def respond(self, line: bytes, pipelined: bool) -> Answer:
@@ -177,13 +179,14 @@ class Session:
         refuses = self.ends_group and self.site.limits.unexpected_pipelining == "refuse"
         return refuses and self.conduct.trips("unexpected_pipelining", once=True)
 
-    def invalid_line(self, reply: Reply) -> Reply:
-        """A line that is no command at all."""
+    def invalid_line(self, reply: Reply, verb: bytes = b"") -> Reply:
+        """A line that is no command at all. `verb`: what it looks like one with."""
         if self.auth is not None:
             self.auth.cancel()
         if self.site.draining:
             return replies.SHUTTING_DOWN
         self.conduct.begin(None, False, None)
+        self.conduct.unknown = verb
         return self.conduct.invalid(reply)
 
     @property
