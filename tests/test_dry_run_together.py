@@ -96,7 +96,7 @@ def test_what_went_against_a_tried_limit_is_not_told_of_another_refusal(log: Log
     guard.greeted().say(MAIL, RCPT, NOBODY)
     told, refusal = log.take("reject")
     assert " limit=1 value=2 " in told
-    assert " reason=delivery " in refusal
+    assert " reason=delivery_refused " in refusal
     assert " value=" not in refusal
 
 
@@ -123,7 +123,7 @@ def test_with_everything_tried_nobody_is_refused_and_everything_is_counted() -> 
         "max_errors": 30,
         "max_rejected_recipients": 30,
     }
-    assert set(refused(guard)) == {"unrecognized_command", "delivery"}
+    assert set(refused(guard)) == {"unrecognized_command", "delivery_refused"}
 
 
 def test_a_tried_limit_leaves_the_one_behind_it_enforced() -> None:

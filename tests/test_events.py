@@ -28,6 +28,7 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.escaping import escape_word
 from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.limits import Limits
@@ -114,7 +115,7 @@ def _reject(to: Events) -> None:
         ip_filter="lookup:db",
         limit=100,
         value=101,
-        reply=replies.TOO_MANY_RECIPIENTS,
+        reply=Reply(452, "4.2.2", ("Full",), said="452 4.2.2 Full"),
         command="RCPT",
         parameter="XSPAM",
         sender="ann@example.org",
@@ -178,6 +179,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         recipients=["bob@example.com", "eve@example.com"],
         octets=5120,
         seconds=0.25,
+        reply=Reply(250, "2.0.0", ("Ok: queued as 4711",), said="250 2.0.0 Ok: queued as 4711"),
         client_gone=True,
         late=True,
         user="ann",
@@ -283,6 +285,50 @@ def test_a_refusal_has_only_the_fields_that_were_given(log: Log) -> None:
     log.to.reject("2001:db8::1", "not_smtp", session="s1")
     assert log.line == "reject peer=2001:db8::1 reason=not_smtp session=s1"
     assert fields_of(log.events[0]) == {"peer": "2001:db8::1", "reason": "not_smtp", "session": "s1"}
+
+
+def test_a_reply_of_ours_is_not_repeated(log: Log) -> None:
+    accepted = {"sender": "a@b", "recipients": ["c@d"], "octets": 1, "seconds": 0}
+    log.to.accept("s1", "1.2.3.4", **accepted, reply=replies.MESSAGE_ACCEPTED)  # type: ignore[arg-type]
+    log.to.reject("1.2.3.4", "max_recipients", session="s1", reply=replies.TOO_MANY_RECIPIENTS)
+    assert [fields_of(event).get("reply") for event in log.events] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        " ",
+        "\x00",
+        "\x7f",
+        '"',
+        "\\",
+        "\u00e9",
+        "\u20ac",
+        "\U0001f600",
+        "\udcff",
+        "a\r\nreject peer=1.2.3.4 ",
+    ],
+)
+@pytest.mark.parametrize("times", [1, 20, 199, 200, 201, 10_000])
+def test_what_a_server_says_is_at_most_200_octets_and_none_of_its_escapes_is_cut(
+    log: Log, text: str, times: int
+) -> None:
+    said = f"550 {text * times}"
+    log.to.reject("1.2.3.4", "upstream_refused", session="s1", reply=Reply(550, "", ("No",), said=said))
+    (shown,) = [fields_of(event)["reply"] for event in log.events]
+    assert len(shown) <= 200
+    assert set(shown) <= PRINTABLE - {" ", '"'} or '\\"' in shown
+    assert log.line == f"reject peer=1.2.3.4 reason=upstream_refused session=s1 code=550 reply={shown}"
+    whole = escape_word(said)
+    if len(whole) <= 200:
+        assert shown == whole
+    else:
+        assert shown.endswith("...")
+        start = shown.removesuffix("...")
+        assert whole.startswith(start)
+        # What was left out begins with a whole escape.
+        assert any(escape_word(said[:end]) == start for end in range(len(said) + 1)[:201])
 
 
 def test_a_limit_or_a_value_of_zero_is_told(log: Log) -> None:

@@ -60,7 +60,7 @@ def reasons(mode: str) -> set[str]:
 
 def all_reasons() -> set[str]:
     """Every word that may stand behind reason=."""
-    return {entry.reason for entry in catalogue() if entry.reason} | {"delivery"}
+    return {entry.reason for entry in catalogue() if entry.reason} | {"delivery_refused", "upstream_refused"}
 
 
 # What is written.

@@ -85,7 +85,7 @@ DATA = (MAIL, RCPT, "DATA")
         ),
         ({}, ["NO\nOP"], "bad_line_end code=500"),
         ({}, [RCPT], "bad_sequence code=503 command=RCPT"),
-        ({}, [MAIL, NOBODY], "delivery code=550 command=RCPT sender=a@b recipient=nobody@d.example"),
+        ({}, [MAIL, NOBODY], "delivery_refused code=550 command=RCPT sender=a@b recipient=nobody@d.example"),
         (
             {"unexpected_pipelining": "refuse"},
             ["EHLO x", "NOOP"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,8 +161,27 @@ def test_a_refusal_has_a_reason_for_the_log_and_nothing_else_has(entry: Entry) -
     assert replies.reason_of(entry.reply) == entry.reason
 
 
-def test_the_reason_of_a_reply_that_is_not_ours_is_the_delivery() -> None:
-    assert replies.reason_of(Reply(550, "5.1.1", ("No such user",))) == "delivery"
+def test_the_reason_of_a_reply_that_is_not_ours_is_that_the_delivery_refused() -> None:
+    assert replies.reason_of(Reply(550, "5.1.1", ("No such user",))) == "delivery_refused"
+
+
+@each_entry
+def test_the_reason_of_an_upstream_server_s_reply_is_that_it_refused_even_if_it_says_what_we_say(
+    entry: Entry,
+) -> None:
+    passed_on = attrs.evolve(entry.reply, said=f"{entry.reply.code} its own words")
+    assert passed_on == entry.reply
+    assert replies.reason_of(passed_on) == "upstream_refused"
+    assert replies.words_of(passed_on) == f"{entry.reply.code} its own words"
+
+
+@each_entry
+def test_of_a_reply_of_ours_nobody_else_has_said_anything(entry: Entry) -> None:
+    assert replies.words_of(entry.reply) == ""
+
+
+def test_a_delivery_s_own_reply_is_its_words() -> None:
+    assert replies.words_of(Reply(550, "5.1.1", ("No such", "user"))) == "550 5.1.1 No such user"
 
 
 def row(entry: Entry) -> str:

@@ -10,6 +10,7 @@ nobody can forge a line or a field. A value never becomes part of a format strin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ MAX_VALUE_CHARACTERS = 320
 
 MAX_SHORT_CHARACTERS = 32
 """What is logged of a verb or the name of a parameter, which a client may have made up."""
+
+MAX_WORDS_OCTETS = 200
+"""What is logged, escaped, of the words of a reply that an upstream server or a delivery chose."""
 
 MAX_PROBLEM_CHARACTERS = 1_000
 """What is logged of a sentence that says what is wrong. It may hold whatever the server behind says."""
@@ -113,6 +117,23 @@ def short_word(text: str) -> str:
         text = text[: min(len(text), MAX_SHORT_CHARACTERS) - 1]
         shown = escape_word(text)
     return shown
+
+
+def words(text: str) -> str:
+    """What somebody said, as a field's value of at most MAX_WORDS_OCTETS octets."""
+    shown = escape_word(text[: MAX_WORDS_OCTETS + 1])
+    if len(shown) <= MAX_WORDS_OCTETS:
+        return shown
+    end = 0
+    for escape in _ESCAPE_OR_OCTET.finditer(shown):
+        # No escape is cut in two.
+        if escape.end() > MAX_WORDS_OCTETS - 3:
+            break
+        end = escape.end()
+    return shown[:end] + "..."
+
+
+_ESCAPE_OR_OCTET = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.")
 
 
 def _sentence(text: str) -> str:

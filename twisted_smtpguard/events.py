@@ -13,10 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.eventlog import EventLog, short_word, word
+from twisted_smtpguard.eventlog import EventLog, short_word, word, words
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.linebudget import LineBudget
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import Reply, words_of
 from twisted_smtpguard.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ class Events:
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number
+        fields |= _said(reply)
         for name, given in (("command", command), ("parameter", parameter)):
             if given:
                 fields[name] = short_word(given)
@@ -229,14 +230,15 @@ class Events:
         recipients: Sequence[str],
         octets: int,
         seconds: float,
+        reply: Reply | None = None,
         client_gone: bool = False,
         late: bool = False,
         user: str | None = None,
     ) -> None:
         """The delivery took a message, `seconds` after its MAIL.
 
-        `client_gone`: the client has not seen the 250. `late`: it has seen a 451 before, for the delivery's
-        time was up. Either way it will probably send the message again.
+        `reply` answers it. `client_gone`: the client has not seen the 250. `late`: it has seen a 451 before, for the
+        delivery's time was up. Either way it will probably send the message again.
         """
         counts = self.statistics
         counts.messages_accepted += 1
@@ -253,6 +255,7 @@ class Events:
             "octets": octets,
             "seconds": round(seconds, 3),
         }
+        fields |= _said(reply)
         if user is not None:
             fields["user"] = word(user)
         if client_gone:
@@ -294,6 +297,12 @@ class Events:
         if suppressed:
             fields["suppressed"] = suppressed
         return fields
+
+
+def _said(reply: Reply | None) -> dict[str, object]:
+    """The field for the words of a reply that an upstream server or a delivery chose; none for one of ours."""
+    said = "" if reply is None else words_of(reply)
+    return {"reply": words(said)} if said else {}
 
 
 def _item(text: str) -> str:

@@ -127,7 +127,7 @@ def _verdict(session: Session, octets: int, reply: Reply) -> Reply:
     if reply.code < 300:
         session.messages += 1
         session.conduct.message_accepted()
-        _accepted(session, session.began_at, octets, session.sender, session.recipients)
+        _accepted(session, session.began_at, octets, session.sender, session.recipients, reply)
     session.reset()
     if session.ended:
         if reply.code >= 400:
@@ -138,7 +138,13 @@ def _verdict(session: Session, octets: int, reply: Reply) -> Reply:
 
 
 def _accepted(
-    session: Session, began_at: float, octets: int, sender: Path, recipients: list[str], late: bool = False
+    session: Session,
+    began_at: float,
+    octets: int,
+    sender: Path,
+    recipients: list[str],
+    reply: Reply,
+    late: bool = False,
 ) -> None:
     site = session.site
     site.events.accept(
@@ -148,6 +154,7 @@ def _accepted(
         recipients=recipients,
         octets=octets,
         seconds=site.seconds() - began_at,
+        reply=reply,
         client_gone=session.ended,
         late=late,
         user=session.identity,

@@ -28,6 +28,9 @@ class Reply:
     enhanced: str
     """An enhanced status code such as `5.1.1` (RFC 3463), put on every line; "" for none."""
     lines: tuple[str, ...]
+    said: str = attrs.field(default="", kw_only=True, eq=False, repr=False)
+    """The code and words of an upstream server, for the log, where this passes on what it said. "": this does not."""
+
     wire: bytes = attrs.field(init=False, repr=False, eq=False)
     """The octets to write, made once: most replies are written many times."""
 
@@ -100,8 +103,21 @@ def _reply(
 
 
 def reason_of(reply: Reply) -> str:
-    """The log reason of a refusal. A reply that is not ours is the delivery's word."""
-    return _WHEN.get(reply, ("", "delivery"))[1]
+    """The log reason of a refusal. A reply that is not ours is an upstream server's, or the delivery's own."""
+    if reply.said:
+        # It may say word for word what we say.
+        return "upstream_refused"
+    return _WHEN.get(reply, ("", "delivery_refused"))[1]
+
+
+def text_of(reply: Reply) -> str:
+    """A reply in one line."""
+    return " ".join(filter(None, [str(reply.code), reply.enhanced, *reply.lines]))
+
+
+def words_of(reply: Reply) -> str:
+    """What somebody else said: an upstream server, or a delivery that chose its reply. "": the reply is ours."""
+    return reply.said or ("" if reply in _WHEN else text_of(reply))
 
 
 def catalogue() -> Iterator[Entry]:

@@ -62,8 +62,9 @@ class Transaction:
     _outer: Deferred[Any] | None = None
     _expired = False
     _handing_over = False  # begin() or data() is pending: what it hands over has to be aborted too
-    accepted_late: Callable[[], object] | None = None
-    """Called if the message turns out to be safe when the client was already told to try again: it may come twice."""
+    accepted_late: Callable[[Reply], object] | None = None
+    """Called with the reply if the message turns out to be safe when the client was already told to try again: it may
+    come twice."""
     over = False
     """The delivery has heard of the end, or hears of it as soon as its pending hook answers."""
     finishing = False
@@ -232,7 +233,7 @@ class Transaction:
                 self._abort()
             outer.callback(outcome)
         elif self.accepted_late is not None and isinstance(outcome, Reply) and outcome.code < 300:
-            self.accepted_late()
+            self.accepted_late(outcome)
         if self._farewell is not None:
             self._farewell.hook_answered()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import Reply, text_of
 
 MAX_SHOWN = 20
 """Recipients that a reply tells of."""
@@ -25,17 +25,20 @@ def fold(verdicts: Sequence[tuple[str, Reply]]) -> Reply:
     replies = [reply for _, reply in verdicts]
     if len(replies) == 1:
         return replies[0]
+    # Those who do not have the message first: it is cut where it is long.
+    ordered = sorted(replies, key=lambda reply: reply.code < 300)
+    said = "; ".join([reply.said or text_of(reply) for reply in ordered])
     put_off = [reply for reply in replies if 400 <= reply.code < 500]
     refused = [reply for reply in replies if reply.code >= 500]
     if not put_off and not refused:
-        return Reply(250, "2.0.0", (f"Delivered to {len(replies)} recipients",))
+        return Reply(250, "2.0.0", (f"Delivered to {len(replies)} recipients",), said=said)
     if len(set(replies)) == 1:
         return replies[0]
     if len(refused) == len(replies):
-        return Reply(refused[0].code, refused[0].enhanced, _told(verdicts))
+        return Reply(refused[0].code, refused[0].enhanced, _told(verdicts), said=said)
     if put_off:
-        return Reply(451, "4.3.0", _told(verdicts))
-    return Reply(554, "5.3.0", _told(verdicts))
+        return Reply(451, "4.3.0", _told(verdicts), said=said)
+    return Reply(554, "5.3.0", _told(verdicts), said=said)
 
 
 def is_mixed(verdicts: Sequence[tuple[str, Reply]]) -> bool:

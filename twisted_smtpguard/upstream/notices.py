@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.eventlog import EventLog, word
 from twisted_smtpguard.linebudget import LineBudget
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.smtp.replies import Reply, text_of
 
 MAX_LINES = 10
 """Of one event in a second."""
@@ -25,11 +25,6 @@ MAX_VERDICTS_SHOWN = 5
 
 MAX_VERDICT_CHARACTERS = 200
 """What is logged of one of several verdicts."""
-
-
-def reply_text(reply: Reply) -> str:
-    """One line."""
-    return " ".join([str(reply.code), reply.enhanced, *reply.lines])
 
 
 class Notices:
@@ -104,9 +99,7 @@ class Notices:
 
 
 def _shown(verdicts: Sequence[tuple[str, Reply]]) -> str:
-    shown = [
-        f"<{word(address)}> {_cut(reply_text(reply))}" for address, reply in verdicts[:MAX_VERDICTS_SHOWN]
-    ]
+    shown = [f"<{word(address)}> {_cut(text_of(reply))}" for address, reply in verdicts[:MAX_VERDICTS_SHOWN]]
     if len(verdicts) > MAX_VERDICTS_SHOWN:
         shown.append(f"and {len(verdicts) - MAX_VERDICTS_SHOWN} more recipients")
     return "; ".join(shown)

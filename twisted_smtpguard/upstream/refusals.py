@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.notices import reply_text
+from twisted_smtpguard.smtp.replies import Reply, text_of
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
 
@@ -28,7 +27,7 @@ class HandshakeFailed(Explained):
     """No common protocol, a certificate that is not the right one, or no answer."""
 
     def __init__(self, reply: Reply, why: str) -> None:
-        super().__init__(reply, f"TLS failed: {why or reply_text(reply)}")
+        super().__init__(reply, f"TLS failed: {why or text_of(reply)}")
 
 
 class Unreachable(Refused):
@@ -57,7 +56,8 @@ def not_now(reply: UpstreamReply) -> Refused:
     if reply.code < 400:
         return Refused(replies.UPSTREAM_GARBLED)
     told = for_client(reply)
-    return Refused(Reply(451, f"4{told.enhanced[1:]}" if told.enhanced else "4.3.0", told.lines))
+    enhanced = f"4{told.enhanced[1:]}" if told.enhanced else "4.3.0"
+    return Refused(Reply(451, enhanced, told.lines, said=told.said))
 
 
 def describe(error: Refused) -> str:
@@ -66,4 +66,4 @@ def describe(error: Refused) -> str:
         return error.why
     if error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__
-    return reply_text(error.reply)
+    return text_of(error.reply)

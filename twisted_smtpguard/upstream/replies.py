@@ -38,6 +38,11 @@ class UpstreamReply:
     lines: tuple[str, ...]
 
     @property
+    def text(self) -> str:
+        """As one line."""
+        return " ".join([str(self.code), *self.lines])
+
+    @property
     def positive(self) -> bool:
         """2xx, but for the 221 of a server that hangs up: it answers QUIT, and accepts nothing (RFC 5321 4.2.3)."""
         return 200 <= self.code < 300 and self.code != 221
@@ -106,7 +111,7 @@ def for_client(reply: UpstreamReply) -> Reply:
     lines = [_without(line, enhanced) for line in reply.lines]
     if enhanced and int(enhanced[0]) != code // 100:
         enhanced = ""
-    return Reply(code, enhanced, tuple(lines))
+    return Reply(code, enhanced, tuple(lines), said=reply.text)
 
 
 def _without(line: str, enhanced: str) -> str:
