@@ -198,6 +198,14 @@ class Limits:
         "What is skipped of one over-long or malformed command line before the session is ended.",
         "TOO_MANY_INVALID_COMMANDS",
     )
+    lenient_addresses: str = limit(
+        "off",
+        one_of("off", "trusted", "all"),
+        "Whose addresses may be as old devices send them: without angle brackets, with blanks, a..b@, a.@, or with a "
+        "final dot. They are passed on in their proper form.",
+        "BAD_SENDER_ADDRESS",
+        "BAD_RECIPIENT_ADDRESS",
+    )
     unexpected_pipelining: str = limit(
         "serve",
         one_of("serve", "refuse"),

@@ -39,6 +39,8 @@ class Command:
     """Counts as junk once a HELO or EHLO has been answered."""
     ends_group: bool = False
     """Has to be the last command of a pipelined group (RFC 2920 3.1)."""
+    has_path: bool = False
+    """Its argument begins with an address, which may be one that only --lenient-addresses takes."""
     malformed: Reply | None = None
     """Ends the session behind the reply to a malformed argument."""
     phases_while_draining: frozenset[Phase] = frozenset()
@@ -142,8 +144,8 @@ COMMANDS: dict[bytes, Command] = {
         Command("STARTTLS", _anything, ANY, _starttls),
         # Where it is in sequence depends on more than the phase.
         Command("AUTH", _anything, ANY, _auth, ends_group=True),
-        Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), envelope.begin),
-        Command("RCPT", grammar.parse_rcpt, _ENVELOPE, envelope.add_recipient),
+        Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), envelope.begin, has_path=True),
+        Command("RCPT", grammar.parse_rcpt, _ENVELOPE, envelope.add_recipient, has_path=True),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, _data, ends_group=True),
         Command(
             "BDAT",

@@ -12,9 +12,9 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
-from twisted_smtpguard.smtp import grammar, replies
+from twisted_smtpguard.smtp import grammar, lenient, replies
 from twisted_smtpguard.smtp.auth import Authentication
-from twisted_smtpguard.smtp.commands import COMMANDS
+from twisted_smtpguard.smtp.commands import COMMANDS, Command
 from twisted_smtpguard.smtp.conduct import Conduct
 from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.phases import IN_TRANSACTION, Phase
@@ -151,7 +151,7 @@ class Session:
             return replies.UNEXPECTED_PIPELINING
         try:
             if plain is None:
-                parsed = command.parse(parsed, self.offered, self.utf8)
+                parsed = self._parse(command, parsed)
             if phase not in command.phases:
                 return command.misplaced(self, parsed) if command.misplaced else self.misplaced()
             return command.run(self, parsed)
@@ -161,6 +161,20 @@ class Session:
             elif isinstance(refused, grammar.UnsupportedParameter):
                 self.conduct.parameter = refused.keyword
             return refused.reply
+
+    def _parse(self, command: Command, argument: bytes) -> Any:
+        try:
+            return command.parse(argument, self.offered, self.utf8)
+        except Refused:
+            proper = lenient.proper_form(argument) if command.has_path and self._is_lenient else None
+            if proper is None:
+                raise
+            return command.parse(proper, self.offered, self.utf8)
+
+    @property
+    def _is_lenient(self) -> bool:
+        whom = self.site.limits.lenient_addresses
+        return whom == "all" or (whom == "trusted" and self.visitor.trusted)
 
     def respond(self, line: bytes, pipelined: bool) -> Answer:
         """A line behind a challenge of AUTH."""
