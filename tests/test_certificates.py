@@ -125,8 +125,9 @@ def test_with_listeners_of_tls_only_nothing_is_in_clear() -> None:
     options = parsed("--tls-certificate", str(CERTIFICATE), "--listen-tls", "tcp:465")
     reactor = MemoryReactorClock()
     service = make_service(options, reactor)
-    assert service._names == ["tcp:465"]
-    assert [factory is service.factory for _, factory in service._listeners] == [False]
+    assert [(listener.name, listener.implicit_tls) for _, listener in service._listeners] == [
+        ("tcp:465", True)
+    ]
 
 
 # Certificates of clients.

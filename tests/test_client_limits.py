@@ -98,10 +98,13 @@ def test_other_clients_are_unaffected(limit: str) -> None:
 @pytest.mark.parametrize(
     ("limit", "line"),
     [
-        ("max_connections_per_client", "limit=1 value=2 code=421"),
-        ("connection_rate", "limit=1/60 value=2 code=421"),
-        ("message_rate", "session={} limit=1/60 value=2 code=450 command=MAIL sender=a@b"),
-        ("recipient_rate", "session={} limit=1/60 value=2 code=450 command=RCPT sender=a@b recipient=c@d"),
+        ("max_connections_per_client", "limit=1 value=2 code=421 port=4711"),
+        ("connection_rate", "limit=1/60 value=2 code=421 port=4711"),
+        ("message_rate", "session={} limit=1/60 value=2 code=450 command=MAIL sender=a@b helo=x"),
+        (
+            "recipient_rate",
+            "session={} limit=1/60 value=2 code=450 command=RCPT sender=a@b recipient=c@d helo=x",
+        ),
     ],
 )
 def test_a_refusal_is_logged_with_the_limit_and_what_the_client_had(

@@ -78,7 +78,7 @@ def test_connections_above_a_tried_cap_hold_their_places(log: Logbook) -> None:
     for client in clients:
         client.disconnect()
     guard.connect()
-    assert [line.partition(" value=")[2] for line in log.take("reject")] == ["2", "3"]
+    assert [line.partition(" value=")[2] for line in log.take("reject")] == ["2 port=4711", "3 port=4711"]
 
 
 @pytest.mark.parametrize("limit", ["refuse", "log"])
@@ -88,7 +88,9 @@ def test_an_early_talker_is_logged_once_whether_that_is_tried_or_the_rule(limit:
     client.send(b"EHLO x\r\nNOOP\r\n", bytewise=True)
     guard.clock.advance(2.1)
     assert codes(client.heard()) == [220, 250, 250]
-    assert log.take("reject") == [f"reject peer=192.0.2.1 reason=early_talker dry_run=true limit={limit}"]
+    assert log.take("reject") == [
+        f"reject peer=192.0.2.1 reason=early_talker dry_run=true limit={limit} port=4711"
+    ]
 
 
 def test_what_went_against_a_tried_limit_is_not_told_of_another_refusal(log: Logbook) -> None:

@@ -104,7 +104,7 @@ def test_a_client_that_cannot_wait_for_the_greeting_is_refused_at_its_first_octe
     assert client.send(octets, bytewise=True) == EARLY
     assert client.closed
     assert log.take("reject") == [
-        "reject peer=192.0.2.1 reason=early_talker limit=refuse code=421",
+        "reject peer=192.0.2.1 reason=early_talker limit=refuse code=421 port=4711",
     ]
     guard.clock.advance(6)
     assert client.heard() == ""

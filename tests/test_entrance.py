@@ -134,7 +134,7 @@ def test_where_it_is_only_logged_what_came_early_is_served(bytewise: bool) -> No
         assert client.heard() == f"{GREETING}250 guard.example\r\n250 2.0.0 OK\r\n"
     assert client.codes("T") == [221]
     lines = [event["text"] for event in events if event.get("event") == "reject"]
-    assert lines == ["reject peer=192.0.2.1 reason=early_talker dry_run=true limit=log"]
+    assert lines == ["reject peer=192.0.2.1 reason=early_talker dry_run=true limit=log port=4711"]
     assert told(guard) == {"early_talker": 1}
     assert guard.factory.statistics.refusals == {}
 

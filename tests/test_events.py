@@ -112,7 +112,12 @@ def _reject(to: Events) -> None:
         "max_recipients",
         dry_run=True,
         session="7f3a01",
-        ip_filter="lookup:db",
+        port=40000,
+        listener="tcp:25",
+        helo="mx.example",
+        tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
+        ip_filter="lookup",
+        rule="192.0.2.0/24",
         limit=100,
         value=101,
         reply=Reply(452, "4.2.2", ("Full",), said="452 4.2.2 Full"),
@@ -127,15 +132,15 @@ def _reject(to: Events) -> None:
 
 def _hangup(to: Events) -> None:
     for _ in range(12):
-        to.hangup("192.0.2.1", 1.5)
+        to.hangup("192.0.2.1", 1.5, port=40000, listener="tcp:25")
         to._clock.advance(0.09)  # type: ignore[attr-defined]
 
 
 def _filter_failed(to: Events) -> None:
     for _ in range(11):
-        to.filter_failed("lookup:db", "192.0.2.1", "timeout", let_in=False)
+        to.filter_failed("lookup", "192.0.2.1", "timeout", let_in=False)
     to._clock.advance(1)  # type: ignore[attr-defined]
-    to.filter_failed("lookup:db", "192.0.2.1", "timeout", let_in=False)
+    to.filter_failed("lookup", "192.0.2.1", "timeout", let_in=False)
 
 
 def _failure(to: Events) -> None:
@@ -156,17 +161,22 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
     "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
-    "filtering": lambda to: to.filtering("networks:/etc/smtpguard/networks"),
+    "filtering": lambda to: to.filtering("networks"),
     "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
-    "reloaded": lambda to: to.reloaded("networks:/etc/smtpguard/networks"),
-    "reload_failed": lambda to: to.reload_failed(
-        "networks:/etc/smtpguard/networks", "/etc/smtpguard/networks line 3: no network"
-    ),
+    "reloaded": lambda to: to.reloaded("networks"),
+    "reload_failed": lambda to: to.reload_failed("networks", "/etc/smtpguard/networks line 3: no network"),
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
     "stopped": _stopped,
-    "connect": lambda to: to.connect("7f3a01", "192.0.2.1", trusted=True),
+    "connect": lambda to: to.connect(
+        "7f3a01",
+        "192.0.2.1",
+        port=40000,
+        listener="tcp:465",
+        tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
+        trusted=True,
+    ),
     "hangup": _hangup,
     "filter_failed": _filter_failed,
     "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
@@ -180,6 +190,8 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         octets=5120,
         seconds=0.25,
         reply=Reply(250, "2.0.0", ("Ok: queued as 4711",), said="250 2.0.0 Ok: queued as 4711"),
+        helo="mx.example",
+        tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
         client_gone=True,
         late=True,
         user="ann",

@@ -86,24 +86,24 @@ def test_without_options_there_is_no_filter() -> None:
     assert parsed().ip_filters(REACTOR) == []
 
 
-def test_filters_are_asked_in_the_order_of_their_options_by_the_names_that_the_operator_wrote() -> None:
+def test_filters_are_asked_in_the_order_of_their_options() -> None:
     options = parsed("--ip-filter", "plugin:b:c", "--ip-filter=plugin", "--ip-filter", "plugin:a")
     assert made(options) == [
-        ("b:c", "plugin:b:c", False),
+        ("b:c", "plugin", False),
         ("", "plugin", False),
-        ("a", "plugin:a", False),
+        ("a", "plugin", False),
     ]
 
 
 def test_fail_open_before_its_name_marks_a_filter_and_is_not_part_of_its_name() -> None:
     options = parsed("--ip-filter", "fail-open:plugin:a:b", "--ip-filter", "plugin:fail-open:")
-    assert made(options) == [("a:b", "plugin:a:b", True), ("fail-open:", "plugin:fail-open:", False)]
+    assert made(options) == [("a:b", "plugin", True), ("fail-open:", "plugin", False)]
 
 
 def test_a_file_may_have_filters_and_the_command_line_replaces_them_all(tmp_path: Path) -> None:
     path = written(tmp_path, "ip-filter = plugin:a\nip-filter = fail-open:plugin:b\n")
-    assert made(parsed("--config", path)) == [("a", "plugin:a", False), ("b", "plugin:b", True)]
-    assert made(parsed("--ip-filter", "plugin:c", "--config", path)) == [("c", "plugin:c", False)]
+    assert made(parsed("--config", path)) == [("a", "plugin", False), ("b", "plugin", True)]
+    assert made(parsed("--ip-filter", "plugin:c", "--config", path)) == [("c", "plugin", False)]
 
 
 def test_a_faulty_plugin_that_nobody_asked_for_is_no_reason_not_to_start(installed: list[Any]) -> None:
@@ -124,6 +124,12 @@ UNKNOWN = "there is no IP filter called {!r}; known are networks, plugin"
         ("fail-open:", UNKNOWN.format("")),
         ("fail-open:fail-open:plugin", UNKNOWN.format("fail-open")),
         ("plugin:wrong", "anything but wrong is expected"),
+        (
+            "name=a b:plugin",
+            "1 to 64 letters, digits, dots, hyphens or underscores are expected after name=, not 'a b'",
+        ),
+        ("name=a", UNKNOWN.format("")),
+        ("fail-open:name=a:plugin", UNKNOWN.format("name=a")),
         ("fail-open:plugin:wrong", "anything but wrong is expected"),
         ("plugin:fault", "test_filter_options.Plugin failed with KeyError: 'fault'"),
         ("plugin:rubbish", "test_filter_options.Plugin made 'rubbish', which does not provide IIPFilter"),
@@ -253,15 +259,22 @@ def test_help_of_a_filter_that_there_is_not_is_told_by_its_option() -> None:
 # The service.
 
 
-def test_the_start_logs_each_filter_in_order_as_the_operator_wrote_it() -> None:
-    words = ("--ip-filter", "fail-open:plugin:a", "--ip-filter", "plugin:b", "--deny", "192.0.2.1")
+def test_the_start_logs_each_filter_in_order_by_its_name_and_never_its_argument() -> None:
+    words = (
+        "--ip-filter",
+        "fail-open:plugin:a",
+        "--ip-filter",
+        "name=zen:plugin:key=b",
+        "--deny",
+        "192.0.2.1",
+    )
     with capturedLogs() as events:
         make_service(parsed("--deliver", "discard", *words), REACTOR)
     assert [event["text"] for event in events] == [
         "delivering delivery=discard",
         "filtering filter=deny/trust",
-        "filtering filter=fail-open:plugin:a",
-        "filtering filter=plugin:b",
+        "filtering filter=fail-open:plugin",
+        "filtering filter=zen",
     ]
 
 

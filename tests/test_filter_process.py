@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -34,15 +35,17 @@ def test_a_denied_client_is_refused_and_the_refusal_logged(tmp_path: Path, react
         assert greeting(guard, "127.0.0.2").startswith("220 ")
         guard.wait_for(r"\] filtering filter=deny/trust$")
         line = guard.wait_for(r"\] reject peer=127\.0\.0\.1 reason=ip_filter ")
-        assert " filter=deny/trust " in line
-        assert line.endswith(" code=421")
+        assert re.search(
+            r" filter=deny/trust rule=127\.0\.0\.1/32 code=421 port=[0-9]+ listener=tcp:0:interface=127\.0\.0\.1$",
+            line,
+        )
 
 
 def test_the_longest_prefix_of_deny_and_trust_wins(tmp_path: Path) -> None:
     with GuardProcess(tmp_path, "--deny=127.0.0.0/8", "--trust=127.0.0.2") as guard:
         assert greeting(guard, "127.0.0.3") == REFUSED
         assert greeting(guard, "127.0.0.2").startswith("220 ")
-        guard.wait_for(r"\] connect session=\S+ peer=127\.0\.0\.2 trusted=true$")
+        guard.wait_for(r"\] connect session=\S+ peer=127\.0\.0\.2 trusted=true ")
 
 
 def test_deny_is_asked_before_an_ip_filter_that_would_trust(tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_deny_is_asked_before_an_ip_filter_that_would_trust(tmp_path: Path) -> N
 def test_a_filter_in_dry_run_refuses_nobody_and_logs_whom_it_would(tmp_path: Path) -> None:
     with GuardProcess(tmp_path, "--deny=127.0.0.1", "--dry-run=ip-filter") as guard:
         assert greeting(guard, "127.0.0.1").startswith("220 ")
-        guard.wait_for(r"\] reject peer=127\.0\.0\.1 reason=ip_filter dry_run=true filter=deny/trust$")
+        guard.wait_for(r"\] reject peer=127\.0\.0\.1 reason=ip_filter dry_run=true filter=deny/trust ")
 
 
 @both_reactors
@@ -67,7 +70,7 @@ def test_sighup_reads_networks_again_and_a_bad_file_leaves_the_old(tmp_path: Pat
             assert greeting(guard, "127.0.0.2") == REFUSED
             networks.write_text("deny 127.0.0.3 Go away\n")
             hang_up(guard)
-            guard.wait_for(r"\] reloaded what=networks:networks$")
+            guard.wait_for(r"\] reloaded what=networks$")
             assert greeting(guard, "127.0.0.2").startswith("220 ")
             with RawClient(guard.address, "127.0.0.3") as refused:
                 assert (refused.greeting, refused.rest()) == ("421 4.7.0 Go away", b"")
@@ -76,13 +79,13 @@ def test_sighup_reads_networks_again_and_a_bad_file_leaves_the_old(tmp_path: Pat
 
         networks.write_text("deny 127.0.0.4\nfrobnicate\n")
         hang_up(guard)
-        guard.wait_for(r"\] reload_failed what=networks:networks networks line 2: .*'frobnicate'$")
+        guard.wait_for(r"\] reload_failed what=networks networks line 2: .*'frobnicate'$")
         assert greeting(guard, "127.0.0.4").startswith("220 ")
         assert not greeting(guard, "127.0.0.3").startswith("220 ")
 
         networks.unlink()
         hang_up(guard)
-        guard.wait_for(r"\] reload_failed what=networks:networks networks cannot be read: ")
+        guard.wait_for(r"\] reload_failed what=networks networks cannot be read: ")
         networks.write_text("")
         hang_up(guard)
         eventually(lambda: greeting(guard, "127.0.0.3").startswith("220 "), "the list stays as it was")

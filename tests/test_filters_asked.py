@@ -181,7 +181,7 @@ def test_one_that_fails_and_is_only_tried_refuses_nobody() -> None:
     (failed,) = logged(events, "filter_failed")
     assert failed["outcome"] == "passed"
     (line,) = [event["text"] for event in logged(events, "reject")]
-    assert line == "reject peer=192.0.2.1 reason=internal_error dry_run=true filter=FakeFilter"
+    assert line == "reject peer=192.0.2.1 reason=internal_error dry_run=true filter=FakeFilter port=4711"
 
 
 def test_a_failure_that_stands_open_does_not_open_for_another_filter() -> None:
@@ -191,9 +191,12 @@ def test_a_failure_that_stands_open_does_not_open_for_another_filter() -> None:
 
 def test_a_refusal_is_logged_with_the_filter_that_refused() -> None:
     with capturedLogs() as events:
-        Guard(ip_filters=[FilterEntry(FakeFilter(refuse(OWN)), "networks:/etc/deny")]).connect()
+        Guard(ip_filters=[FilterEntry(FakeFilter(refuse(OWN, "zen a key")), "zen")]).connect()
     (line,) = [event["text"] for event in logged(events, "reject")]
-    assert line == "reject peer=192.0.2.1 reason=ip_filter filter=networks:/etc/deny code=521"
+    assert line == (
+        "reject peer=192.0.2.1 reason=ip_filter filter=zen rule=zen\\x20a\\x20key code=521 "
+        "reply=521\\x205.7.1\\x20No\\x20mail\\x20from\\x20here port=4711"
+    )
     assert not logged(events, "connect")
     assert not logged(events, "disconnect")
 
@@ -211,7 +214,9 @@ def test_a_filter_has_ten_seconds() -> None:
         guard.clock.advance(0.2)
     assert (client.heard(), slow.cancelled) == (INTERNAL, 1)
     (line,) = [event["text"] for event in logged(events, "reject")]
-    assert line == "reject peer=192.0.2.1 reason=ip_filter_timeout filter=SlowFilter limit=10 code=421"
+    assert (
+        line == "reject peer=192.0.2.1 reason=ip_filter_timeout filter=SlowFilter limit=10 code=421 port=4711"
+    )
     assert guard.factory.statistics.failures == 0
     client.disconnect()
     assert_nothing_is_left(guard)
@@ -307,7 +312,7 @@ def test_the_filter_is_cancelled_when_the_client_leaves(leave: Any, stubborn: bo
             asked[1].callback(PASS)
     assert len(cancelled) == 1
     assert following.peers == []
-    assert [event["text"] for event in events] == ["hangup peer=192.0.2.1 seconds=1.5"]
+    assert [event["text"] for event in events] == ["hangup peer=192.0.2.1 seconds=1.5 port=4711"]
     assert guard.factory.statistics.hangups == 1
     assert_nothing_is_left(guard)
 

@@ -338,7 +338,30 @@ def test_a_byte_order_mark_at_the_start_is_nothing(read):
 
 def test_lines_with_one_reply_share_it(read):
     table = read("".join(f"deny 192.0.2.{host} 521 5.7.1 No\n" for host in range(0, 256, 2)))
-    assert verdict(table, "192.0.2.0") is verdict(table, "192.0.2.254")
+    assert verdict(table, "192.0.2.0").reply is verdict(table, "192.0.2.254").reply
+
+
+@pytest.mark.parametrize(
+    ("address", "rule"),
+    [
+        ("192.0.2.1", "192.0.2.0/24"),
+        ("192.0.2.77", "192.0.2.77/32"),
+        ("192.0.3.9", "192.0.3.0/24"),
+        ("203.0.113.1", "0.0.0.0/0"),
+        ("::1", "::/64"),
+        ("2001:db8::5", "2001:db8::/32"),
+        ("2001:db8::7", "2001:db8::7/128"),
+        ("192.0.2.78", ""),
+        ("::2", ""),
+        ("2001:db9::", ""),
+    ],
+)
+def test_a_refusal_names_the_network_that_led_to_it(read, address, rule):
+    table = read(
+        "deny 0.0.0.0/0\ndeny 192.0.2.0/24\ndeny 192.0.3.0/24\ndeny 192.0.2.77 521 Go\nallow 192.0.2.78\n"
+        "deny ::/64\ntrust ::2\ndeny 2001:db8::/32\ndeny 2001:db8::7\n"
+    )
+    assert verdict(table, address).rule == rule
 
 
 def test_reading_is_interrupted(tmp_path):

@@ -224,7 +224,7 @@ def test_an_ip_filter_of_another_distribution_decides_who_comes_in(
     option = "--ip-filter=known-clients:clients.db"
     with GuardProcess(tmp_path, option, reactor=reactor, twist=installed.twist) as guard:
         assert greeting(guard, "127.0.0.2") == "521 5.7.1 Go away"
-        guard.wait_for(r"\] reject peer=127\.0\.0\.2 reason=ip_filter filter=known-clients\S* code=521$")
+        guard.wait_for(r"\] reject peer=127\.0\.0\.2 reason=ip_filter filter=known-clients code=521 ")
         assert greeting(guard, "127.0.0.3").startswith("220 ")
         guard.wait_for(r"\] connect session=\S+ peer=127\.0\.0\.3 trusted=true$")
         for source in ("127.0.0.4", "127.0.0.5"):

@@ -156,16 +156,21 @@ def test_the_factory_of_an_ip_filter_gets_the_argument_and_the_reactor():
     ("specification", "name", "fail_open", "argument"),
     [
         ("plugin", "plugin", False, ""),
-        ("plugin:fail-open:a", "plugin:fail-open:a", False, "fail-open:a"),
+        ("plugin:fail-open:a", "plugin", False, "fail-open:a"),
         ("fail-open:plugin", "plugin", True, ""),
-        ("fail-open:plugin:a:b", "plugin:a:b", True, "a:b"),
+        ("fail-open:plugin:a:b", "plugin", True, "a:b"),
+        ("name=zen:plugin:key=secret", "zen", False, "key=secret"),
+        ("name=zen:fail-open:plugin:a:b", "zen", True, "a:b"),
+        ("plugin:name=zen", "plugin", False, "name=zen"),
     ],
 )
-def test_an_ip_filter_fails_open_where_that_stands_before_its_name(specification, name, fail_open, argument):
+def test_an_ip_filter_has_fail_open_and_its_name_in_the_log_before_its_name(
+    specification, name, fail_open, argument
+):
     plugin = FilterPlugin(made=PassFilter())
     entry = plugins.make_filter(specification, object(), plugins.by_name([plugin]))
     assert (entry.name, entry.fail_open, plugin.asked[0]) == (name, fail_open, argument)
-    assert plugins.filter_specification(entry) == specification
+    assert plugins.shown_filter(entry) == ("fail-open:" if fail_open else "") + name
 
 
 def test_an_unknown_ip_filter_lists_those_that_there_are():

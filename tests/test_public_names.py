@@ -90,6 +90,7 @@ FACTORY = ["buildProtocol", "connections", "drain", "end_now", "reopen", "statis
 FACTORY_INSIDE = [
     "admission",
     "asks_for_certificates",
+    "build",
     "clients",
     "connection_ended",
     "deadlines",
@@ -102,6 +103,7 @@ FACTORY_INSIDE = [
     "noisy",
     "output_rules",
     "proxies",
+    "proxy_tls",
     "release",
     "session_times",
     "site",

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard import SMTPGuardService
 from twisted_smtpguard.testing import Clients
+from twisted_smtpguard.wire.listener import Listener
 
 ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 STOPPING = b"421 4.3.2 Server shutting down\r\n"
@@ -95,8 +96,7 @@ async def test_a_busy_port_is_an_error_and_leaves_no_listener() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         endpoint = TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
-        guard.service._listeners.append((endpoint, guard.factory))
-        guard.service._names.append("busy")
+        guard.service._listeners.append((endpoint, Listener(guard.factory, "busy")))
         with pytest.raises(CannotListenError):
             guard.service.startService()
         assert guard.service.ports == ()
@@ -127,7 +127,7 @@ async def test_it_can_be_started_again_after_a_start_that_failed() -> None:
         busy.listen()
         port = busy.getsockname()[1]
         endpoint = TCP4ServerEndpoint(reactor, port, interface="127.0.0.1")
-        guard.service._listeners[0] = (endpoint, guard.factory)
+        guard.service._listeners[0] = (endpoint, Listener(guard.factory, "busy"))
         with pytest.raises(CannotListenError):
             guard.service.startService()
     guard.start()
@@ -146,8 +146,7 @@ class FaultyEndpoint:
 @pytest_twisted.ensureDeferred
 async def test_an_endpoint_that_raises_leaves_no_listener_either() -> None:
     guard = Loopback()
-    guard.service._listeners.append((FaultyEndpoint(), guard.factory))
-    guard.service._names.append("faulty")
+    guard.service._listeners.append((FaultyEndpoint(), Listener(guard.factory, "faulty")))
     with pytest.raises(OSError, match="no network"):
         guard.service.startService()
     assert guard.service.ports == ()
@@ -180,8 +179,7 @@ async def test_an_endpoint_that_fails_after_the_start_is_logged_and_the_others_g
 ) -> None:
     guard = Loopback()
     slow = SlowEndpoint()
-    guard.service._listeners.append((slow, guard.factory))
-    guard.service._names.append("slow")
+    guard.service._listeners.append((slow, Listener(guard.factory, "slow")))
     guard.start()
     slow.answer.errback(OSError("no network"))
     assert [event["text"] for event in named(log, "failure")] == ["failure listening on slow"]
@@ -193,8 +191,7 @@ async def test_an_endpoint_that_fails_after_the_start_is_logged_and_the_others_g
 async def test_an_endpoint_that_listens_only_after_the_stop_is_closed() -> None:
     guard = Loopback()
     slow = SlowEndpoint()
-    guard.service._listeners.append((slow, guard.factory))
-    guard.service._names.append("slow")
+    guard.service._listeners.append((slow, Listener(guard.factory, "slow")))
     guard.start()
     await guard.close()
     late = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(guard.factory)
@@ -465,7 +462,7 @@ async def test_a_delivery_that_is_a_service_is_stopped_again_when_a_port_is_busy
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         endpoint = TCP4ServerEndpoint(reactor, busy.getsockname()[1], interface="127.0.0.1")
-        guard.service._listeners[0] = (endpoint, guard.factory)
+        guard.service._listeners[0] = (endpoint, Listener(guard.factory, "busy"))
         with pytest.raises(CannotListenError):
             guard.service.startService()
     assert [what for what, *_ in delivery.seen] == ["start", "stop"]

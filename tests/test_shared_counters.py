@@ -62,7 +62,7 @@ def test_a_store_that_does_not_answer_in_time_refuses(limit: str, log: Logbook) 
     assert client.heard() == ""
     guard.clock.advance(0.2)
     assert client.heard() == CLOSING
-    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error code=421"]
+    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error code=421 port=4711"]
     assert log.take("failure") == [FAILED]
     assert guard.factory.connections == 0
     assert store.cancelled == []
@@ -89,7 +89,7 @@ def test_a_store_that_fails_refuses_nobody_whose_limit_is_only_tried(
     guard = guard_with(limit, Store(fault), dry_run=[limit])
     assert guard.connect().heard() == GREETING
     assert log.take("failure") == [FAILED]
-    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error dry_run=true"]
+    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error dry_run=true port=4711"]
 
 
 def disconnects(client: Conversation) -> None:

@@ -108,7 +108,16 @@ class Events:
     # A connection.
 
     def connect(
-        self, session: str, peer: str, *, trusted: bool = False, silent: bool = False, counted: bool = False
+        self,
+        session: str,
+        peer: str,
+        *,
+        port: int | None = None,
+        listener: str = "",
+        tls: str = "",
+        trusted: bool = False,
+        silent: bool = False,
+        counted: bool = False,
     ) -> None:
         """A connection was let in: it is greeted now. `trusted`: an IP filter said so.
 
@@ -124,16 +133,19 @@ class Events:
             fields: dict[str, object] = {"session": session, "peer": peer}
             if trusted:
                 fields["trusted"] = True
+            fields.update(_said(tls=_encryption(tls)), **_place(port, listener))
             self._inform("connect", fields, silent)
 
-    def hangup(self, peer: str, seconds: float, *, silent: bool = False) -> None:
+    def hangup(
+        self, peer: str, seconds: float, *, port: int | None = None, listener: str = "", silent: bool = False
+    ) -> None:
         """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are.
 
         `silent`: the proxy's own connection has said nothing, which is logged at debug."""
         self.statistics.hangups += 1
         if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
-            fields = self._with_suppressed({"peer": peer, "seconds": round(seconds, 3)})
-            self._inform("hangup", fields, silent)
+            fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **_place(port, listener)}
+            self._inform("hangup", self._with_suppressed(fields), silent)
 
     def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
         """An IP filter raised, did not answer in time, or answered with what is no verdict.
@@ -175,7 +187,12 @@ class Events:
         *,
         session: str = "",
         dry_run: bool = False,
+        port: int | None = None,
+        listener: str = "",
+        helo: str = "",
+        tls: str = "",
         ip_filter: str = "",
+        rule: str = "",
         reply: Reply | None = None,
         limit: float | str | None = None,
         value: float | None = None,
@@ -189,8 +206,8 @@ class Events:
         """Something was refused: a connection (the only refusal without a session), a command, a message.
 
         `limit` is what it went against and `value` what there was. `dry_run`: it was not refused, since the
-        limit is only tried. `ip_filter`: which one refused. `client_gone`: a delivery refused a message when
-        there was nobody left to tell.
+        limit is only tried. `ip_filter`: which one refused, by which `rule`.
+        `client_gone`: a delivery refused a message when there was nobody left to tell.
         """
         counts = self.statistics
         refusals = counts.dry_run_refusals if dry_run else counts.refusals
@@ -205,12 +222,11 @@ class Events:
             fields["dry_run"] = True
         if session:
             fields["session"] = session
-        if ip_filter:
-            fields["filter"] = word(ip_filter)
+        fields.update(_said(filter=ip_filter, rule=rule))
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number
-        fields |= _said(reply)
+        fields |= _words(reply)
         for name, given in (("command", command), ("parameter", parameter)):
             if given:
                 fields[name] = short_word(given)
@@ -219,6 +235,7 @@ class Events:
                 fields[name] = word(said)
         if client_gone:
             fields["client_gone"] = True
+        fields.update(_said(helo=helo, tls=_encryption(tls)), **_place(port, listener))
         self._log.info("reject", self._with_suppressed(fields))
 
     def accept(
@@ -231,6 +248,8 @@ class Events:
         octets: int,
         seconds: float,
         reply: Reply | None = None,
+        helo: str = "",
+        tls: str = "",
         client_gone: bool = False,
         late: bool = False,
         user: str | None = None,
@@ -255,13 +274,14 @@ class Events:
             "octets": octets,
             "seconds": round(seconds, 3),
         }
-        fields |= _said(reply)
+        fields |= _words(reply)
         if user is not None:
             fields["user"] = word(user)
         if client_gone:
             fields["client_gone"] = True
         if late:
             fields["late"] = True
+        fields.update(_said(helo=helo, tls=_encryption(tls)))
         self._log.info("accept", fields)
 
     def failure(self, failure: Failure, text: str, session: str = "", peer: str = "") -> None:
@@ -299,10 +319,30 @@ class Events:
         return fields
 
 
-def _said(reply: Reply | None) -> dict[str, object]:
-    """The field for the words of a reply that an upstream server or a delivery chose; none for one of ours."""
+def _words(reply: Reply | None) -> dict[str, object]:
+    """The field for the words of a reply that somebody else chose; none for one of ours."""
     said = "" if reply is None else words_of(reply)
     return {"reply": words(said)} if said else {}
+
+
+def _place(port: int | None, listener: str) -> dict[str, object]:
+    """Where a connection came from and arrived, as far as it is known."""
+    place: dict[str, object] = {}
+    if port is not None:
+        place["port"] = port
+    if listener:
+        place["listener"] = word(listener)
+    return place
+
+
+def _encryption(tls: str) -> str:
+    """Version and cipher without a space between."""
+    return tls.replace(" ", ":")
+
+
+def _said(**texts: str) -> dict[str, object]:
+    """Those that are not empty, as fields."""
+    return {name: word(text) for name, text in texts.items() if text}
 
 
 def _item(text: str) -> str:

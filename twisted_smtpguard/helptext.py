@@ -75,7 +75,8 @@ OPTIONS = {
     "ip-filter": (
         "NAME[:ARGS]",
         "An IP filter, which is asked whether a client may come in. May be given several times: they are asked in this "
-        "order, and the first that decides wins. One that fails refuses, unless fail-open: stands before its name.",
+        "order, and the first that decides wins. One that fails refuses, unless fail-open: stands before its name. The "
+        "log calls it NAME, or WORD where name=WORD: stands before that.",
     ),
     "deny": (
         "NETWORK",

@@ -89,8 +89,13 @@ class Verdict:
 
     kind: str
     reply: Reply | None = None
+    rule: str = attrs.field(default="", eq=False)
+    """What led to a refusal, for the log, such as the network or the list: never the client's to see. Of two verdicts
+    that differ in nothing else both mean the same."""
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.rule, str):
+            raise ValueError(f"a rule is a text, not {self.rule!r}")
         if self.kind == "refuse":
             if not isinstance(self.reply, Reply) or not self.reply.closes or not _short(self.reply.lines):
                 raise ValueError(f"a connection is refused with a short 421 or 521 reply, not {self.reply!r}")
@@ -110,9 +115,9 @@ TRUST = Verdict("trust")
 """Let in, and exempt from limits per client, rates, greet delay, early-talker and error limits."""
 
 
-def refuse(reply: Reply = CONNECTION_REFUSED) -> Verdict:
-    """The verdict that refuses a connection with `reply`, a 421 or 521."""
-    return Verdict("refuse", reply)
+def refuse(reply: Reply = CONNECTION_REFUSED, rule: str = "") -> Verdict:
+    """The verdict that refuses a connection with `reply`, a 421 or 521. `rule` says in the log what led to it."""
+    return Verdict("refuse", reply, rule)
 
 
 class IIPFilter(Interface):

@@ -22,6 +22,10 @@ from twisted_smtpguard.limits import Limits
 _FAIL_OPEN = "fail-open"
 """What the operator writes before the name of an IP filter that lets in whom it cannot judge."""
 
+_CALLED = "name="
+"""What the operator writes before it, with a word for the log."""
+
+_LOG_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile("[a-z][a-z0-9-]*")
 
 
@@ -75,18 +79,37 @@ def filter_factories() -> dict[str, IIPFilterFactory]:
 def make_filter(
     specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]
 ) -> FilterEntry:
-    """The IP filter that `specification` asks for, such as `networks:/etc/smtpguard/networks`, or with `fail-open:`
-    before it one that fails open. Its name in the log is `specification` without that."""
-    asked = specification.removeprefix(f"{_FAIL_OPEN}:")
-    name, argument = split_specification(asked)
+    """The IP filter that `specification` asks for, such as `networks:/etc/smtpguard/networks`. Before it may stand
+    `fail-open:`, and before that `name=WORD:` with its name in the log, which else is that of the plugin. Its
+    argument, which may hold a key, is in no log."""
+    name, argument = split_specification(specification)
+    called = ""
+    if name.startswith(_CALLED):
+        called = name.removeprefix(_CALLED)
+        if not _LOG_NAME.fullmatch(called):
+            raise ValueError(
+                f"1 to 64 letters, digits, dots, hyphens or underscores are expected after {_CALLED}, not {called!r}"
+            )
+        name, argument = split_specification(argument)
+    fail_open = name == _FAIL_OPEN and ":" in specification
+    if fail_open:
+        name, argument = split_specification(argument)
     factory = look_up("IP filter", name, factories)
     made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
-    return FilterEntry(made, asked, fail_open=asked != specification)
+    return FilterEntry(made, called or name, fail_open=fail_open)
 
 
-def filter_specification(entry: FilterEntry) -> str:
-    """`entry` as an operator writes it, `fail-open:` included."""
+def shown_filter(entry: FilterEntry) -> str:
+    """`entry` for the log of the start: its name, with `fail-open:` before it where it fails open."""
     return f"{_FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name
+
+
+def shown_delivery(specification: str) -> str:
+    """`specification` for the log: whole where the delivery is one of ours, which take no secret there, else its
+    name alone."""
+    name, _ = split_specification(specification)
+    ours = {factory.name for factory in builtin_deliveries("localhost", Limits())}
+    return specification if name in ours else name
 
 
 def discover(interface: Any) -> list[Any]:

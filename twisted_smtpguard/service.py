@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.endpoints import SSL4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
@@ -20,11 +20,13 @@ from twisted_smtpguard.parts import PartsOwner
 from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
-from twisted_smtpguard.wire.tlsfactory import ImplicitTLSFactory
+from twisted_smtpguard.wire.listener import Listener
 
 _BACKLOG = 1024
 """Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
 ones in a flood of resets; with a quarter it was dropped, and tried again after a second."""
+
+_SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
 
 _PARTS_SECONDS = 5
 """For filters and a delivery that are services to stop."""
@@ -37,10 +39,11 @@ class SMTPGuardService(PartsOwner):
     """A guard on any number of endpoints, with one cap over all of them.
 
     `reactor` provides the time. At `tls_endpoints`, which are plain ones, the guard begins TLS before it greets, with
-    `tls`. `names` are the strings of the `endpoints` and of these, for the log; the other arguments are those of
-    SMTPGuardFactory. Filters and a delivery that provide IService are started before any listener and stopped after
-    the last session, unless they have a parent, which then does so. ValueError: one of them has another guard for its
-    parent, or `names` are too few or too many. It can be started again after it was stopped.
+    `tls`. `names` are what the log calls the `endpoints` and then these, as `endpoint` of a listener and `listener` of
+    a connection: any words, one for each. Without them the log has a string that describes each endpoint. The other
+    arguments are those of SMTPGuardFactory. Filters and a delivery that provide IService are started before any
+    listener and stopped after the last session, unless they have a parent, which then does so. ValueError: one of them
+    has another guard for its parent, or `names` are too few or too many. It can be started again after it was stopped.
     """
 
     def __init__(
@@ -92,14 +95,14 @@ class SMTPGuardService(PartsOwner):
             self.factory.site.events,
             self.factory.deadlines.call_later,
         )
-        implicit = ImplicitTLSFactory(self.factory) if tls_endpoints else None
-        self._listeners: list[tuple[IStreamServerEndpoint, Any]] = [
-            *((endpoint, self.factory) for endpoint in endpoints),
-            *((endpoint, implicit) for endpoint in tls_endpoints),
+        asked = [*((each, False) for each in endpoints), *((each, True) for each in tls_endpoints)]
+        called = list(names) or [endpoint_name(endpoint) for endpoint, _ in asked]
+        if len(called) != len(asked):
+            raise ValueError(f"{len(asked)} names are expected, one for each endpoint")
+        self._listeners: list[tuple[IStreamServerEndpoint, Listener]] = [
+            (endpoint, Listener(self.factory, name, implicit_tls=implicit_tls))
+            for (endpoint, implicit_tls), name in zip(asked, called, strict=True)
         ]
-        self._names = list(names) or [repr(endpoint) for endpoint, _ in self._listeners]
-        if len(self._names) != len(self._listeners):
-            raise ValueError(f"{len(self._listeners)} names are expected, one for each endpoint")
         self._ports: list[IListeningPort] = []
         self._ending = 0
         """Drains and stops that are not over."""
@@ -133,8 +136,8 @@ class SMTPGuardService(PartsOwner):
             self._start_parts()
         self.factory.reopen()
         try:
-            for name, (endpoint, factory) in zip(self._names, self._listeners, strict=True):
-                self._listen(name, endpoint, factory)
+            for endpoint, listener in self._listeners:
+                self._listen(endpoint, listener)
         except BaseException:
             ports, self._ports = self._ports, []
             for port in ports:
@@ -154,7 +157,8 @@ class SMTPGuardService(PartsOwner):
             self._end_parts()
             raise
 
-    def _listen(self, name: str, endpoint: IStreamServerEndpoint, factory: Any) -> None:
+    def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
+        name = listener.name
         failures: list[Failure] = []
         waiting = False
 
@@ -166,7 +170,7 @@ class SMTPGuardService(PartsOwner):
 
         if isinstance(endpoint, SSL4ServerEndpoint):
             self.factory.site.events.ssl_endpoint(name)
-        listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, factory)
+        listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, listener)
         listening.addCallback(self._listening, name, self._ports).addErrback(failed)
         # A plugin's endpoint may take its time: then it is too late to let the start fail.
         waiting = True
@@ -261,6 +265,18 @@ class SMTPGuardService(PartsOwner):
         self._reloading.give_up()
         # Each start has one stop, however often the service is stopped.
         return super().stopService() if self.running else None
+
+
+def endpoint_name(endpoint: object) -> str:
+    """What the log calls an endpoint that has no name: the string that would make it, as far as it can be told, or
+    the name of its class."""
+    kind = type(endpoint).__name__
+    if kind in _SCHEMES and hasattr(endpoint, "_port"):
+        interface = getattr(endpoint, "_interface", "").replace(":", "\\:")
+        return f"{_SCHEMES[kind]}:{endpoint._port}" + (f":interface={interface}" if interface else "")
+    if isinstance(endpoint, UNIXServerEndpoint) and hasattr(endpoint, "_address"):
+        return f"unix:{endpoint._address}"
+    return kind
 
 
 def _address_text(host: Any) -> str:

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.systemd import READY, STOPPING, notify, reloading
+from twisted_smtpguard.wire.listener import Listener
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None where there is no such signal (Windows)."""
@@ -116,13 +117,13 @@ class StandaloneService(SMTPGuardService):
         if len(self.ports) == len(self._listeners):
             notify(READY)
 
-    def _listen(self, name: str, endpoint: IStreamServerEndpoint, factory: Any) -> None:
-        option = "--listen" if factory is self.factory else "--listen-tls"
+    def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
+        option = "--listen-tls" if listener.implicit_tls else "--listen"
         try:
-            super()._listen(name, endpoint, factory)
+            super()._listen(endpoint, listener)
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
-            raise SystemExit(f"{option}: {name} cannot be listened on: {error}") from error
+            raise SystemExit(f"{option}: {listener.name} cannot be listened on: {error}") from error
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         super()._listening(port, name, ports)

@@ -323,9 +323,9 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
     events = Events(Statistics(), reactor, options.limits, level)
-    events.delivering(options.deliver.text)
+    events.delivering(plugins.shown_delivery(options.deliver.text))
     for entry in ip_filters:
-        events.filtering(plugins.filter_specification(entry))
+        events.filtering(plugins.shown_filter(entry))
     service = StandaloneService(
         reactor,
         endpoints,

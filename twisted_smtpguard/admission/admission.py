@@ -77,4 +77,4 @@ class Admission:
         visitor.stays()
         if count is None or count > limit:
             refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
-            refusal.enforce(self._events, self._limits, visitor.name, replies.reason_of(reply))
+            refusal.enforce(self._events, self._limits, visitor, replies.reason_of(reply))

@@ -74,7 +74,7 @@ class FilterChain:
                 visitor.stays()
                 ruling = self._read(entry, visitor, answer)
             if isinstance(ruling, Refusal):
-                ruling.enforce(self._events, self._limits, visitor.name, IP_FILTER)
+                ruling.enforce(self._events, self._limits, visitor, IP_FILTER)
             elif ruling:
                 return True
         return False
@@ -86,7 +86,8 @@ class FilterChain:
             )
             return self._cannot_judge(entry, visitor, "no_verdict")
         if verdict.reply is not None:
-            return Refusal(replies.with_enhanced_code(verdict.reply), "ip_filter", ip_filter=entry.name)
+            reply = replies.with_enhanced_code(verdict.reply)
+            return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
         return verdict == TRUST
 
     def _failed(self, entry: FilterEntry, visitor: Visitor, failure: Failure) -> Ruling:

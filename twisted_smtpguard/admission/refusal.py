@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
@@ -26,26 +27,43 @@ class Refusal:
     reason: str
     value: int | None = None
     ip_filter: str = ""
+    rule: str = ""
+    """What of the filter's rules it was, in the filter's words."""
 
     def log(
-        self, events: Events, limits: Limits, peer: str, *, dry_run: bool = False, value: int | None = None
+        self,
+        events: Events,
+        limits: Limits,
+        peer: str,
+        *,
+        port: int | None,
+        listener: str,
+        dry_run: bool = False,
+        value: int | None = None,
     ) -> None:
         """Count and log it. `dry_run`: nothing is refused, and nothing said. `value` stands in for its own."""
         events.reject(
             peer,
             self.reason,
             dry_run=dry_run,
+            port=port,
+            listener=listener,
             ip_filter=self.ip_filter,
+            rule=self.rule,
             reply=None if dry_run else self.reply,
             limit=limits.shown(self.reason),
             value=self.value if value is None else value,
         )
 
-    def enforce(self, events: Events, limits: Limits, peer: str, limit: str) -> None:
+    def log_of(self, visitor: Visitor, events: Events, limits: Limits, *, dry_run: bool = False) -> None:
+        """The same of a visitor."""
+        self.log(events, limits, visitor.name, port=visitor.port, listener=visitor.listener, dry_run=dry_run)
+
+    def enforce(self, events: Events, limits: Limits, visitor: Visitor, limit: str) -> None:
         """NotAdmitted, or a line in the log where `limit` is only tried."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)
-        self.log(events, limits, peer, dry_run=True)
+        self.log_of(visitor, events, limits, dry_run=True)
 
 
 def refusal_of(reply: Reply, value: int | None = None) -> Refusal:

@@ -17,10 +17,39 @@ if TYPE_CHECKING:
 class Visitor:
     """One connection's client. `name` is what the log calls it. Peer and key are made when first asked for."""
 
-    __slots__ = ("_clients", "_key", "_make_peer", "_peer", "gone", "name", "place", "trusted")
+    __slots__ = (
+        "_clients",
+        "_key",
+        "_make_peer",
+        "_peer",
+        "gone",
+        "helo",
+        "listener",
+        "name",
+        "place",
+        "port",
+        "tls",
+        "trusted",
+    )
 
-    def __init__(self, name: str, make_peer: Callable[[], Peer], clients: ClientLimits) -> None:
+    def __init__(
+        self,
+        name: str,
+        make_peer: Callable[[], Peer],
+        clients: ClientLimits,
+        *,
+        port: int | None = None,
+        listener: str = "",
+    ) -> None:
         self.name = name
+        self.port = port
+        """The client's, for the log. None: it came over a UNIX socket."""
+        self.listener = listener
+        """What the log calls the listener at which it came."""
+        self.helo = ""
+        """What it called itself last, for the log. Not verified."""
+        self.tls = ""
+        """How what it says is encrypted, for the log."""
         self._make_peer: Callable[[], Peer] | None = make_peer
         self._clients = clients
         self._peer: Peer | None = None

@@ -9,8 +9,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from heapq import merge
+from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
+
+import attrs
 
 from twisted_smtpguard.interfaces import PASS, TRUST, Address, Verdict
 
@@ -23,6 +27,11 @@ FIRST_REFUSAL = 2
 
 MAPPED = 0xFFFF
 """What stands before the last 32 bits of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
+
+_INDEX_BITS = 24
+"""Of what is kept of a range: the index of its verdict. The length of its network's prefix stands above, so that a
+refusal can name the network."""
+_MASK_INDEX = (1 << _INDEX_BITS) - 1
 
 _MASK_32 = (1 << 32) - 1
 _MASK_64 = (1 << 64) - 1
@@ -41,11 +50,19 @@ class NetworkTable:
         self._ipv6 = ipv6
 
     def verdict(self, address: Address) -> Verdict:
-        """PASS where no network has `address`, which is a Peer's and so never IPv4-mapped."""
-        number = int(address)
-        if address.version == 4:
-            return self._verdicts[self._ipv4.find(number)]
-        return self._verdicts[self._ipv6.find(number)]
+        """PASS where no network has `address`, which is a Peer's and so never IPv4-mapped. A refusal has the network
+        for its rule."""
+        found = (self._ipv4 if address.version == 4 else self._ipv6).find(int(address))
+        index = found & _MASK_INDEX
+        verdict = self._verdicts[index]
+        return verdict if index < FIRST_REFUSAL else _by_network(verdict, address, found >> _INDEX_BITS)
+
+
+@lru_cache(maxsize=1024)
+def _by_network(verdict: Verdict, address: Address, length: int) -> Verdict:
+    """A client that is refused comes again and again."""
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    return attrs.evolve(verdict, rule=str(kind((int(address), length), strict=False)))
 
 
 class TableBuilder:
@@ -61,6 +78,8 @@ class TableBuilder:
         """What `add` wants for `verdict`: ALLOWED, TRUSTED, or a number from FIRST_REFUSAL on. Equal verdicts
         are held once."""
         index = self._indexes.setdefault(verdict, len(self._verdicts))
+        if index > _MASK_INDEX:
+            raise ValueError(f"no more than {_MASK_INDEX} different replies are expected")
         if index == len(self._verdicts):
             self._verdicts.append(verdict)
         return index
@@ -75,10 +94,10 @@ class TableBuilder:
         ipv4, ipv6 = _IPv4Ranges(), _IPv6Ranges()
         for bits, ranges in ((IPV4_BITS, ipv4), (IPV6_BITS, ipv6)):
             last = -1
-            for count, (start, index) in enumerate(_flattened(self._runs[bits].drain(), bits)):
-                if index != last:
-                    ranges.append(start, index)
-                    last = index
+            for count, (start, found) in enumerate(_flattened(self._runs[bits].drain(), bits)):
+                if found != last:
+                    ranges.append(start, found)
+                    last = found
                 if count % _WORK == 0:
                     rest()
         return NetworkTable(self._verdicts, ipv4, ipv6)
@@ -109,8 +128,8 @@ def _popped(run: list[int]) -> Iterator[int]:
 
 
 def _flattened(keys: Iterable[int], bits: int) -> Iterator[tuple[int, int]]:
-    """Where each range begins and the index of its verdict, over all addresses from 0 on. `keys` are sorted, so
-    that a network comes before those within it."""
+    """Where each range begins and what is kept of it, over all addresses from 0 on. `keys` are sorted, so that a
+    network comes before those within it."""
     everything = 1 << bits
     # The ends and indexes of the networks that we are in, the narrowest last.
     around = [(everything + 1, ALLOWED)]
@@ -124,14 +143,16 @@ def _flattened(keys: Iterable[int], bits: int) -> Iterator[tuple[int, int]]:
                 yield begin, index
                 begin = end
             index = around[-1][1]
-        if key >> 32 == previous and index >= FIRST_REFUSAL:
+        if key >> 32 == previous and index & _MASK_INDEX >= FIRST_REFUSAL:
             continue
         previous = key >> 32
         if begin < start:
             yield begin, index
             begin = start
-        index = key & _MASK_32
-        around.append((start + (1 << bits - (previous & 0xFF)), index))
+        index, length = key & _MASK_32, previous & 0xFF
+        if index >= FIRST_REFUSAL:
+            index |= length << _INDEX_BITS
+        around.append((start + (1 << bits - length), index))
 
 
 class _IPv4Ranges:

@@ -154,7 +154,7 @@ class Conduct:
         self, reason: str, reply: Reply | None = None, *, client_gone: bool = False, dry_run: bool = False
     ) -> None:
         """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
-        site = self._site
+        site, visitor = self._site, self._visitor
         command = self._command.verb if self._command else ""
         if self.unknown and not (command or self._after_auth):
             command = self.unknown.decode("ascii")
@@ -162,10 +162,12 @@ class Conduct:
         if parameter:
             self.parameter = ""
         site.events.reject(
-            self._visitor.name,
+            visitor.name,
             reason,
             session=self._session,
             dry_run=dry_run,
+            helo=visitor.helo,
+            tls=visitor.tls,
             reply=reply,
             limit=site.limits.shown(reason),
             value=self.value,

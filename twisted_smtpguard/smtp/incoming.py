@@ -155,6 +155,8 @@ def _accepted(
         octets=octets,
         seconds=site.seconds() - began_at,
         reply=reply,
+        helo=session.visitor.helo,
+        tls=session.tls,
         client_gone=session.ended,
         late=late,
         user=session.identity,

@@ -62,7 +62,7 @@ class Session:
         self.site = site
         self.name = name
         self.visitor = visitor
-        self.tls = tls
+        self.tls = visitor.tls = tls
         """How what is said is encrypted; "": it is not."""
         self.phase = Phase.CONNECTED
         self.offered = _NOTHING
@@ -255,7 +255,7 @@ class Session:
 
     def greet(self, name: str, *, extended: bool) -> Reply:
         """HELO or EHLO, which also resets a transaction (RFC 5321 4.1.4)."""
-        self._helo = name
+        self._helo = self.visitor.helo = name
         self._client = None
         self.reset()
         if extended:
@@ -276,10 +276,10 @@ class Session:
 
     def secured(self, tls: str) -> None:
         """TLS has begun. What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2)."""
-        self.tls = tls
+        self.tls = self.visitor.tls = tls
         if self.auth is not None:
             self.auth.forget()
-        self._helo = ""
+        self._helo = self.visitor.helo = ""
         self.offered = _NOTHING
         self.reset()
 

@@ -77,8 +77,9 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     end_reason = "lost"
     """Why the connection ends, for the log."""
 
-    def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None) -> None:
+    def __init__(self, factory: SMTPGuardFactory, peer: IAddress | None, listener: str = "") -> None:
         self.factory = factory
+        self._listener = listener
         self._limits = factory.site.limits
         self._address = peer
         self.began_at = factory.site.seconds()
@@ -125,7 +126,11 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._handshake = Handshake(self.factory, transport, self)
             self._handshake.begin(by_endpoint=True)
         self._visitor = Visitor(
-            peer_name(self._address), partial(make_peer, transport, self.implicit_tls), self.factory.clients
+            peer_name(self._address),
+            partial(make_peer, transport, self.implicit_tls),
+            self.factory.clients,
+            port=getattr(self._address, "port", None),
+            listener=self._listener,
         )
         proxies = self.factory.proxies
         if proxies is not None and not by_endpoint and proxies.has(peer_address(self._address)):
@@ -168,7 +173,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         self._leave_entrance()
         self._refused = self._closing = True
         site = self.factory.site
-        refusal.log(site.events, self._limits, self._visitor.name)
+        refusal.log_of(self._visitor, site.events, self._limits)
         if self.implicit_tls and not self._secure:
             # Nothing can be said without a handshake.
             self.factory.release(self)
@@ -202,7 +207,13 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if header.client is not None and header.server is not None:
             self._tls = header.tls
             peer = announced_peer(header.client, header.server, self.implicit_tls or header.tls != "")
-            self._visitor = Visitor(str(peer.address), lambda: peer, self.factory.clients)
+            self._visitor = Visitor(
+                str(peer.address),
+                lambda: peer,
+                self.factory.clients,
+                port=peer.port,
+                listener=self._listener,
+            )
         if not self._buffer and is_own(header, self._address):
             self._silent = True
             self.dataReceived = self._first_words  # type: ignore[method-assign]
@@ -224,7 +235,14 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     def _refuse_unsaid(self, reason: str) -> None:
         self._leave_entrance()
         self._refused = True
-        self.factory.site.events.reject(self._visitor.name, reason, limit=self._limits.shown(reason))
+        visitor = self._visitor
+        self.factory.site.events.reject(
+            visitor.name,
+            reason,
+            port=visitor.port,
+            listener=visitor.listener,
+            limit=self._limits.shown(reason),
+        )
 
     # TLS.
 
@@ -353,7 +371,14 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if self._greeted:
             self.session_over(seconds)
         elif not self._refused:
-            self.factory.site.events.hangup(self._visitor.name, seconds, silent=self._silent)
+            visitor = self._visitor
+            self.factory.site.events.hangup(
+                visitor.name,
+                seconds,
+                port=visitor.port,
+                listener=visitor.listener,
+                silent=self._silent,
+            )
 
     def readConnectionLost(self) -> None:
         """The client has shut down its side. It still gets every reply that is due."""

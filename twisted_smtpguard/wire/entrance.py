@@ -125,7 +125,7 @@ class Entrance:
         site = self._factory.site
         refusal = refusal_of(replies.EARLY_TALKER)
         if site.limits.early_talker == "log" or "early_talker" in site.limits.dry_run:
-            refusal.log(site.events, site.limits, self._visitor.name, dry_run=True)
+            refusal.log_of(self._visitor, site.events, site.limits, dry_run=True)
             return False
         self._door.refuse(refusal)
         return True

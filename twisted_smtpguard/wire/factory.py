@@ -155,26 +155,46 @@ class SMTPGuardFactory(ServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
+        return self.build(addr, "")
+
+    def build(self, addr: IAddress | None, listener: str) -> Any:
+        """As `buildProtocol`, for a connection at the listener of that name."""
         if self._drained is not None:
-            return self._turn_away(addr, self._stopping)
+            return self._turn_away(addr, listener, self._stopping)
         if 0 < self.site.limits.max_connections <= self._holding:
             if "max_connections" not in self.site.limits.dry_run:
-                return self._turn_away(addr, self._full, self._holding + 1)
-            self._log_refusal(addr, self._full, self._holding + 1, dry_run=True)
-        protocol = SMTPGuardProtocol(self, addr)
+                return self._turn_away(addr, listener, self._full, self._holding + 1)
+            self._log_refusal(addr, listener, self._full, self._holding + 1, dry_run=True)
+        protocol = SMTPGuardProtocol(self, addr, listener)
         self._holding += 1
         self._open.add(protocol)
         return protocol
 
-    def _turn_away(self, addr: IAddress | None, turn_away: TurnAway, value: int | None = None) -> TurnAway:
-        self._log_refusal(addr, turn_away, value)
+    def _turn_away(
+        self, addr: IAddress | None, listener: str, turn_away: TurnAway, value: int | None = None
+    ) -> TurnAway:
+        self._log_refusal(addr, listener, turn_away, value)
         return turn_away
 
     def _log_refusal(
-        self, addr: IAddress | None, turn_away: TurnAway, value: int | None, *, dry_run: bool = False
+        self,
+        addr: IAddress | None,
+        listener: str,
+        turn_away: TurnAway,
+        value: int | None,
+        *,
+        dry_run: bool = False,
     ) -> None:
         site = self.site
-        turn_away.refusal.log(site.events, site.limits, peer_name(addr), dry_run=dry_run, value=value)
+        turn_away.refusal.log(
+            site.events,
+            site.limits,
+            peer_name(addr),
+            port=getattr(addr, "port", None),
+            listener=listener,
+            dry_run=dry_run,
+            value=value,
+        )
 
     # Called by the protocols.
 

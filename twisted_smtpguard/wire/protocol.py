@@ -29,15 +29,24 @@ class SMTPGuardProtocol(Receiving):
         factory = self.factory
         self.session = Session(factory.site, factory.next_session_name(), self._visitor, self._tls)
         self._lines = LineSplitter(factory.line_rules)
-        factory.site.events.connect(
-            self.session.name, self._visitor.name, trusted=self._visitor.trusted, silent=self._silent
-        )
+        self._log_connect(silent=self._silent)
         factory.session_times.add(self)
 
     def silence_over(self) -> None:
         """Called when a connection whose proxy has named no client says something."""
+        self._log_connect(counted=True)
+
+    def _log_connect(self, *, silent: bool = False, counted: bool = False) -> None:
+        visitor = self._visitor
         self.factory.site.events.connect(
-            self.session.name, self._visitor.name, trusted=self._visitor.trusted, counted=True
+            self.session.name,
+            visitor.name,
+            port=visitor.port,
+            listener=visitor.listener,
+            tls=self._tls,
+            trusted=visitor.trusted,
+            silent=silent,
+            counted=counted,
         )
 
     def end_session(self) -> None:
