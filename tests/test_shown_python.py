@@ -17,6 +17,7 @@ from twisted_smtpguard.testing import Clients
 
 EXAMPLES = DOCS / "examples"
 RUN_BY = {
+    "asyncio_program.py": "test_asyncio_program.py",
     "embedded.py": "test_readme.py",
     "embedding": "test_composition.py",
     "ip_filter_plugin": "test_ip_filter_plugin.py",

@@ -14,6 +14,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.eventlog import EventLog, short_word, word, words
+from twisted_smtpguard.later import explained
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.linebudget import LineBudget
 from twisted_smtpguard.smtp.replies import Reply, words_of
@@ -301,7 +302,7 @@ class Events:
         suppressed = self._failures.take_suppressed()
         if suppressed:
             fields["suppressed"] = suppressed
-        self._log.failure("failure", failure, fields, text)
+        self._log.failure("failure", explained(failure), fields, text)
 
     def _logs(self, silent: bool) -> bool:
         return self._log.debugs if silent else self._log.informs

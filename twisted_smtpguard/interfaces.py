@@ -1,7 +1,8 @@
 """What plugs into the guard, and what the guard promises it. Imports no reactor.
 
-A hook answers now, or with a Deferred; `async def` is welcome (it is converted once). One hook of a session
-runs at a time. Raise `Refused` to refuse; any other exception is logged with its traceback and is a
+A hook answers now, or with a Deferred; `async def` is welcome (it is converted once). On the asyncio reactor such a
+coroutine is a task of the loop, which may await whatever asyncio has; elsewhere it may await Deferreds. One hook of a
+session runs at a time. Raise `Refused` to refuse; any other exception is logged with its traceback and is a
 `451 4.3.0` to the client.
 """
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IPreparedReload, IReloadable
-from twisted_smtpguard.later import CallLater, answer_of, within
+from twisted_smtpguard.later import FAULTS, CallLater, HookCancelledError, asked, explained, within
 
 _SECONDS = 120
 """For one part to read its data. One that never answers must not keep the others from ever changing."""
@@ -63,34 +64,30 @@ class Reloading:
             outcome = await reading
             if isinstance(outcome, TimeoutError):
                 self._events.reload_failed(name, f"no answer in {_SECONDS} seconds")
-            elif isinstance(outcome, CancelledError):
+            elif isinstance(outcome, CancelledError) and not isinstance(outcome, HookCancelledError):
                 self._events.reload_failed(name, "given up before it was read")
             elif isinstance(outcome, BaseException):
-                self._failed(name, outcome)
+                self._failed(name, Failure(outcome))
             else:
                 switches.append((name, outcome))
         for name, switch in switches:
             try:
                 switch()
-            except Exception as error:  # noqa: BLE001 - the others change all the same
-                self._failed(name, error)
+            except FAULTS:
+                self._failed(name, explained(Failure()))
             else:
                 self._events.reloaded(name)
 
-    def _failed(self, name: str, error: BaseException) -> None:
-        self._events.reload_failed(name, safe_str(error) or type(error).__name__)
+    def _failed(self, name: str, failure: Failure) -> None:
+        self._events.reload_failed(name, safe_str(failure.value) or type(failure.value).__name__)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
         """Begin to read. Fires with what takes the new data, or with what went wrong."""
         prepared = IPreparedReload.providedBy(part)
-        reading = Deferred.fromCoroutine(_answer_to(part.prepare_reload if prepared else part.reload))
+        reading = asked(part.prepare_reload if prepared else part.reload)
         return within(_SECONDS, self._call_later, reading).addCallbacks(
             lambda switch: switch if prepared else _nothing, lambda failure: failure.value
         )
-
-
-async def _answer_to(hook: Callable[[], Any]) -> Any:
-    return await answer_of(hook())
 
 
 def _nothing() -> None:

@@ -13,7 +13,7 @@ from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import TRUST, IIPFilter, Verdict
-from twisted_smtpguard.later import CallLater, as_deferred, is_later, within
+from twisted_smtpguard.later import FAULTS, CallLater, as_deferred, explained, is_later, within
 from twisted_smtpguard.limits import IP_FILTER, Limits
 from twisted_smtpguard.smtp import replies
 
@@ -67,9 +67,9 @@ class FilterChain:
                     answer = await promise
             except NotAdmitted:
                 raise
-            except Exception:  # noqa: BLE001 - a filter is somebody else's code
+            except FAULTS:
                 visitor.stays()
-                ruling = self._failed(entry, visitor, Failure())
+                ruling = self._failed(entry, visitor, explained(Failure()))
             else:
                 visitor.stays()
                 ruling = self._read(entry, visitor, answer)

@@ -11,7 +11,16 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.clientkey import client_key
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import Address, ICounterStore
-from twisted_smtpguard.later import CallLater, as_deferred, is_later, shielded, within
+from twisted_smtpguard.later import (
+    FAULTS,
+    CallLater,
+    HookCancelledError,
+    as_deferred,
+    explained,
+    is_later,
+    shielded,
+    within,
+)
 from twisted_smtpguard.limits import Limits
 
 Count: TypeAlias = int | Deferred[int | None] | None
@@ -58,8 +67,8 @@ class ClientLimits:
         window: float = getattr(self._limits, rate).seconds
         try:
             answer = self._store.add(rate, key, events, window, self._seconds())
-        except Exception:  # noqa: BLE001 - a store is somebody else's code
-            self._failed(Failure())
+        except FAULTS:
+            self._failed(explained(Failure()))
             return None
         # Plainly: it is asked at every recipient.
         return answer if type(answer) is int else self._read(_whole, answer)
@@ -81,8 +90,8 @@ class ClientLimits:
     def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
         try:
             answer = question(*args)
-        except Exception:  # noqa: BLE001 - a store is somebody else's code
-            self._failed(Failure())
+        except FAULTS:
+            self._failed(explained(Failure()))
             return None
         return self._read(read, answer)
 
@@ -105,7 +114,7 @@ class ClientLimits:
         return outcome
 
     def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if failure.check(HookCancelledError) or not failure.check(CancelledError):
             self._events.failure(failure, "the counter store failed")
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from twisted.cred.credentials import Anonymous
 from twisted.cred.error import UnauthorizedLogin, UnhandledCredentials
 from twisted.cred.portal import Portal
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.logger import Logger
 from twisted.mail.interfaces import IMessageDelivery, IMessageDeliveryFactory
 from twisted.python.failure import Failure
@@ -25,7 +25,7 @@ from twisted_smtpguard.interfaces import (
     Path,
     Refused,
 )
-from twisted_smtpguard.later import shielded
+from twisted_smtpguard.later import FAULTS, asked, shielded
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -101,7 +101,7 @@ class TwistedMailDelivery:
             delivery = await session.delivery(client, address)
             if delivery is None:
                 raise smtp.SMTPBadSender(address)
-            origin = await maybeDeferred(delivery.validateFrom, helo, address)
+            origin = await asked(delivery.validateFrom, helo, address)
         if not origin:
             # twisted.mail would go on, and refuse every recipient.
             raise ValueError(f"validateFrom() answered {origin!r}, not the sender's address")
@@ -134,7 +134,7 @@ class _Session:
             if not self._pending:
                 self.log_out()
             await self._log_in(self._portal, client, sender)
-        return await maybeDeferred(self._source.getMessageDelivery) if self._is_factory else self._source
+        return await asked(self._source.getMessageDelivery) if self._is_factory else self._source
 
     async def _log_in(self, portal: Portal, client: Client, sender: object) -> None:
         interfaces = (IMessageDeliveryFactory, IMessageDelivery)
@@ -142,10 +142,10 @@ class _Session:
         avatar_id: Any = client.avatar_id
         try:
             if client.identity is None:
-                login = maybeDeferred(portal.login, Anonymous(), None, *interfaces)
+                login = asked(portal.login, Anonymous(), None, *interfaces)
             else:
                 # The other half of Portal.login(). The password has been checked, and is no longer there.
-                login = maybeDeferred(portal.realm.requestAvatar, avatar_id, None, *interfaces)
+                login = asked(portal.realm.requestAvatar, avatar_id, None, *interfaces)
             interface, avatar, logout = await _or_given_back(login, _log_out_again)
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
@@ -153,7 +153,7 @@ class _Session:
             raise _smtp().SMTPBadSender(sender, resp="Unauthenticated senders not allowed") from error
         # Before anything can be wrong with it: each login gets its logout, one that is of no use too.
         self._logouts.append(logout)
-        if not any(interface.isOrExtends(asked) for asked in interfaces):
+        if not any(interface.isOrExtends(each) for each in interfaces):
             raise TypeError(f"the realm answered with {interface!r}, which it was not asked for")
         self._is_factory = interface.isOrExtends(IMessageDeliveryFactory)
         self._source, self._of = avatar, client
@@ -193,7 +193,7 @@ class _Mail:
         with _addresses(replies.BAD_RECIPIENT_ADDRESS):
             user = _smtp().User(address, self._helo, self._session.protocol, self._origin)
         with _refusals():
-            make_message = await maybeDeferred(self._delivery.validateTo, user)
+            make_message = await asked(self._delivery.validateTo, user)
         self._recipients.append((user, make_message))
 
     async def data(self) -> IMessageSink:
@@ -202,9 +202,9 @@ class _Mail:
         try:
             with _refusals():
                 for user, make_message in self._recipients:
-                    message: Any = await _or_given_back(maybeDeferred(make_message), _discard)
+                    message: Any = await _or_given_back(asked(make_message), _discard)
                     messages.append(message)
-                    received = await maybeDeferred(ask_received, self._helo, self._origin, [user])
+                    received = await asked(ask_received, self._helo, self._origin, [user])
                     if received:
                         message.lineReceived(received)
         except BaseException:
@@ -286,10 +286,11 @@ def _end(message: Any) -> Deferred[Any]:
     """Its verdict. A message that cannot be asked for one keeps no other from its own."""
     try:
         end = message.eomReceived
-    except Exception:  # noqa: BLE001 - whatever is put into a place of IMessage
+    except FAULTS:
+        # Whatever is put into the place of an IMessage.
         _discard(message)
         return fail()
-    return maybeDeferred(end)
+    return asked(end)
 
 
 def _discard_all(messages: Sequence[Any]) -> None:
@@ -298,7 +299,7 @@ def _discard_all(messages: Sequence[Any]) -> None:
 
 
 def _discard(message: Any) -> None:
-    ended = maybeDeferred(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
+    ended = asked(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
     ended.addErrback(_report, "connectionLost")
 
 
@@ -307,7 +308,7 @@ def _log_out_again(login: tuple[object, object, Callable[[], object]]) -> None:
 
 
 def _log_out(logout: Callable[[], object]) -> None:
-    maybeDeferred(logout).addErrback(_report, "logout")
+    asked(logout).addErrback(_report, "logout")
 
 
 def _or_given_back(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:

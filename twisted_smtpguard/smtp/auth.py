@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.later import begun
+from twisted_smtpguard.later import FAULTS, begun, explained
 from twisted_smtpguard.smtp import replies, sasl
 from twisted_smtpguard.smtp.replies import Reply
 
@@ -91,8 +91,8 @@ class Authentication:
         assert checkers is not None
         try:
             answer = begun(checkers.identify(login))
-        except Exception:  # noqa: BLE001 - a checker is somebody else's code
-            return self._failed(Failure())
+        except FAULTS:
+            return self._failed(explained(Failure()))
         if not isinstance(answer, Deferred):
             return self._decided(answer)
         waiting: Deferred[Reply | None] = Deferred()

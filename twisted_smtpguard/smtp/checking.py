@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import maybeDeferred
 
+from twisted_smtpguard.later import asked
 from twisted_smtpguard.smtp.sasl import Login
 
 
@@ -39,7 +39,7 @@ class Checkers:
         for checker in self._checkers:
             credentials = UsernamePassword(login.username, login.password)
             try:
-                avatar_id: object = await maybeDeferred(checker.requestAvatarId, credentials)
+                avatar_id: object = await asked(checker.requestAvatarId, credentials)
             except UnauthorizedLogin:
                 continue
             name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username

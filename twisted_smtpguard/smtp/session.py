@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
+from twisted_smtpguard.later import FAULTS, explained
 from twisted_smtpguard.smtp import grammar, lenient, replies
 from twisted_smtpguard.smtp.auth import Authentication
 from twisted_smtpguard.smtp.commands import COMMANDS, Command
@@ -352,8 +353,8 @@ class Session:
         """The session is over for the delivery."""
         try:
             ISessionDelivery(self.site.delivery).session_ended(self.name)
-        except Exception:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
-            self.delivery_failed(Failure(), "session_ended() raised")
+        except FAULTS:
+            self.delivery_failed(explained(Failure()), "session_ended() raised")
 
     def delivery_failed(self, failure: Failure, what: str) -> None:
         """Log what the delivery did wrong."""

@@ -22,7 +22,7 @@ from twisted_smtpguard.interfaces import (
     Path,
     Refused,
 )
-from twisted_smtpguard.later import as_deferred, is_later
+from twisted_smtpguard.later import FAULTS, as_deferred, explained, is_later
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.replies import Reply
@@ -190,7 +190,7 @@ class Transaction:
             return
         try:
             ending.abort()
-        except Exception:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+        except FAULTS:
             self._report(Failure(), "abort() raised")
 
     # Calling.
@@ -211,8 +211,8 @@ class Transaction:
                 outcome = answered(result)
             else:
                 return self._wait(as_deferred(result), answered, failed)
-        except Exception:  # noqa: BLE001 - every failure of a hook becomes a reply
-            outcome = failed(Failure())
+        except FAULTS:
+            outcome = failed(explained(Failure()))
         if farewell is not None:
             farewell.hook_answered()
         return outcome
