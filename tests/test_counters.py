@@ -116,6 +116,31 @@ def test_a_clock_set_back_forgives_nobody_and_holds_nobody_longer_than_a_window(
     assert store.add("r", "a", 1, 60, 1060) == 1
 
 
+@pytest.mark.parametrize("events", [-1, 0])
+@pytest.mark.parametrize("now", [159.9, 160, 1e9])
+def test_to_take_back_or_to_ask_begins_no_window_and_makes_no_event_free(
+    store: LocalCounterStore, events: int, now: float
+) -> None:
+    store.add("r", "a", 1, 60, 100)
+    in_its_window = now < 160
+    assert store.add("r", "a", events, 60, now) == (1 + events if in_its_window else 0)
+    counts = [store.add("r", "a", 1, 60, now + second) for second in range(3)]
+    before = 1 + events
+    assert counts == ([before + 1, 1, 2] if in_its_window else [1, 2, 3])
+    # The window that follows has begun with its own first event.
+    assert store.add("r", "a", 0, 60, now + 60) == (2 if in_its_window else 0)
+
+
+@pytest.mark.parametrize("events", [-1, -5, 0])
+def test_of_a_client_that_is_not_known_there_is_nothing_to_take_back(
+    store: LocalCounterStore, events: int
+) -> None:
+    assert store.add("r", "a", events, 60, 0) == 0
+    assert store.add("r", "a", 1, 60, 0) == 1
+    assert store.add("r", "a", -5, 60, 0) == 0
+    assert store.add("r", "a", 1, 60, 0) == 1
+
+
 def test_the_client_that_did_nothing_for_longest_is_forgotten_first(store: LocalCounterStore) -> None:
     for client in "abca":
         store.add("r", client, 1, 60, 0)

@@ -168,6 +168,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
+    "draining": lambda to: to.draining(3, 1),
     "stopped": _stopped,
     "connect": lambda to: to.connect(
         "7f3a01",

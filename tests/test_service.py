@@ -507,14 +507,14 @@ class StuckEndpoint:
         return succeed(StuckPort())
 
 
-def test_a_port_that_does_not_close_has_a_second_and_then_the_sessions_are_told() -> None:
+def test_a_port_that_does_not_close_has_a_tenth_of_a_second_and_then_the_sessions_are_told() -> None:
     clock = Clock()
     stuck = SMTPGuardService(clock, [StuckEndpoint()], FakeDelivery())
     stuck.startService()
     client = Clients(stuck.factory, clock).connect()
     stopped: list[object] = []
     stuck.stopService().addBoth(stopped.append)
-    clock.advance(1)
+    clock.advance(0.2)
     assert client.heard().endswith("421 4.3.2 Server shutting down\r\n")
     assert stopped == []
     client.disconnect()

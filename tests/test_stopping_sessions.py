@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from fakes import FakeDelivery, Guard, codes
 from test_commands import reach
 from test_transaction import LINES, pending, ready_for
+from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.smtp import replies
@@ -114,3 +118,87 @@ def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_said_be
     assert factory._lingering == 1
     client.disconnect()
     assert factory._lingering == 0
+
+
+# What it waits for, and for how long.
+
+
+def lines_of(do: Callable[[], object]) -> list[str]:
+    with capturedLogs() as events:
+        do()
+    return [event["text"] for event in events if event.get("event") == "draining"]
+
+
+def test_while_a_stop_waits_the_log_says_for_what() -> None:
+    guard = Guard(shutdown_grace=22)
+    verdicts: list[Deferred[None]] = []
+
+    def later() -> Deferred[None]:
+        verdicts.append(Deferred())
+        return verdicts[-1]
+
+    guard.delivery.answers["finish"] = later
+    message = ("MAIL FROM:<>", "RCPT TO:<c@d.example>", "DATA", "x: y", ".")
+    clients = [guard.greeted() for _ in range(4)]
+    for client in clients[:3]:
+        client.say(*message)
+    clients[3].say(*message[:2])
+    clients[0].disconnect()
+
+    def stop() -> None:
+        guard.factory.drain()
+        guard.clock.pump([9.9, 0.2])
+        verdicts[0].callback(None)
+        verdicts[1].callback(None)
+        clients[1].disconnect()
+        clients[3].disconnect()
+        guard.clock.pump([10, 2, 3.1])
+        clients[2].disconnect()
+        guard.clock.pump([5, 10, 10])
+
+    assert lines_of(stop) == [
+        "draining sessions=3 verdicts=3 waiting for 3 sessions, 3 verdicts",
+        "draining sessions=3 verdicts=3 waiting for 3 sessions, 3 verdicts",
+        "draining sessions=1 verdicts=1 waiting for 1 session, 1 verdict",
+    ]
+
+
+def test_a_stop_that_has_nothing_to_wait_for_does_not_say_so() -> None:
+    guard = Guard()
+    guard.greeted().say("QUIT")
+    assert lines_of(guard.factory.drain) == []
+
+
+@pytest.mark.parametrize("hurry", [False, True], ids=["the grace is over", "a second signal"])
+def test_clients_that_linger_are_waited_for_until_the_grace_is_over_and_a_verdict_five_seconds_more(
+    hurry: bool,
+) -> None:
+    for owed in (False, True):
+        guard = Guard(shutdown_grace=30, delivery_timeout=0)
+        guard.delivery.answers["finish"] = Deferred
+        lingering, frozen, silent = (guard.greeted() for _ in range(3))
+        frozen.transport.reads = False
+        silent.say("MAIL FROM:<>")
+        if owed:
+            sending = guard.greeted()
+            sending.say("MAIL FROM:<>", "RCPT TO:<c@d.example>", "DATA", "x: y", ".")
+        stopped: list[None] = []
+        guard.factory.drain().addCallback(stopped.append)
+        assert lingering.closed
+        if hurry:
+            guard.factory.end_now()
+        else:
+            # Who lingers is cut off by its own limit before.
+            guard.clock.pump([4] * 7)
+            assert stopped == []
+            guard.clock.advance(2)
+        guard.clock.advance(0.6)
+        assert lingering.transport.lost
+        assert frozen.transport.lost
+        assert silent.transport.lost
+        assert stopped == ([] if owed else [None])
+        guard.clock.advance(4.3)
+        assert stopped == ([] if owed else [None])
+        guard.clock.advance(0.2)
+        assert stopped == [None]
+        assert guard.clock.getDelayedCalls() == []

@@ -10,6 +10,7 @@ nobody can forge a line or a field. A value never becomes part of a format strin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,11 @@ MAX_ERROR_CHARACTERS = 2_000
 """What is logged of an exception's message, which may hold anything that a client sent."""
 
 
+_OBSERVER_SECONDS = 60
+
+_log = Logger()
+
+
 class EventLog:
     """Logs what is not below `level`. Who builds an event at some cost asks `informs` or `warns` first, or
     `debugs`. `seconds` tells the time."""
@@ -59,14 +65,17 @@ class EventLog:
         self.warns: bool = level <= LogLevel.warn
         self._seconds = seconds
         self._logger = logger or Logger(namespace=NAMESPACE)
+        self._tell_again_at = -math.inf
 
     def debug(self, event: str, fields: Mapping[str, object]) -> None:
         if self.debugs:
             self._log(LogLevel.debug, event, _line(event, fields), fields)
 
-    def info(self, event: str, fields: Mapping[str, object]) -> None:
+    def info(self, event: str, fields: Mapping[str, object], remark: str = "") -> None:
+        """`remark` stands at the end of the line, and is no field."""
         if self.informs:
-            self._log(LogLevel.info, event, _line(event, fields), fields)
+            line = _line(event, fields)
+            self._log(LogLevel.info, event, f"{line} {remark}" if remark else line, fields)
 
     def warn(self, event: str, fields: Mapping[str, object], problem: str = "", *, remark: str = "") -> None:
         """`problem` is anything: escaped and cut it is a field, and a sentence at the end of the line. `remark` stands
@@ -83,24 +92,38 @@ class EventLog:
         """With its traceback."""
         line = f"{_line(event, fields)} {escape_text(remark)}"
         failure, error = _escaped(failure)
-        self._logger.failure(LINE, failure, text=line, event=event, **fields, error=error)
+        try:
+            self._logger.failure(LINE, failure, text=line, event=event, **fields, error=error)
+        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+            self._observer_raised()
 
     def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
         """As `Logger.emit` does it, which copies all fields twice and sorts all levels for each event."""
         logger = self._logger
-        logger.observer(
-            {
-                "text": line,
-                "event": event,
-                **fields,
-                "log_logger": logger,
-                "log_level": level,
-                "log_namespace": logger.namespace,
-                "log_source": logger.source,
-                "log_format": LINE,
-                "log_time": self._seconds(),
-            }
-        )
+        try:
+            logger.observer(
+                {
+                    "text": line,
+                    "event": event,
+                    **fields,
+                    "log_logger": logger,
+                    "log_level": level,
+                    "log_namespace": logger.namespace,
+                    "log_source": logger.source,
+                    "log_format": LINE,
+                    "log_time": self._seconds(),
+                }
+            )
+        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+            self._observer_raised()
+
+    def _observer_raised(self) -> None:
+        """An application's observer must not keep a connection from ending. Twisted's own publisher, which survives
+        its observers, is told once a minute."""
+        now = self._seconds()
+        if now >= self._tell_again_at:
+            self._tell_again_at = now + _OBSERVER_SECONDS
+            _log.failure("an observer of the log raised")
 
 
 def word(text: str) -> str:

@@ -98,6 +98,18 @@ class Events:
         )
         self._log.warn("open_relay", {"delivery": word(delivery)}, problem)
 
+    def draining(self, sessions: int, verdicts: int) -> None:
+        """The guard lets nobody in and waits for what has not ended. At once, and every 10 seconds.
+
+        `sessions` are all connections that are still there. `verdicts` are those of the delivery that are pending, also
+        where the client is gone.
+        """
+        self._log.info(
+            "draining",
+            {"sessions": sessions, "verdicts": verdicts},
+            f"waiting for {_number(sessions, 'session')}, {_number(verdicts, 'verdict')}",
+        )
+
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
         fields: dict[str, object] = {**self.statistics.snapshot()}
@@ -349,3 +361,7 @@ def _said(**texts: str) -> dict[str, object]:
 def _item(text: str) -> str:
     """A word in a list of words. A quoted local part may hold a comma (RFC 5321 4.1.2)."""
     return word(text).replace(",", "\\x2c")
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"

@@ -185,7 +185,7 @@ class ICounterStore(Interface):
 
     def add(counter: str, client: str, events: int, seconds: float, now: float) -> Later[int]:
         """Count `events`, and answer how many there were in this window, these included. 0 only asks, -1 takes
-        one back.
+        one back; where there is no window, neither begins one, and the answer is 0, never less.
 
         A window of `seconds` begins with the first event of a client, or the first after its last window.
         `now` is the guard's clock, which somebody may set back.

@@ -15,12 +15,11 @@ from functools import lru_cache, partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-T = TypeVar("T")
+from twisted_smtpguard.faults import Report, at_debug, cancel
 
-_log = Logger()
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -193,7 +192,7 @@ def _fired(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> Generato
         try:
             yield from future
         except asyncio.CancelledError:
-            _cancel(deferred)
+            cancel(deferred)
         else:
             return
 
@@ -214,7 +213,7 @@ def _end_of(future: asyncio.Future[T]) -> Deferred[T]:
         if not outcome.called:
             _settle_as(future, outcome)
 
-    def cancel(failure: Failure) -> Any:
+    def cancelled(failure: Failure) -> Any:
         if settled:
             return failure
         # It is the future's to say what comes of it.
@@ -222,7 +221,7 @@ def _end_of(future: asyncio.Future[T]) -> Deferred[T]:
         return _end_of(future)
 
     outcome: Deferred[T] = Deferred()
-    outcome.addErrback(cancel)
+    outcome.addErrback(cancelled)
     if future.done():
         # A task that never waited.
         end(future)
@@ -276,11 +275,13 @@ async def answer_of(answer: Any) -> Any:
     return await as_deferred(answer) if is_later(answer) else answer
 
 
-def within(seconds: float, call_later: CallLater, promised: Deferred[T]) -> Deferred[T]:
+def within(
+    seconds: float, call_later: CallLater, promised: Deferred[T], report: Report = at_debug
+) -> Deferred[T]:
     """What `promised` fires with, or TimeoutError after `seconds`; 0: it may take as long as it likes.
 
     `promised` is cancelled at the time limit, and when what is returned here is cancelled. It may go on in spite of
-    that: nobody waits for it, and what comes of it is dropped.
+    that: nobody waits for it, and what comes of it is dropped. `report` is told of a canceller that raises.
     """
     timer: Timer | None = None
 
@@ -296,29 +297,20 @@ def within(seconds: float, call_later: CallLater, promised: Deferred[T]) -> Defe
         nonlocal timer
         timer = None
         waiter.errback(Failure(TimeoutError()))
-        _cancel(promised)
+        cancel(promised, report)
 
     def give_up(_: object) -> None:
         nonlocal timer
         if timer is not None:
             timer.cancel()
             timer = None
-        _cancel(promised)
+        cancel(promised, report)
 
     waiter: Deferred[T] = Deferred(give_up)
     promised.addBoth(settle)
     if seconds and not waiter.called:
         timer = call_later(seconds, expire)
     return waiter
-
-
-def _cancel(promised: Deferred[Any]) -> None:
-    try:
-        promised.cancel()
-    except FAULTS:
-        # Somebody else's canceller must not keep us from going on.
-        # At debug: a client decides how often this happens.
-        _log.failure("A canceller raised", level=LogLevel.debug)
 
 
 def shielded(promised: Deferred[T]) -> Deferred[T]:

@@ -50,7 +50,10 @@ class Reloading:
         self._busy = True
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            await self._reload_all()
+            try:
+                await self._reload_all()
+            except Exception:  # noqa: BLE001 - whoever waits is told, and the next reload can begin
+                self._events.failure(Failure(), "the data could not be read anew")
             # What was read may be large.
             self._readings = []
             for done in waiting:
@@ -84,7 +87,8 @@ class Reloading:
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
         """Begin to read. Fires with what takes the new data, or with what went wrong."""
         prepared = IPreparedReload.providedBy(part)
-        reading = asked(part.prepare_reload if prepared else part.reload)
+        # To look the hook up can fail too.
+        reading = asked(lambda: part.prepare_reload() if prepared else part.reload())
         return within(_SECONDS, self._call_later, reading).addCallbacks(
             lambda switch: switch if prepared else _nothing, lambda failure: failure.value
         )

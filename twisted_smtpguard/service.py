@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.events import Events
+from twisted_smtpguard.faults import safely
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IRelayDelivery
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
@@ -31,8 +32,9 @@ _SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4Serv
 _PARTS_SECONDS = 5
 """For filters and a delivery that are services to stop."""
 
-_PORT_SECONDS = 1
-"""For listeners to close, which takes a turn of the reactor."""
+_PORT_SECONDS = 0.1
+"""For listeners to close, which takes a turn of the reactor. The sessions are told behind that: one that came back at
+once would find the next guard there, or nobody."""
 
 
 class SMTPGuardService(PartsOwner):
@@ -141,8 +143,8 @@ class SMTPGuardService(PartsOwner):
         except BaseException:
             ports, self._ports = self._ports, []
             for port in ports:
-                port.stopListening()
-            self._end_parts()
+                self._close(port)
+            safely(self.factory.site.events.failure, "stopping a filter or the delivery", self._end_parts)
             raise
         self._warn_of_descriptors()
         self._warn_of_open_relay()
@@ -154,7 +156,7 @@ class SMTPGuardService(PartsOwner):
         try:
             super().startService()
         except Exception:
-            self._end_parts()
+            safely(self.factory.site.events.failure, "stopping a filter or the delivery", self._end_parts)
             raise
 
     def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
@@ -180,7 +182,7 @@ class SMTPGuardService(PartsOwner):
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         if ports is not self._ports:
             # What it was started for has been stopped.
-            port.stopListening()
+            self._close(port)
             return
         ports.append(port)
         # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
@@ -188,6 +190,11 @@ class SMTPGuardService(PartsOwner):
         if isinstance(port, tcp.Port) and port.backlog == tcp.Port.backlog:
             port.socket.listen(_BACKLOG)
         self.factory.site.events.listening(name, _address_text(port.getHost()))
+
+    def _close(self, port: IListeningPort) -> Deferred[Any]:
+        """Have a port listen no longer. Fires when it does, and never fails."""
+        closing: Deferred[Any] = maybeDeferred(port.stopListening)
+        return closing.addErrback(self.factory.site.events.failure, "closing a listener")
 
     def _warn_of_descriptors(self) -> None:
         events, cap = self.factory.site.events, self.factory.site.limits.enforced("max_connections")
@@ -242,9 +249,7 @@ class SMTPGuardService(PartsOwner):
         ports, self._ports = self._ports, []
         self._ending += 1
         # A port that does not close must not keep the sessions from being told.
-        closing = shielded(
-            gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
-        )
+        closing = shielded(gatherResults([self._close(port) for port in ports]))
         ended: Deferred[Any] = within(_PORT_SECONDS, self.factory.deadlines.call_later, closing)
         ended.addBoth(lambda _: self.factory.drain())
         # Whoever waits for it no longer has not called it off.

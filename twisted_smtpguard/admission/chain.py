@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -60,7 +61,12 @@ class FilterChain:
             try:
                 answer: Any = entry.filter.check(visitor.peer)
                 if is_later(answer):
-                    promise = within(self._limits.ip_filter_timeout, self._call_later, as_deferred(answer))
+                    promise = within(
+                        self._limits.ip_filter_timeout,
+                        self._call_later,
+                        as_deferred(answer),
+                        partial(self._canceller_raised, entry, visitor),
+                    )
                     if not (waited or promise.called):
                         waited = True
                         await _unless_refused(before_waiting(), promise)
@@ -89,6 +95,9 @@ class FilterChain:
             reply = replies.with_enhanced_code(verdict.reply)
             return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
         return verdict == TRUST
+
+    def _canceller_raised(self, entry: FilterEntry, visitor: Visitor, failure: Failure, what: str) -> None:
+        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=visitor.name)
 
     def _failed(self, entry: FilterEntry, visitor: Visitor, failure: Failure) -> Ruling:
         if isinstance(failure.value, TimeoutError):

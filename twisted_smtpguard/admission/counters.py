@@ -11,8 +11,6 @@ from twisted_smtpguard.interfaces import ICounterStore
 
 T = TypeVar("T")
 
-_ONE_EVENT = 1j
-
 
 @implementer(ICounterStore)
 class LocalCounterStore:
@@ -50,20 +48,24 @@ class LocalCounterStore:
             del places[client]
 
     def add(self, counter: str, client: str, events: int, seconds: float, now: float) -> int:
-        """Count `events`, and answer how many there were in this window of `seconds`, these included."""
+        """Count `events`, and answer how many there were in this window of `seconds`, these included. Never less than
+        0: what is taken back may be of a window that has ended, or of a client forgotten since."""
         windows = self._windows[counter]
         window = windows.get(client)
         if window is not None and 0 <= now - window.real < seconds:
-            windows[client] = window = window + events * _ONE_EVENT
+            began, before = window.real, window.imag
+        elif window is not None and now < window.real:
+            # A clock that was set back neither forgives nor holds anybody for longer than one window.
+            began, before = now, window.imag
+        elif events > 0:
+            began, before = now, 0
         else:
-            if window is not None and now < window.real:
-                # A clock that was set back neither forgives nor holds anybody for longer than one window.
-                window = complex(now, window.imag + events)
-            else:
-                window = complex(now, events)
-            self._put(windows, client, window)
+            # A window begins with an event, and there was none.
+            return 0
+        count = max(0, int(before) + events)
+        self._put(windows, client, complex(began, count))
         windows.move_to_end(client)
-        return int(window.imag)
+        return count
 
     def _put(self, table: OrderedDict[str, T], client: str, value: T) -> None:
         table[client] = value

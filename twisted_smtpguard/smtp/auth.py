@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.faults import cancel
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.later import FAULTS, begun, explained
 from twisted_smtpguard.smtp import replies, sasl
@@ -143,6 +144,5 @@ class Authentication:
     def _give_up(self) -> Deferred[Reply | None] | None:
         asking, waiting = self._asking, self._waiting
         self._asking = self._waiting = None
-        if asking is not None:
-            asking.cancel()
+        cancel(asking, lambda failure, _: self._failed(failure))
         return waiting

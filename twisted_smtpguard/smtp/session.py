@@ -11,8 +11,8 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.faults import safely
 from twisted_smtpguard.interfaces import Client, ISessionDelivery, Path, Refused
-from twisted_smtpguard.later import FAULTS, explained
 from twisted_smtpguard.smtp import grammar, lenient, replies
 from twisted_smtpguard.smtp.auth import Authentication
 from twisted_smtpguard.smtp.commands import COMMANDS, Command
@@ -351,10 +351,8 @@ class Session:
 
     def say_farewell(self) -> None:
         """The session is over for the delivery."""
-        try:
-            ISessionDelivery(self.site.delivery).session_ended(self.name)
-        except FAULTS:
-            self.delivery_failed(explained(Failure()), "session_ended() raised")
+        delivery = ISessionDelivery(self.site.delivery)
+        safely(self.delivery_failed, "session_ended() raised", lambda: delivery.session_ended(self.name))
 
     def delivery_failed(self, failure: Failure, what: str) -> None:
         """Log what the delivery did wrong."""

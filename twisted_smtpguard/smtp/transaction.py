@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.faults import cancel, safely
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -160,9 +161,7 @@ class Transaction:
         if self.over:
             return
         self.over = True
-        inner = self._inner
-        if inner is not None:
-            inner.cancel()
+        cancel(self._inner, self._report)
         if not self._handing_over:
             self._abort()
         # Else begin() or data() is still at work: what it hands over is aborted then.
@@ -175,7 +174,7 @@ class Transaction:
         self._expired = True
         self.refusal = replies.DELIVERY_TIMED_OUT
         if self.finishing:
-            inner.cancel()
+            cancel(inner, self._report)
         else:
             self.end()
         if self._outer is outer:
@@ -186,12 +185,8 @@ class Transaction:
     def _abort(self) -> None:
         ending: IMessageSink | IMailTransaction | None = self._sink or self._mail
         self._sink = self._mail = None
-        if ending is None:
-            return
-        try:
-            ending.abort()
-        except FAULTS:
-            self._report(Failure(), "abort() raised")
+        if ending is not None:
+            safely(self._report, "abort() raised", ending.abort)
 
     # Calling.
 

@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard.admission.refusal import Refusal
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.faults import safely
 from twisted_smtpguard.wire.behindproxy import BehindProxy
 from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.handshake import Handshake
@@ -74,6 +75,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _lingering = False
     _lingers_no_longer = False
     _half_closed = False
+    _lost = False
     end_reason = "lost"
     """Why the connection ends, for the log."""
 
@@ -118,8 +120,12 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def connectionMade(self) -> None:
         """Called by the transport. Whether and when to greet is decided at the entrance."""
-        transport: Any = self.transport
-        self._transport = transport
+        self._transport: Any = self.transport
+        self.or_abort("a connection could not begin", self._begin)
+        self._at_accept = False
+
+    def _begin(self) -> None:
+        transport = self._transport
         by_endpoint = type(transport) is not tcp.Server and ISSLTransport.providedBy(transport)
         if by_endpoint:
             self.implicit_tls = True
@@ -137,7 +143,6 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._entrance = BehindProxy(self.factory, self)
         else:
             self._arrive()
-        self._at_accept = False
 
     def _arrive(self) -> None:
         """Who comes is known."""
@@ -307,7 +312,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if self._closing:
             self.abort()
         else:
-            self.read_timed_out()
+            self.or_abort("a connection could not be timed out", self.read_timed_out)
 
     # Reading.
 
@@ -331,12 +336,33 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         """Drop the connection: nothing can be said, or the service waits no longer."""
         self._closing = True
         self._at_ease = False
+        # To abort a TLS connection that is lost would raise.
+        if not (self._lost or self._safely("a connection could not be aborted", self._abort)):
+            self.connectionLost()
+
+    def _abort(self) -> None:
         self._transport.abortConnection()
+
+    def or_abort(self, what: str, step: Callable[[], object]) -> None:
+        """Take a step that nobody but us would follow up: where it fails the connection ends. `what` is for the log."""
+        if not self._safely(what, step):
+            self.abort()
+
+    def _safely(self, what: str, step: Callable[..., object], *args: object) -> bool:
+        """Whether the step succeeded. What it raises is logged as `what`."""
+        return safely(self.failed, what, step, *args)
+
+    def failed(self, failure: Failure, what: str) -> None:
+        """Log a fault of ours, or of somebody else's code, with its traceback."""
+        self.factory.site.events.failure(failure, what, peer=self._visitor.name)
 
     def _close(self, *, half: bool) -> None:
         """Behind the last line. `half`: linger, so that the line reaches a client that may be still sending."""
-        assert self._output is not None
         self._closing = True
+        self.or_abort("a connection could not be closed", partial(self._say_no_more, half=half))
+
+    def _say_no_more(self, *, half: bool) -> None:
+        assert self._output is not None
         self._stop()
         if half and not self._peer_closed and self.factory.may_linger():
             self._lingering = True
@@ -401,15 +427,32 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Called by the transport, once, however the connection ended."""
-        if self._handshake is not None:
-            self._handshake.leave()
-            if not (self._closing or reason is None or reason.check(ConnectionClosed)):
+        if self._lost:
+            return
+        self._lost = True
+        # Each step has somebody else's code in it, and none is to keep the next one from its turn.
+        for step in (
+            partial(self._lose_handshake, reason),
+            self._leave_entrance,
+            self._lose_session,
+            self._lose_output,
+        ):
+            self._safely("a connection could not be ended", step)
+        self.factory.connection_ended(self, lingered=self._lingering)
+
+    def _lose_handshake(self, reason: Failure | None) -> None:
+        handshake, closing = self._handshake, self._closing
+        if handshake is not None:
+            handshake.leave()
+            if not (closing or reason is None or reason.check(ConnectionClosed)):
                 self._handshake_failed("tls_failed")
             # No circle of references: it knows its connection.
             self._handshake = None
+
+    def _lose_session(self) -> None:
         self._closing = True
-        self._leave_entrance()
         self._stop()
+
+    def _lose_output(self) -> None:
         if self._output is not None:
             self._output.lost()
-        self.factory.connection_ended(self, lingered=self._lingering)

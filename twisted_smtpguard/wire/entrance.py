@@ -9,6 +9,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.faults import cancel
 from twisted_smtpguard.later import begun
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.wire.deadlines import Deadline
@@ -29,6 +30,9 @@ class Door(Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """It does not."""
+
+    def abort(self) -> None:
+        """Whether it does could not be found out."""
 
 
 class Entrance:
@@ -89,8 +93,10 @@ class Entrance:
         self._left = True
         self._visitor.leave()
         self._cancel_delay()
-        if self._deciding is not None:
-            self._deciding.cancel()
+        cancel(self._deciding, self._report)
+
+    def _report(self, failure: Failure, what: str) -> None:
+        self._factory.site.events.failure(failure, what, peer=self._visitor.name)
 
     def _cancel_delay(self) -> None:
         if self._delay is not None:
@@ -142,4 +148,4 @@ class Entrance:
     def _broken(self, failure: Failure) -> None:
         """A fault of ours while it was greeted or refused: nobody else would end the connection."""
         self._factory.site.events.failure(failure, "admission failed", peer=self._visitor.name)
-        self._transport.abortConnection()
+        self._door.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -17,6 +18,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.events import Events
+from twisted_smtpguard.faults import safely
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
@@ -36,6 +38,13 @@ from twisted_smtpguard.wire.turns import Turns
 
 _LAST_WAIT_SECONDS = 5
 """After the grace of a stop: for verdicts that are still pending."""
+
+_LAST_LINES_SECONDS = 0.5
+"""After the grace of a stop: for the last lines to leave. Under TLS the client's side of the goodbye never comes from
+one that is frozen, and no verdict depends on it."""
+
+_SILENT_SECONDS = 10
+"""While a drain waits the log says every so often what for."""
 
 _CROWDED = 0.8
 """Of the connection cap. Above it nobody is kept waiting for a greeting: that would hold a slot."""
@@ -130,7 +139,9 @@ class SMTPGuardFactory(ServerFactory):
         self._drained: Deferred[None] | None = None
         self._hurried = False
         self._grace: Deadline | None = None
+        self._last_lines: Deadline | None = None
         self._last_wait: Deadline | None = None
+        self._next_word: Deadline | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -211,10 +222,10 @@ class SMTPGuardFactory(ServerFactory):
         if protocol.holds_slot:
             protocol.holds_slot = False
             self._holding -= 1
-            protocol.slot_given_back()
+            safely(protocol.failed, "the end of a connection could not be told", protocol.slot_given_back)
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
-        """The connection is gone."""
+        """The connection is gone. Called once."""
         self.release(protocol)
         self._open.discard(protocol)
         self._lingering -= lingered
@@ -233,17 +244,28 @@ class SMTPGuardFactory(ServerFactory):
             self._drained.chainDeferred(again)
             return again
         drained = self._drained = Deferred()
+        drained.addCallback(self._stop_waiting)
         self.site.draining = True
-        for protocol in list(self._open):
-            protocol.shut_down(now=False)
         grace = self.site.limits.shutdown_grace
         if grace:
             self._grace = self.deadlines.call_later(grace, self.end_now)
-        drained.addCallback(self._stop_waiting)
+        self._shut_down(now=False)
         if self._hurried:
             self.end_now()
         self._something_ended()
+        if not drained.called:
+            self._tell_of_waiting()
         return drained
+
+    def _shut_down(self, *, now: bool) -> None:
+        for protocol in list(self._open):
+            protocol.or_abort("a session could not be ended", partial(protocol.shut_down, now=now))
+
+    def _tell_of_waiting(self) -> None:
+        """Say what the drain waits for, so that who looks at the log knows why it takes its time."""
+        verdicts = self.site.orphans + sum(protocol.awaits_verdict for protocol in self._open)
+        self.site.events.draining(len(self._open), verdicts)
+        self._next_word = self.deadlines.call_later(_SILENT_SECONDS, self._tell_of_waiting)
 
     def reopen(self) -> None:
         """After a drain: connections are let in again. RuntimeError before it is over."""
@@ -254,26 +276,25 @@ class SMTPGuardFactory(ServerFactory):
         self.site.draining = False
 
     def end_now(self) -> None:
-        """The grace is over: every session ends. Verdicts that are pending have five seconds more, however often
-        this is called. Before a drain: it will have no grace."""
+        """The grace is over: every session ends, and what has not left a moment later is not waited for. Verdicts
+        that are pending have five seconds more, however often this is called. Before a drain: it will have no grace."""
         self._hurried = True
         if self._drained is None:
             return
-        for protocol in list(self._open):
-            protocol.shut_down(now=True)
         if not self._drained.called and self._last_wait is None:
-            self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._give_up)
+            self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._fire)
+            self._last_lines = self.deadlines.call_later(_LAST_LINES_SECONDS, self._cut_off)
+        self._shut_down(now=True)
 
     def _stop_waiting(self, _: object) -> None:
-        for timer in (self._grace, self._last_wait):
+        for timer in (self._grace, self._last_lines, self._last_wait, self._next_word):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._grace = self._last_wait = None
+        self._grace = self._last_lines = self._last_wait = self._next_word = None
 
-    def _give_up(self) -> None:
+    def _cut_off(self) -> None:
         for protocol in list(self._open):
             protocol.abort()
-        self._fire()
 
     def _something_ended(self) -> None:
         if not (self._open or self.site.orphans or self.clients.pending):

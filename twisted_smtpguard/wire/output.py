@@ -6,6 +6,7 @@ Nothing else writes to a connection's transport, but the turn-away of connection
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from socket import socket
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ class Speaker(Protocol):
     def output_closing(self) -> None:
         """The transport has taken the last of all, and our side is about to be closed."""
 
+
+_NOBODY: Any = None
 
 _DONE = Failure(ConnectionDone())
 
@@ -105,7 +108,9 @@ class Output:
         if self._delays:
             self._delays = False
             if ITCPTransport.providedBy(self._transport):
-                self._transport.setTcpNoDelay(True)
+                # Of a connection that is gone the system may know no such option any more.
+                with suppress(OSError):
+                    self._transport.setTcpNoDelay(True)
 
     def queue(self, octets: bytes) -> None:
         """Put a reply behind the others; `flush` sends them."""
@@ -217,14 +222,14 @@ class Output:
         self._transport.abortConnection()
 
     def lost(self) -> None:
-        """The connection is gone. Called once, by the protocol."""
+        """The connection is gone, or speaks TLS from now on. May be called twice."""
         self._cancel_deadline()
         self._queued = None
         self._close = None
         self._wait(b"")
         self._socket = None
         # No circle of references, or the garbage collector would have to find it.
-        del self._speaker
+        self._speaker = _NOBODY
 
     # IPullProducer, called by the transport.
 

@@ -5,6 +5,10 @@ The protocol translates between the transport and the session and decides nothin
 
 from __future__ import annotations
 
+from functools import partial
+
+from twisted.python.failure import Failure
+
 from twisted_smtpguard.admission.refusal import refusal_of
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply, Step
@@ -59,6 +63,11 @@ class SMTPGuardProtocol(Receiving):
         if not self.session.finishing:
             self._stop_delivery_time()
 
+    def failed(self, failure: Failure, what: str) -> None:
+        """Called when a step of ours, or somebody else's code in it, has raised."""
+        session = self.session.name if self._greeted else ""
+        self.factory.site.events.failure(failure, what, session, self._visitor.name)
+
     def session_over(self, seconds: float) -> None:
         """Called when the connection holds no slot any more."""
         session = self.session
@@ -101,7 +110,13 @@ class SMTPGuardProtocol(Receiving):
         """The client has been told to begin. Nothing that is said from here on may leave in clear."""
         assert self._handshake is not None
         self._output.lost()
-        self._handshake.begin()
+        try:
+            self._handshake.begin()
+        except Exception:  # noqa: BLE001 - from here on nothing can be said, and nobody else would end it
+            self.failed(Failure(), "TLS could not be begun")
+            self._handshake_failed("tls_failed")
+            self.abort()
+            return
         self._secure = True
         self._begin_to_speak()
 
@@ -179,7 +194,7 @@ class SMTPGuardProtocol(Receiving):
 
     def _delivery_timed_out(self) -> None:
         self._delivery_time = None
-        self.session.expire()
+        self.or_abort("a delivery could not be timed out", self.session.expire)
         if self._pending is not None:
             # A counter store is still thinking. The delivery that is asked next must not have for ever.
             self._start_delivery_time()
@@ -198,10 +213,13 @@ class SMTPGuardProtocol(Receiving):
 
     def _data_too_slow(self) -> None:
         if self.session.conduct.trips("min_data_rate", once=True):
-            self._hang_up(replies.DATA_TOO_SLOW)
+            self.or_abort("a slow client could not be ended", partial(self._hang_up, replies.DATA_TOO_SLOW))
 
     def time_over(self) -> None:
         """Called when the session has had its time."""
+        self.or_abort("a session could not be ended", self._time_over)
+
+    def _time_over(self) -> None:
         self.session.conduct.time_over()
         if self._idle and self.session.conduct.trips("max_session_time", once=True):
             self._hang_up(replies.SESSION_TOO_LONG)
@@ -216,6 +234,11 @@ class SMTPGuardProtocol(Receiving):
             self._walk()
 
     # The ways to end.
+
+    @property
+    def awaits_verdict(self) -> bool:
+        """The delivery is deciding on a message, and the client is still there to hear of it."""
+        return self._greeted and self.session.finishing and not self.session.ended
 
     @property
     def _idle(self) -> bool:

@@ -187,7 +187,7 @@ class Receiving(Connection):
 
     def _take_turn(self) -> None:
         self._had_its_turn = False
-        self._walk()
+        self.or_abort("a connection could not go on", self._walk)
 
     def _receive_special(self, start: int, line: bytes | Reply | None) -> bool:
         """The first line, one that is refused, or none yet. Whether there may be more to take."""
