@@ -30,6 +30,7 @@ _CHAPTERS = {
         "IDeliveryFactory",
         "Refused",
     ],
+    "Checkers": ["CheckerUnavailable"],
     "Reloading": ["IReloadable", "IPreparedReload"],
     "Counting": ["ICounterStore"],
     "What they are told": ["Peer", "Client", "Path"],

@@ -174,6 +174,45 @@ def test_a_delivery_gets_what_the_checker_answered_as_it_is(avatar: Any) -> None
     assert hash(message.client) == hash(attrs.evolve(message.client, avatar_id=None))
 
 
+@pytest.mark.parametrize("bytewise", [False, True])
+@pytest.mark.parametrize(("before", "behind"), [(" ", ""), ("", " "), ("\t ", " \t")])
+def test_blanks_at_either_end_of_a_response_are_ignored(before: str, behind: str, bytewise: bool) -> None:
+    def padded(text: str) -> str:
+        return f"{before}{text}{behind}"
+
+    client = client_of()
+    assert client.say("AUTH PLAIN", bytewise=bytewise) == "334 \r\n"
+    assert client.say(padded(plain()), bytewise=bytewise) == YES
+    client = client_of()
+    client.say("AUTH LOGIN")
+    client.say(padded(base64(USER)), bytewise=bytewise)
+    assert client.say(padded(base64(PASSWORD)), bytewise=bytewise) == YES
+    client = client_of()
+    said = client.codes("AUTH PLAIN", padded("*"), "AUTH PLAIN", padded(base64(b"\0ann ")), "NOOP")
+    assert said == [334, 501, 334, 501, 250]
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "shown"),
+    [(b"ann", b"p\xe4ss", "ann"), (b"j\xf6rg", b"pass", r"j\\xf6rg"), (b"\xff", b"\xfe", r"\\xff")],
+)
+def test_octets_of_another_encoding_are_wrong_credentials_and_no_bad_syntax(
+    user: bytes, password: bytes, shown: str, logged: StringIO
+) -> None:
+    client = client_of(max_auth_failures=2)
+    assert client.say(f"AUTH PLAIN {plain(password, user)}") == FAILED
+    client.say("AUTH LOGIN")
+    client.say(base64(user))
+    assert client.say(base64(password)) == FAILED + ENOUGH
+    assert logged.getvalue().isascii()
+    assert f" user={shown} " in logged.getvalue()
+
+
+def test_where_a_checker_has_those_octets_they_are_right() -> None:
+    client = client_of(InMemoryUsernamePasswordDatabaseDontUse(ann=b"p\xe4ss"))
+    assert client.say(f"AUTH PLAIN {plain(bytes([112, 0xE4, 115, 115]))}") == YES
+
+
 # Where it is in sequence.
 
 
@@ -361,8 +400,9 @@ def test_what_ends_the_session_is_logged_with_the_failures_and_each_of_them_with
     with logbook() as book:
         client.say(*[f"AUTH PLAIN {plain(b'x')}"] * 2)
         lines = [line.partition(" reason=")[2].split() for line in book.take("reject")]
-    failed = ["auth_failed", "code=535", "command=AUTH", "user=ann"]
+    failed = ["auth_failed", "code=535", "command=AUTH", "user=ann", "helo=client.example"]
     enough = ["max_auth_failures", "limit=2", "value=2", "code=421", "command=AUTH", "user=ann"]
+    enough.append("helo=client.example")
     assert [[word for word in line if word[:8] != "session="] for line in lines] == [failed, failed, enough]
 
 
@@ -370,7 +410,7 @@ def test_a_login_is_logged(logged: StringIO) -> None:
     client = client_of()
     client.say(f"AUTH PLAIN {plain()}", *ENVELOPE, "DATA", "x", ".")
     assert "peer=192.0.2.1 user=ann mechanism=PLAIN\n" in logged.getvalue()
-    assert " seconds=0.0 user=ann\n" in logged.getvalue()
+    assert " seconds=0.0 user=ann helo=client.example\n" in logged.getvalue()
 
 
 # Checkers that fail, or take their time.
@@ -408,7 +448,10 @@ def test_a_checker_that_does_not_answer_in_time_is_a_454_whatever_it_says_then(c
     held = answer if cancels else _stubborn(answer)
     client = client_of(Checker(held), delivery_timeout=20)
     client.say(f"AUTH PLAIN {plain()}")
-    client.guard.clock.advance(20.2)
+    with logbook() as book:
+        client.guard.clock.advance(20.2)
+        (line,) = book.take("checker_failed")
+    assert line.endswith(" no answer in 20 seconds")
     assert client.heard() == LATER
     assert client.protocol.session.identity is None
     if not cancels:
@@ -610,7 +653,7 @@ async def test_under_tls_it_is_offered_and_the_protocol_is_esmtpsa() -> None:
 # The command line.
 
 
-def test_checkers_are_those_of_twisted(tmp_path: Any) -> None:
+def test_checkers_are_made_of_the_options(tmp_path: Any) -> None:
     users = tmp_path / "users"
     users.write_text("ann:o-so-secret\n")
     words = (
@@ -639,7 +682,7 @@ def test_what_is_wrong_with_the_options_is_told() -> None:
     [
         ("nosuch:o-so-secret", "--auth: one of "),
         ("file:/no/such/file", "--auth: there is no file '/no/such/file'"),
-        ("file", "--auth: file: what stands behind the colon is expected to be: Location of a File"),
+        ("file", "--auth: file: what stands behind the colon is expected to be: The path of a file"),
         ("memory:o-so-secret", "--auth: memory: what stands behind the colon is expected to be: A colon-sep"),
         ("anonymous", "--auth: anonymous does not check user names with passwords"),
     ],
@@ -654,10 +697,8 @@ def test_so_is_what_is_wrong_with_a_checker_but_no_password(checker: str, proble
 
 
 def test_questions_about_checkers_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\nmemory  A colon-separated list" in printed(capsys, "--help-auth").replace(
-        "anonymous", "\nanonymous"
-    )
-    assert "FilePasswordDB" in printed(capsys, "--help-auth-type", "file")
+    assert "\nmemory  A colon-separated list" in printed(capsys, "--help-auth")
+    assert "`user:password`" in printed(capsys, "--help-auth-type", "file")
     assert mistake("--help-auth-type", "x").startswith("--help-auth-type: one of ")
 
 

@@ -103,6 +103,13 @@ def a_failure(message: str = "no such spool") -> Failure:
         return Failure()
 
 
+def _checker_failed(to: Events) -> None:
+    for _ in range(11):
+        to.checker_failed("7f3a01", "192.0.2.1", "/etc/smtpguard/users: Permission denied")
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.checker_failed("7f3a01", "192.0.2.1", "/etc/smtpguard/users: Permission denied")
+
+
 def _reject(to: Events) -> None:
     for _ in range(11):
         to.reject("192.0.2.1", "max_recipients", session="s1")
@@ -181,6 +188,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "hangup": _hangup,
     "filter_failed": _filter_failed,
     "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
+    "checker_failed": _checker_failed,
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),
     "reject": _reject,
     "accept": lambda to: to.accept(

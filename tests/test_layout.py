@@ -82,6 +82,23 @@ def test_admission_knows_no_session_no_wire_and_no_transport(name: str) -> None:
         assert not internet or imported.startswith("twisted.internet.defer."), imported
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("checkers/")))
+def test_a_checker_knows_no_session_and_no_wire(name: str) -> None:
+    unknown = (
+        "wire",
+        "smtp.session",
+        "smtp.auth",
+        "admission",
+        "delivery",
+        "filters",
+        "upstream",
+        "service",
+        "tap",
+    )
+    for imported in imports(MODULES[name]):
+        assert not imported.startswith(tuple(f"twisted_smtpguard.{part}" for part in unknown)), imported
+
+
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("filters/")))
 def test_a_filter_knows_no_session_no_wire_and_no_admission(name: str) -> None:
     unknown = ("wire", "smtp.session", "admission", "delivery")
@@ -98,11 +115,12 @@ def test_only_events_logs_at_info(name: str) -> None:
     assert informs == allowed.get(name, set())
 
 
-def test_events_are_made_in_two_files_to_which_the_reference_is_held() -> None:
+def test_events_are_made_in_three_files_to_which_the_reference_is_held() -> None:
     makers = [
         name for name, tree in MODULES.items() if "twisted_smtpguard.eventlog.EventLog" in imports(tree)
     ]
-    assert sorted(makers) == ["events.py", "upstream/notices.py"]
+    # A password file tells of a wrong line as a reload does, by the same event.
+    assert sorted(makers) == ["checkers/passwordfile.py", "events.py", "upstream/notices.py"]
 
 
 @each_module

@@ -21,6 +21,7 @@ PUBLIC = {
         "AcceptedDomains",
         "CallableDelivery",
         "CertificateFiles",
+        "CheckerUnavailable",
         "Client",
         "DiscardDelivery",
         "Envelope",
@@ -31,6 +32,7 @@ PUBLIC = {
         "MaildirDelivery",
         "NetworksFile",
         "NetworksFilter",
+        "PasswordFile",
         "Path",
         "Peer",
         "Rate",
@@ -63,6 +65,7 @@ PUBLIC = {
 }
 INTERFACES = [
     "Address",
+    "CheckerUnavailable",
     "Client",
     "ICounterStore",
     "IDelivery",

@@ -397,6 +397,14 @@ def test_a_file_without_user_and_password_is_named(tmp_path, text) -> None:
         login.read_credentials(str(path))
 
 
+@pytest.mark.parametrize("password", ["with:colon", " blank ", "ends in CR\r", "pä"])
+def test_all_after_the_first_colon_is_the_password(tmp_path, password: str) -> None:
+    path = tmp_path / "secret"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + f"user:{password}\r\nmore\n".encode())
+        assert login.read_credentials(str(path)) == login.Credentials("user", password)
+
+
 def test_a_password_is_not_waited_for(tmp_path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -1,6 +1,7 @@
 """An SMTP service for Twisted that stays up under abuse: the names that applications and plugins use."""
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.checkers.passwordfile import PasswordFile
 from twisted_smtpguard.delivery.callable import CallableDelivery
 from twisted_smtpguard.delivery.discard import DiscardDelivery
 from twisted_smtpguard.delivery.domains import AcceptedDomains
@@ -11,7 +12,17 @@ from twisted_smtpguard.delivery.smtp import SmtpDelivery
 from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
-from twisted_smtpguard.interfaces import PASS, TRUST, Client, Path, Peer, Refused, Verdict, refuse
+from twisted_smtpguard.interfaces import (
+    PASS,
+    TRUST,
+    CheckerUnavailable,
+    Client,
+    Path,
+    Peer,
+    Refused,
+    Verdict,
+    refuse,
+)
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.smtp.replies import Reply
@@ -27,6 +38,7 @@ __all__ = [
     "AcceptedDomains",
     "CallableDelivery",
     "CertificateFiles",
+    "CheckerUnavailable",
     "Client",
     "DiscardDelivery",
     "Envelope",
@@ -37,6 +49,7 @@ __all__ = [
     "MaildirDelivery",
     "NetworksFile",
     "NetworksFilter",
+    "PasswordFile",
     "Path",
     "Peer",
     "Rate",

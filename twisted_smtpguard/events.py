@@ -73,11 +73,12 @@ class Events:
         self._log.warn("trying", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str) -> None:
-        """A filter, the delivery or the certificate has been read anew."""
+        """A filter, the delivery, the certificate or a password file has been read anew."""
         self._log.info("reloaded", {"what": word(what)})
 
     def reload_failed(self, what: str, problem: str) -> None:
-        """A filter, the delivery or the certificate could not be read anew, and the old one goes on."""
+        """A filter, the delivery, the certificate or a password file could not be read anew, and what it had goes
+        on."""
         self._log.warn("reload_failed", {"what": word(what)}, problem)
 
     def no_connection_cap(self, descriptors: int) -> None:
@@ -178,6 +179,19 @@ class Events:
         if self._log.informs:
             fields: dict[str, object] = {"session": session, "peer": peer, "user": word(user)}
             self._log.info("login", {**fields, "mechanism": mechanism})
+
+    def checker_failed(self, session: str, peer: str, problem: str) -> None:
+        """A checker cannot judge credentials, which is no failure of the client's: it is told to try again.
+
+        Counted and limited as failures are.
+        """
+        self.statistics.failures += 1
+        if self._log.warns and self._failures.allows(peer, "checker_failed", self._clock.seconds()):
+            fields: dict[str, object] = {"session": session, "peer": peer}
+            suppressed = self._failures.take_suppressed()
+            if suppressed:
+                fields["suppressed"] = suppressed
+            self._log.warn("checker_failed", fields, problem)
 
     def disconnect(
         self, session: str, peer: str, reason: str, seconds: float, messages: int, *, silent: bool = False

@@ -38,8 +38,9 @@ OPTIONS = {
     ),
     "auth": (
         "NAME[:ARGS]",
-        "Who may log in, by AUTH PLAIN and LOGIN: one of --help-auth, such as file:PATH with lines `user:password`. "
-        "May be given several times; they are asked in their order. Offered under TLS only.",
+        "Who may log in, by AUTH PLAIN and LOGIN: one of --help-auth, such as file:PATH with lines `user:password`, "
+        "where all after the first colon is the password. May be given several times; they are asked in their order. "
+        "Offered under TLS only.",
     ),
     "auth-without-tls": ("", "Offer AUTH in clear too. Who can read the wire can then read passwords."),
     "require-auth": ("", "Refuse MAIL before AUTH: a submission service (RFC 6409)."),

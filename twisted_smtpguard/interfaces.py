@@ -32,6 +32,15 @@ class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook
         self.reply = reply
 
 
+class CheckerUnavailable(Exception):  # noqa: N818 - what it says of the checker
+    """Raised by a checker that cannot judge credentials now: its file cannot be read, its database is down, or it does
+    not know the format of a password. The client gets `454 4.7.0`, and it counts as nobody's failure.
+
+    The message is logged, so it must hold no password. Of any other exception but UnauthorizedLogin the log has the
+    type and the traceback only.
+    """
+
+
 @attrs.frozen
 class Peer:
     """Who connects, as far as it is known before the greeting."""

@@ -93,6 +93,7 @@ class SMTPGuardService(PartsOwner):
                 *((entry.name, entry.filter) for entry in filters),
                 (type(delivery).__name__, delivery),
                 ("certificate", tls),
+                *((str(getattr(each, "name", type(each).__name__)), each) for each in checkers),
             ],
             self.factory.site.events,
             self.factory.deadlines.call_later,
@@ -218,8 +219,8 @@ class SMTPGuardService(PartsOwner):
             site.events.open_relay(type(delivery).__name__)
 
     def reload(self) -> Deferred[None]:
-        """Have every filter, the delivery and the certificate read its data anew, as on SIGHUP, if it provides
-        IReloadable.
+        """Have every filter, the delivery, the certificate and every checker read its data anew, as on SIGHUP, if it
+        provides IReloadable.
 
         Fires when that is done, and never fails: the log tells what was wrong. Connections already greeted go on.
         """

@@ -22,8 +22,9 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard import logins, plugins
+from twisted_smtpguard import plugins
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
 from twisted_smtpguard.configuration import Setting, read_configuration
 from twisted_smtpguard.delivery.domainlist import parse_domain
 from twisted_smtpguard.delivery.domains import AcceptedDomains
@@ -206,11 +207,11 @@ class Options(usage.Options):
             asked = Setting("help-delivery", self["help-delivery"])
             _answer(_description("delivery", asked, self._deliveries(asked)))
         if self["help-auth"]:
-            _answer(logins.checkers_table())
+            _answer(checkers_table())
         if self["help-auth-type"] is not None:
             asked = Setting("help-auth-type", self["help-auth-type"])
             with asked.blamed():
-                _answer(logins.checker_description(asked.text))
+                _answer(checker_description(asked.text))
         if self["help-ip-filters"]:
             _answer(plugins.table(_filters(Setting("help-ip-filters", ""))))
         if self["help-ip-filter"] is not None:
@@ -241,12 +242,12 @@ class Options(usage.Options):
         with self.certificate_files["tls-certificate"].blamed():
             return CertificateFiles(*(file.text if file else "" for file in files), reactor=reactor)
 
-    def checkers(self) -> list[object]:
+    def checkers(self, reactor: object) -> list[object]:
         """Who is asked about credentials, in this order."""
         made = []
         for setting in self.auth:
             with setting.blamed():
-                made.append(logins.make_checker(setting.text))
+                made.append(make_checker(setting.text, reactor))
         return made
 
     def delivery(self, reactor: Any) -> IDelivery:
@@ -319,7 +320,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
     endpoints, tls_endpoints = options.endpoints(reactor), options.tls_endpoints(reactor)
     certificate = options.certificate(reactor)
-    ip_filters, checkers = options.ip_filters(reactor), options.checkers()
+    ip_filters, checkers = options.ip_filters(reactor), options.checkers(reactor)
     delivery = options.delivery(reactor)
     level = LogLevel.info if options.parent is None else options.parent.get("logLevel", LogLevel.info)
     events = Events(Statistics(), reactor, options.limits, level)

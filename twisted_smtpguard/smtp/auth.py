@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.faults import cancel
-from twisted_smtpguard.interfaces import Refused
+from twisted_smtpguard.interfaces import CheckerUnavailable, Refused
 from twisted_smtpguard.later import FAULTS, begun, explained
 from twisted_smtpguard.smtp import replies, sasl
 from twisted_smtpguard.smtp.replies import Reply
 
 if TYPE_CHECKING:
-    from twisted_smtpguard.smtp.checking import User
+    from twisted_smtpguard.checkers.checking import Judgement, User
     from twisted_smtpguard.smtp.session import Session
     from twisted_smtpguard.smtp.transaction import Answer
 
@@ -38,7 +38,7 @@ class Authentication:
         """Wrong credentials, in the whole session."""
         self._mechanism = ""
         self._exchange: Generator[bytes, bytes, sasl.Login] | None = None
-        self._asking: Deferred[User | None] | None = None
+        self._asking: Deferred[Judgement] | None = None
         self._waiting: Deferred[Reply | None] | None = None
 
     @property
@@ -87,26 +87,35 @@ class Authentication:
 
     def _check(self, login: sasl.Login) -> Answer:
         session = self._session
-        session.conduct.user = login.username.decode("utf-8")
+        session.conduct.user = login.username.decode("utf-8", "backslashreplace")
         checkers = session.site.checkers
         assert checkers is not None
         try:
             answer = begun(checkers.identify(login))
         except FAULTS:
-            return self._failed(explained(Failure()))
+            return self._unavailable(explained(Failure()))
         if not isinstance(answer, Deferred):
-            return self._decided(answer)
+            return self._judged(answer)
         waiting: Deferred[Reply | None] = Deferred()
         self._asking, self._waiting = answer, waiting
         answer.addBoth(self._answered, waiting)
         return waiting
 
-    def _answered(self, outcome: User | Failure | None, waiting: Deferred[Reply | None]) -> None:
+    def _answered(self, outcome: Judgement | Failure, waiting: Deferred[Reply | None]) -> None:
         if self._waiting is not waiting:
             # It comes too late, and nobody waits for it any more.
             return
         self._asking = self._waiting = None
-        waiting.callback(self._failed(outcome) if isinstance(outcome, Failure) else self._decided(outcome))
+        waiting.callback(
+            self._unavailable(outcome) if isinstance(outcome, Failure) else self._judged(outcome)
+        )
+
+    def _judged(self, judgement: Judgement) -> Reply:
+        for failure in judgement.failures:
+            self._log_failure(failure)
+        if judgement.user is None and judgement.failures:
+            return replies.AUTH_UNAVAILABLE
+        return self._decided(judgement.user)
 
     def _decided(self, user: User | None) -> Reply:
         session = self._session
@@ -123,17 +132,27 @@ class Authentication:
             conduct.behind = replies.TOO_MANY_AUTH_FAILURES
         return replies.AUTH_FAILED
 
-    def _failed(self, failure: Failure) -> Reply:
+    def _unavailable(self, failure: Failure) -> Reply:
+        self._log_failure(failure)
+        return replies.AUTH_UNAVAILABLE
+
+    def _log_failure(self, failure: Failure) -> None:
         session = self._session
+        events, peer = session.site.events, session.visitor.name
+        if isinstance(failure.value, CheckerUnavailable):
+            events.checker_failed(session.name, peer, str(failure.value))
+            return
         kind = type(failure.value).__name__
         failure.value = _WithheldError(f"a {kind}, whose message is withheld: it may hold a password")
-        session.site.events.failure(failure, "a checker failed", session.name, session.visitor.name)
-        return replies.AUTH_UNAVAILABLE
+        events.failure(failure, "a checker failed", session.name, peer)
 
     def expire(self) -> None:
         """The checker had its time."""
         waiting = self._give_up()
         if waiting is not None:
+            session = self._session
+            problem = f"no answer in {session.site.limits.delivery_timeout:g} seconds"
+            session.site.events.checker_failed(session.name, session.visitor.name, problem)
             waiting.callback(replies.AUTH_UNAVAILABLE)
 
     def end(self) -> None:
@@ -144,5 +163,5 @@ class Authentication:
     def _give_up(self) -> Deferred[Reply | None] | None:
         asking, waiting = self._asking, self._waiting
         self._asking = self._waiting = None
-        cancel(asking, lambda failure, _: self._failed(failure))
+        cancel(asking, lambda failure, _: self._log_failure(failure))
         return waiting

@@ -99,7 +99,9 @@ class Conduct:
         if reply.closes:
             return None
         self.junk += self._junk
-        if reply.code >= 400 or (self._junk and self._too_much_junk()):
+        # That we cannot judge credentials is our fault.
+        error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE
+        if error or (self._junk and self._too_much_junk()):
             self.errors += 1
         self._junk = False
         self.value = None

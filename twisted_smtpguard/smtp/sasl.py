@@ -51,7 +51,9 @@ def decode_initial(response: bytes | None) -> bytes | None:
 
 
 def decode_response(line: bytes) -> bytes:
-    """A line behind a challenge. Refused where it cancels, or is no base64."""
+    """A line after a challenge. Blanks at either end are ignored, as they are in a command. Refused where it cancels,
+    or is no base64."""
+    line = line.strip(b" \t")
     if line == _CANCEL:
         raise Refused(replies.AUTH_CANCELLED)
     return _decoded(line)
@@ -79,13 +81,10 @@ def _login(initial: bytes | None) -> Generator[bytes, bytes, Login]:
 
 
 def _login_of(username: bytes, password: bytes, acts_for: bytes = b"") -> Login:
-    for text in (username, password, acts_for):
-        try:
-            text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Refused(replies.BAD_AUTH_RESPONSE) from None
-        if b"\0" in text:
-            raise Refused(replies.BAD_AUTH_RESPONSE)
+    # Whether it is UTF-8, as RFC 4616 has it, is no question of syntax: old clients send the octets of ISO 8859-1, and
+    # are told that these are wrong.
+    if any(b"\0" in octets for octets in (username, password, acts_for)):
+        raise Refused(replies.BAD_AUTH_RESPONSE)
     return Login(username, password, acts_for)
 
 

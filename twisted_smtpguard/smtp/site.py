@@ -7,11 +7,11 @@ from collections.abc import Callable
 import attrs
 
 from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import IDelivery, IRelayDelivery, ISessionDelivery
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.maildata import MessageRules
 from twisted_smtpguard.smtp.reception import message_rules
 from twisted_smtpguard.smtp.replies import Reply

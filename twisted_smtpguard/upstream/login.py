@@ -21,15 +21,16 @@ class Credentials:
 
 
 def read_credentials(path: str) -> Credentials:
-    """The first line of the file at `path`, `user:password`. ValueError says what is wrong with it."""
+    """The first line of the file at `path`, `user:password`, which may begin with a BOM. All after the first colon is
+    the password. ValueError says what is wrong with it."""
     try:
         with open_regular(path) as file:
-            text = file.read().decode("utf-8")
+            text = file.read().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text") from error
-    user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
+    user, colon, password = text.partition("\n")[0].removesuffix("\r").partition(":")
     if not colon or not user or "\0" in text:
         raise ValueError(f"{path} has no line user:password")
     return Credentials(user, password, path)

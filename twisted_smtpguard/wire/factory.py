@@ -17,12 +17,12 @@ from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.faults import safely
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.checking import Checkers
 from twisted_smtpguard.smtp.site import Site
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.ages import Ages

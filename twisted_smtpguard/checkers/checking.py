@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword, UsernamePassword
+from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
 
-from twisted_smtpguard.later import asked
+from twisted_smtpguard.checkers.credentials import AskedChecker
 from twisted_smtpguard.smtp.sasl import Login
 
 
@@ -22,6 +24,17 @@ class User:
     """What the checker answered, as it is."""
 
 
+@attrs.frozen
+class Judgement:
+    """What all checkers together say of credentials."""
+
+    user: User | None = None
+    """Who it is. None: no checker knows the user by this password."""
+    failures: Sequence[Failure] = ()
+    """Of checkers that could not judge. Where there is no user either, nobody can say whether the credentials are
+    right."""
+
+
 class Checkers:
     """Asks each checker in its order until one knows the user. ValueError for one that checks no passwords."""
 
@@ -29,24 +42,29 @@ class Checkers:
         for checker in checkers:
             if not takes_passwords(checker):
                 raise ValueError(f"{checker!r} does not check user names with passwords")
-        self._checkers = tuple(checkers)
+        self._checkers = tuple(AskedChecker(checker) for checker in checkers)
 
-    async def identify(self, login: Login) -> User | None:
-        """The user, or None. Raises what a checker raises that is no verdict."""
+    async def identify(self, login: Login) -> Judgement:
+        """Who has these credentials. One that cannot judge keeps nobody from asking the next."""
         # Some user databases take an empty password for no wish to log in, and say yes.
         if not login.username or not login.password or login.acts_for not in (b"", login.username):
-            return None
+            return Judgement()
+        failures: list[Failure] = []
         for checker in self._checkers:
-            credentials = UsernamePassword(login.username, login.password)
             try:
-                avatar_id: object = await asked(checker.requestAvatarId, credentials)
+                avatar_id = await checker.avatar_id(login)
             except UnauthorizedLogin:
                 continue
+            except CancelledError:
+                # Nobody waits for an answer.
+                raise
+            except Exception:  # noqa: BLE001 - a checker is somebody else's code
+                failures.append(Failure())
+                continue
             name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
-            return User(
-                name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name, avatar_id
-            )
-        return None
+            text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+            return Judgement(User(text, avatar_id), failures)
+        return Judgement(None, failures)
 
 
 def takes_passwords(checker: Any) -> bool:

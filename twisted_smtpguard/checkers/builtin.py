@@ -1,0 +1,108 @@
+"""The checkers of `--auth` that come with the guard.
+
+Twisted has some of the same names, which do less: its `file` splits a password at its second colon, its `memory` lets
+nobody in, and its `unix` computes hashes in the reactor's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import attrs
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+
+from twisted_smtpguard.checkers.passwordfile import PasswordFile
+from twisted_smtpguard.checkers.unixusers import UnixUsers, why_unusable
+
+
+class _Make(Protocol):
+    def __call__(self, argument: str, reactor: Any) -> Any: ...
+
+
+@attrs.frozen
+class BuiltinChecker:
+    """What `--auth` may name."""
+
+    name: str
+    argument_format: str
+    """What stands after the colon, in a line."""
+    help: str
+    """All that --help-auth-type says."""
+    make: _Make
+    """ValueError: a sentence that does not repeat the argument, which may be a password."""
+    why_unusable: str = ""
+    """Why it cannot work in this process. "": it can."""
+
+
+def _make_file(argument: str, reactor: Any) -> PasswordFile:
+    if not argument.strip():
+        raise ValueError(_expected("file", _FILE_FORMAT))
+    return PasswordFile(os.path.expanduser(argument), reactor)  # noqa: PTH111 - the path stays as it was written
+
+
+def _make_memory(argument: str, reactor: object) -> InMemoryUsernamePasswordDatabaseDontUse:
+    words = argument.encode("utf-8", "surrogateescape").split(b":")
+    if len(words) % 2 or not all(words):
+        raise ValueError(_expected("memory", _MEMORY_FORMAT))
+    users = dict(zip(words[::2], words[1::2], strict=True))
+    if len(users) < len(words) / 2:
+        raise ValueError("memory: a user stands there twice")
+    checker = InMemoryUsernamePasswordDatabaseDontUse()
+    checker.users = users
+    return checker
+
+
+def _make_unix(argument: str, reactor: Any) -> UnixUsers:
+    if argument:
+        raise ValueError(_expected("unix", _UNIX_FORMAT))
+    problem = why_unusable()
+    if problem:
+        raise ValueError(f"unix: {problem}")
+    return UnixUsers(reactor)
+
+
+def _expected(name: str, argument_format: str) -> str:
+    return f"{name}: what stands behind the colon is expected to be: {argument_format}"
+
+
+_FILE_FORMAT = "The path of a file with a line user:password for each user."
+_MEMORY_FORMAT = "A colon-separated list (name:password:...), none of them empty."
+_UNIX_FORMAT = "Nothing."
+
+_FILE_HELP = """
+Each line of the file is `user:password`, the password as it is. A line that begins
+with # is a comment, and empty lines are skipped. A line ends with LF or CRLF, and the
+file may begin with a BOM.
+
+All after the first colon is the password, octet for octet: it may have colons, blanks
+(also at its ends), any character of UTF-8 and any other octet but NUL, CR and LF. It has
+at least one octet. The name of a user is UTF-8; it has no colon and no control
+character, no blank at its ends, and does not begin with #.
+
+What is no such line is refused at start, and so are two lines for one user, a hash for
+a password, and a file without users. The file is read again when it has changed; with a
+wrong line in it then, the users of before stay, and the log says so. While it cannot be
+read, AUTH is answered with 454.
+"""
+
+_MEMORY_HELP = """
+Users and passwords on the command line, where everybody on the host can read them: for a
+try only. Neither may have a colon in it, for which there is file.
+"""
+
+_UNIX_HELP = """
+The accounts of this host, with the passwords in /etc/shadow. The guard must be able to
+read that file, as root can, and Python must have the modules crypt and spwd, which it
+had until 3.12. The system's own PAM is not asked.
+"""
+
+
+def builtin_checkers() -> Sequence[BuiltinChecker]:
+    """Those that come with the guard."""
+    return (
+        BuiltinChecker("file", _FILE_FORMAT, _FILE_HELP, _make_file),
+        BuiltinChecker("memory", _MEMORY_FORMAT, _MEMORY_HELP, _make_memory),
+        BuiltinChecker("unix", _UNIX_FORMAT, _UNIX_HELP, _make_unix, why_unusable()),
+    )

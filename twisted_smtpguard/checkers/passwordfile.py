@@ -1,0 +1,206 @@
+"""`--auth file:PATH`: users and passwords in a file, which is read again when it has changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from hmac import compare_digest
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.checkers.passwordlines import parse_users
+from twisted_smtpguard.eventlog import EventLog, word
+from twisted_smtpguard.interfaces import CheckerUnavailable, IPreparedReload
+from twisted_smtpguard.later import Timer
+from twisted_smtpguard.regularfile import open_regular
+from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
+
+_SECONDS = 5
+"""How long the file may take to be looked at, or read. After that the disk counts as hanging."""
+
+_UNSETTLED_SECONDS = 0.1
+"""A file that was written so shortly before it was read may change again without a newer time."""
+
+Users: TypeAlias = "dict[bytes, bytes]"
+_Version: TypeAlias = "tuple[int, ...]"
+
+
+class _Reactor(ThreadedReactor, Protocol):
+    def callLater(self, delay: float, callable: Any) -> Any: ...  # noqa: A002, N802 - Twisted's names
+
+
+@attrs.frozen
+class _Reading:
+    """What was found in the file."""
+
+    version: _Version | None
+    """Which state of the file it is. None: it may change again without a newer time."""
+    users: Users | None
+    """None: a line is wrong."""
+    problem: str = ""
+    """Which line, and what is wrong with it."""
+
+
+@implementer(ICredentialsChecker, IPreparedReload)
+class PasswordFile:
+    """Logs in who is in the file `path`, with lines `user:password`: see docs/reference/checkers.md.
+
+    The file is read at once; ValueError says why it cannot be read, or which line is wrong. At each try it is looked
+    at, and read again where it has changed, in one of the threads of `reactor`. Where a line of it is wrong then, those
+    who were in it before stay, and the log says so once. Where it cannot be read, or does not answer within 5 seconds,
+    credentials cannot be judged: CheckerUnavailable.
+    """
+
+    credentialInterfaces = (IUsernamePassword,)  # noqa: N815 - Twisted's name
+
+    def __init__(self, path: str | os.PathLike[str], reactor: _Reactor) -> None:
+        self.path = os.fspath(path)
+        self._reactor = reactor
+        self._thread = OneThread(reactor)
+        try:
+            reading = _read(self.path)
+        except FileNotFoundError:
+            raise ValueError(f"there is no file {self.path!r}") from None
+        except OSError as error:
+            raise ValueError(f"{self.path}: {error.strerror}") from error
+        if reading.users is None:
+            raise ValueError(f"{self.path} {reading.problem}")
+        self._users = reading.users
+        self._version = reading.version
+        self._log = EventLog(reactor.seconds)
+        self._looking = False
+        """A thread is at work."""
+        self._timer: Timer | None = None
+        """Ends the patience with that thread. None while one works: it is over."""
+        self._waiting: list[Deferred[Users]] = []
+        """They came before that thread began to look."""
+        self._next: list[Deferred[Users]] = []
+        """They came later: the file may have changed since."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+        return f"file:{self.path}"
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:  # noqa: N802 - Twisted's name
+        """Fires with the user's name. Fails with UnauthorizedLogin, or with CheckerUnavailable."""
+        user, password = bytes(credentials.username), bytes(credentials.password)
+        return self._current_users().addCallback(_judge, user, password)
+
+    def prepare_reload(self) -> Deferred[Callable[[], None]]:
+        """Called at a reload. ValueError: a line is wrong."""
+        reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, let_others_run)
+
+        def prepared(reading: _Reading) -> Callable[[], None]:
+            if reading.users is None:
+                raise ValueError(f"{self.path} {reading.problem}")
+            return lambda: self._take(reading)
+
+        return reading.addCallback(prepared)
+
+    def reload(self) -> Deferred[None]:
+        """As `prepare_reload`, for who reloads nothing else."""
+        return self.prepare_reload().addCallback(lambda take: take())
+
+    def _current_users(self) -> Deferred[Users]:
+        """Those who are in the file now. One thread looks for all who ask meanwhile."""
+        waiting: Deferred[Users] = Deferred(self._forget)
+        if self._looking and self._timer is None:
+            return _failed(waiting, self._hanging())
+        self._next.append(waiting)
+        if not self._looking:
+            self._look()
+        return waiting
+
+    def _forget(self, waiting: Deferred[Users]) -> None:
+        """Its client is gone."""
+        for each in (self._waiting, self._next):
+            if waiting in each:
+                each.remove(waiting)
+
+    def _look(self) -> None:
+        self._waiting, self._next = self._next, []
+        self._looking = True
+        self._timer = self._reactor.callLater(_SECONDS, self._lose_patience)
+        self._thread.run(_read, self.path, self._version, let_others_run).addBoth(self._looked)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        waiting = [*self._waiting, *self._next]
+        self._waiting, self._next = [], []
+        for each in waiting:
+            _failed(each, self._hanging())
+
+    def _looked(self, outcome: _Reading | Failure | None) -> None:
+        self._looking = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, []
+        unreadable: CheckerUnavailable | None = None
+        if isinstance(outcome, Failure):
+            error = outcome.value
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            unreadable = CheckerUnavailable(f"{self.path}: {reason}")
+        elif outcome is not None:
+            self._take(outcome)
+        for each in waiting:
+            if unreadable is None:
+                each.callback(self._users)
+            else:
+                _failed(each, unreadable)
+        # One of those may have asked again, and so begun it.
+        if self._next and not self._looking:
+            self._look()
+
+    def _take(self, reading: _Reading) -> None:
+        self._version = reading.version
+        if reading.users is not None:
+            self._users = reading.users
+        else:
+            problem = f"{self.path} {reading.problem}; those who were in it before stay"
+            self._log.warn("reload_failed", {"what": word(self.name)}, problem)
+
+    def _hanging(self) -> CheckerUnavailable:
+        return CheckerUnavailable(f"{self.path}: no answer from the disk in {_SECONDS} seconds")
+
+
+def _failed(waiting: Deferred[Users], error: Exception) -> Deferred[Users]:
+    waiting.errback(Failure(error))
+    return waiting
+
+
+def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
+    # Comparing takes as long for an unknown user, and says nothing of how much of a password is right.
+    right = compare_digest(users.get(user, b""), password)
+    if not right or user not in users:
+        raise UnauthorizedLogin
+    return user
+
+
+def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], object] = lambda: None) -> Any:
+    """Called in a thread. What is in the file; None: it is still the version that is `known`. OSError: it cannot be
+    read, or is no regular file."""
+    if known is not None and _version(os.stat(path)) == known:  # noqa: PTH116 - so it costs less
+        return None
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        octets = file.read()
+    settled = abs(time.time() - status.st_mtime) > _UNSETTLED_SECONDS
+    version = _version(status) if settled else None
+    try:
+        return _Reading(version, parse_users(octets, yield_gil))
+    except ValueError as error:
+        return _Reading(version, None, str(error))
+
+
+def _version(status: os.stat_result) -> _Version:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
