@@ -27,6 +27,7 @@ _CHAPTERS = {
         "ISessionDelivery",
         "IRelayDelivery",
         "IRelayTransaction",
+        "IConnectingDelivery",
         "IDeliveryFactory",
         "Refused",
     ],

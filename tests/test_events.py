@@ -150,6 +150,13 @@ def _filter_failed(to: Events) -> None:
     to.filter_failed("lookup", "192.0.2.1", "timeout", let_in=False)
 
 
+def _accept_failed(to: Events) -> None:
+    for _ in range(11):
+        to.accept_failed("ENFILE")
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.accept_failed("ENFILE")
+
+
 def _failure(to: Events) -> None:
     for _ in range(11):
         to.failure(a_failure(), "the delivery failed: finish()", "7f3a01", "192.0.2.1")
@@ -173,7 +180,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "reloaded": lambda to: to.reloaded("networks"),
     "reload_failed": lambda to: to.reload_failed("networks", "/etc/smtpguard/networks line 3: no network"),
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
-    "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000),
+    "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000, 1024, 50),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
     "draining": lambda to: to.draining(3, 1),
     "stopped": _stopped,
@@ -186,6 +193,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         trusted=True,
     ),
     "hangup": _hangup,
+    "accept_failed": _accept_failed,
     "filter_failed": _filter_failed,
     "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
     "checker_failed": _checker_failed,

@@ -144,6 +144,8 @@ def test_a_rate_of_0_is_no_limit() -> None:
         "max_endless_line",
         "max_input_buffer",
         "max_output_buffer",
+        "socket_send_buffer",
+        "socket_receive_buffer",
         "oversize_drain",
         "max_pending_deliveries",
         "max_tracked_clients",

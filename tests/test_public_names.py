@@ -67,6 +67,7 @@ INTERFACES = [
     "Address",
     "CheckerUnavailable",
     "Client",
+    "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",
     "IDeliveryFactory",
@@ -110,6 +111,7 @@ FACTORY_INSIDE = [
     "release",
     "session_times",
     "site",
+    "socket_buffers",
     "tls",
     "turns",
 ]

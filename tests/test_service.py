@@ -13,14 +13,15 @@ from loopback import Loopback, reactor
 from twisted.application.service import IService, Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import implementer
 
-from twisted_smtpguard import SMTPGuardService
+from twisted_smtpguard import AcceptedDomains, SmtpDelivery, SMTPGuardService, UpstreamOptions
 from twisted_smtpguard.testing import Clients
 from twisted_smtpguard.wire.listener import Listener
 
@@ -207,26 +208,52 @@ def descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "limit", "warning"),
+    ("cap", "lingering", "upstream", "limit", "warning"),
     [
-        (0, 1024, "no_connection_cap"),
-        (1023, 1024, None),
-        (1024, 1024, "descriptors_below_cap"),
-        (5000, 1024, "descriptors_below_cap"),
-        (5000, -1, None),
+        (0, 1024, 0, 1024, "no_connection_cap"),
+        (1023, 0, 0, 1024, None),
+        (1024, 0, 0, 1024, "descriptors_below_cap"),
+        (5000, 0, 0, 1024, "descriptors_below_cap"),
+        (5000, 1024, 50, -1, None),
+        (1000, 23, 0, 1024, None),
+        (1000, 24, 0, 1024, "descriptors_below_cap"),
+        (1000, 0, 23, 1024, None),
+        (1000, 0, 24, 1024, "descriptors_below_cap"),
+        (1000, 12, 12, 1024, "descriptors_below_cap"),
     ],
 )
+@pytest.mark.parametrize("wrapped", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_it_warns_once_at_the_start_of_too_few_descriptors(
-    cap: int, limit: int, warning: str | None, log: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+    cap: int,
+    lingering: int,
+    upstream: int,
+    limit: int,
+    warning: str | None,
+    wrapped: bool,
+    log: list[LogEvent],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     descriptors(monkeypatch, limit)
-    guard = Loopback(max_connections=cap)
+    delivery: Any = FakeDelivery()
+    if upstream:
+        options = UpstreamOptions(connections=upstream, announce="xclient")
+        unreachable = TCP4ClientEndpoint(MemoryReactorClock(), "192.0.2.1", 25)
+        delivery = SmtpDelivery(unreachable, Clock(), hostname="g", options=options)
+    if wrapped:
+        delivery = AcceptedDomains(delivery, ["example.org"])
+    guard = Loopback(delivery=delivery, max_connections=cap, max_lingering=lingering)
     guard.start()
     warnings = [event for event in log if event["log_level"].name == "warn"]
     assert [event["event"] for event in warnings] == ([warning] if warning else [])
     if warning:
         assert warnings[0]["descriptors"] == limit
+    if warning == "descriptors_below_cap":
+        assert (warnings[0]["cap"], warnings[0]["lingering"], warnings[0]["upstream"]) == (
+            cap,
+            lingering,
+            upstream,
+        )
     await guard.close()
 
 

@@ -44,11 +44,14 @@ def test_every_sum_is_right() -> None:
     sums = re.findall(_SUM, TEXT)
     assert sums
     (command,) = (words for words in options(PAGE) if "--max-connections" in words)
-    cap = parsed(*command).limits.max_connections
+    limits = parsed(*command).limits
+    cap = limits.max_connections
     for clients, octets, total in sums:
         assert int(clients) == cap
         assert round(int(clients) * int(octets) / 1024) == int(total)
-    assert set(re.findall(r"(?:LimitNOFILE=|ulimit -n )(\d+)", TEXT)) == {str(2 * cap + 100)}
+    assert set(re.findall(r"(?:LimitNOFILE=|ulimit -n )(\d+)", TEXT)) == {
+        str(2 * cap + limits.max_lingering + 100)
+    }
 
 
 @pytest.mark.parametrize(

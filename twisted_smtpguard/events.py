@@ -85,9 +85,11 @@ class Events:
         """No cap on connections is set: the file descriptors that the process may have are the only one."""
         self._log.warn("no_connection_cap", {"descriptors": descriptors})
 
-    def descriptors_below_cap(self, descriptors: int, cap: int) -> None:
-        """The process may not have the file descriptors that its cap on connections would need."""
-        self._log.warn("descriptors_below_cap", {"descriptors": descriptors, "cap": cap})
+    def descriptors_below_cap(self, descriptors: int, cap: int, lingering: int, upstream: int) -> None:
+        """The process may not have the file descriptors that it would need for as many connections as may be let in
+        (`cap`), may linger when they have ended, and may be held to the server behind."""
+        fields = {"descriptors": descriptors, "cap": cap, "lingering": lingering, "upstream": upstream}
+        self._log.warn("descriptors_below_cap", fields)
 
     def open_relay(self, delivery: str) -> None:
         """Anybody's mail for every domain goes to a server that takes every client for the guard: if it trusts the
@@ -160,6 +162,16 @@ class Events:
         if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
             fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **_place(port, listener)}
             self._inform("hangup", self._with_suppressed(fields), silent)
+
+    def accept_failed(self, problem: str) -> None:
+        """The system did not let a connection be accepted. `problem` is its word, such as ENFILE. Limited as failures
+        are."""
+        if self._log.warns and self._failures.allows("", "accept_failed", self._clock.seconds()):
+            fields: dict[str, object] = {"problem": word(problem)}
+            suppressed = self._failures.take_suppressed()
+            if suppressed:
+                fields["suppressed"] = suppressed
+            self._log.warn("accept_failed", fields)
 
     def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
         """An IP filter raised, did not answer in time, or answered with what is no verdict.

@@ -287,6 +287,15 @@ class IRelayDelivery(IDelivery):
     )
 
 
+class IConnectingDelivery(IDelivery):
+    """A delivery that has connections of its own, such as to another server. Optional."""
+
+    max_connections: int = Attribute(
+        "The most that it has at once; 0: it cannot tell. Start-up counts them among the file descriptors that the "
+        "process needs."
+    )
+
+
 class IDeliveryFactory(Interface):
     """A plugin for `--deliver NAME:ARGS` provides this and twisted.plugin.IPlugin."""
 

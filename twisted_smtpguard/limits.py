@@ -224,6 +224,16 @@ class Limits:
         OCTETS,
         "Replies that wait for a client to read them; past it no further command is executed.",
     )
+    socket_send_buffer: int = limit(
+        32 * 1024,
+        OCTETS,
+        "Of one connection in the kernel: what was sent, and the client has not taken. 0 leaves it to the system.",
+    )
+    socket_receive_buffer: int = limit(
+        128 * 1024,
+        OCTETS,
+        "Of one connection in the kernel: what the client has sent, and was not read. 0 leaves it to the system.",
+    )
 
     # Messages.
     max_message_size: int = limit(

@@ -14,12 +14,19 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.faults import safely
-from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IRelayDelivery
+from twisted_smtpguard.interfaces import (
+    IConnectingDelivery,
+    ICounterStore,
+    IDelivery,
+    IIPFilter,
+    IRelayDelivery,
+)
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.parts import PartsOwner
 from twisted_smtpguard.reloading import Reloading
 from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.wire.acceptlog import bound_accept_log
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 from twisted_smtpguard.wire.listener import Listener
 
@@ -188,17 +195,22 @@ class SMTPGuardService(PartsOwner):
         ports.append(port)
         # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
         # second. An endpoint's own `backlog=` stays.
-        if isinstance(port, tcp.Port) and port.backlog == tcp.Port.backlog:
-            port.socket.listen(_BACKLOG)
+        if isinstance(port, tcp.Port):
+            bound_accept_log(port, self.factory.site.events)
+            self.factory.socket_buffers.opened(port)
+            if port.backlog == tcp.Port.backlog:
+                port.socket.listen(_BACKLOG)
         self.factory.site.events.listening(name, _address_text(port.getHost()))
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
         """Have a port listen no longer. Fires when it does, and never fails."""
+        self.factory.socket_buffers.closed(port)
         closing: Deferred[Any] = maybeDeferred(port.stopListening)
         return closing.addErrback(self.factory.site.events.failure, "closing a listener")
 
     def _warn_of_descriptors(self) -> None:
-        events, cap = self.factory.site.events, self.factory.site.limits.enforced("max_connections")
+        site = self.factory.site
+        events, cap = site.events, site.limits.enforced("max_connections")
         try:
             import resource  # noqa: PLC0415 - not on every system
         except ImportError:
@@ -206,8 +218,12 @@ class SMTPGuardService(PartsOwner):
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if not cap:
             events.no_connection_cap(descriptors)
-        elif descriptors != resource.RLIM_INFINITY and cap >= descriptors:
-            events.descriptors_below_cap(descriptors, cap)
+            return
+        lingering, upstream = site.limits.max_lingering, 0
+        if IConnectingDelivery.providedBy(site.delivery):
+            upstream = IConnectingDelivery(site.delivery).max_connections
+        if descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
+            events.descriptors_below_cap(descriptors, cap, lingering, upstream)
 
     def _warn_of_open_relay(self) -> None:
         site = self.factory.site

@@ -11,6 +11,7 @@ from zope.interface import implementer
 from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
 from twisted_smtpguard.interfaces import (
     Client,
+    IConnectingDelivery,
     IDelivery,
     IMailTransaction,
     IMessageSink,
@@ -29,7 +30,7 @@ from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
 from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
+@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload)
 class AcceptedDomains(PartsOwner):
     """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
 
@@ -67,6 +68,12 @@ class AcceptedDomains(PartsOwner):
     @property
     def chunking(self) -> bool:
         return not IRelayDelivery.providedBy(self.delivery) or IRelayDelivery(self.delivery).chunking
+
+    @property
+    def max_connections(self) -> int:
+        if not IConnectingDelivery.providedBy(self.delivery):
+            return 0
+        return IConnectingDelivery(self.delivery).max_connections
 
     def session_ended(self, session: str) -> None:
         if ISessionDelivery.providedBy(self.delivery):

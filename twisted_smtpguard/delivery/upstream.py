@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import (
     Client,
+    IConnectingDelivery,
     IMailTransaction,
     IMessageSink,
     IPreparedReload,
@@ -112,7 +113,7 @@ class Use:
             connection.end(problem)
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IPreparedReload)
+@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload)
 class UpstreamDelivery(Service):
     """Each message is handed to the server at `endpoint` while it comes in. The client gets 250 when the server has
     said so.
@@ -158,6 +159,10 @@ class UpstreamDelivery(Service):
     @property
     def chunking(self) -> bool:
         return "CHUNKING" in self._pool.hello
+
+    @property
+    def max_connections(self) -> int:
+        return self.options.connections
 
     @property
     def may_relay_for_all(self) -> bool:

@@ -126,6 +126,9 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     def _begin(self) -> None:
         transport = self._transport
+        own = getattr(transport, "socket", None)
+        if own is not None:
+            self.factory.socket_buffers.accepted(getattr(transport, "server", None), own)
         by_endpoint = type(transport) is not tcp.Server and ISSLTransport.providedBy(transport)
         if by_endpoint:
             self.implicit_tls = True

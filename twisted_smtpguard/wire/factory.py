@@ -32,6 +32,7 @@ from twisted_smtpguard.wire.lines import LineRules
 from twisted_smtpguard.wire.output import OutputRules
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
+from twisted_smtpguard.wire.socketbuffers import SocketBuffers
 from twisted_smtpguard.wire.together import Together
 from twisted_smtpguard.wire.turnaway import TurnAway
 from twisted_smtpguard.wire.turns import Turns
@@ -124,6 +125,7 @@ class SMTPGuardFactory(ServerFactory):
         self.output_rules = OutputRules(
             self.deadlines, Together(reactor), limits.write_timeout, limits.max_output_buffer
         )
+        self.socket_buffers = SocketBuffers(limits.socket_send_buffer, limits.socket_receive_buffer)
         self.line_rules = LineRules(
             limits.max_command_line, limits.max_endless_line, limits.max_auth_line if checkers else 0
         )

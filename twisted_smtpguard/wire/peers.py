@@ -22,6 +22,12 @@ def peer_name(peer: IAddress | None) -> str:
     return "unix" if ip is None else str(ip)
 
 
+def socket_name(address: Any) -> str:
+    """The same of an address as the socket module has it."""
+    ip = _address(address[0]) if isinstance(address, tuple) else None
+    return "unix" if ip is None else str(ip)
+
+
 def make_peer(transport: Any, tls: bool) -> Peer:
     """The Peer of a connection. Costs a system call, so it is made when it is first needed. `tls`: implicit."""
     remote, remote_port = _split(transport.getPeer())
