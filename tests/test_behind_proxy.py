@@ -283,6 +283,13 @@ def log_in(user: str, password: str) -> str:
     return "AUTH PLAIN " + b64encode(f"\0{user}\0{password}".encode()).decode()
 
 
+def test_the_log_has_it() -> None:
+    with capturedLogs() as events:
+        Proxied(PROXY_TLS).through(tls_header(1, VERSION, CIPHER))
+    (connect,) = (event for event in events if event.get("event") == "connect")
+    assert connect["tls"] == "TLSv1.3:TLS_AES_256_GCM_SHA384"
+
+
 def test_it_counts_as_tls_where_the_operator_says_so() -> None:
     guard = Proxied({**PROXY_TLS, "tls": object(), "require_tls": True, "require_auth": True})
     client = guard.connect(PROXY)
