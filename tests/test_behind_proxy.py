@@ -135,11 +135,11 @@ def test_a_proxy_that_names_nobody_is_the_client_itself(header: bytes) -> None:
 # From elsewhere.
 
 
-def test_from_any_other_network_a_header_is_an_invalid_command() -> None:
+def test_from_any_other_network_a_header_is_refused() -> None:
     guard = Proxied()
     client = guard.connect("192.0.2.1")
     assert client.heard() == GREETING
-    assert client.send(V1) == "500 5.5.1 Command not recognized\r\n"
+    assert client.send(V1) == "421 4.7.0 Protocol error: unexpected PROXY header\r\n"
     assert guard.asked[0].address == ip_address("192.0.2.1")
 
 

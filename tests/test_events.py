@@ -134,6 +134,7 @@ def _reject(to: Events) -> None:
         recipient="bob@example.com",
         user="ann",
         client_gone=True,
+        hint="--max-recipients",
     )
 
 

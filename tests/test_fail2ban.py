@@ -244,6 +244,23 @@ def test_those_who_were_not_let_in_are_found(log_format: str, tmp_path: Path) ->
 
 @each_format
 @pytest.mark.clients
+def test_a_load_balancer_whose_header_is_not_expected_is_not_banned(log_format: str, tmp_path: Path) -> None:
+    first, second = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+    for number, options in enumerate((["--profile=edge"], ["--early-talker=log"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with GuardProcess(folder, *options, log_format=log_format) as guard:
+            for header in (first, second):
+                for _ in range(4):
+                    assert b"unexpected PROXY header" in told_at_once(guard, "127.0.0.2", header)
+                    assert b"unexpected PROXY header" in talk(guard, "127.0.0.2", header)
+        assert guard.log.count(b"reason=unexpected_proxy_header") >= 10
+        assert b"hint=--proxy-protocol-from=127.0.0.2" in guard.log
+        assert find(folder / "0.log", "aggressive").clients == {}
+
+
+@each_format
+@pytest.mark.clients
 def test_a_limit_in_dry_run_gets_nobody_banned(log_format: str, tmp_path: Path) -> None:
     limits = (
         "--max-invalid-commands=2",

@@ -241,12 +241,14 @@ class Events:
         recipient: str | None = None,
         user: str | None = None,
         client_gone: bool = False,
+        hint: str = "",
     ) -> None:
         """Something was refused: a connection (the only refusal without a session), a command, a message.
 
         `limit` is what it went against and `value` what there was. `dry_run`: it was not refused, since the
         limit is only tried. `ip_filter`: which one refused, by which `rule`.
-        `client_gone`: a delivery refused a message when there was nobody left to tell.
+        `client_gone`: a delivery refused a message when there was nobody left to tell. `hint`: what the operator may
+        have to set.
         """
         counts = self.statistics
         refusals = counts.dry_run_refusals if dry_run else counts.refusals
@@ -274,7 +276,7 @@ class Events:
                 fields[name] = word(said)
         if client_gone:
             fields["client_gone"] = True
-        fields.update(_said(helo=helo, tls=_encryption(tls)), **_place(port, listener))
+        fields.update(_said(helo=helo, tls=_encryption(tls)), **_place(port, listener), **_said(hint=hint))
         self._log.info("reject", self._with_suppressed(fields))
 
     def accept(

@@ -53,6 +53,7 @@ class Refusal:
             reply=None if dry_run else self.reply,
             limit=limits.shown(self.reason),
             value=self.value if value is None else value,
+            hint=replies.hint_of(self.reason, peer),
         )
 
     def log_of(self, visitor: Visitor, events: Events, limits: Limits, *, dry_run: bool = False) -> None:

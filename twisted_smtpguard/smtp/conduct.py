@@ -179,4 +179,5 @@ class Conduct:
             recipient=self.recipient,
             user=self.user if command == "AUTH" else None,
             client_gone=client_gone,
+            hint=replies.hint_of(reason, self._visitor.name),
         )

@@ -120,6 +120,11 @@ def words_of(reply: Reply) -> str:
     return reply.said or ("" if reply in _WHEN else text_of(reply))
 
 
+def hint_of(reason: str, peer: str) -> str:
+    """The option that is missing, perhaps, where a refusal of `peer` comes from a mistake of the operator's own."""
+    return f"--proxy-protocol-from={peer}" if reason == "unexpected_proxy_header" else ""
+
+
 def catalogue() -> Iterator[Entry]:
     """Every fixed reply in the order of this file. The reference documentation is checked against it."""
     for name, value in list(globals().items()):
@@ -218,6 +223,13 @@ NOT_SMTP = _reply(
     "Not an SMTP client, closing connection",
     "the first line is an HTTP request, an SSH greeting, a TLS hello or a header field",
     "not_smtp",
+)
+UNEXPECTED_PROXY_HEADER = _reply(
+    421,
+    "4.7.0",
+    "Protocol error: unexpected PROXY header",
+    "a PROXY header, of version 1 or 2, begins a connection from where --proxy-protocol-from names no proxy",
+    "unexpected_proxy_header",
 )
 
 # Commands.

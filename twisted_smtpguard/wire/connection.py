@@ -32,8 +32,9 @@ from twisted_smtpguard.wire.behindproxy import BehindProxy
 from twisted_smtpguard.wire.entrance import Entrance
 from twisted_smtpguard.wire.handshake import Handshake
 from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.peeking import waiting_octets
 from twisted_smtpguard.wire.peers import announced_peer, is_own, make_peer, peer_address, peer_name
-from twisted_smtpguard.wire.proxyheader import ProxyHeader
+from twisted_smtpguard.wire.proxyheader import LONGEST_BEGINNING, ProxyHeader, begins_header
 from twisted_smtpguard.wire.secureoutput import SecureOutput
 from twisted_smtpguard.wire.tls import certificate_shown, spoken
 from twisted_smtpguard.wire.turnaway import turn_away
@@ -61,6 +62,8 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _secure = False
     _tls = ""
     _at_accept = True
+    _header_expected = False
+    """It comes from a proxy, and began with the header of one."""
     _greeted = False
     _refused = False
     _buffer = b""
@@ -143,6 +146,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         )
         proxies = self.factory.proxies
         if proxies is not None and not by_endpoint and proxies.has(peer_address(self._address)):
+            self._header_expected = True
             self._entrance = BehindProxy(self.factory, self)
         else:
             self._arrive()
@@ -159,6 +163,11 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         if self._buffer:
             self._entrance.spoke()
         self._entrance.begin()
+
+    def sends_proxy_header(self) -> bool:
+        """Called by the entrance."""
+        octets = self._buffer or waiting_octets(self._transport, LONGEST_BEGINNING)
+        return not self._header_expected and begins_header(octets)
 
     def greet(self) -> None:
         """Called by the entrance: the client is let in."""

@@ -25,6 +25,9 @@ class Door(Protocol):
     implicit_tls: bool
     """The visitor speaks first: a TLS hello."""
 
+    def sends_proxy_header(self) -> bool:
+        """What has come already is a PROXY header, which is not expected."""
+
     def greet(self) -> None:
         """The visitor comes in."""
 
@@ -129,6 +132,12 @@ class Entrance:
             return False
         self._told = True
         site = self._factory.site
+        if self._door.sends_proxy_header():
+            # A misconfigured proxy, and no abuser. Where it is greeted, it is told the same at its first line.
+            if site.limits.early_talker == "log":
+                return False
+            self._door.refuse(refusal_of(replies.UNEXPECTED_PROXY_HEADER))
+            return True
         refusal = refusal_of(replies.EARLY_TALKER)
         if site.limits.early_talker == "log" or "early_talker" in site.limits.dry_run:
             refusal.log_of(self._visitor, site.events, site.limits, dry_run=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import socket
 import termios
 from typing import Any
 
@@ -25,3 +26,14 @@ def input_waits(transport: Any) -> bool:
         return fcntl.ioctl(transport.socket, termios.FIONREAD, _NONE) != _NONE
     except OSError:
         return False
+
+
+def waiting_octets(transport: Any, most: int) -> bytes:
+    """The first octets of what `input_waits` has found, which stay where they are."""
+    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+        return b""
+    try:
+        octets: bytes = transport.socket.recv(most, socket.MSG_PEEK)
+    except OSError:
+        return b""
+    return octets

@@ -38,6 +38,12 @@ _LINE = re.compile(
     + b")"
 )
 
+_BEGINNINGS = (_WORD, _SIGNATURE[:5])
+"""No SMTP client begins so: the second holds a NUL."""
+
+LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
+"""Octets that `begins_header` needs to see."""
+
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 
@@ -68,6 +74,16 @@ class ProxyHeader:
     tls: str = ""
     """How the client's connection to the proxy was encrypted: version and cipher as far as they are told. "": it was
     not, nobody has asked, or the header names no client."""
+
+
+def begins_header(octets: bytes) -> bool:
+    """Whether `octets`, the first of a connection, are the beginning of a header, whatever follows."""
+    return octets.startswith(_BEGINNINGS)
+
+
+def may_begin_header(octets: bytes) -> bool:
+    """Whether `octets`, which `begins_header` has not recognised, may be the first of a header."""
+    return any(each.startswith(octets) for each in _BEGINNINGS)
 
 
 def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:

@@ -19,6 +19,7 @@ from twisted_smtpguard.wire.connection import Connection
 from twisted_smtpguard.wire.datarate import DataRate
 from twisted_smtpguard.wire.lines import LineSplitter
 from twisted_smtpguard.wire.output import Output
+from twisted_smtpguard.wire.proxyheader import LONGEST_BEGINNING, begins_header, may_begin_header
 from twisted_smtpguard.wire.turns import (
     COMMANDS_A_TURN,
     DATA_OCTETS_OF_A_COMMAND,
@@ -46,6 +47,8 @@ class Receiving(Connection):
     _lines: LineSplitter
     _rate: DataRate | None = None
     _first_line = True
+    _beginning = b""
+    """Of the connection, where a header of the PROXY protocol may have begun with lines that were answered."""
     _pending: Deferred[Reply | None] | None = None
     _walking = False
     _had_its_turn = False
@@ -154,6 +157,8 @@ class Receiving(Connection):
                     self._receive_data(_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS, whole=not slow)
                 elif self._first_line and self._buffer.startswith(_TLS_HELLO, start):
                     self._reply(replies.NOT_SMTP)
+                elif self._first_line and self._begins_with_proxy_header(start):
+                    self._reply(replies.UNEXPECTED_PROXY_HEADER)
                 else:
                     line, self._offset = lines.next_line(self._buffer, start)
                     if type(line) is bytes and not self._first_line:
@@ -197,9 +202,12 @@ class Receiving(Connection):
         if self._first_line:
             # An over-long line is not kept, and so cannot be told from SMTP. The line after it can, if it begins one.
             self._first_line = line is replies.LINE_TOO_LONG and not self._lines.amid_line
-            if not self._first_line and grammar.is_not_smtp(self._buffer[start : self._offset]):
+            octets = self._beginning + self._buffer[start : self._offset]
+            if not self._first_line and grammar.is_not_smtp(octets):
                 self._reply(replies.NOT_SMTP)
                 return False
+            if type(line) is bytes and may_begin_header(octets):
+                self._first_line, self._beginning = True, octets
         if isinstance(line, Reply):
             self._reply(self.session.invalid_line(line))
         elif line is not None:
@@ -208,6 +216,10 @@ class Receiving(Connection):
         if self._lines.endless and not self._closing:
             self._reply(replies.TOO_MANY_INVALID_COMMANDS, reason="max_endless_line")
         return True
+
+    def _begins_with_proxy_header(self, start: int) -> bool:
+        octets = self._beginning + self._buffer[start : start + LONGEST_BEGINNING]
+        return not self._header_expected and begins_header(octets)
 
     def lineReceived(self, line: bytes) -> None:
         """One command, without its CRLF."""
