@@ -135,7 +135,7 @@ def test_whatever_else_it_writes_by_stays(options: dict[str, Any]) -> None:
 def test_the_service_that_twist_makes_has_it_write_so(
     name: str, ours: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tap, "ignore_hangup", lambda: None)
+    monkeypatch.setattr(tap, "ignore_signals", lambda: None)
     monkeypatch.setattr(tap, "make_service", lambda options, reactor: None)
     twist, options = TwistOptions(), tap.Options()
     twist.opt_log_format(name)
@@ -145,7 +145,7 @@ def test_the_service_that_twist_makes_has_it_write_so(
 
 
 def test_another_parent_or_none_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap, "ignore_hangup", lambda: None)
+    monkeypatch.setattr(tap, "ignore_signals", lambda: None)
     monkeypatch.setattr(tap, "make_service", lambda options, reactor: "made")
     options = tap.Options()
     for options.parent in (None, usage.Options()):

@@ -16,7 +16,8 @@ from twisted.internet.task import deferLater
 
 from twisted_smtpguard.standalone import StandaloneService
 
-HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *IGNORED)
 
 
 class Service(StandaloneService):
@@ -67,6 +68,19 @@ async def test_each_sighup_reloads_while_it_runs() -> None:
     await hang_up()
     assert guard.reloads == 2
     await guard.stopService()
+
+
+@pytest.mark.parametrize("number", IGNORED)
+@pytest_twisted.ensureDeferred
+async def test_signals_that_mean_nothing_are_ignored_while_it_runs(number: signal.Signals) -> None:
+    signal.signal(number, before_the_start)
+    guard = service()
+    guard.startService()
+    os.kill(os.getpid(), number)
+    stopped = guard.stopService()
+    os.kill(os.getpid(), number)
+    await stopped
+    assert signal.getsignal(number) is before_the_start
 
 
 @pytest_twisted.ensureDeferred

@@ -22,22 +22,26 @@ from twisted_smtpguard.wire.listener import Listener
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None where there is no such signal (Windows)."""
 
+_MEAN_NOTHING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+"""They would end the process without a word."""
+
 _THREADS_SECONDS = 3
 """For threads to end what they do, when all has been stopped."""
 
 _log = Logger()
 
 
-def ignore_hangup() -> None:
-    """Until the service handles it: SIGHUP while files are read for the first time must not end the process."""
-    if SIGHUP is not None:
-        signal.signal(SIGHUP, signal.SIG_IGN)
+def ignore_signals() -> None:
+    """Until the service handles them: SIGHUP while files are read for the first time must not end the process."""
+    for number in (SIGHUP, *_MEAN_NOTHING):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class StandaloneService(SMTPGuardService):
-    """SIGHUP has it read its files anew. One that cannot listen ends the process. While it stops, a second
-    signal to stop means now, and SIGHUP nothing. When it has stopped the process ends, even if a thread hangs.
-    systemd is told when it listens, reloads and stops."""
+    """SIGHUP has it read its files anew; SIGUSR1 and SIGUSR2 mean nothing. One that cannot listen ends the process.
+    While it stops, a second signal to stop means now, and SIGHUP nothing. When it has stopped the process ends, even if
+    a thread hangs. systemd is told when it listens, reloads and stops."""
 
     _before: Mapping[int, Any] = MappingProxyType({})
     """What was done on each signal before the start."""
@@ -57,6 +61,8 @@ class StandaloneService(SMTPGuardService):
             # First, for whoever reads in the log that it listens may send the signal.
             if SIGHUP is not None:
                 self._handle(SIGHUP, self._reread)
+            for number in _MEAN_NOTHING:
+                self._handle(number, signal.SIG_IGN)
             # The reactor sets its own when it runs.
             self._reactor.callWhenRunning(self._watch_stops)
         super().startService()
@@ -90,7 +96,7 @@ class StandaloneService(SMTPGuardService):
     def _end_the_process(self) -> None:
         """Everybody has been answered. The reactor now waits for its threads, for ever if one hangs, and hears no
         signal meanwhile."""
-        for number in self._before.keys() - {SIGHUP}:
+        for number in self._before.keys() & {signal.SIGINT, signal.SIGTERM}:
             signal.signal(number, signal.SIG_DFL)
         deadline = threading.Timer(_THREADS_SECONDS, _end_now)
         # It keeps no process that ends by itself.

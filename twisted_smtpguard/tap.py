@@ -36,7 +36,7 @@ from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterF
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.logfile import write_quickly
 from twisted_smtpguard.smtp.grammar import parse_rcpt
-from twisted_smtpguard.standalone import StandaloneService, ignore_hangup
+from twisted_smtpguard.standalone import StandaloneService, ignore_signals
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
 from twisted_smtpguard.units import FLAG, one_of
@@ -306,7 +306,7 @@ def makeService(options: Options) -> IService:
     """Called by `twist` once, after it has chosen the reactor."""
     from twisted.internet import reactor  # noqa: PLC0415
 
-    ignore_hangup()
+    ignore_signals()
     if options.parent is not None:
         write_quickly(options.parent)
     try:

@@ -1,4 +1,7 @@
-"""What `twist` finds: the `smtpguard` subcommand. Imports nothing that would choose a reactor."""
+"""What `twist` finds: the `smtpguard` subcommand. Imports nothing that would choose a reactor, and little else."""
+
+import signal
+import sys
 
 from twisted.application.service import ServiceMaker
 
@@ -8,3 +11,24 @@ smtpguard = ServiceMaker(
     "An SMTP service that stays up under abuse.",
     "smtpguard",
 )
+
+
+def _is_asked_for() -> bool:
+    """Whether this is the process of `twist … smtpguard …`, and of no other subcommand."""
+    words = iter(sys.argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word == "smtpguard"
+        if "=" not in word and not word.startswith(("--h", "--v")):
+            # Its value is a word of its own.
+            next(words, None)
+    return False
+
+
+# From here on, long before the guard can handle them: by default they end a process without a word. To import the guard
+# itself takes longer than everything up to here.
+if _is_asked_for():
+    for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+        # Not every system has them.
+        if hasattr(signal, _name):
+            signal.signal(getattr(signal, _name), signal.SIG_IGN)
