@@ -41,7 +41,11 @@ DENIED = "550 5.7.1 Relay access denied\r\n"
         # Not strasse.example, as of old: that is somebody else's.
         ("straße.example", "xn--strae-oqa.example"),
         ("[192.0.2.1]", "[192.0.2.1]"),
+        ("[192.168.001.001]", "[192.168.1.1]"),
+        ("[010.000.00.020]", "[10.0.0.20]"),
         ("[IPv6:2001:DB8:0::1]", "[2001:db8::1]"),
+        ("[IPv6:2001:0db8:0000::0001]", "[2001:db8::1]"),
+        ("[x-tag:001.Y]", "[x-tag:001.y]"),
         ("[x-tag:Y]", "[x-tag:y]"),
     ],
 )

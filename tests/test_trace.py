@@ -174,3 +174,30 @@ def test_the_field_says_how_the_session_was_encrypted_and_nothing_can_be_forged_
     assert b" with ESMTPS (TLSv1.3 TLS_AES_256_GCM_SHA384) id s7" in received(client, "guard.example", [], 0)
     hostile = attrs.evolve(CLIENT, tls="x)\r\nForged: (")
     assert b" (xForged ) id" in received(hostile, "guard.example", [], 0)
+
+
+def long_address(octets: int) -> Path:
+    return Path("x" * (octets - len("@b.example")) + "@b.example", {})
+
+
+@pytest.mark.parametrize("letter", ["x", "ü"])
+@pytest.mark.parametrize("octets", [900, 1900])
+def test_no_line_of_a_trace_field_is_longer_than_998_octets(letter: str, octets: int) -> None:
+    path = Path(letter * (octets // len(letter.encode())) + "@b.example", {})
+    client = attrs.evolve(CLIENT, helo=".".join(["a" * 63] * 4))
+    header = return_path(path) + delivered_to(path) + received(client, "h" * 255, [path], WHEN)
+    assert all(len(line) <= 998 for line in header.split(b"\r\n"))
+    names = message_from_bytes(header + b"\r\n").keys()
+    assert names == (["Return-Path", "Delivered-To", "Received"] if octets == 900 else ["Received"])
+
+
+def test_an_address_that_is_too_long_for_its_line_is_left_out() -> None:
+    most = {return_path: 998 - 15, delivered_to: 998 - 14}
+    for field, octets in most.items():
+        line = field(long_address(octets))
+        assert (len(line), line[-2:]) == (1000, b"\r\n")
+        assert field(long_address(octets + 1)) == b""
+    longest = received(CLIENT, "mx.example", [long_address(998 - 8)], WHEN)
+    assert len(longest.split(b"\r\n")[2]) == 998
+    too_long = received(CLIENT, "mx.example", [long_address(998 - 7)], WHEN)
+    assert too_long == received(CLIENT, "mx.example", [], WHEN)

@@ -18,6 +18,8 @@ from twisted_smtpguard.smtp.grammar import parse_rcpt
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LINES_AT_ONCE = 256
 
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+
 _ROUTING = frozenset("@%!")
 """Characters with which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
 
@@ -39,6 +41,9 @@ def canonical(domain: str) -> str:
 
 def _canonical_literal(literal: str) -> str:
     text = literal[1:-1].lower()
+    if ":" not in text:
+        # Decimal numbers (RFC 5321 4.1.3). Python refuses leading zeros, which mean octal elsewhere.
+        text = _LEADING_ZEROS.sub("", text)
     try:
         return f"[{ip_address(text.removeprefix('ipv6:'))}]"
     except ValueError:

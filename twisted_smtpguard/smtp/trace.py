@@ -1,7 +1,8 @@
 """The header fields that a delivery puts on top of a message: Return-Path, Delivered-To, Received.
 
 Each is whole lines of octets with CRLF. Addresses stand as they were given, UTF-8 and quoted local parts
-included. No value, whatever is in it, ends a field early or begins another one.
+included. No value, whatever is in it, ends a field early or begins another one. No line has more than the 998 octets
+that RFC 5322 2.1.1 allows: an address cannot be folded, so one that is too long for its line is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from twisted_smtpguard.interfaces import Address, Client, Path
+
+_MAX_LINE_OCTETS = 998
+"""Without the CRLF."""
 
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -28,19 +32,20 @@ _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
 def return_path(sender: Path) -> bytes:
-    """`Return-Path: <a@b>`, for the null sender `<>` (RFC 5321 4.4)."""
-    return b"Return-Path: <%b>\r\n" % _address(sender)
+    """`Return-Path: <a@b>`, for the null sender `<>` (RFC 5321 4.4). Empty where the address is too long for a line."""
+    return _line(b"Return-Path: <%b>" % _address(sender))
 
 
 def delivered_to(recipient: Path) -> bytes:
-    """`Delivered-To: a@b`, one line a recipient."""
-    return b"Delivered-To: %b\r\n" % _address(recipient)
+    """`Delivered-To: a@b`, one line a recipient. Empty where the address is too long for a line."""
+    return _line(b"Delivered-To: %b" % _address(recipient))
 
 
 def received(client: Client, hostname: str, recipients: Sequence[Path], when: float) -> bytes:
     """The Received field of a message taken by `hostname` at `when`, in seconds since 1970 (RFC 5321 4.4).
 
-    The recipient is named where there is only one: two would tell each of the other (RFC 5321 7.2). A HELO
+    The recipient is named where there is only one, and its address not too long for a line: two would tell each of the
+    other (RFC 5321 7.2). A HELO
     word that is neither a domain nor an address literal could forge any part of the field, so the client's
     address stands in its place.
     """
@@ -51,16 +56,21 @@ def received(client: Client, hostname: str, recipients: Sequence[Path], when: fl
     if client.tls:
         protocol += b" (%b)" % _NOT_TLS.sub("", client.tls).encode("ascii")
     session = _clause("id", client.session)
-    recipient = b"\r\n\tfor <%b>" % _address(recipients[0]) if len(recipients) == 1 else b""
-    return b"Received: from %b (%b)\r\n\tby %b%b%b%b;\r\n\t%b\r\n" % (
+    recipient = _line(b"\tfor <%b>;" % _address(recipients[0])) if len(recipients) == 1 else b""
+    return b"Received: from %b (%b)\r\n\tby %b%b%b%b\t%b\r\n" % (
         name.encode("ascii"),
         (origin or "UNIX socket").encode("ascii"),
         here.encode("ascii"),
         protocol,
         session,
-        recipient,
+        b"\r\n" + recipient if recipient else b";\r\n",
         _date(int(when)),
     )
+
+
+def _line(octets: bytes) -> bytes:
+    """With its CRLF; nothing where it is longer than a line may be."""
+    return b"%b\r\n" % octets if len(octets) <= _MAX_LINE_OCTETS else b""
 
 
 def _address(path: Path) -> bytes:
