@@ -222,7 +222,14 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
 EVERY_NOTICE: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "upstream_down": (Notices.down, ("Connection was refused by other side: 111: Connection refused.",)),
     "upstream_up": (Notices.up, ()),
-    "upstream_full": (Notices.full, (20, "421 4.7.0 Too many connections from you")),
+    "upstream_full": (
+        Notices.full,
+        (20, "it greets with 421 4.7.0 Too many connections from you"),
+    ),
+    "command_refused": (
+        Notices.command_refused,
+        ("XCLIENT", "501", "it answers XCLIENT with 501 5.5.4 Bad ADDR syntax: [2001:db8::1]"),
+    ),
     "upstream_in_clear": (Notices.in_clear, ("TLS failed: it closed the connection",)),
     "mixed_verdicts": (
         Notices.mixed,

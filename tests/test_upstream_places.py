@@ -437,7 +437,7 @@ def test_who_was_refused_comes_after_who_waits() -> None:
     greetings = iter(["554 5.7.1 No"])
     server.answers["greeting"] = lambda link, line: next(greetings, "220 mx")
     busy.disconnect()
-    assert first.heard() == "554 5.7.1 No\r\n"
+    assert first.heard() == "451 4.7.1 No\r\n"
     assert second.heard().startswith("250 ")
 
 
@@ -450,7 +450,7 @@ def test_however_many_wait_and_are_refused_each_hears_so() -> None:
         client.say(MAIL)
     server.answers["greeting"] = "554 5.7.1 No"
     busy.disconnect()
-    assert {client.heard() for client in clients} == {"554 5.7.1 No\r\n"}
+    assert {client.heard() for client in clients} == {"451 4.7.1 No\r\n"}
 
 
 def test_a_client_that_the_server_is_slow_to_be_told_of_does_not_keep_others_out() -> None:
@@ -484,7 +484,7 @@ def test_a_client_that_a_full_server_will_not_have_hears_so_and_costs_one_connec
     for client in clients:
         client.say("RSET")
     assert len(server.open_links) == 3
-    assert behind.greeted("192.0.2.66").say(MAIL) == "550 5.7.1 No\r\n"
+    assert behind.greeted("192.0.2.66").say(MAIL) == "451 4.7.1 No\r\n"
     assert len(server.open_links) == 2
 
 

@@ -4,7 +4,7 @@ told of."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -23,6 +23,8 @@ from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credent
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import (
+    GREETING,
+    PROXY,
     ClientRefused,
     Explained,
     HandshakeFailed,
@@ -30,20 +32,30 @@ from twisted_smtpguard.upstream.refusals import (
     Unreachable,
     Unsuitable,
     describe,
-    not_now,
-    verdict_of,
+    refused_by,
 )
-from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
+from twisted_smtpguard.upstream.replies import UpstreamReply
+
+_HINT = ": does it expect a PROXY header?"
 
 
-def _refused(reply: UpstreamReply, client: Client | None) -> Refused:
-    """What the server says of `client`, or of us."""
-    told_of_client = client is not None and reply.code >= 400
-    return ClientRefused(for_client(reply)) if told_of_client else not_now(reply)
+def _refused(command: str, reply: UpstreamReply, client: Client | None) -> Refused:
+    """What the server says to a command of ours that is about `client`, or about nobody but us."""
+    if client is not None:
+        return refused_by(command, reply, ClientRefused)
+    if 400 <= reply.code < 500:
+        return refused_by(command, reply, NotNow)
+    return refused_by(command, reply, remark=_HINT if command == PROXY else "")
 
 
 def _introduction(client: Client) -> tuple[str, bool]:
     return client.helo, bool(client.tls)
+
+
+def _without_secrets(reply: UpstreamReply, credentials: Credentials, lines: Sequence[str]) -> str:
+    """What a server says to AUTH; its code alone where it repeats the password, or what it was sent."""
+    secrets = [credentials.password, *(line.split(" ")[-1] for line in lines if line != "AUTH LOGIN")]
+    return str(reply.code) if any(secret and secret in reply.text for secret in secrets) else reply.text
 
 
 class Dialler:
@@ -70,6 +82,8 @@ class Dialler:
         self._tls = self._tls_settings()
         self._credentials = options.auth
         self._told_in_clear = False
+        self._header_understood = False
+        """The server has answered EHLO with a yes after a PROXY header."""
 
     def read_again(self) -> Callable[[], None]:
         """Read the files of `tls-ca=` and `auth=`, or the system's certificates; may be called in a thread. What it
@@ -92,11 +106,14 @@ class Dialler:
         except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
-            if not self._told_in_clear:
-                # Once: clients decide how often.
-                self._told_in_clear = True
-                self._notices.in_clear(describe(failed))
+            self._tell_in_clear(describe(failed))
         return await self._dial_in_time(client, ended, "off")
+
+    def _tell_in_clear(self, problem: str) -> None:
+        """Once until a handshake succeeds: clients decide how often one is tried."""
+        if not self._told_in_clear:
+            self._told_in_clear = True
+            self._notices.in_clear(problem)
 
     async def _dial_in_time(
         self, client: Client | None, ended: Callable[[Connection], None], tls: str
@@ -152,10 +169,8 @@ class Dialler:
                 raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.why) from lost
             raise
         if greeting.code != 220:
-            refused = _refused(greeting, client)
-            put_off = client is None and 400 <= greeting.code < 500
-            raise NotNow(refused.reply) if put_off else refused
-        await self._hello(connection, client)
+            raise _refused(PROXY if options.proxied else GREETING, greeting, client)
+        await (self._hello_after_header if options.proxied else self._hello)(connection, client)
         if tls != "off":
             await self._secure(connection, client)
         if self._credentials is not None:
@@ -185,12 +200,28 @@ class Dialler:
         if reply.positive:
             connection.hello = parse_hello(reply)
             return
-        if not self._lmtp and reply.code in (500, 502, 504):
-            reply = await connection.command(f"HELO {name}".encode(), self._options.timeout)
+        # Not after a PROXY header: of a server that has read it as a command this is the answer to that.
+        if not (self._lmtp or self._options.proxied) and reply.code in (500, 502, 504):
+            verb = "HELO"
+            reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
             if reply.positive:
                 connection.hello = NOTHING
                 return
-        raise _refused(reply, client)
+        raise _refused(verb, reply, client)
+
+    async def _hello_after_header(self, connection: Connection, client: Client | None) -> None:
+        """A server that expects no PROXY header has read it as a command: its answer comes before the one to EHLO, or
+        in its place."""
+        try:
+            await self._hello(connection, client)
+        except Refused as refused:
+            reply = refused.reply
+            refuses = reply.said.startswith("5") or reply is replies.UPSTREAM_GARBLED
+            if self._header_understood or not refuses:
+                raise
+            why = describe(refused) + _HINT
+            raise (Unsuitable(why) if client is None else ClientRefused(PROXY, reply, why)) from refused
+        self._header_understood = True
 
     async def _secure(self, connection: Connection, client: Client | None) -> None:
         required = self._options.tls == "required"
@@ -201,10 +232,11 @@ class Dialler:
         reply = await connection.command(b"STARTTLS", self._options.timeout)
         if required and 400 <= reply.code < 500:
             # It may be able to in a moment.
-            raise not_now(reply)
+            raise _refused("STARTTLS", reply, None)
         if reply.code != 220:
             if required or reply.positive:
-                raise Unsuitable(f"it answers STARTTLS with {reply.code}")
+                raise Unsuitable(f"it answers STARTTLS with {reply.text}")
+            self._tell_in_clear(f"it answers STARTTLS with {reply.text}")
             return
         if not connection.usable:
             raise Refused(connection.verdict)
@@ -239,16 +271,18 @@ class Dialler:
             raise Unsuitable("it offers neither AUTH PLAIN nor AUTH LOGIN")
         for number, line in enumerate(lines, 1):
             reply = await connection.command(line.encode(), self._options.timeout)
+            if reply.code == (235 if number == len(lines) else 334):
+                continue
+            why = f"it answers AUTH with {_without_secrets(reply, credentials, lines)}"
             if 400 <= reply.code < 500:
-                # The password may be right (RFC 4954 6). What the server says may repeat it.
-                raise Explained(replies.UPSTREAM_UNAVAILABLE, f"it answers AUTH with {reply.code}")
-            if reply.code != (235 if number == len(lines) else 334):
-                raise Unsuitable(f"it answers AUTH with {reply.code}")
+                # The password may be right (RFC 4954 6).
+                raise Explained(replies.UPSTREAM_UNAVAILABLE, why)
+            raise Unsuitable(why)
 
     # Telling of the client.
 
     async def announce(self, connection: Connection, client: Client) -> None:
-        """Before a MAIL of `client`, where the server is to be told. `Refused` by the server: of this client only."""
+        """Before a MAIL of `client`, where the server is to be told. `ClientRefused`: it refuses a command for that."""
         kind = self._options.announce
         if kind == "xclient":
             await self._xclient(connection, client)
@@ -256,19 +290,15 @@ class Dialler:
             for command in announcing.xforward(client, self._offered(connection, "XFORWARD")):
                 reply = await connection.command(command.encode(), self._options.timeout)
                 if not reply.positive:
-                    refused = not_now(reply)
-                    raise refused if reply.code == 421 else ClientRefused(refused.reply)
+                    raise refused_by("XFORWARD", reply, ClientRefused)
 
     async def _xclient(self, connection: Connection, client: Client) -> None:
         offered = self._offered(connection, "XCLIENT")
         for command in announcing.xclient(client, offered):
             reply = await connection.command(command.encode(), self._options.timeout)
             # It greets anew with 220; some say 250.
-            if reply.code == 421:
-                # It is the connection that has come to its end.
-                raise not_now(reply)
             if not reply.positive:
-                raise ClientRefused(verdict_of(reply).reply)
+                raise refused_by("XCLIENT", reply, ClientRefused)
         await self._hello(connection, client)
 
     def _offered(self, connection: Connection, command: str) -> frozenset[str]:

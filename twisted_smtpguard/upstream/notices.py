@@ -20,6 +20,9 @@ from twisted_smtpguard.smtp.replies import Reply, text_of
 MAX_LINES = 10
 """Of one event in a second."""
 
+AGAIN_SECONDS = 3600.0
+"""After which a command that is still refused is told of again."""
+
 MAX_VERDICTS_SHOWN = 5
 """Of a message. How many there are is always logged."""
 
@@ -35,6 +38,8 @@ class Notices:
         self._upstream = word(upstream)
         self._seconds = time.time if clock is None else clock.seconds
         self._log = EventLog(self._seconds)
+        self._told_at: dict[tuple[str, str], float] = {}
+        """Of each command and code. There are a few commands, and 400 codes."""
         # One for each event: many mixed verdicts do not hide that the server is down.
         self._budgets: defaultdict[str, LineBudget] = defaultdict(lambda: LineBudget(MAX_LINES, 0))
 
@@ -50,6 +55,15 @@ class Notices:
     def full(self, connections: int, problem: str) -> None:
         """The server behind takes no more connections than these. Once until it does."""
         self._warn("upstream_full", problem, connections=connections)
+
+    def command_refused(self, command: str, code: str, problem: str) -> None:
+        """The server behind refuses a command of the guard's own that is about a client, who hears a 451. Once an hour
+        for each command and code."""
+        now = self._seconds()
+        told = self._told_at.get((command, code))
+        if told is None or now - told >= AGAIN_SECONDS:
+            self._told_at[command, code] = now
+            self._warn("command_refused", problem, command=word(command))
 
     def in_clear(self, problem: str) -> None:
         """Opportunistic TLS with the server behind has failed, and mail goes on in clear. Once until it succeeds."""

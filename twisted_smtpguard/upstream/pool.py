@@ -32,6 +32,9 @@ _FULL_SECONDS = 5.0
 _AFTERWARDS_SECONDS = 1.0
 """For which a server may still count a connection that is gone."""
 
+_UP_SECONDS = 5.0
+"""For which a server that has taken a connection is up, whatever it says to one client."""
+
 _CROWDED = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
 """What becomes of a connection that a server has no process for."""
 
@@ -57,9 +60,10 @@ class Pool:
         self._dialling: set[Deferred[Connection]] = set()
         """Connections that are being made."""
         self._leaving = Leaving(clock, self._place_freed)
-        self._freed_at = float("-inf")
+        self._freed_at = self._succeeded_at = float("-inf")
         self._waiting = Waiting(clock)
         self._calling = False
+        self._notices = notices
         self._health = Health(clock, notices, self._probe, self._call)
         self._offering = Offering(clock)
         self._open = self._stopped = False
@@ -181,6 +185,13 @@ class Pool:
     async def _new(self, client: Client) -> Connection:
         # It may have gone while another was tried.
         self._check_that_it_is_there()
+        try:
+            return await self._announced(client)
+        except ClientRefused as refused:
+            self._notices.command_refused(refused.command, refused.reply.said[:3], refused.why)
+            raise
+
+    async def _announced(self, client: Client) -> Connection:
         connection = await self._dial(client)
         self._trying.add(connection)
         try:
@@ -192,7 +203,7 @@ class Pool:
         return connection
 
     async def _renewed(self, connection: Connection, client: Client) -> bool:
-        """Whether a connection that was used before is as new. What it says of the client is raised."""
+        """Whether a connection that was used before is as new."""
         try:
             if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
@@ -206,9 +217,8 @@ class Pool:
             return False
         try:
             await self._announce(connection, client)
-        except ClientRefused:
-            raise
         except Refused:
+            # Perhaps of the connection, as with a 421: another one is tried before the client hears of it.
             return False
         return True
 
@@ -242,6 +252,7 @@ class Pool:
             raise
         finally:
             self._dialling.discard(dialling)
+        self._succeeded_at = self._clock.seconds()
         self._health.succeeded(attempt)
         if client is None or not self._options.proxied:
             self._offering.heard(connection.hello)
@@ -268,6 +279,9 @@ class Pool:
     def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
         """A connection did not come about. `Crowded`: because of those that there are."""
         if isinstance(refused, ClientRefused):
+            if self._clock.seconds() - self._succeeded_at >= _UP_SECONDS:
+                # Perhaps it says so to every client.
+                self._health.unknown()
             return
         put_off = isinstance(refused, NotNow)
         connections = len(self._connections) + len(self._trying)

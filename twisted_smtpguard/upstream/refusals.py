@@ -7,6 +7,14 @@ from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply, text_of
 from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
 
+GREETING = "CONNECT"
+"""What a server greets is a connection. Postfix calls it so too, where it says which command was refused."""
+
+PROXY = "PROXY"
+"""The header, which a server answers with its greeting."""
+
+_SHOWN = {PROXY: "the PROXY header"}
+
 
 class Explained(Refused):
     """`why` is for the log, and not for clients."""
@@ -34,12 +42,30 @@ class Unreachable(Refused):
     """There is no connection at all."""
 
 
-class NotNow(Refused):
-    """The server greets with a 4xx: it has too many connections, perhaps, and those that there are can be used."""
+class CommandRefused(Explained):
+    """The server refuses `command`, which is one of our own. That is never the client's fault: whatever the server
+    says, the client hears a 451."""
+
+    def __init__(self, command: str, reply: Reply, why: str) -> None:
+        super().__init__(reply, why)
+        self.command = command
 
 
-class ClientRefused(Refused):
-    """The server is there, and will have nothing to do with this client."""
+class NotNow(CommandRefused):
+    """A 4xx to a connection that is no client's: the server has too many, perhaps, and those that there are can be
+    used."""
+
+
+class ClientRefused(CommandRefused):
+    """The server is there, and refuses a command that is about one client. What it says to others is not known."""
+
+
+def refused_by(
+    command: str, answer: UpstreamReply, kind: type[CommandRefused] = CommandRefused, remark: str = ""
+) -> CommandRefused:
+    """The refusal that the server's answer to `command` is."""
+    does = "greets" if command == GREETING else f"answers {_SHOWN.get(command, command)}"
+    return kind(command, not_now(answer).reply, f"it {does} with {answer.text}{remark}")
 
 
 class Crowded(Refused):
@@ -66,4 +92,4 @@ def describe(error: Refused) -> str:
         return error.why
     if error.__cause__ is not None:
         return str(error.__cause__) or type(error.__cause__).__name__
-    return text_of(error.reply)
+    return error.reply.said or text_of(error.reply)
