@@ -188,15 +188,23 @@ def test_a_verdict_of_the_delivery_is_passed_on_and_the_session_lives_on(code: i
     assert client.guard.factory.statistics.messages_accepted == 0
 
 
-@pytest.mark.parametrize("code", [421, 521])
-def test_a_verdict_that_closes_ends_the_session(code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (421, "421 4.1.1 Go away\r\n"),
+        (521, "521 5.1.1 Go away\r\n421 4.7.0 Session refused, closing connection\r\n"),
+    ],
+)
+def test_a_verdict_that_closes_ends_the_session_and_the_last_line_is_a_421(code: int, said: str) -> None:
     delivery = FakeDelivery()
     delivery.answers["finish"] = lambda: refusal(code, "Go away")
     client = Guard(delivery).greeted()
     client.say("MAIL FROM:<>", "RCPT TO:<c@d.example>", "DATA")
     client.heard()
-    assert client.say(".", "NOOP") == f"{code} {code // 100}.1.1 Go away\r\n"
+    writes = len(client.transport.writes)
+    assert client.say(".", "NOOP") == said
     assert client.closed
+    assert len(client.transport.writes) == writes + 1
 
 
 @pytest.mark.parametrize("octets", [b"", b"x", b"x\r\n.", b"x\r\n.\r"])

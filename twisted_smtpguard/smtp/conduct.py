@@ -97,7 +97,8 @@ class Conduct:
         if reply.code >= 400:
             self.log(reason or replies.reason_of(reply), reply)
         if reply.closes:
-            return None
+            # RFC 5321 3.8: in a session nothing but a 421 announces that we hang up.
+            return None if reply.code == 421 else replies.SESSION_REFUSED
         self.junk += self._junk
         # That we cannot judge credentials is our fault.
         error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE

@@ -21,7 +21,7 @@ MAX_LINE_OCTETS = 512
 class Reply:
     """One SMTP reply. `lines` is text without code and line end; it is escaped and cut when written.
 
-    A 421 or 521 closes the session after the line, whoever returns it.
+    A 421 or 521 closes the session after the line, whoever returns it. A 521 after the greeting is followed by a 421.
     """
 
     code: int
@@ -460,6 +460,13 @@ MALFORMED_BDAT = _reply(
     "Protocol error: malformed BDAT",
     "behind the 501: where the chunk ends cannot be known",
     "malformed_bdat",
+)
+SESSION_REFUSED = _reply(
+    421,
+    "4.7.0",
+    "Session refused, closing connection",
+    "after a 521 that the delivery chose",
+    "delivery_refused",
 )
 INSUFFICIENT_STORAGE = _reply(
     452,
