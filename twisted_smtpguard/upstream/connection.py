@@ -19,6 +19,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.faults import at_debug, safely
 from twisted_smtpguard.interfaces import Peer, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.smtp.replies import Reply
@@ -163,20 +164,28 @@ class Connection(Protocol):
         """Nothing is under way: say goodbye, and wait for nothing."""
         if self.usable:
             self._over(replies.UPSTREAM_LOST)
-            self._transport.write(b"QUIT\r\n")
-            self._transport.loseConnection()
+            _safely(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        self._transport.write(b"QUIT\r\n")
+        self._transport.loseConnection()
 
     def abandon(self) -> None:
         """After `quit()`: no longer wait for the server's side of the goodbye."""
-        if not self.lost:
-            self._transport.abortConnection()
+        if not (self.lost or _safely(self._abort)):
+            # Nobody else would say that its place is free.
+            self.connectionLost()
+
+    def _abort(self) -> None:
+        self._transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
         """Whatever is under way: drop it. A message that has not ended is not delivered then."""
         if self.usable:
-            self._stop_streaming()
+            # The place is given back, and whoever waits is told, whatever the transport raises.
+            _safely(self._stop_streaming)
             self._over(problem)
-            self._transport.abortConnection()
+            _safely(self._abort)
 
     def _over(self, problem: Reply) -> None:
         if self.problem is not None:
@@ -227,7 +236,7 @@ class Connection(Protocol):
         self.lost = True
         self._streaming = self._full = False
         if reason is not None:
-            self.why = tls_failure(reason.value, self._transport)
+            _safely(self._explain, reason.value)
         problem = replies.UPSTREAM_LOST
         if self._secured is not None:
             problem = replies.UPSTREAM_UNSUITABLE
@@ -236,6 +245,9 @@ class Connection(Protocol):
         gone, self.gone = self.gone, []
         for waiting in gone:
             waiting.callback(None)
+
+    def _explain(self, error: BaseException | None) -> None:
+        self.why = tls_failure(error, self._transport)
 
     def pauseProducing(self) -> None:
         self._full = True
@@ -279,6 +291,10 @@ class Connection(Protocol):
         self._waiter = None
         self._stop_timer()
         self.end(replies.UPSTREAM_LOST)
+
+
+def _safely(step: Callable[..., object], *args: object) -> bool:
+    return safely(at_debug, "a connection to the upstream server could not be ended", step, *args)
 
 
 def _out_of_turn(answer: UpstreamReply, *, amid_message: bool) -> Reply:

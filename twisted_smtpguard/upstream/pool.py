@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from twisted_smtpguard.faults import cancel
 from twisted_smtpguard.interfaces import Client, Refused
 from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.upstream.connection import Connection
@@ -85,7 +86,7 @@ class Pool:
         for connection in [*self._connections, *self._trying]:
             connection.end(replies.SHUTTING_DOWN)
         for dialling in list(self._dialling):
-            dialling.cancel()
+            cancel(dialling)
         return gone
 
     def try_now(self) -> None:
