@@ -285,7 +285,7 @@ def test_who_comes_between_a_stop_and_the_next_start_waits_and_is_served(
 def test_without_a_socket_it_ends_with_one_sentence(tmp_path: Path) -> None:
     done = run(*command(listen=("systemd:domain=INET:index=0",)))
     assert done.returncode == 64
-    assert re.fullmatch(rb"--listen: an endpoint [^\n]*systemd:[^\n]*\n", done.stderr)
+    assert re.fullmatch(rb"--listen: systemd has passed no socket of the index '0': [^\n]*\n", done.stderr)
 
 
 # The units.

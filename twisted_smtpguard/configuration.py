@@ -24,6 +24,9 @@ from twisted.python.usage import UsageError
 
 T = TypeVar("T")
 
+OF_TWIST = ("reactor", "log-level", "log-file", "log-format")
+"""Options of `twist` itself."""
+
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -96,6 +99,24 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
 
 
 def _unknown(option: str, options: Collection[str]) -> str:
+    if option in OF_TWIST:
+        return f"--{option} is an option of twist, which is given on the command line before smtpguard"
     close = difflib.get_close_matches(option, options, 1)
     hint = f", did you mean {close[0]!r}?" if close else ""
     return f"there is no option {option!r} for a file{hint}"
+
+
+def explained(problem: str, options: Collection[str]) -> str:
+    """What `getopt` says of the command line, `problem`, with what the operator may have meant."""
+    unknown = re.fullmatch(r"option --(.+) not recognized", problem)
+    if unknown and unknown[1] in OF_TWIST:
+        word = f"--{unknown[1]}"
+        return f"{word} is an option of twist: it stands before smtpguard, as in twist {word}=… smtpguard"
+    if unknown:
+        close = difflib.get_close_matches(unknown[1], options, 1)
+        return problem + (f", did you mean --{close[0]}?" if close else "")
+    ambiguous = re.fullmatch(r"option --(.+) not a unique prefix", problem)
+    if ambiguous:
+        meant = [f"--{option}" for option in sorted(options) if option.startswith(ambiguous[1])]
+        return f"{problem}: it may be {', '.join(meant[:-1])} or {meant[-1]}"
+    return problem

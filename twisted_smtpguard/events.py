@@ -113,6 +113,10 @@ class Events:
             f"waiting for {_number(sessions, 'session')}, {_number(verdicts, 'verdict')}",
         )
 
+    def setup_warning(self, what: str, problem: str) -> None:
+        """How the guard was set up is risky, and no reason not to start. Once each, at every start."""
+        self._log.warn("setup_warning", {"what": what}, problem)
+
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
         fields: dict[str, object] = {**self.statistics.snapshot()}

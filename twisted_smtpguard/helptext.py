@@ -16,8 +16,9 @@ DEFAULT_DELIVERY = "maildir:Maildir"
 OPTIONS = {
     "listen": (
         "ENDPOINT",
-        "A Twisted endpoint string to listen on, such as tcp:25 or unix:/run/smtp.sock. May be given several "
-        f"times. Default: {DEFAULT_LISTEN}.",
+        "A Twisted endpoint string to listen on, such as tcp:25 or unix:/run/smtp.sock. tcp6:25 takes IPv4 clients "
+        "too. The colons of an IPv6 address are escaped: 'tcp6:25:interface=\\:\\:1'. May be given several times. "
+        f"Default: {DEFAULT_LISTEN}.",
     ),
     "listen-tls": (
         "ENDPOINT",
@@ -118,8 +119,8 @@ OPTIONS = {
 """Every option that is not a limit: what its value is called, and its explanation."""
 
 _ABOUT_LIMITS = (
-    "Limits. 0 means no limit. A size is in octets, or ends in k, M or G for powers of 1024. A time is in seconds, "
-    "or ends in s, m, h or d. A rate such as 60/60 or 600/1h is so many of one client in so much time."
+    "Limits. 0 means no limit. A size is in octets, or ends in k, M or G (or kB, MB, GB) for powers of 1024. A time is "
+    "in seconds, or ends in s, m, h or d. A rate such as 60/60 or 600/1h is so many of one client in so much time."
 )
 
 

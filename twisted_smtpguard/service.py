@@ -25,6 +25,7 @@ from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.parts import PartsOwner
 from twisted_smtpguard.reloading import Reloading
+from twisted_smtpguard.startwarnings import warning_of_hostname
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.acceptlog import bound_accept_log
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
@@ -156,6 +157,7 @@ class SMTPGuardService(PartsOwner):
             raise
         self._warn_of_descriptors()
         self._warn_of_open_relay()
+        self._warn_of_hostname()
         tried = self.factory.site.limits.dry_run
         if tried:
             self.factory.site.events.trying(tried)
@@ -224,6 +226,13 @@ class SMTPGuardService(PartsOwner):
             upstream = IConnectingDelivery(site.delivery).max_connections
         if descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
             events.descriptors_below_cap(descriptors, cap, lingering, upstream)
+
+    def _warn_of_hostname(self) -> None:
+        site = self.factory.site
+        hosts = [getattr(port.getHost(), "host", None) for port in self._ports]
+        problem = warning_of_hostname(site.hostname, [host for host in hosts if host])
+        if problem:
+            site.events.setup_warning("hostname", problem)
 
     def _warn_of_open_relay(self) -> None:
         site = self.factory.site

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any
 
@@ -15,7 +15,9 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 
+from twisted_smtpguard.endpointfaults import cannot_listen
 from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.startwarnings import warnings_of_process
 from twisted_smtpguard.systemd import READY, STOPPING, notify, reloading
 from twisted_smtpguard.wire.listener import Listener
 
@@ -50,6 +52,12 @@ class StandaloneService(SMTPGuardService):
     _shutting_down: bool | None = None
     """The reactor is: this stop is the last one. None: it has not been asked to tell."""
 
+    _secrets: tuple[Sequence[str], Sequence[str]] = ((), ())
+
+    def warn_of(self, keys: Sequence[str], passwords: Sequence[str]) -> None:
+        """Each start warns where others can read these files, and of other risks of the process."""
+        self._secrets = (keys, passwords)
+
     def startService(self) -> None:  # noqa: N802 - the base class's name
         # Running: it listens again after a drain.
         if not self.running:
@@ -66,6 +74,8 @@ class StandaloneService(SMTPGuardService):
             # The reactor sets its own when it runs.
             self._reactor.callWhenRunning(self._watch_stops)
         super().startService()
+        for what, problem in warnings_of_process(*self._secrets):
+            self.factory.site.events.setup_warning(what, problem)
 
     def _handle(self, number: int, handler: Any) -> None:
         self._before = {**self._before, number: signal.signal(number, handler)}
@@ -129,7 +139,10 @@ class StandaloneService(SMTPGuardService):
             super()._listen(endpoint, listener)
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
-            raise SystemExit(f"{option}: {listener.name} cannot be listened on: {error}") from error
+            others = [
+                (other.name, port) for (_, other), port in zip(self._listeners, self.ports, strict=False)
+            ]
+            raise SystemExit(f"{option}: {cannot_listen(listener.name, error, others)}") from error
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         super()._listening(port, name, ports)

@@ -25,9 +25,10 @@ from twisted.python.usage import UsageError
 from twisted_smtpguard import plugins
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
-from twisted_smtpguard.configuration import Setting, read_configuration
+from twisted_smtpguard.configuration import Setting, explained, read_configuration
 from twisted_smtpguard.delivery.domainlist import parse_domain
 from twisted_smtpguard.delivery.domains import AcceptedDomains
+from twisted_smtpguard.endpointfaults import wrong_string
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NetworksFilter
@@ -39,7 +40,7 @@ from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService, ignore_signals
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
-from twisted_smtpguard.units import FLAG, one_of
+from twisted_smtpguard.units import FLAG, one_of, parse_path
 from twisted_smtpguard.wire.behindproxy import UNIX
 from twisted_smtpguard.wire.tls import CertificateFiles
 
@@ -96,7 +97,12 @@ class Options(usage.Options):
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """As the base class, but `twist` gets no chance to print a page of help behind an error."""
         try:
-            super().parseOptions(options)
+            try:
+                super().parseOptions(options)
+            except UsageError as error:
+                raise UsageError(
+                    explained(str(error), [word.rstrip("=") for word in self.longOpt])
+                ) from error
         except UsageError as error:
             if self.parent is None:
                 raise
@@ -137,7 +143,7 @@ class Options(usage.Options):
     def opt_config(self, path: str) -> None:
         if self["config"] is not None:
             raise UsageError("--config: one file is expected, not two")
-        self["config"] = path
+        self["config"] = parse_path(path)
 
     def opt_version(self) -> NoReturn:
         _answer(f"twisted_smtpguard {version('twisted_smtpguard')}")
@@ -240,7 +246,8 @@ class Options(usage.Options):
             return None
         files = (self.certificate_files.get(option) for option in _CERTIFICATE_FILES)
         with self.certificate_files["tls-certificate"].blamed():
-            return CertificateFiles(*(file.text if file else "" for file in files), reactor=reactor)
+            paths = (parse_path(file.text) if file else "" for file in files)
+            return CertificateFiles(*paths, reactor=reactor)
 
     def checkers(self, reactor: object) -> list[object]:
         """Who is asked about credentials, in this order."""
@@ -258,7 +265,22 @@ class Options(usage.Options):
         if not self.accept_domain:
             return delivery
         with self.accept_domain[0].blamed():
-            return AcceptedDomains(delivery, [setting.text for setting in self.accept_domain], reactor)
+            domains = [parse_path(setting.text) for setting in self.accept_domain]
+            return AcceptedDomains(delivery, domains, reactor)
+
+    def secret_files(self) -> tuple[list[str], list[str]]:
+        """Files that may have a private key in them, and files with passwords."""
+        keys = [parse_path(file.text) for file in self.certificate_files.values()]
+        passwords = []
+        for setting in self.auth:
+            name, argument = plugins.split_specification(setting.text)
+            if name == "file":
+                passwords.append(parse_path(argument))
+            elif name == "memory" and setting.line:
+                passwords.append(self["config"])
+        if plugins.split_specification(self.deliver.text)[0] in ("smtp", "lmtp"):
+            passwords += map(parse_path, re.findall(r",auth=([^,]*)", self.deliver.text))
+        return keys, passwords
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
         """Who is asked about a connection, in this order. All --deny and --trust are the first."""
@@ -345,6 +367,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         auth_without_tls=options.flags["auth_without_tls"],
         names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
+    service.warn_of(*options.secret_files())
     trimming(reactor).setServiceParent(service)
     return service
 
@@ -372,13 +395,11 @@ def _proxies(setting: Setting) -> str:
 
 def _endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, setting.text)
+        kind, colon, place = setting.text.partition(":")
+        text = f"{kind}{colon}{parse_path(place) if kind == 'unix' else place}"
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except Exception as error:  # parsers, which may be plugins, raise what they like
-        # A TypeError names a function of Twisted's that the operator never called.
-        detail = re.sub(r"^\w+\(\) ", "", str(error))
-        raise setting.wrong(
-            f"an endpoint such as tcp:2525:interface=127.0.0.1 is expected, not {setting.text!r} ({detail})"
-        ) from error
+        raise setting.wrong(wrong_string(setting.text, error)) from error
     return endpoint
 
 

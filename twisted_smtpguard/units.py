@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-_SIZE = re.compile(r"([0-9]{1,18})([kKmMgG]?)")
+_SIZE = re.compile(r"([0-9]{1,18})(?:([kKmMgG])(?:i?[bB])?)?")
 _FACTOR = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -25,11 +26,11 @@ def parse_count(text: str) -> int:
 
 
 def parse_octets(text: str) -> int:
-    """`10485760`, `64k`, `10M` or `1G` as octets; k, M and G are powers of 1024."""
+    """`10485760`, `64k`, `10M` or `1G` as octets; k, M and G are powers of 1024, also as kB, MB, GB, KiB, MiB, GiB."""
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError("a size such as 10M, 64k or 10485760 is expected")
-    return int(match[1]) * _FACTOR[match[2].lower()]
+    return int(match[1]) * _FACTOR[(match[2] or "").lower()]
 
 
 def parse_seconds(text: str) -> float:
@@ -39,6 +40,12 @@ def parse_seconds(text: str) -> float:
         raise ValueError("a time such as 300, 1.5 or 5m is expected")
     seconds = float(match[1]) * _SECONDS[match[2]]
     return int(seconds) if seconds.is_integer() else seconds
+
+
+def parse_path(text: str) -> str:
+    """`~/users` and `~ann/users` as the path that a shell makes of them: it does not where they stand in a file, or
+    after `=` or a colon."""
+    return os.path.expanduser(text)  # noqa: PTH111 - Path's own raises where there is no such user
 
 
 def parse_flag(text: str) -> bool:

@@ -44,6 +44,7 @@ from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
 from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
 from twisted_smtpguard.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.units import parse_path
 
 _log = Logger()
 
@@ -219,7 +220,7 @@ class MaildirFactory:
         if not argument:
             raise ValueError("maildir needs a path, such as maildir:./Maildir")
         return MaildirDelivery(
-            argument,
+            parse_path(argument),
             cast(ThreadedReactor, reactor),
             hostname=self._hostname,
             min_free_space=self._limits.min_free_space,

@@ -8,6 +8,7 @@ from twisted.internet.endpoints import clientFromString
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
+from twisted_smtpguard.endpointfaults import client_hint
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
 from twisted_smtpguard.upstream.options import parse_upstream
 
@@ -39,7 +40,8 @@ def make_upstream_delivery(
         endpoint = clientFromString(reactor, upstream.endpoint)
     except Exception as error:  # parsers, which may be plugins, raise what they like
         raise ValueError(
-            f"{upstream.endpoint!r} is no client endpoint such as tcp:127.0.0.1:25 ({error})"
+            f"{upstream.endpoint!r} is no client endpoint such as tcp:127.0.0.1:25 "
+            f"({client_hint(upstream.endpoint) or error})"
         ) from error
     return kind(
         endpoint,

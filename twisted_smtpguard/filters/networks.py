@@ -22,6 +22,7 @@ from twisted_smtpguard.interfaces import (
     refuse,
 )
 from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
+from twisted_smtpguard.units import parse_path
 
 
 @implementer(IIPFilter)
@@ -84,7 +85,7 @@ class NetworksFactory:
     def make_filter(self, argument: str, reactor: object) -> IIPFilter:
         if not argument:
             raise ValueError("networks needs a path, such as networks:/etc/smtpguard/networks")
-        return NetworksFile(argument, cast(ThreadedReactor, reactor))
+        return NetworksFile(parse_path(argument), cast(ThreadedReactor, reactor))
 
 
 def _verdict(table: NetworkTable, peer: Peer) -> Verdict:

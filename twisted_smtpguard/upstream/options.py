@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard.certificates import read_certificates
-from twisted_smtpguard.units import COUNT, SECONDS, one_of
+from twisted_smtpguard.units import COUNT, SECONDS, one_of, parse_path
 from twisted_smtpguard.upstream.login import Credentials, read_credentials
 
 ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
@@ -66,15 +66,19 @@ class UpstreamOptions:
 
 
 def _certificate_file(path: str) -> str:
-    read_certificates(path)
+    read_certificates(path := parse_path(path))
     return path
+
+
+def _credentials_file(path: str) -> Credentials:
+    return read_credentials(parse_path(path))
 
 
 _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "tls": ("tls", one_of(*TLS).parse),
     "tls-name": ("tls_name", str),
     "tls-ca": ("tls_ca", _certificate_file),
-    "auth": ("auth", read_credentials),
+    "auth": ("auth", _credentials_file),
     "announce": ("announce", one_of(*ANNOUNCE, "proxy-v2").parse),
     "helo": ("helo", str),
     "connections": ("connections", COUNT.parse),

@@ -1,0 +1,59 @@
+"""What is risky in how a process was set up, and no reason not to start: one sentence each, for the log."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address
+
+_PRIVATE_KEY = b"PRIVATE KEY-----"
+_MAX_OCTETS = 1024 * 1024
+"""Of a file that may have a key in it."""
+
+_NO_NAMES = frozenset({"localhost", "localhost.localdomain"})
+
+
+def warnings_of_process(keys: Iterable[str], passwords: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """A word for what is risky, and a sentence. `keys` are files that may have a private key in them."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        yield (
+            "root",
+            "the guard runs as root, which it needs not even for port 25: give it a socket of systemd's, or "
+            "CAP_NET_BIND_SERVICE",
+        )
+    for path in dict.fromkeys(keys):
+        if _others_can_read(path) and _has_key(path):
+            yield (
+                "readable_file",
+                f"{path} has a private key in it, and every user of this machine can read it",
+            )
+    for path in dict.fromkeys(passwords):
+        if _others_can_read(path):
+            yield "readable_file", f"{path} has passwords in it, and every user of this machine can read it"
+
+
+def warning_of_hostname(hostname: str, addresses: Sequence[str]) -> str:
+    """`addresses` are the IP addresses that are listened on. "": there is nothing to warn of."""
+    if hostname.lower() not in _NO_NAMES or all(ip_address(each).is_loopback for each in addresses):
+        return ""
+    return (
+        f"the guard calls itself {hostname}, and listens where others reach it: give it the name that this server "
+        "has in the DNS, with --hostname or hostname="
+    )
+
+
+def _others_can_read(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - as it was given
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
+
+
+def _has_key(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return _PRIVATE_KEY in file.read(_MAX_OCTETS)
+    except OSError:
+        return False
