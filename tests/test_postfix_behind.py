@@ -186,6 +186,23 @@ def test_dsn_parameters_reach_postfix(plain: Both) -> None:
     assert b"\nOriginal-Recipient: rfc822;First+Last@example.org\n" in report
 
 
+def test_an_original_recipient_in_utf_8_reaches_postfix_under_smtputf8(plain: Both) -> None:
+    guard, postfix = plain
+    already = len(postfix._files())
+    with RawClient(guard.address) as client:
+        client.ask("EHLO c")
+        assert client.ask("MAIL FROM:<user@example.org> SMTPUTF8 RET=HDRS").startswith("250 ")
+        client.send(
+            "RCPT TO:<other@example.org> NOTIFY=SUCCESS,SUCCESS ORCPT=utf-8;j\u00f6rg@example.org\r\n".encode()
+        )
+        assert client.reply() == "250 2.1.5 Ok"
+        client.ask("DATA")
+        client.send(b"Subject: x\r\n\r\n.\r\n")
+        assert client.reply().startswith("250 ")
+    report = postfix.stored(already + 1)[-1]
+    assert "\nOriginal-Recipient: utf-8;j\u00f6rg@example.org\n".encode() in report
+
+
 # Who the client is.
 
 ANNOUNCEMENTS = {

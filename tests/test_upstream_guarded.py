@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from twisted_smtpguard.interfaces import Path
+from twisted_smtpguard.smtp.replies import UPSTREAM_LOST
 from twisted_smtpguard.upstream.connection import Connection
 
 FORGED = ["EHLO x\r\nMAIL FROM:<a@b>", "EHLO x\nQUIT", "EHLO x\rQUIT", "EHLO x\0"]
@@ -31,6 +32,7 @@ def test_nor_is_it_where_python_leaves_out_assertions() -> None:
     program = f"""
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted_smtpguard.smtp.replies import UPSTREAM_LOST
 from twisted_smtpguard.upstream.connection import Connection
 connection, transport = Connection(Clock(), lambda _: None), StringTransport()
 connection.makeConnection(transport)
@@ -43,6 +45,15 @@ print(transport.value())
 """
     done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["refused"] * len(FORGED) + ["b''"]
+
+
+def test_two_answers_are_not_waited_for_at_once() -> None:
+    connection = Connection(Clock(), lambda _: None)
+    connection.makeConnection(StringTransport())
+    connection.answer(60).addErrback(lambda _: None)
+    with pytest.raises(RuntimeError, match="an answer is waited for already"):
+        connection.answer(60)
+    connection.end(UPSTREAM_LOST)
 
 
 def test_an_address_with_a_line_end_in_it_reaches_no_server_and_costs_no_connection() -> None:

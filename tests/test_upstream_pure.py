@@ -537,6 +537,9 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("ssl:h:1", "ssl: endpoints need hostname=, for without it any certificate is good enough"),
         ("ssl:h:1:hostname=", "ssl: endpoints need hostname="),
         (r"ssl:h:1:caCertsDir=/x\:hostname=h", "ssl: endpoints need hostname="),
+        ("tcp:h:1,helo=", "helo: one word of printable ASCII is expected, not ''"),
+        ("tcp:h:1,helo=a b", "helo: one word of printable ASCII is expected, not 'a b'"),
+        ("tcp:h:1,helo=a\r\nRSET", "helo: one word of printable ASCII is expected, not 'a\\r\\nRSET'"),
         ("tcp:h:1,recipients=1", "recipients= is for lmtp: only"),
         (
             "tls:h:1,tls-name=x",

@@ -263,7 +263,9 @@ class Connection(Protocol):
     # Waiting.
 
     def _wait(self, seconds: float) -> Deferred[Any]:
-        assert self._waiter is None, "one thing at a time"
+        if self._waiter is not None:
+            # Whoever waits would wait indefinitely, and an answer would be taken for another's.
+            raise RuntimeError("an answer is waited for already")
         waiter: Deferred[Any] = Deferred(lambda _: self._given_up())
         if not self.usable:
             waiter.errback(Refused(self.verdict))

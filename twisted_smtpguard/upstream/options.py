@@ -74,13 +74,19 @@ def _credentials_file(path: str) -> Credentials:
     return read_credentials(parse_path(path))
 
 
+def _word(name: str) -> str:
+    if re.fullmatch(r"[!-~]{1,255}", name) is None:
+        raise ValueError("one word of printable ASCII is expected")
+    return name
+
+
 _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "tls": ("tls", one_of(*TLS).parse),
     "tls-name": ("tls_name", str),
     "tls-ca": ("tls_ca", _certificate_file),
     "auth": ("auth", _credentials_file),
     "announce": ("announce", one_of(*ANNOUNCE, "proxy-v2").parse),
-    "helo": ("helo", str),
+    "helo": ("helo", _word),
     "connections": ("connections", COUNT.parse),
     "messages": ("messages", COUNT.parse),
     "idle": ("idle", SECONDS.parse),
