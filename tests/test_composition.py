@@ -7,9 +7,10 @@ import re
 import shutil
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -545,10 +546,12 @@ def plugin(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLES / "twist_plugin", tmp_path / "plugin", ignore=unwanted))
 
 
-def mailroom(tmp_path: Path, path: Path, *words: str) -> Running:
+def mailroom(
+    tmp_path: Path, path: Path, *words: str, options: Sequence[str] = (), **environment: str
+) -> Running:
     """The `twist mailroom` that stands at `path`."""
-    command = [TWIST, *words, "--log-format=text", "mailroom", f"--listen={LOCAL}"]
-    return Running(tmp_path, *command, "--mailbox=desk@example.org", PYTHONPATH=str(path))
+    command = [TWIST, *words, "--log-format=text", "mailroom", f"--listen={LOCAL}", *options]
+    return Running(tmp_path, *command, "--mailbox=desk@example.org", PYTHONPATH=str(path), **environment)
 
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
@@ -559,6 +562,53 @@ def test_another_projects_twist_command_runs_a_guard(plugin: Path, tmp_path: Pat
             send(twist.ports[0], "nobody@example.org")
         assert "mail from a@example.com: 25 octets" in twist.output
         assert ends_with_the_message_that_was_on_its_way(twist, twist.ports[0]) == -signal.SIGTERM
+
+
+def test_another_projects_twist_command_heeds_sighup_and_a_second_sigterm_and_tells_systemd(
+    plugin: Path, tmp_path: Path
+) -> None:
+    networks = tmp_path / "networks"
+    networks.write_text("")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_SECONDS)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with mailroom(tmp_path, plugin / "src", options=[f"--networks={networks}"], **environment) as twist:
+            assert manager.recv(4096) == b"READY=1"
+            twist._process.send_signal(signal.SIGUSR1)
+            networks.write_text("deny 127.0.0.2\n")
+            twist._process.send_signal(signal.SIGHUP)
+            assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(4096) == b"READY=1"
+            with RawClient(("127.0.0.1", twist.ports[0]), "127.0.0.2") as denied:
+                assert denied.greeting.startswith("421 ")
+            with RawClient(("127.0.0.1", twist.ports[0])) as slow:
+                for words in ("EHLO x", "MAIL FROM:<>", "RCPT TO:<desk@example.org>", "DATA"):
+                    slow.ask(words)
+                twist._process.terminate()
+                assert manager.recv(4096) == b"STOPPING=1"
+                # It waits for the message, but no longer than until it is told again.
+                twist._process.terminate()
+                assert slow.rest() == STOPPING
+            assert twist._process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
+
+
+def test_another_projects_twist_command_that_cannot_listen_ends_with_one_sentence(
+    plugin: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        done = subprocess.run(
+            [TWIST, "mailroom", f"--listen=tcp:{port}:interface=127.0.0.1"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(plugin / "src")},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert re.fullmatch(rf"cannot listen: Couldn't listen on 127\.0\.0\.1:{port}: .*\n", done.stderr)
 
 
 @pytest.mark.packaging

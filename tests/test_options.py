@@ -338,7 +338,7 @@ def test_the_service_listens_on_every_endpoint_with_the_limits_and_the_name_that
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It is never stopped, and the process of the tests handles no signals for it.
-    monkeypatch.setattr("twisted_smtpguard.standalone.SIGHUP", None)
+    monkeypatch.setattr("twisted_smtpguard.process.SIGHUP", None)
     reactor = MemoryReactorClock()
     options = parsed(
         *("--listen", "tcp:2601", "--listen", "tcp:2602:interface=127.0.0.1"),

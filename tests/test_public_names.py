@@ -35,6 +35,7 @@ PUBLIC = {
         "PasswordFile",
         "Path",
         "Peer",
+        "ProcessService",
         "Rate",
         "Refused",
         "Reply",
@@ -89,7 +90,17 @@ INTERFACES = [
     "Verdict",
     "refuse",
 ]
-SERVICE = ["drain", "factory", "ports", "reload", "startService", "statistics", "stopService"]
+SERVICE = [
+    "drain",
+    "factory",
+    "on_listening",
+    "ports",
+    "ready",
+    "reload",
+    "startService",
+    "statistics",
+    "stopService",
+]
 FACTORY = ["buildProtocol", "connections", "drain", "end_now", "reopen", "statistics"]
 FACTORY_INSIDE = [
     "admission",

@@ -18,6 +18,7 @@ from twisted_smtpguard.testing import Clients
 EXAMPLES = DOCS / "examples"
 RUN_BY = {
     "asyncio_program.py": "test_asyncio_program.py",
+    "dns_filter": "test_dns_filter.py",
     "embedded.py": "test_readme.py",
     "embedding": "test_composition.py",
     "ip_filter_plugin": "test_ip_filter_plugin.py",

@@ -151,7 +151,7 @@ async def test_a_stop_that_fails_gives_sighup_back_too(monkeypatch: pytest.Monke
 
 @pytest_twisted.ensureDeferred
 async def test_where_there_is_no_sighup_none_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twisted_smtpguard.standalone.SIGHUP", None)
+    monkeypatch.setattr("twisted_smtpguard.process.SIGHUP", None)
     guard = service()
     guard.startService()
     assert signal.getsignal(signal.SIGHUP) is before_the_start

@@ -154,7 +154,7 @@ async def test_it_is_ready_when_the_last_listener_listens(manager: Manager) -> N
     guard = StandaloneService(reactor, [at_once, slow], FakeDelivery(), hostname="guard.example")
     guard.startService()
     await guard.reload()
-    guard._tell_ready()
+    guard._signals.tell_ready()
     assert manager.has_heard_all
     slow.answer.callback(await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(guard.factory))
     assert manager.hears() == {"READY": "1"}
@@ -173,7 +173,7 @@ async def test_data_that_have_been_read_only_when_it_stops_make_it_not_ready_aga
     guard.startService()
     assert manager.hears() == {"READY": "1"}
     stopped = guard.stopService()
-    guard._tell_ready()
+    guard._signals.tell_ready()
     await stopped
     assert manager.hears() == {"STOPPING": "1"}
     assert manager.has_heard_all

@@ -24,6 +24,7 @@ from twisted_smtpguard.interfaces import (
     refuse,
 )
 from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.process import ProcessService
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.statistics import Statistics
@@ -52,6 +53,7 @@ __all__ = [
     "PasswordFile",
     "Path",
     "Peer",
+    "ProcessService",
     "Rate",
     "Refused",
     "Reply",

@@ -67,12 +67,8 @@ def _no_such_socket(text: str) -> str:
     )
 
 
-def cannot_listen(name: str, error: Exception, others: Collection[tuple[str, IListeningPort]]) -> str:
+def why_not(name: str, error: Exception, others: Collection[tuple[str, IListeningPort]]) -> str:
     """Why the endpoint `name` cannot be listened on. `others` are those that are listened on already."""
-    return f"{name} cannot be listened on: {_reason(name, error, others)}"
-
-
-def _reason(name: str, error: Exception, others: Collection[tuple[str, IListeningPort]]) -> str:
     if isinstance(error, CannotListenError):
         problem = error.socketError
         if isinstance(problem, OSError) and problem.errno == errno.EADDRINUSE:

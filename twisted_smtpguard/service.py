@@ -115,6 +115,8 @@ class SMTPGuardService(PartsOwner):
             for (endpoint, implicit_tls), name in zip(asked, called, strict=True)
         ]
         self._ports: list[IListeningPort] = []
+        self.on_listening: Callable[[], object] = _nothing
+        """Called each time that one more endpoint is listened on."""
         self._ending = 0
         """Drains and stops that are not over."""
         self._stopping: Deferred[None] | None = None
@@ -126,6 +128,11 @@ class SMTPGuardService(PartsOwner):
     def ports(self) -> Sequence[IListeningPort]:
         """What is listened on: endpoints in their order, then those of TLS. Empty while the service does not run."""
         return tuple(self._ports)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every endpoint is listened on: not before the start, nor after the beginning of a stop or drain."""
+        return bool(self.running) and len(self._ports) == len(self._listeners)
 
     @property
     def statistics(self) -> Statistics:
@@ -203,6 +210,7 @@ class SMTPGuardService(PartsOwner):
             if port.backlog == tcp.Port.backlog:
                 port.socket.listen(_BACKLOG)
         self.factory.site.events.listening(name, _address_text(port.getHost()))
+        self.on_listening()
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
         """Have a port listen no longer. Fires when it does, and never fails."""
@@ -308,6 +316,10 @@ def endpoint_name(endpoint: object) -> str:
     if isinstance(endpoint, UNIXServerEndpoint) and hasattr(endpoint, "_address"):
         return f"unix:{endpoint._address}"
     return kind
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _address_text(host: Any) -> str:

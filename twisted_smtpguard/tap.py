@@ -36,8 +36,9 @@ from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory, Refused
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.logfile import write_quickly
+from twisted_smtpguard.process import ignore_signals
 from twisted_smtpguard.smtp.grammar import parse_rcpt
-from twisted_smtpguard.standalone import StandaloneService, ignore_signals
+from twisted_smtpguard.standalone import StandaloneService
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
 from twisted_smtpguard.units import FLAG, one_of, parse_path

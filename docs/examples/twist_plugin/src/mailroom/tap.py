@@ -2,17 +2,26 @@
 
 from typing import Any, BinaryIO
 
-from twisted.application.service import MultiService
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from twisted_smtpguard import CallableDelivery, Envelope, Limits, Refused, Reply, SMTPGuardService
+from twisted_smtpguard import (
+    CallableDelivery,
+    Envelope,
+    Limits,
+    NetworksFile,
+    ProcessService,
+    Refused,
+    Reply,
+    SMTPGuardService,
+)
 
 
 class Options(usage.Options):
     optParameters = [  # noqa: N815, RUF012 - as Twisted wants it
         ["listen", "l", "tcp:2525:interface=127.0.0.1", "The endpoint to listen on."],
         ["max-connections", None, 500, "Connections at once.", int],
+        ["networks", None, None, "A file of networks to deny or trust, read again on SIGHUP."],
     ]
 
     def __init__(self) -> None:
@@ -24,14 +33,12 @@ class Options(usage.Options):
         self["mailbox"].append(address)
 
 
-def makeService(options: Options) -> MultiService:  # noqa: N802 - Twisted's name
+def makeService(options: Options) -> ProcessService:  # noqa: N802 - Twisted's name
     """Called by `twist`, which has chosen the reactor."""
     from twisted.internet import reactor  # noqa: PLC0415 - not before it is chosen
 
-    mailroom = MultiService()
-    make_guard(options, reactor).setServiceParent(mailroom)
-    # Your other services.
-    return mailroom
+    # Your other services, such as a database, are parts: started before the guard, stopped after its last session.
+    return ProcessService(reactor, [make_guard(options, reactor)], parts=[])
 
 
 def make_guard(options: Options, reactor: Any) -> SMTPGuardService:
@@ -46,5 +53,6 @@ def make_guard(options: Options, reactor: Any) -> SMTPGuardService:
         [serverFromString(reactor, options["listen"])],
         CallableDelivery(receive, reactor),
         limits=Limits(max_connections=options["max-connections"]),
+        ip_filters=[NetworksFile(options["networks"], reactor)] if options["networks"] else [],
         names=[options["listen"]],
     )
