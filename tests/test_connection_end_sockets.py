@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from certificates import AUTHORITY, certificate
 from fakes import SlowFilter, codes
-from loopback import Client, Loopback
+from loopback import Client, Loopback, reactor
 from tlsclient import TLSClient, client_hello
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
 
+from twisted_smtpguard import Limits
+from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.wire import endwatcher
 from twisted_smtpguard.wire.tls import CertificateFiles
 
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
@@ -302,4 +307,59 @@ async def test_a_reset_is_noticed_of_a_client_that_has_half_closed_and_waits() -
     client.reset()
     await guard.until(lambda: guard.factory.connections == 0)
     assert asked[0].called
+    await guard.close()
+
+
+# Other sockets, other systems.
+
+
+@each_end
+@pytest.mark.parametrize("octets", [COMMANDS, HIDDEN], ids=["commands", "hidden"])
+@pytest_twisted.ensureDeferred
+async def test_it_is_noticed_over_a_unix_socket_too(
+    tmp_path: Path, octets: bytes, end: Callable[[Client], None]
+) -> None:
+    guard = Loopback(0)
+    path = str(tmp_path / "guard.sock")
+    guard.service = SMTPGuardService(
+        guard.clock,
+        [serverFromString(reactor, f"unix:{path}")],
+        guard.delivery,
+        limits=Limits(**NO_TIME_LIMITS),
+        hostname="guard.example",
+        ip_filters=[SlowFilter()],
+    )
+    guard.factory = guard.service.factory
+    guard.service.startService()
+    client = Client.__new__(Client)
+    client.guard, client.heard, client.ended = guard, b"", ""
+    client.socket = socket.socket(socket.AF_UNIX)
+    client.socket.connect(path)
+    client.socket.setblocking(False)
+    await guard.until(lambda: guard.factory.connections == 1)
+    client.send(octets)
+    for _ in range(5):
+        await guard.turn()
+    end(client)
+    await guard.until(lambda: guard.factory.connections == 0)
+    assert guard.factory.statistics.hangups == 1
+    await guard.until(lambda: not guard.protocols)
+    client.close()
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_epoll_it_is_noticed_when_reading_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = started(delivery_timeout=0)
+    monkeypatch.delattr(endwatcher.select, "epoll")
+    asked = pending(guard, "write")
+    client = await guard.greeted()
+    await client.says(COMMANDS[8:-9])
+    await guard.until(lambda: asked)
+    client.reset()
+    for _ in range(5):
+        await guard.turn()
+    assert guard.factory.connections == 1
+    asked[0].callback(None)
+    await guard.until(lambda: guard.factory.connections == 0)
     await guard.close()
