@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 
 from twisted.application.service import ServiceMaker
 
@@ -29,6 +30,6 @@ def _is_asked_for() -> bool:
 # itself takes longer than everything up to here.
 if _is_asked_for():
     for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
-        # Not every system has them.
-        if hasattr(signal, _name):
+        # Not every system has them, and not every thread may say so.
+        with suppress(AttributeError, ValueError):
             signal.signal(getattr(signal, _name), signal.SIG_IGN)
