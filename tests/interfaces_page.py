@@ -32,7 +32,7 @@ _CHAPTERS = {
         "Refused",
     ],
     "Checkers": ["CheckerUnavailable"],
-    "Reloading": ["IReloadable", "IPreparedReload"],
+    "Reloading": ["IReloadable", "IPreparedReload", "IReadsFiles"],
     "Counting": ["ICounterStore"],
     "What they are told": ["Peer", "Client", "Path"],
 }

@@ -442,7 +442,7 @@ def test_sighup_loses_nobody_who_waits_for_the_greeting(edge: GuardProcess, netw
         networks.write_text(f"trust {TRUSTED}\ndeny {network}.0/24\n")
         assert gets_in(edge.address, TRUSTED)
         os.kill(edge.pid, signal.SIGHUP)
-        edge.wait_for(r"\] reloaded what=networks:networks$")
+        edge.wait_for(r"\] reloaded what=networks option=--ip-filter file=networks$")
         assert told(edge.address, f"{network}.99") == "421 4.7.0 Connection refused"
         assert not any(has_heard(client) for client in waiting)
         assert all(client.recv(4) == b"220 " for client in waiting)

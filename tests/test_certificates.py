@@ -62,8 +62,8 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> No
         ((empty,), f"{empty}: there is no certificate in PEM form"),
         ((damaged,), f"{damaged}: a certificate in it is damaged"),
         ((good, missing), f"{missing}: No such file or directory"),
-        ((good, str(AUTHORITY)), f"{AUTHORITY}: there is no private key, or it has a passphrase"),
-        ((good, locked), f"{locked}: there is no private key, or it has a passphrase"),
+        ((good, str(AUTHORITY)), f"{AUTHORITY}: there is no private key in PEM form"),
+        ((good, locked), f"{locked}: its private key has a passphrase, which nobody is there to type"),
         ((good, other), f"{other}: the key does not belong to the certificate in {good}"),
         ((good, "", empty), f"{empty}: there is no certificate in PEM form"),
     ]:
@@ -99,7 +99,10 @@ def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
         os.close(ours)
         process.kill()
     assert b"pass phrase" not in said
-    assert f"ValueError: {locked}: there is no private key, or it has a passphrase" in said.decode()
+    assert (
+        f"FaultyFileError: {locked}: its private key has a passphrase, which nobody is there to type"
+        in said.decode()
+    )
 
 
 def test_the_key_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
@@ -223,11 +226,10 @@ async def test_a_file_with_a_mistake_leaves_the_old_certificate_in_force(tmp_pat
     guard = Loopback(options={"tls": CertificateFiles(str(file))})
     guard.start()
     file.write_bytes(CERTIFICATE.read_bytes()[:700])
-    told: list[tuple[str, str]] = []
+    told: list[tuple[str, ...]] = []
     guard.factory.site.events.reload_failed = lambda *what: told.append(what)  # type: ignore[method-assign]
     guard.service.reload()
-    assert [what for what, _ in told] == ["certificate"]
-    assert told[0][1].startswith(f"{file}: ")
+    assert told == [("certificate", "tls-certificate", "a certificate in it is damaged", str(file))]
     client = await TLSClient.upgraded(guard)
     assert serial_of(client) == serial_in(CERTIFICATE)
     await guard.close()
@@ -239,13 +241,13 @@ def test_a_reload_reads_in_a_thread_so_that_a_disk_that_hangs_holds_up_nothing(t
     threads = ManualThreads()
     files = CertificateFiles(str(file), reactor=threads)
     assert threads.trips == 0
-    old = files._context
+    old = files._served.context
     done: list[object] = []
     files.reload().addBoth(done.append)
     assert (done, threads.waiting) == ([], 1)
     threads.work()
     assert done == [None]
-    assert files._context is not old
+    assert files._served.context is not old
 
 
 def test_what_is_made_of_the_options_reads_in_threads_of_its_reactor() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import string
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from io import StringIO
 from typing import Any
 
@@ -28,6 +29,7 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.doubtfulcertificates import Doubt
 from twisted_smtpguard.escaping import escape_word
 from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.events import Events
@@ -178,8 +180,21 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks"),
     "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
-    "reloaded": lambda to: to.reloaded("networks"),
-    "reload_failed": lambda to: to.reload_failed("networks", "/etc/smtpguard/networks line 3: no network"),
+    "reloaded": lambda to: to.reloaded("networks", "ip-filter", "/etc/smtpguard/networks"),
+    "reload_failed": lambda to: to.reload_failed(
+        "certificate", "tls-key", "there is no private key in PEM form", "/etc/smtpguard/guard.key"
+    ),
+    "doubtful_certificate": lambda to: to.doubtful_certificate(
+        Doubt(
+            "expired",
+            "tls-certificate",
+            "/etc/smtpguard/guard.pem",
+            "CN=mx.example.org",
+            ["mx.example.org", "*.mx.example.org"],
+            datetime(2026, 1, 31, 12, tzinfo=timezone.utc),
+            "it expired on 2026-01-31 12:00 UTC",
+        )
+    ),
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000, 1024, 50),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),

@@ -70,7 +70,7 @@ def test_sighup_reads_networks_again_and_a_bad_file_leaves_the_old(tmp_path: Pat
             assert greeting(guard, "127.0.0.2") == REFUSED
             networks.write_text("deny 127.0.0.3 Go away\n")
             hang_up(guard)
-            guard.wait_for(r"\] reloaded what=networks$")
+            guard.wait_for(r"\] reloaded what=networks option=--ip-filter file=networks$")
             assert greeting(guard, "127.0.0.2").startswith("220 ")
             with RawClient(guard.address, "127.0.0.3") as refused:
                 assert (refused.greeting, refused.rest()) == ("421 4.7.0 Go away", b"")
@@ -79,13 +79,13 @@ def test_sighup_reads_networks_again_and_a_bad_file_leaves_the_old(tmp_path: Pat
 
         networks.write_text("deny 127.0.0.4\nfrobnicate\n")
         hang_up(guard)
-        guard.wait_for(r"\] reload_failed what=networks networks line 2: .*'frobnicate'$")
+        guard.wait_for(r"\] reload_failed what=networks option=--ip-filter networks line 2: .*'frobnicate'$")
         assert greeting(guard, "127.0.0.4").startswith("220 ")
         assert not greeting(guard, "127.0.0.3").startswith("220 ")
 
         networks.unlink()
         hang_up(guard)
-        guard.wait_for(r"\] reload_failed what=networks networks cannot be read: ")
+        guard.wait_for(r"\] reload_failed what=networks option=--ip-filter networks cannot be read: ")
         networks.write_text("")
         hang_up(guard)
         eventually(lambda: greeting(guard, "127.0.0.3").startswith("220 "), "the list stays as it was")

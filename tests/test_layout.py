@@ -189,7 +189,12 @@ def test_what_is_imported_of_others_is_required() -> None:
     setup.read(ROOT / "setup.cfg")
     lines = [each for each in setup["options"]["install_requires"].splitlines() if not each.startswith("#")]
     required = {line.partition(">=")[0].strip() for line in lines if line}
-    brought_by = {"OpenSSL": "Twisted[tls]", "twisted": "Twisted[tls]", "zope": "zope.interface"}
+    brought_by = {
+        "OpenSSL": "Twisted[tls]",
+        "cryptography": "Twisted[tls]",
+        "twisted": "Twisted[tls]",
+        "zope": "zope.interface",
+    }
     # Twisted's own API has its types.
     brought_by["constantly"] = "Twisted[tls]"
     imported = {name.partition(".")[0] for tree in MODULES.values() for name in imports(tree)}
@@ -200,3 +205,11 @@ def test_what_is_imported_of_others_is_required() -> None:
 def test_all_metadata_stands_in_setup_cfg() -> None:
     # A [project] table would override it, mostly without a word.
     assert "[project]" not in (ROOT / "pyproject.toml").read_text().splitlines()
+
+
+@each_module
+def test_no_private_name_of_pyopenssl_is_used(name: str) -> None:
+    """They change with its versions. `Context.get_cert_store()` and `Connection.get_peer_cert_chain()` do not."""
+    private = {"_lib", "_ffi", "_ssl", "_x509", "_pkey", "_store_ctx"}
+    used = {node.attr for node in ast.walk(MODULES[name]) if isinstance(node, ast.Attribute)}
+    assert not used & private

@@ -63,6 +63,8 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
     values = {
         "listen": ["tcp:1", "tcp:2"],
         "listen-tls": ["tcp:1", "tcp:2"],
+        "tls-certificate": ["a.pem", "b.pem"],
+        "tls-key": ["a.key", "b.key"],
         "auth": ["file:a", "file:b"],
         "proxy-protocol-from": ["192.0.2.1", "unix"],
         "accept-domain": ["example.org", "/etc/smtpguard/domains"],
@@ -71,7 +73,7 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
         "trust": ["192.0.2.1", "192.0.2.2"],
         "dry-run": ["max-errors", "max-messages"],
     }[option]
-    needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth") else ()
+    needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth", "tls-key") else ()
     assert parsed(*needs, *(f"--{option}={value}" for value in values))[option] == values
 
 

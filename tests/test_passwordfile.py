@@ -167,7 +167,7 @@ def test_with_a_wrong_line_in_it_the_users_of_before_stay_and_the_log_says_so_on
     with logbook() as book:
         assert [try_to_log_in(guard) for _ in range(3)] == [YES] * 3
         (line,) = book.take("reload_failed")
-    assert line.startswith(f"reload_failed what=file:{users} {users} ")
+    assert line.startswith(f"reload_failed what=checker option=--auth file={users} ")
     assert line.endswith("; those who were in it before stay")
     written(users, b"ann:new\n", OLD_SECONDS + 2)
     assert try_to_log_in(guard, b"new") == YES
@@ -188,10 +188,10 @@ def test_a_reload_reads_it_too_and_says_what_is_wrong(
         assert done.called
         good, bad = book.take("reloaded"), book.take("reload_failed")
     if octets == b"ann\n":
-        problem = f"{users} line 1: a line `user:password` is expected, and there is no colon"
-        assert bad == [f"reload_failed what=file:{users} {problem}"]
+        problem = "line 1: a line `user:password` is expected, and there is no colon"
+        assert bad == [f"reload_failed what=checker option=--auth file={users} {problem}"]
     else:
-        assert good == [f"reloaded what=file:{users}"]
+        assert good == [f"reloaded what=checker option=--auth file={users}"]
     assert bool(good) != bool(bad)
 
 

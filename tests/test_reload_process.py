@@ -18,9 +18,9 @@ from rawclient import RawClient
 @pytest.mark.parametrize(
     ("options", "what", "file"),
     [
-        (["--tls-certificate={}/cert", "--tls-key={}/key"], "certificate", "cert"),
-        (["--tls-certificate={}/cert", "--tls-key={}/key"], "certificate", "key"),
-        (["--accept-domain={}/domains"], "AcceptedDomains", "domains"),
+        (["--tls-certificate={}/cert", "--tls-key={}/key"], "certificate option=--tls-certificate", "cert"),
+        (["--tls-certificate={}/cert", "--tls-key={}/key"], "certificate option=--tls-key", "key"),
+        (["--accept-domain={}/domains"], "delivery option=--accept-domain", "domains"),
         (["--ip-filter=networks:{}/networks"], r"networks", "networks"),
     ],
 )

@@ -71,15 +71,15 @@ async def coroutine() -> None:
 @pytest.mark.parametrize("answer", [lambda: None, lambda: succeed(None), coroutine])
 def test_a_filter_that_can_is_asked_to_read_its_data_anew(answer: Callable[[], Any]) -> None:
     part = Reloadable(answer)
-    assert reload(service(part)) == ["reloaded what=f0"]
+    assert reload(service(part)) == ["reloaded what=f0 option=--ip-filter"]
     assert part.reloads == 1
 
 
 @pytest.mark.parametrize("answer", [raises, lambda: fail(ValueError("/etc/networks line 3: no network"))])
 def test_one_that_cannot_is_logged_with_its_reason_and_the_others_go_on(answer: Callable[[], Any]) -> None:
     assert reload(service(Reloadable(answer), Reloadable())) == [
-        "reload_failed what=f0 /etc/networks line 3: no network",
-        "reloaded what=f1",
+        "reload_failed what=f0 option=--ip-filter /etc/networks line 3: no network",
+        "reloaded what=f1 option=--ip-filter",
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_delivery_is_asked_too() -> None:
             self.reloads += 1
 
     delivery = Delivery()
-    assert reload(service(delivery=delivery)) == ["reloaded what=Delivery"]
+    assert reload(service(delivery=delivery)) == ["reloaded what=delivery option=--deliver"]
     assert delivery.reloads == 1
 
 
@@ -121,8 +121,8 @@ def test_a_switch_that_raises_keeps_no_other_from_changing_nor_the_next_reload()
     guard = service(Broken(), Reloadable())
     for _ in range(2):
         assert reload(guard) == [
-            "reload_failed what=f0 /etc/networks line 3: no network",
-            "reloaded what=f1",
+            "reload_failed what=f0 option=--ip-filter /etc/networks line 3: no network",
+            "reloaded what=f1 option=--ip-filter",
         ]
 
 
@@ -136,8 +136,8 @@ def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing
         with capturedLogs() as events:
             clock.advance(1.1)
         assert [event["text"] for event in events] == [
-            "reload_failed what=f0 no answer in 120 seconds",
-            "reloaded what=f1",
+            "reload_failed what=f0 option=--ip-filter no answer in 120 seconds",
+            "reloaded what=f1 option=--ip-filter",
         ]
         assert done.called
     assert clock.getDelayedCalls() == []
@@ -154,15 +154,15 @@ def test_a_stop_gives_up_a_reload_that_hangs_and_the_next_start_knows_nothing_of
     assert stopped.called
     assert all(done.called for done in waiting)
     assert [event["text"] for event in events][:2] == [
-        "reload_failed what=f0 given up before it was read",
-        "reloaded what=f1",
+        "reload_failed what=f0 option=--ip-filter given up before it was read",
+        "reloaded what=f1 option=--ip-filter",
     ]
     # Nobody who waited for another reload had it begin.
     assert hanging.reloads == 1
     assert clock.getDelayedCalls() == []
     hanging.answer = lambda: None
     guard.startService()
-    assert reload(guard) == ["reloaded what=f0", "reloaded what=f1"]
+    assert reload(guard) == ["reloaded what=f0 option=--ip-filter", "reloaded what=f1 option=--ip-filter"]
     guard.stopService()
 
 
@@ -184,8 +184,8 @@ def test_one_that_was_cancelled_from_within_stops_no_later_reload() -> None:
     guard = service(Reloadable(answer), Reloadable())
     for _ in range(2):
         assert reload(guard) == [
-            "reload_failed what=f0 it ended with asyncio's CancelledError",
-            "reloaded what=f1",
+            "reload_failed what=f0 option=--ip-filter it ended with asyncio's CancelledError",
+            "reloaded what=f1 option=--ip-filter",
         ]
 
 
@@ -199,7 +199,7 @@ def test_an_exception_that_has_no_text_stops_no_later_reload() -> None:
 
     guard = service(Reloadable(answer), Reloadable())
     for _ in range(2):
-        assert reload(guard)[1:] == ["reloaded what=f1"]
+        assert reload(guard)[1:] == ["reloaded what=f1 option=--ip-filter"]
 
 
 def test_who_asks_during_a_reload_gets_one_more_and_a_thousand_who_ask_get_the_same() -> None:

@@ -159,6 +159,12 @@ def words(text: str) -> str:
 _ESCAPE_OR_OCTET = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.")
 
 
+def of_file(what: str, option: str, file: str) -> dict[str, object]:
+    """The fields of an event about reading a file, which `what` reads and `option` of the command line names."""
+    fields: dict[str, object] = {"what": word(what), "option": f"--{option}"}
+    return {**fields, "file": word(file)} if file else fields
+
+
 def _sentence(text: str) -> str:
     shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
     if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):

@@ -13,7 +13,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.eventlog import EventLog, short_word, word, words
+from twisted_smtpguard.doubtfulcertificates import MAX_NAMES_SHOWN, Doubt
+from twisted_smtpguard.eventlog import EventLog, of_file, short_word, word, words
 from twisted_smtpguard.later import explained
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.linebudget import LineBudget
@@ -72,14 +73,23 @@ class Events:
         """Limits are decided and logged, but hold nobody back. Once, at start-up."""
         self._log.warn("trying", {"limits": ",".join(sorted(limits))})
 
-    def reloaded(self, what: str) -> None:
-        """A filter, the delivery, the certificate or a password file has been read anew."""
-        self._log.info("reloaded", {"what": word(what)})
+    def reloaded(self, what: str, option: str, file: str = "") -> None:
+        """A filter, the delivery, the certificates or a password file have been read anew. Once for each file. `option`
+        is the one that names it."""
+        self._log.info("reloaded", of_file(what, option, file))
 
-    def reload_failed(self, what: str, problem: str) -> None:
-        """A filter, the delivery, the certificate or a password file could not be read anew, and what it had goes
-        on."""
-        self._log.warn("reload_failed", {"what": word(what)}, problem)
+    def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
+        """A filter, the delivery, a certificate or a password file could not be read anew, and what it had goes on."""
+        self._log.warn("reload_failed", of_file(what, option, file), problem)
+
+    def doubtful_certificate(self, doubt: Doubt) -> None:
+        """A certificate is served with which clients will not be content. At each start and reload, once for each
+        thing that is wrong."""
+        fields: dict[str, object] = {"reason": doubt.reason, "option": f"--{doubt.option}"}
+        fields |= {"file": word(doubt.file), "subject": word(doubt.subject)}
+        names = ",".join([_item(each) for each in doubt.names[:MAX_NAMES_SHOWN]])
+        fields |= {"names": names, "ends": f"{doubt.ends:%Y-%m-%dT%H:%M:%SZ}"}
+        self._log.warn("doubtful_certificate", fields, doubt.problem)
 
     def no_connection_cap(self, descriptors: int) -> None:
         """No cap on connections is set: the file descriptors that the process may have are the only one."""
@@ -159,8 +169,7 @@ class Events:
     def hangup(
         self, peer: str, seconds: float, *, port: int | None = None, listener: str = "", silent: bool = False
     ) -> None:
-        """A client left, `seconds` after it came, before it was let in or refused, whatever it had sent by then.
-        Limited as refusals are.
+        """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are.
 
         `silent`: the proxy's own connection has said nothing, which is logged at debug."""
         self.statistics.hangups += 1

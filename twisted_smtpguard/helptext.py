@@ -48,12 +48,20 @@ OPTIONS = {
     "require-tls": ("", "Refuse MAIL in clear."),
     "tls-certificate": (
         "FILE",
-        "The certificate, in PEM form, with the rest of its chain behind it. With it STARTTLS is offered. It is read "
-        "again on SIGHUP.",
+        "The certificate, in PEM form, with the rest of its chain after it. With it STARTTLS is offered. It is read "
+        "again on SIGHUP. May be given several times, once for each kind of key: an RSA and an ECDSA certificate serve "
+        "every client.",
     ),
     "tls-key": (
         "FILE",
-        "Its private key, in PEM form, read again with it. Default: it is in the file of the certificate.",
+        "Its private key, in PEM form, read again with it. May be given several times: a key tells itself to which "
+        "certificate it belongs. Default: it is in the file of the certificate.",
+    ),
+    "tls-names": (
+        "DIRECTORY",
+        "Certificates for clients who ask for a name: files NAME.pem, such as mx.example.org.pem or "
+        "*.example.org.pem, each with a certificate, its chain and its key. Who asks for no name, or for another one, "
+        "gets --tls-certificate. They are read again on SIGHUP.",
     ),
     "tls-client-authorities": (
         "FILE",

@@ -161,6 +161,15 @@ class IPreparedReload(IReloadable):
         not raise; or raise and keep the old."""
 
 
+class IReadsFiles(Interface):
+    """A filter, delivery or certificate that tells the log which files its reload reads. Optional."""
+
+    files: Mapping[str, str] = Attribute(
+        "Of each path the option of the command line that names it, without its dashes; '' where that is the option "
+        "of the filter or the delivery itself. Never what holds a secret in its name."
+    )
+
+
 class IIPFilterFactory(Interface):
     """A plugin for `--ip-filter NAME:ARGS` provides this and twisted.plugin.IPlugin."""
 

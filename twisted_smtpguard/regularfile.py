@@ -25,3 +25,14 @@ def _opened(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "Not a regular file", path)
+
+
+class FaultyFileError(ValueError):
+    """Something is wrong with a file: which, which option of the command line names it, and what is wrong."""
+
+    def __init__(self, option: str, file: str, problem: str, text: str = "") -> None:
+        super().__init__(text or f"{file}: {problem}")
+        self.option = option
+        """Without its dashes."""
+        self.file = file
+        self.problem = problem

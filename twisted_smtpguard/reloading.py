@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
 from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import IPreparedReload, IReloadable
+from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles, IReloadable
 from twisted_smtpguard.later import FAULTS, CallLater, HookCancelledError, asked, explained, within
+from twisted_smtpguard.regularfile import FaultyFileError
 
 _SECONDS = 120
 """For one part to read its data. One that never answers must not keep the others from ever changing."""
 
 
-class Reloading:
-    """Of `parts`, names for the log and objects, those that provide IReloadable. One reading at a time."""
+@attrs.frozen
+class Part:
+    """What may have data to read anew."""
 
-    def __init__(self, parts: Iterable[tuple[str, object]], events: Events, call_later: CallLater) -> None:
-        self._parts = [(name, part) for name, part in parts if IReloadable.providedBy(part)]
+    what: str
+    """What the log calls it."""
+    option: str
+    """The option of the command line that it comes from, without its dashes."""
+    it: Any
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """What it says it reads: of each path the option."""
+        if not IReadsFiles.providedBy(self.it):
+            return {}
+        return {path: option or self.option for path, option in IReadsFiles(self.it).files.items()}
+
+
+class Reloading:
+    """Of `parts` those that provide IReloadable. One reading at a time. `reloaded` is called when all have read."""
+
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        events: Events,
+        call_later: CallLater,
+        reloaded: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._parts = [part for part in parts if IReloadable.providedBy(part.it)]
         self._events = events
+        self._reloaded = reloaded
         self._call_later = call_later
         self._waiting: list[Deferred[None]] = []
         self._readings: list[Deferred[Callable[[], object] | BaseException]] = []
@@ -61,28 +88,37 @@ class Reloading:
         self._busy = False
 
     async def _reload_all(self) -> None:
-        self._readings = [self._read(part) for _, part in self._parts]
-        switches: list[tuple[str, Callable[[], object]]] = []
-        for (name, _), reading in zip(self._parts, self._readings, strict=True):
+        self._readings = [self._read(part.it) for part in self._parts]
+        switches: list[tuple[Part, Callable[[], object]]] = []
+        for part, reading in zip(self._parts, self._readings, strict=True):
             outcome = await reading
             if isinstance(outcome, TimeoutError):
-                self._events.reload_failed(name, f"no answer in {_SECONDS} seconds")
+                self._events.reload_failed(part.what, part.option, f"no answer in {_SECONDS} seconds")
             elif isinstance(outcome, CancelledError) and not isinstance(outcome, HookCancelledError):
-                self._events.reload_failed(name, "given up before it was read")
+                self._events.reload_failed(part.what, part.option, "given up before it was read")
             elif isinstance(outcome, BaseException):
-                self._failed(name, Failure(outcome))
+                self._failed(part, Failure(outcome))
             else:
-                switches.append((name, outcome))
-        for name, switch in switches:
+                switches.append((part, outcome))
+        for part, switch in switches:
             try:
                 switch()
+                files = part.files
             except FAULTS:
-                self._failed(name, explained(Failure()))
-            else:
-                self._events.reloaded(name)
+                self._failed(part, explained(Failure()))
+                continue
+            for file, option in files.items():
+                self._events.reloaded(part.what, option, file)
+            if not files:
+                self._events.reloaded(part.what, part.option)
+        self._reloaded()
 
-    def _failed(self, name: str, failure: Failure) -> None:
-        self._events.reload_failed(name, safe_str(failure.value) or type(failure.value).__name__)
+    def _failed(self, part: Part, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, FaultyFileError):
+            self._events.reload_failed(part.what, error.option or part.option, error.problem, error.file)
+        else:
+            self._events.reload_failed(part.what, part.option, safe_str(error) or type(error).__name__)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
         """Begin to read. Fires with what takes the new data, or with what went wrong."""

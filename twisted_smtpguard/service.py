@@ -24,12 +24,13 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.later import shielded, within
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.parts import PartsOwner
-from twisted_smtpguard.reloading import Reloading
+from twisted_smtpguard.reloading import Part, Reloading
 from twisted_smtpguard.startwarnings import warning_of_hostname
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.acceptlog import bound_accept_log
 from twisted_smtpguard.wire.factory import SMTPGuardFactory
 from twisted_smtpguard.wire.listener import Listener
+from twisted_smtpguard.wire.tls import CertificateFiles
 
 _BACKLOG = 1024
 """Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
@@ -98,13 +99,14 @@ class SMTPGuardService(PartsOwner):
         filters = self.factory.filters
         self._reloading = Reloading(
             [
-                *((entry.name, entry.filter) for entry in filters),
-                (type(delivery).__name__, delivery),
-                ("certificate", tls),
-                *((str(getattr(each, "name", type(each).__name__)), each) for each in checkers),
+                *(Part(entry.name, "ip-filter", entry.filter) for entry in filters),
+                Part("delivery", "deliver", delivery),
+                Part("certificate", "tls-certificate", tls),
+                *(Part("checker", "auth", each) for each in checkers),
             ],
             self.factory.site.events,
             self.factory.deadlines.call_later,
+            self._warn_of_certificates,
         )
         asked = [*((each, False) for each in endpoints), *((each, True) for each in tls_endpoints)]
         called = list(names) or [endpoint_name(endpoint) for endpoint, _ in asked]
@@ -165,6 +167,7 @@ class SMTPGuardService(PartsOwner):
         self._warn_of_descriptors()
         self._warn_of_open_relay()
         self._warn_of_hostname()
+        self._warn_of_certificates()
         tried = self.factory.site.limits.dry_run
         if tried:
             self.factory.site.events.trying(tried)
@@ -250,6 +253,14 @@ class SMTPGuardService(PartsOwner):
             return
         if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
             site.events.open_relay(type(delivery).__name__)
+
+    def _warn_of_certificates(self) -> None:
+        tls, site = self.factory.tls, self.factory.site
+        if isinstance(tls, CertificateFiles):
+            for fault in tls.take_faults():
+                site.events.reload_failed("certificate", fault.option, fault.problem, fault.file)
+            for doubt in tls.doubts(site.hostname, site.seconds()):
+                site.events.doubtful_certificate(doubt)
 
     def reload(self) -> Deferred[None]:
         """Have every filter, the delivery, the certificate and every checker read its data anew, as on SIGHUP, if it

@@ -37,12 +37,14 @@ from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterF
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.logfile import write_quickly
 from twisted_smtpguard.process import ignore_signals
+from twisted_smtpguard.regularfile import FaultyFileError
 from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
 from twisted_smtpguard.units import FLAG, one_of, parse_path
 from twisted_smtpguard.wire.behindproxy import UNIX
+from twisted_smtpguard.wire.servernames import files_of_names
 from twisted_smtpguard.wire.tls import CertificateFiles
 
 EX_USAGE = 64
@@ -53,6 +55,8 @@ _REPEATABLE = frozenset(
     {
         "listen",
         "listen-tls",
+        "tls-certificate",
+        "tls-key",
         "proxy-protocol-from",
         "auth",
         "accept-domain",
@@ -62,8 +66,8 @@ _REPEATABLE = frozenset(
         "dry-run",
     }
 )
-_CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-client-authorities")
-_SINGLE = ("hostname", "deliver", "profile", *_CERTIFICATE_FILES)
+_CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
+_SINGLE = ("hostname", "deliver", "profile", "tls-names", "tls-client-authorities")
 _FLAGS = ("auth-without-tls", "require-auth", "require-tls", "proxy-protocol-tls")
 _CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
@@ -120,6 +124,12 @@ class Options(usage.Options):
     def opt_listen_tls(self, endpoint: str) -> None:
         self["listen-tls"].append(endpoint)
 
+    def opt_tls_certificate(self, file: str) -> None:
+        self["tls-certificate"].append(file)
+
+    def opt_tls_key(self, file: str) -> None:
+        self["tls-key"].append(file)
+
     def opt_proxy_protocol_from(self, network: str) -> None:
         self["proxy-protocol-from"].append(network)
 
@@ -169,9 +179,9 @@ class Options(usage.Options):
         self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
         self.listen_tls = given.get("listen-tls", [])
         self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
-        self.certificate_files = {option: single[option] for option in _CERTIFICATE_FILES if option in single}
-        if self.certificate_files and "tls-certificate" not in single:
-            raise next(iter(self.certificate_files.values())).wrong("--tls-certificate is needed")
+        self.certificate_files = {option: given[option] for option in _CERTIFICATE_FILES if option in given}
+        if self.certificate_files and "tls-certificate" not in given:
+            raise next(iter(self.certificate_files.values()))[0].wrong("--tls-certificate is needed")
         for setting in self.listen_tls:
             if not self.certificate_files:
                 raise setting.wrong("--tls-certificate is needed")
@@ -245,10 +255,23 @@ class Options(usage.Options):
         """What TLS is spoken with."""
         if not self.certificate_files:
             return None
-        files = (self.certificate_files.get(option) for option in _CERTIFICATE_FILES)
-        with self.certificate_files["tls-certificate"].blamed():
-            paths = (parse_path(file.text) if file else "" for file in files)
-            return CertificateFiles(*paths, reactor=reactor)
+        files = {
+            option: [parse_path(setting.text) for setting in self.certificate_files.get(option, [])]
+            for option in _CERTIFICATE_FILES
+        }
+        try:
+            return CertificateFiles(
+                files["tls-certificate"],
+                files["tls-key"],
+                *files["tls-client-authorities"][-1:],
+                names="".join(files["tls-names"][-1:]),
+                reactor=reactor,
+            )
+        except FaultyFileError as error:
+            named = self.certificate_files[error.option]
+            # A file in a directory is not named itself.
+            setting = next((each for each in named if parse_path(each.text) == error.file), named[-1])
+            raise setting.wrong(str(error)) from error
 
     def checkers(self, reactor: object) -> list[object]:
         """Who is asked about credentials, in this order."""
@@ -271,7 +294,8 @@ class Options(usage.Options):
 
     def secret_files(self) -> tuple[list[str], list[str]]:
         """Files that may have a private key in them, and files with passwords."""
-        keys = [parse_path(file.text) for file in self.certificate_files.values()]
+        keys = [parse_path(file.text) for files in self.certificate_files.values() for file in files]
+        keys += [each for folder in keys for each in files_of_names(folder)]
         passwords = []
         for setting in self.auth:
             name, argument = plugins.split_specification(setting.text)

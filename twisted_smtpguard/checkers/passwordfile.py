@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from typing import Any, Protocol, TypeAlias
 
@@ -17,10 +17,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard.checkers.passwordlines import parse_users
-from twisted_smtpguard.eventlog import EventLog, word
-from twisted_smtpguard.interfaces import CheckerUnavailable, IPreparedReload
+from twisted_smtpguard.eventlog import EventLog, of_file
+from twisted_smtpguard.interfaces import CheckerUnavailable, IPreparedReload, IReadsFiles
 from twisted_smtpguard.later import Timer
-from twisted_smtpguard.regularfile import open_regular
+from twisted_smtpguard.regularfile import FaultyFileError, open_regular
 from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 _SECONDS = 5
@@ -49,7 +49,7 @@ class _Reading:
     """Which line, and what is wrong with it."""
 
 
-@implementer(ICredentialsChecker, IPreparedReload)
+@implementer(ICredentialsChecker, IPreparedReload, IReadsFiles)
 class PasswordFile:
     """Logs in who is in the file `path`, with lines `user:password`: see docs/reference/checkers.md.
 
@@ -86,9 +86,9 @@ class PasswordFile:
         """They came later: the file may have changed since."""
 
     @property
-    def name(self) -> str:
-        """What the log calls it."""
-        return f"file:{self.path}"
+    def files(self) -> Mapping[str, str]:
+        """What a reload reads."""
+        return {self.path: "auth"}
 
     def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:  # noqa: N802 - Twisted's name
         """Fires with the user's name. Fails with UnauthorizedLogin, or with CheckerUnavailable."""
@@ -101,7 +101,7 @@ class PasswordFile:
 
         def prepared(reading: _Reading) -> Callable[[], None]:
             if reading.users is None:
-                raise ValueError(f"{self.path} {reading.problem}")
+                raise FaultyFileError("auth", self.path, reading.problem)
             return lambda: self._take(reading)
 
         return reading.addCallback(prepared)
@@ -166,8 +166,8 @@ class PasswordFile:
         if reading.users is not None:
             self._users = reading.users
         else:
-            problem = f"{self.path} {reading.problem}; those who were in it before stay"
-            self._log.warn("reload_failed", {"what": word(self.name)}, problem)
+            problem = f"{reading.problem}; those who were in it before stay"
+            self._log.warn("reload_failed", of_file("checker", "auth", self.path), problem)
 
     def _hanging(self) -> CheckerUnavailable:
         return CheckerUnavailable(f"{self.path}: no answer from the disk in {_SECONDS} seconds")

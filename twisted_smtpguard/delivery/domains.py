@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,6 +16,7 @@ from twisted_smtpguard.interfaces import (
     IMailTransaction,
     IMessageSink,
     IPreparedReload,
+    IReadsFiles,
     IRelayDelivery,
     IRelayTransaction,
     IReloadable,
@@ -26,11 +27,12 @@ from twisted_smtpguard.interfaces import (
 )
 from twisted_smtpguard.later import answer_of, as_deferred, is_later
 from twisted_smtpguard.parts import PartsOwner
+from twisted_smtpguard.regularfile import FaultyFileError
 from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
 from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload)
+@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
 class AcceptedDomains(PartsOwner):
     """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
 
@@ -53,7 +55,14 @@ class AcceptedDomains(PartsOwner):
         self.adopt(delivery)
 
     def _read(self, rest: Callable[[], object] = lambda: None) -> frozenset[str]:
-        return self._named.union(*(read_domains(file, rest) for file in self._files))
+        return self._named.union(*(self._read_file(file, rest) for file in self._files))
+
+    def _read_file(self, file: FilePath, rest: Callable[[], object]) -> Iterable[str]:
+        try:
+            return read_domains(file, rest)
+        except ValueError as error:
+            problem = str(error).removeprefix(str(file)).removeprefix(":").lstrip()
+            raise FaultyFileError("accept-domain", str(file), problem, str(error)) from error
 
     # What the delivery is.
 
@@ -78,6 +87,12 @@ class AcceptedDomains(PartsOwner):
     def session_ended(self, session: str) -> None:
         if ISessionDelivery.providedBy(self.delivery):
             ISessionDelivery(self.delivery).session_ended(session)
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Its own, and those of the delivery."""
+        own = {str(file): "accept-domain" for file in self._files}
+        return {**(IReadsFiles(self.delivery).files if IReadsFiles.providedBy(self.delivery) else {}), **own}
 
     async def prepare_reload(self) -> Callable[[], None]:
         """Both change, or neither."""

@@ -5,7 +5,7 @@ What smtp: and lmtp: have in common.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -19,6 +19,7 @@ from twisted_smtpguard.interfaces import (
     IMailTransaction,
     IMessageSink,
     IPreparedReload,
+    IReadsFiles,
     IRelayDelivery,
     IRelayTransaction,
     ISessionDelivery,
@@ -113,7 +114,7 @@ class Use:
             connection.end(problem)
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload)
+@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
 class UpstreamDelivery(Service):
     """Each message is handed to the server at `endpoint` while it comes in. The client gets 250 when the server has
     said so.
@@ -178,6 +179,12 @@ class UpstreamDelivery(Service):
     def stopService(self) -> Deferred[Any]:  # noqa: N802
         super().stopService()
         return self._pool.stop()
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Those of `auth=` and `tls-ca=`."""
+        auth = self.options.auth
+        return {path: "" for path in (auth.file if auth else "", self.options.tls_ca) if path}
 
     async def prepare_reload(self) -> Callable[[], None]:
         switch = await self._thread.run(self._dialler.read_again)

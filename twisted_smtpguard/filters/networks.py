@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from twisted.internet.defer import Deferred
@@ -17,6 +17,7 @@ from twisted_smtpguard.interfaces import (
     IIPFilter,
     IIPFilterFactory,
     IPreparedReload,
+    IReadsFiles,
     Peer,
     Verdict,
     refuse,
@@ -42,7 +43,7 @@ class NetworksFilter:
         return _verdict(self._table, peer)
 
 
-@implementer(IIPFilter, IPreparedReload)
+@implementer(IIPFilter, IPreparedReload, IReadsFiles)
 class NetworksFile:
     """Does what the list of networks in the file `path` says: see docs/reference/filters.md.
 
@@ -62,6 +63,10 @@ class NetworksFile:
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
         read = self._thread.run(read_table, self._path, let_others_run)
         return read.addCallback(lambda table: lambda: self._take(table))
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        return {str(self._path): ""}
 
     def reload(self) -> Deferred[None]:
         return self.prepare_reload().addCallback(lambda take: take())

@@ -253,7 +253,8 @@ class Dialler:
         """Made once: to read the certificates to trust holds up everything else. ValueError: there are none."""
         if self._options.tls == "off":
             return None
-        # Late: to import it costs time, and not every guard has TLS behind it.
+        # Late: to import them costs time, and not every guard has TLS behind it.
+        from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
         from twisted.internet import ssl  # noqa: PLC0415
 
         if self._options.tls == "opportunistic":
@@ -261,7 +262,8 @@ class Dialler:
         trusted = None
         if self._options.tls_ca:
             trusted = ssl.trustRootFromCertificates(
-                ssl.Certificate(certificate) for certificate in read_certificates(self._options.tls_ca)
+                ssl.Certificate.load(each.public_bytes(Encoding.DER))
+                for each in read_certificates(self._options.tls_ca)
             )
         return ssl.optionsForClientTLS(self._host, trustRoot=trusted)
 

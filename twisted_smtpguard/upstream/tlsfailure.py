@@ -15,10 +15,7 @@ def tls_failure(error: BaseException | None, transport: Any) -> str:
         return "its certificate is for another name"
     if raised_by != "OpenSSL":
         return ""
-    # Late: whoever has no TLS need not load it.
-    from OpenSSL import SSL  # noqa: PLC0415
-
-    problem = _certificate_problem(SSL, transport)
+    problem = _certificate_problem(transport)
     if problem:
         return f"its certificate is not accepted: {problem}"
     queue = error.args[0] if error is not None and error.args else None
@@ -26,11 +23,19 @@ def tls_failure(error: BaseException | None, transport: Any) -> str:
     return ", ".join(reasons) or type(error).__name__
 
 
-def _certificate_problem(openssl: Any, transport: Any) -> str:
-    """OpenSSL's own words, such as "certificate has expired". pyOpenSSL has no name for them that is its users'."""
-    try:
-        code = openssl._lib.SSL_get_verify_result(transport.getHandle()._ssl)
-        words: bytes = openssl._ffi.string(openssl._lib.X509_verify_cert_error_string(code))
-    except AttributeError:
+def _certificate_problem(transport: Any) -> str:
+    """OpenSSL's own words, such as "certificate has expired". It is asked again: what it said in the handshake has no
+    public name in pyOpenSSL, and the callback for it is Twisted's, which looks at the server's name."""
+    from OpenSSL import crypto  # noqa: PLC0415
+
+    connection = transport.getHandle()
+    # A socket where there was no TLS after all.
+    shown: list[Any] = getattr(connection, "get_peer_cert_chain", list)() or []
+    if not shown:
         return ""
-    return words.decode("ascii", "backslashreplace") if code else ""
+    store = connection.get_context().get_cert_store()
+    try:
+        crypto.X509StoreContext(store, shown[0], shown[1:]).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        return str(error)
+    return ""
