@@ -303,7 +303,7 @@ def test_behind_a_proxy_the_guard_sees_the_client(tmp_path: Path, kind: str, opt
             ):
                 client.ask(line)
             client.ask("QUIT")
-        guard.wait_for("connect session=.* peer=127.0.0.33$")
+        guard.wait_for("connect session=.* peer=127.0.0.33 ")
         [mail] = stored(guard.maildir)
         assert "([127.0.0.33])" in mail.received
         with RawClient(("127.0.0.1", front), source="127.0.0.66") as refused:

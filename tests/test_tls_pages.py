@@ -72,7 +72,7 @@ def test_the_configurations_that_are_shown_put_a_proxy_in_front(tmp_path: Path, 
         RawClient(("127.0.0.1", front), source="127.0.0.33") as client,
     ):
         client.ask("QUIT")
-        guard.wait_for("connect session=.* peer=127.0.0.33$")
+        guard.wait_for("connect session=.* peer=127.0.0.33 ")
 
 
 def test_what_the_how_to_for_certificates_tells_to_type_works(reader: Reader) -> None:
