@@ -12,6 +12,7 @@ import pytest
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -129,7 +130,7 @@ def test_every_hook_of_a_delivery_may_answer_so(later: Callable[[Any], Any]) -> 
 @ways
 def test_a_function_of_an_application_may_answer_so(later: Callable[[Any], Any]) -> None:
     async def conversation() -> None:
-        delivery = CallableDelivery(lambda *_: later(Reply(250, "2.0.0", ("Queued",))), Any)
+        delivery = CallableDelivery(lambda *_: later(Reply(250, "2.0.0", ("Queued",))), Clock())
         client = Guard(delivery).greeted()
         client.heard()
         said = client.say(*MESSAGE)

@@ -18,6 +18,7 @@ from loopback import Loopback, reactor
 from tlsclient import TLSClient
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.ssl import ContextFactory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs
@@ -291,7 +292,7 @@ def test_the_log_has_it() -> None:
 
 
 def test_it_counts_as_tls_where_the_operator_says_so() -> None:
-    guard = Proxied({**PROXY_TLS, "tls": object(), "require_tls": True, "require_auth": True})
+    guard = Proxied({**PROXY_TLS, "tls": ContextFactory(), "require_tls": True, "require_auth": True})
     client = guard.connect(PROXY)
     assert client.send(tls_header(1, VERSION, CIPHER)) == GREETING
     said = keywords(client.say("EHLO a"))

@@ -11,6 +11,7 @@ import pytest
 from fakes import Conversation, FakeDelivery, FakeTransport, codes
 from test_auth import Checker, plain
 from twisted.internet.defer import Deferred
+from twisted.internet.ssl import ContextFactory
 from twisted.internet.task import Clock
 from twisted.logger import Logger, capturedLogs
 from zope.interface import implementer
@@ -278,7 +279,7 @@ def test_an_observer_that_raises_is_told_of_once_a_minute() -> None:
 
 @pytest.mark.parametrize("implicit", [False, True])
 def test_a_handshake_that_cannot_be_begun_ends_the_connection_and_costs_no_seat(implicit: bool) -> None:
-    clients = guard(tls=object())
+    clients = guard(tls=ContextFactory())
     if implicit:
         transport = FakeTransport()
         transport.protocol = protocol = Listener(clients.factory, "tls", implicit_tls=True).buildProtocol(

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.doubtfulcertificates import MAX_NAMES_SHOWN, Doubt
 from twisted_smtpguard.eventlog import EventLog, of_file, short_word, word, words
 from twisted_smtpguard.later import explained
@@ -35,6 +36,7 @@ class Events:
     `session` is the id of a session, `peer` the client's IP address or `unix`, a reason one of our own.
     """
 
+    @checked
     def __init__(
         self,
         statistics: Statistics,
@@ -43,6 +45,8 @@ class Events:
         level: NamedConstant = LogLevel.info,
         logger: Logger | None = None,
     ) -> None:
+        if level not in LogLevel.iterconstants():
+            raise ValueError(f"level must be one of twisted.logger.LogLevel, not {level!r}")
         self.statistics = statistics
         self._clock = clock
         self._log = EventLog(clock.seconds, level, logger)

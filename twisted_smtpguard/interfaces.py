@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from twisted_smtpguard.addresses import unmapped
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class CheckerUnavailable(Exception):  # noqa: N818 - what it says of the checker
     """
 
 
+def _local(address: Address | None) -> Address | None:
+    return unmapped(address, "local_address")
+
+
 @attrs.frozen
 class Peer:
     """Who connects, as far as it is known before the greeting."""
@@ -48,15 +53,21 @@ class Peer:
     address: Address | None = attrs.field(converter=unmapped)
     """None: a UNIX socket. An IPv4-mapped IPv6 address becomes IPv4."""
     port: int | None
-    local_address: Address | None = attrs.field(converter=unmapped)
+    local_address: Address | None = attrs.field(converter=_local)
     local_port: int | None
     tls: bool = False
-    """Implicit TLS; the handshake may still be going on."""
+    """Implicit TLS, whose handshake may still be going on, or TLS that a trusted proxy in front has ended."""
     proxied: bool = False
     """The values are the real client's, told by a trusted proxy in front."""
     certificate: bytes | None = None
     """What the client has shown in the TLS handshake, in DER form. None before the handshake, and where it was not
     asked for one or has none."""
+
+    def __attrs_post_init__(self) -> None:
+        if not (
+            type(self.port) is type(self.local_port) is int and type(self.tls) is type(self.proxied) is bool
+        ):
+            check_fields(self)
 
 
 @attrs.frozen
@@ -79,6 +90,13 @@ class Client:
     avatar_id: object = attrs.field(default=None, eq=False, repr=False)
     """What a checker of twisted.cred answered for that user, for a realm to take. None: nobody has logged in."""
 
+    def __attrs_post_init__(self) -> None:
+        texts = type(self.session) is type(self.helo) is type(self.protocol) is type(self.tls) is str
+        if not (
+            texts and self.identity is None and isinstance(self.peer, Peer) and type(self.trusted) is bool
+        ):
+            check_fields(self)
+
 
 @attrs.frozen
 class Path:
@@ -88,6 +106,10 @@ class Path:
     """"" is the null sender; quoting is kept as sent; non-ASCII only under SMTPUTF8."""
     parameters: Mapping[str, str | None]
     """Upper-case keyword to value, None for a keyword without one. Only what was advertised."""
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.address) is not str or not isinstance(self.parameters, Mapping):
+            check_fields(self)
 
 
 @attrs.frozen

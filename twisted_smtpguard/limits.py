@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
+from twisted_smtpguard.arguments import unfit
 from twisted_smtpguard.limitspec import LimitSpec, limit
 from twisted_smtpguard.units import (
     COUNT,
@@ -33,10 +34,12 @@ IP_FILTER = "ip_filter"
 
 
 def _rate(value: Rate | Literal[0]) -> Rate:
-    return value if value or not isinstance(value, int) else NO_RATE
+    return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]
 
 
 def _names(names: Collection[str]) -> frozenset[str]:
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise unfit("dry_run", "a list of names of limits", names)
     return frozenset(names)
 
 
@@ -350,7 +353,11 @@ class Limits:
 
     @dry_run.validator
     def _check_dry_run(self, _: object, names: frozenset[str]) -> None:
-        for name in sorted(names - dry_runnable()):
+        for name in sorted(names - dry_runnable(), key=str):
+            if isinstance(name, str) and name.replace("-", "_") in dry_runnable():
+                raise ValueError(
+                    f"dry_run: {name!r} is written with underscores here, {name.replace('-', '_')!r}"
+                )
             raise ValueError(f"dry_run: {name!r} cannot be tried without being enforced")
 
     @classmethod

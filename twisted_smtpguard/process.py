@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from twisted_smtpguard.arguments import checked, unfit
 from twisted_smtpguard.endpointfaults import why_not
 from twisted_smtpguard.service import SMTPGuardService
 from twisted_smtpguard.startwarnings import warnings_of_process
@@ -148,12 +149,15 @@ class ProcessService(MultiService):
     with one sentence, and at its end it does not wait for a thread that hangs.
     """
 
+    @checked
     def __init__(
         self, reactor: Any, guards: Sequence[SMTPGuardService], parts: Sequence[IService] = ()
     ) -> None:
         super().__init__()
+        if not callable(getattr(reactor, "callWhenRunning", None)):
+            raise unfit("reactor", "a reactor", reactor)
         if not guards:
-            raise ValueError("a guard is expected")
+            raise ValueError("guards: one or more are expected")
         self.guards = tuple(guards)
         self._signals = ProcessSignals(
             reactor,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    UNIXServerEndpoint,
+)
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.faults import safely
 from twisted_smtpguard.interfaces import (
@@ -57,6 +63,7 @@ class SMTPGuardService(PartsOwner):
     has another guard for its parent, or `names` are too few or too many. It can be started again after it was stopped.
     """
 
+    @checked
     def __init__(
         self,
         reactor: Any,
@@ -79,6 +86,8 @@ class SMTPGuardService(PartsOwner):
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if checkers and not (tls or proxy_protocol_tls or auth_without_tls) and _all_plain(endpoints):
+            raise ValueError("checkers need tls or auth_without_tls: AUTH is offered under TLS only")
         self._reactor = reactor
         self.factory = SMTPGuardFactory(
             reactor,
@@ -331,6 +340,14 @@ def endpoint_name(endpoint: object) -> str:
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+_PLAIN = (TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint)
+
+
+def _all_plain(endpoints: Collection[IStreamServerEndpoint]) -> bool:
+    """Whether there are some, and none of them can begin TLS by itself."""
+    return bool(endpoints) and all(type(endpoint) in _PLAIN for endpoint in endpoints)
 
 
 def _address_text(host: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from twisted_smtpguard.arguments import check_fields
+
 
 @attrs.define
 class Statistics:
@@ -34,6 +36,9 @@ class Statistics:
     """Refusals by reason. The reasons are those of the log, so there are no more keys than reasons."""
     dry_run_refusals: dict[str, int] = attrs.field(factory=dict)
     """What would have been refused by limits that are only tried, by reason."""
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
 
     def snapshot(self) -> dict[str, int | dict[str, int]]:
         """All counts by name, as a copy that stays as it is."""

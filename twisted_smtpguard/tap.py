@@ -33,12 +33,12 @@ from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory, Refused
+from twisted_smtpguard.hostnames import parse_hostname
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory
 from twisted_smtpguard.limits import PROFILES, Limits, parse_dry_run
 from twisted_smtpguard.logfile import write_quickly
 from twisted_smtpguard.process import ignore_signals
 from twisted_smtpguard.regularfile import FaultyFileError
-from twisted_smtpguard.smtp.grammar import parse_rcpt
 from twisted_smtpguard.standalone import StandaloneService
 from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.trimming import trimming
@@ -176,7 +176,7 @@ class Options(usage.Options):
                 if spec.option in single
             },
         )
-        self.hostname = single["hostname"].value(_parse_hostname) if "hostname" in single else _own_name()
+        self.hostname = single["hostname"].value(parse_hostname) if "hostname" in single else _own_name()
         self.listen_tls = given.get("listen-tls", [])
         self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
         self.certificate_files = {option: given[option] for option in _CERTIFICATE_FILES if option in given}
@@ -428,21 +428,9 @@ def _endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:
     return endpoint
 
 
-def _parse_hostname(text: str) -> str:
-    """A hostname is what may stand behind the @ of an address (RFC 5321 4.1.2)."""
-    address = f"postmaster@{text}"
-    try:
-        path = parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8=False)
-    except Refused:
-        path = None
-    if path is None or path.address != address:
-        raise ValueError("a domain or an address literal such as mx.example.org or [192.0.2.1] is expected")
-    return text
-
-
 def _own_name() -> str:
     try:
-        return _parse_hostname(socket.getfqdn())
+        return parse_hostname(socket.getfqdn())
     except ValueError:
         return "localhost"
 

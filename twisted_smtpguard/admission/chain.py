@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal
 from twisted_smtpguard.admission.visitor import Visitor
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import TRUST, IIPFilter, Verdict
 from twisted_smtpguard.later import FAULTS, CallLater, as_deferred, explained, is_later, within
@@ -24,16 +25,13 @@ class FilterEntry:
     """An IP filter, and what the operator decided about it."""
 
     filter: IIPFilter
-    name: str = attrs.field(
-        default=attrs.Factory(lambda self: type(self.filter).__name__, takes_self=True), converter=str
-    )
+    name: str = attrs.field(default=attrs.Factory(lambda self: type(self.filter).__name__, takes_self=True))
     """What the log calls it; by default the name of its class."""
     fail_open: bool = False
     """Where it cannot judge, the next filter is asked. By default the client is refused."""
 
     def __attrs_post_init__(self) -> None:
-        if not IIPFilter.providedBy(self.filter):
-            raise TypeError(f"{self.filter!r} does not provide IIPFilter")
+        check_fields(self)
 
 
 Ruling: TypeAlias = Refusal | bool

@@ -41,7 +41,7 @@ class Checkers:
     def __init__(self, checkers: Sequence[Any]) -> None:
         for checker in checkers:
             if not takes_passwords(checker):
-                raise ValueError(f"{checker!r} does not check user names with passwords")
+                raise ValueError(f"checkers: {checker!r} does not check user names with passwords")
         self._checkers = tuple(AskedChecker(checker) for checker in checkers)
 
     async def identify(self, login: Login) -> Judgement:

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.checkers.passwordlines import parse_users
 from twisted_smtpguard.eventlog import EventLog, of_file
 from twisted_smtpguard.interfaces import CheckerUnavailable, IPreparedReload, IReadsFiles
@@ -61,6 +62,7 @@ class PasswordFile:
 
     credentialInterfaces = (IUsernamePassword,)  # noqa: N815 - Twisted's name
 
+    @checked
     def __init__(self, path: str | os.PathLike[str], reactor: _Reactor) -> None:
         self.path = os.fspath(path)
         self._reactor = reactor

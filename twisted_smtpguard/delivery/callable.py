@@ -11,6 +11,7 @@ from typing import IO, BinaryIO, TypeAlias
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.spool import Spool
 from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Later, Path
@@ -18,6 +19,10 @@ from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.threads import ThreadedReactor
 
 DeliveryFunction: TypeAlias = Callable[[Envelope, BinaryIO], Later[Reply | None]]
+
+
+EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
+"""What `IDelivery.extensions` may hold."""
 
 
 class _TemporaryFile:
@@ -77,6 +82,7 @@ class CallableDelivery:
     message is safe. It raises `Refused` to refuse; any other exception is a 451 and is logged.
     """
 
+    @checked
     def __init__(
         self,
         function: DeliveryFunction,
@@ -85,6 +91,11 @@ class CallableDelivery:
         extensions: frozenset[str] = frozenset({"8BITMIME", "SMTPUTF8"}),
         max_message_octets: int = 0,
     ) -> None:
+        unknown = extensions - EXTENSIONS
+        if unknown:
+            raise ValueError(f"extensions must be of {sorted(EXTENSIONS)}, not {sorted(unknown)}")
+        if max_message_octets < 0:
+            raise ValueError(f"max_message_octets must be 0 or more, not {max_message_octets}")
         self.extensions = extensions
         self.max_message_octets = max_message_octets
         self._function = function

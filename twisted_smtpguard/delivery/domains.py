@@ -8,6 +8,7 @@ from typing import Any
 
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
 from twisted_smtpguard.interfaces import (
     Client,
@@ -43,10 +44,13 @@ class AcceptedDomains(PartsOwner):
 
     may_relay_for_all = False
 
+    @checked
     def __init__(
         self, delivery: IDelivery, domains: Sequence[str], reactor: ThreadedReactor | None = None
     ) -> None:
         super().__init__()
+        if not domains:
+            raise ValueError("domains: one or more are expected, else nobody could get mail")
         self.delivery = delivery
         self._named = frozenset(parse_domain(domain) for domain in domains if "/" not in domain)
         self._files = [FilePath(domain) for domain in domains if "/" in domain]
@@ -55,7 +59,12 @@ class AcceptedDomains(PartsOwner):
         self.adopt(delivery)
 
     def _read(self, rest: Callable[[], object] = lambda: None) -> frozenset[str]:
-        return self._named.union(*(self._read_file(file, rest) for file in self._files))
+        domains = self._named.union(*(self._read_file(file, rest) for file in self._files))
+        if not domains:
+            # Such as a file that is just being written. Nobody could get mail.
+            file, problem = str(self._files[-1]), "there is no domain in it"
+            raise FaultyFileError("accept-domain", file, problem, f"{file}: {problem}")
+        return domains
 
     def _read_file(self, file: FilePath, rest: Callable[[], object]) -> Iterable[str]:
         try:

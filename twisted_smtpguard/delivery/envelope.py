@@ -7,6 +7,7 @@ from collections.abc import Callable
 import attrs
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.interfaces import Client, IMailTransaction, IMessageSink, Path
 
 
@@ -18,6 +19,11 @@ class Envelope:
     sender: Path
     recipients: tuple[Path, ...]
     """The accepted ones, in the order in which they came; one or more."""
+
+    def __attrs_post_init__(self) -> None:
+        usual = isinstance(self.client, Client) and isinstance(self.sender, Path)
+        if not (usual and type(self.recipients) is tuple):
+            check_fields(self)
 
 
 @implementer(IMailTransaction)

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import (
@@ -31,6 +32,7 @@ from twisted_smtpguard.delivery.maildirfile import (
 )
 from twisted_smtpguard.delivery.sharedsync import SharedSync
 from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
+from twisted_smtpguard.hostnames import check_hostname
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -166,13 +168,16 @@ class MaildirDelivery:
     extensions = frozenset({"8BITMIME", "SMTPUTF8"})
     max_message_octets = 0
 
+    @checked
     def __init__(
         self, path: str | os.PathLike[str], reactor: ThreadedReactor, *, hostname: str, min_free_space: int
     ) -> None:
         self._path = FilePath(path).absolute()
         prepare_maildir(self._path)
         self._reactor = reactor
-        self._hostname = hostname
+        self._hostname = check_hostname(hostname)
+        if min_free_space < 0:
+            raise ValueError(f"min_free_space must be 0 or more, not {min_free_space}")
         self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
         new = self._path / "new"

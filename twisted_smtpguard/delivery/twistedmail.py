@@ -16,7 +16,9 @@ from twisted.mail.interfaces import IMessageDelivery, IMessageDeliveryFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
+from twisted_smtpguard.hostnames import check_hostname
 from twisted_smtpguard.interfaces import (
     Client,
     IMailTransaction,
@@ -75,6 +77,7 @@ class TwistedMailDelivery:
     extensions = frozenset({"8BITMIME"})
     max_message_octets = 0
 
+    @checked
     def __init__(self, deliverer: object, hostname: str) -> None:
         if not (
             isinstance(deliverer, Portal)
@@ -85,7 +88,7 @@ class TwistedMailDelivery:
                 f"an IMessageDelivery, an IMessageDeliveryFactory or a Portal is expected, not {deliverer!r}"
             )
         self._deliverer = deliverer
-        self._hostname = hostname.encode("ascii")
+        self._hostname = check_hostname(hostname).encode("ascii")
         self._sessions: dict[str, _Session] = {}
 
     async def begin(self, client: Client, sender: Path) -> IMailTransaction:

@@ -13,6 +13,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
+from twisted_smtpguard.hostnames import check_hostname
 from twisted_smtpguard.interfaces import (
     Client,
     IConnectingDelivery,
@@ -127,6 +129,7 @@ class UpstreamDelivery(Service):
 
     lmtp = False
 
+    @checked
     def __init__(
         self,
         endpoint: IStreamClientEndpoint,
@@ -137,7 +140,18 @@ class UpstreamDelivery(Service):
         name: str = "upstream",
         host: str = "",
     ) -> None:
-        self.options = options or UpstreamOptions()
+        self.options = options = options or UpstreamOptions()
+        check_hostname(hostname)
+        if options.tls == "required" and not (options.tls_name or host):
+            raise ValueError(
+                "options: tls='required' needs tls_name, or host, which the certificate has to name"
+            )
+        if options.auth and options.announce == "xclient":
+            raise ValueError(
+                "options: auth and announce='xclient' exclude each other: XCLIENT makes the server forget who logged in"
+            )
+        if options.recipients and not self.lmtp:
+            raise ValueError("options: recipients is for LMTP only")
         self._clock = reactor
         self._hostname = hostname
         self._thread = OneThread(cast(ThreadedReactor, reactor))

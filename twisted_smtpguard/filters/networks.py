@@ -9,6 +9,7 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.filters.networklist import parse_network, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.interfaces import (
@@ -31,6 +32,7 @@ class NetworksFilter:
     """Refuses the networks `deny` and trusts the networks `trust`, the longest prefix deciding; of one that is
     in both, `deny`. Each is an address or CIDR; ValueError names one that is not."""
 
+    @checked
     def __init__(self, deny: Iterable[str] = (), trust: Iterable[str] = ()) -> None:
         builder = TableBuilder()
         for verdict, networks in ((refuse(), deny), (TRUST, trust)):
@@ -51,6 +53,7 @@ class NetworksFile:
     read, or a line of it is wrong; on reload the old list then stays.
     """
 
+    @checked
     def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
         self._path = path
         # A later reading never ends before an earlier one, and takes no thread meanwhile.

@@ -11,6 +11,7 @@ from functools import cache
 
 import attrs
 
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.escaping import escape_text
 
 MAX_LINE_OCTETS = 512
@@ -38,8 +39,19 @@ class Reply:
     """Whether the session ends after this reply."""
 
     def __attrs_post_init__(self) -> None:
+        # A delivery may make one for every message.
+        if not (
+            type(self.code) is int
+            and type(self.enhanced) is type(self.said) is str
+            and _are_lines(self.lines)
+        ):
+            check_fields(self)
         object.__setattr__(self, "wire", b"".join(_render(self)))
         object.__setattr__(self, "closes", self.code in (421, 521))
+
+
+def _are_lines(lines: object) -> bool:
+    return type(lines) is tuple and all(type(line) is str for line in lines)
 
 
 @attrs.frozen

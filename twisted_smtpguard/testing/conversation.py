@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.testing.fakes import FakeDelivery
@@ -28,11 +29,13 @@ class Clients:
     Nothing happens between two calls of the test. What is to happen later happens when it advances the clock.
     """
 
+    @checked
     def __init__(self, factory: SMTPGuardFactory, clock: Clock) -> None:
         self.factory = factory
         self.clock = clock
         self.delivery: Any = factory.site.delivery
 
+    @checked
     def connect(self, host: str = "192.0.2.1") -> Conversation:
         """A client connects from the address `host`. What it is greeted with, if at once, is the first thing it
         hears."""
@@ -42,6 +45,7 @@ class Clients:
         protocol.makeConnection(transport)
         return Conversation(self, protocol, transport)
 
+    @checked
     def greeted(self, host: str = "192.0.2.1") -> Conversation:
         """A client that has heard its greeting and the answer to its EHLO, where those come at once."""
         client = self.connect(host)
@@ -57,6 +61,7 @@ class Guard(Clients):
     has to be started by the test.
     """
 
+    @checked
     def __init__(
         self,
         delivery: IDelivery | None = None,
@@ -91,11 +96,13 @@ class Guard(Clients):
 class Conversation:
     """One client's side of a connection."""
 
+    @checked
     def __init__(self, guard: Clients, protocol: Any, transport: FakeTransport) -> None:
         self.guard = guard
         self.protocol = protocol
         self.transport = transport
 
+    @checked
     def send(self, octets: bytes, *, bytewise: bool = False) -> str:
         """Send octets, all at once or a byte at a time; what the guard says to them."""
         for piece in (octets[i : i + 1] for i in range(len(octets))) if bytewise else (octets,):
@@ -106,6 +113,7 @@ class Conversation:
             self.guard.clock.advance(0)
         return self.heard()
 
+    @checked
     def say(self, *lines: str, bytewise: bool = False) -> str:
         """Send lines, which get their CRLF, in one piece; what the guard says to them."""
         return self.send("".join(f"{line}\r\n" for line in lines).encode(), bytewise=bytewise)
@@ -116,6 +124,7 @@ class Conversation:
         self.transport.clear()
         return said
 
+    @checked
     def codes(self, *lines: str) -> list[int]:
         """Send lines as `say` does; the codes of the replies to them."""
         return codes(self.say(*lines))
@@ -135,6 +144,7 @@ class Conversation:
         return self.transport.half_closed or self.transport.lost
 
 
+@checked
 def codes(said: str) -> list[int]:
     """The code of each reply in what the guard said. A reply of several lines is one."""
     return [int(line[:3]) for line in said.split("\r\n") if line[3:4] == " "]

@@ -12,6 +12,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.delivery.callable import EXTENSIONS
 from twisted_smtpguard.interfaces import (
     Client,
     IDelivery,
@@ -26,7 +27,6 @@ from twisted_smtpguard.smtp.farewell import Farewell
 from twisted_smtpguard.smtp.replies import Reply
 from twisted_smtpguard.testing.demands import later, require, verify
 
-EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
 PIECE_OCTETS = 64 * 1024
 
 _PEER = Peer(IPv4Address("192.0.2.1"), 40000, IPv4Address("192.0.2.25"), 25, tls=False, proxied=False)

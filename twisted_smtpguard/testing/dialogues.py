@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.testing.conversation import Conversation, Guard
 from twisted_smtpguard.testing.demands import require
 from twisted_smtpguard.testing.fakes import FakeDelivery
@@ -17,6 +18,7 @@ _LARGE_REPLY = 4096
 """Characters. What is said to one arrival leaves in one write unless it is longer."""
 
 
+@checked
 def dialogue(
     *turns: Turn,
     hello: str = "EHLO client.example",

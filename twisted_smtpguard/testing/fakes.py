@@ -8,6 +8,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.interfaces import (
     PASS,
     Client,
@@ -29,6 +30,9 @@ class Delivered:
     recipients: list[Path]
     """All that were asked about, those that an answer of the test's refused too."""
     octets: bytes
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
 
 
 @implementer(IDelivery)

@@ -11,6 +11,8 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.arguments import checked
+
 _FULL_OCTETS = 64 * 1024
 """Above it Twisted pauses a producer that goes on by itself."""
 
@@ -22,6 +24,7 @@ class FakeTransport(StringTransport):
     protocol's `makeConnection` with it. What the client has read is `value()`, since the last `clear()`.
     """
 
+    @checked
     def __init__(self, host: str = "192.0.2.1", port: int = 4711) -> None:
         kind = IPv6Address if ":" in host else IPv4Address
         super().__init__(IPv4Address("TCP", "198.51.100.1", 25), kind("TCP", host, port), lenient=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from twisted_smtpguard.arguments import check_fields
 from twisted_smtpguard.certificates import read_certificates
 from twisted_smtpguard.units import COUNT, SECONDS, one_of, parse_path
 from twisted_smtpguard.upstream.login import Credentials, read_credentials
@@ -54,6 +55,17 @@ class UpstreamOptions:
     recipients: int = 0
     """Of one message; LMTP only. 0: no limit."""
 
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        for name, choices in (("tls", TLS), ("announce", ANNOUNCE)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            problem = SECONDS.check(value) or (name in _AT_LEAST_ONE and not value and "must be more than 0")
+            if problem:
+                raise ValueError(f"{name} {problem}, not {value!r}")
+
     @property
     def proxied(self) -> bool:
         """A connection is one client's."""
@@ -98,6 +110,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 """Of each key the field, and what makes its value of the text."""
 
+_NUMBERS = ("connections", "messages", "idle", "wait", "connect", "timeout", "verdict", "recipients")
 _AT_LEAST_ONE = ("connections", "connect", "timeout", "verdict", "wait")
 
 

@@ -17,9 +17,11 @@ from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.arguments import checked, unfit
 from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.events import Events
 from twisted_smtpguard.faults import safely
+from twisted_smtpguard.hostnames import check_hostname
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits import Limits
 from twisted_smtpguard.smtp import replies
@@ -33,6 +35,7 @@ from twisted_smtpguard.wire.output import OutputRules
 from twisted_smtpguard.wire.peers import peer_name
 from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
 from twisted_smtpguard.wire.socketbuffers import SocketBuffers
+from twisted_smtpguard.wire.tls import can_begin_tls
 from twisted_smtpguard.wire.together import Together
 from twisted_smtpguard.wire.turnaway import TurnAway
 from twisted_smtpguard.wire.turns import Turns
@@ -66,6 +69,7 @@ class SMTPGuardFactory(ServerFactory):
 
     noisy = False
 
+    @checked
     def __init__(
         self,
         reactor: IReactorTime,
@@ -84,7 +88,11 @@ class SMTPGuardFactory(ServerFactory):
         require_auth: bool = False,
         auth_without_tls: bool = False,
     ) -> None:
-        limits = limits or Limits()
+        limits = Limits() if limits is None else limits
+        if tls is not None and not can_begin_tls(tls):
+            raise unfit("tls", "CertificateFiles, or what else Twisted's startTLS() takes", tls)
+        if require_tls and tls is None and not proxy_protocol_tls:
+            raise ValueError("require_tls needs tls: without it everybody would be refused")
         if require_auth and not checkers:
             raise ValueError("require_auth needs checkers")
         if proxy_protocol_tls and not proxy_protocol_from:
@@ -92,7 +100,10 @@ class SMTPGuardFactory(ServerFactory):
         events = events or Events(Statistics(), reactor, limits)
         self.deadlines = Deadlines(reactor)
         self.tls: Any = tls
-        self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
+        try:
+            self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
+        except ValueError as error:
+            raise ValueError(f"proxy_protocol_from: {error}") from None
         self.proxy_tls = proxy_protocol_tls
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         self.clients = ClientLimits(
@@ -110,7 +121,7 @@ class SMTPGuardFactory(ServerFactory):
         self.site = Site(
             limits=limits,
             delivery=delivery,
-            hostname=hostname or socket.gethostname(),
+            hostname=socket.gethostname() if hostname is None else check_hostname(hostname),
             events=events,
             clients=self.clients,
             seconds=reactor.seconds,

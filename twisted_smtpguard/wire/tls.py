@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from zope.interface import implementer
 
+from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.certificates import (
     CERTIFICATE,
     KEY,
@@ -62,6 +63,7 @@ class CertificateFiles:
     A ValueError says what is wrong with which file.
     """
 
+    @checked
     def __init__(
         self,
         certificate: str | Sequence[str],
@@ -215,6 +217,11 @@ def _reason(error: Exception) -> str:
     queue = error.args[0] if error.args else None
     words = [str(entry[-1]) for entry in queue if entry] if isinstance(queue, list) else [str(error)]
     return ", ".join(words) or type(error).__name__
+
+
+def can_begin_tls(tls: object) -> bool:
+    """Whether Twisted's `startTLS` takes it."""
+    return IOpenSSLServerConnectionCreator.providedBy(tls) or callable(getattr(tls, "getContext", None))
 
 
 def spoken(transport: Any) -> str:
