@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import ssl
 import tempfile
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -41,6 +42,23 @@ def expired() -> Path:
     start, end = datetime(2020, 1, 1, tzinfo=timezone.utc), datetime(2020, 12, 31, tzinfo=timezone.utc)
     leaf = _CA.issue_cert("localhost", not_before=start, not_after=end)
     leaf.private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+@lru_cache
+def with_long_chain(octets: int) -> Path:
+    """A key, a certificate of localhost, and further ones behind it, `octets` in all as they are sent (DER)."""
+    leaf = _CA.issue_cert("localhost", "127.0.0.1")
+    own = leaf.cert_chain_pems[0].bytes().decode()
+    size = len(ssl.PEM_cert_to_DER_cert(own))
+    further = []
+    while size < octets:
+        names = min(octets - size, 16_000) // 60
+        blob = _CA.issue_cert(*(f"{number:03}.{'long-name.' * 5}example" for number in range(max(1, names))))
+        further.append(blob.cert_chain_pems[0].bytes().decode())
+        size += len(ssl.PEM_cert_to_DER_cert(further[-1]))
+    path = _FOLDER / f"chain-{octets}.pem"
+    path.write_text(leaf.private_key_pem.bytes().decode() + own + "".join(further))
     return path
 
 

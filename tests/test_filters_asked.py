@@ -316,17 +316,6 @@ def test_the_filter_is_cancelled_when_the_client_leaves(leave: Any, stubborn: bo
     assert_nothing_is_left(guard)
 
 
-def test_a_client_that_sent_its_commands_ahead_and_closed_its_side_still_hears_the_replies() -> None:
-    slow = SlowFilter()
-    client = Guard(ip_filters=[slow]).connect()
-    client.say("HELO a", "NOOP")
-    client.half_close()
-    assert not client.closed
-    slow.asked[0].callback(PASS)
-    assert client.heard() == f"{GREETING}250 guard.example\r\n250 2.0.0 OK\r\n"
-    assert client.closed
-
-
 def test_nothing_of_what_was_sent_ahead_is_executed_for_a_client_that_is_refused() -> None:
     slow = SlowFilter()
     guard = Guard(ip_filters=[slow])

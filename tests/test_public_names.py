@@ -110,6 +110,7 @@ FACTORY_INSIDE = [
     "clients",
     "connection_ended",
     "deadlines",
+    "ends",
     "filters",
     "greet_delay",
     "greeting",

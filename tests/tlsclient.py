@@ -95,6 +95,8 @@ class TLSClient(Client):
 
     def _flush(self) -> None:
         self._unsent += self._outgoing.read()
+        if not self._unsent:
+            return
         try:
             self._unsent = self._unsent[super().send(self._unsent) :]
         except ConnectionError:

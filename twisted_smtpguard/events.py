@@ -173,7 +173,8 @@ class Events:
     def hangup(
         self, peer: str, seconds: float, *, port: int | None = None, listener: str = "", silent: bool = False
     ) -> None:
-        """A client left, `seconds` after it came, before it was let in or refused. Limited as refusals are.
+        """A client left, `seconds` after it came, before it was let in or refused, whatever it had sent by then.
+        Limited as refusals are.
 
         `silent`: the proxy's own connection has said nothing, which is logged at debug."""
         self.statistics.hangups += 1

@@ -229,6 +229,10 @@ class DataDecoder:
             self._virtual = 0
         return self._check.take(piece, no_bare_cr=first >= cut or first == end), consumed
 
+    def ends_within(self, data: bytes) -> bool:
+        """Whether the end is in `data`, which is not consumed."""
+        return _END_OF_DATA in self._held + data
+
 
 class ChunkDecoder:
     """The chunks of a message behind BDAT (RFC 3030). There are no dots, and a CRLF may stand in two chunks.
@@ -265,3 +269,7 @@ class ChunkDecoder:
             self._held = b"\r"
             piece = piece[:-1]
         return self._check.take(piece), consumed
+
+    def ends_within(self, data: bytes) -> bool:
+        """Whether the end of this chunk is in `data`, which is not consumed."""
+        return len(data) >= self._left

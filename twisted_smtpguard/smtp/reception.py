@@ -83,6 +83,10 @@ class Reception:
         """Of the message so far."""
         return self._check.octets
 
+    def ends_within(self, octets: bytes) -> bool:
+        """Whether the data, or this chunk, ends in `octets`, which come next."""
+        return self._decoder.ends_within(octets)
+
     @property
     def slow_to_read(self) -> bool:
         """Each line of what comes next may have to be looked at."""

@@ -103,6 +103,10 @@ class Session:
         """What the client sends now is message data, not a command."""
         return self.reception is not None and self.reception.open
 
+    def cuts_message_off(self, octets: bytes) -> bool:
+        """Whether message data is due, and does not end within `octets`, the last that there are."""
+        return self.receiving and self.reception is not None and not self.reception.ends_within(octets)
+
     @property
     def slow_to_read(self) -> bool:
         """Message data that may take long to read has to come in small pieces."""

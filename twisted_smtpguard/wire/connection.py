@@ -41,6 +41,7 @@ from twisted_smtpguard.wire.turnaway import turn_away
 
 if TYPE_CHECKING:
     from twisted_smtpguard.wire.factory import SMTPGuardFactory
+    from twisted_smtpguard.wire.tlslayer import TLSLayer
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
@@ -70,6 +71,9 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
     _offset = 0
     _paused = False
     _peer_closed = False
+    _end_announced = False
+    """The kernel has seen the end of the client's input, which may be still unread."""
+    _tls_layer: TLSLayer | None = None
     _closing = False
     _at_ease = False
     """A command may come, and nothing is in its way."""
@@ -273,12 +277,21 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             self._resume()
             self._handshake.begin(octets)
 
+    def tls_begins(self, layer: Any) -> None:
+        """Called by the handshake."""
+        # Needs OpenSSL, which is there where TLS is.
+        from twisted_smtpguard.wire.tlslayer import attach  # noqa: PLC0415
+
+        self._tls_layer = attach(self._transport, layer, self)
+
     def handshakeCompleted(self) -> None:
         """Called by the TLS layer, once."""
         handshake, self._handshake = self._handshake, None
         if handshake is None:
             return
         handshake.leave()
+        if self._tls_layer is not None:
+            self._tls_layer.secured()
         self._secure = True
         self._tls = spoken(self._transport)
         certificate = certificate_shown(self._transport)
@@ -328,18 +341,24 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
 
     # Reading.
 
+    @property
+    def _buffer_full(self) -> bool:
+        return 0 < self._limits.max_input_buffer <= len(self._buffer) - self._offset
+
     def _bound_buffer(self) -> None:
-        if 0 < self._limits.max_input_buffer <= len(self._buffer) - self._offset:
+        if self._buffer_full:
             self._pause()
 
     def _pause(self) -> None:
         if not self._paused and not self._peer_closed:
             self._paused = True
             self._transport.pauseProducing()
+            self.factory.ends.watch(self._transport, self, input_over=self._end_announced)
 
     def _resume(self) -> None:
         if self._paused and not self._peer_closed:
             self._paused = False
+            self.factory.ends.forget(self)
             self._transport.resumeProducing()
 
     # The ends.
@@ -419,17 +438,40 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
             )
 
     def readConnectionLost(self) -> None:
-        """The client has shut down its side. It still gets every reply that is due."""
+        """The client has shut down its side, under TLS with close_notify. It still gets every reply that is due."""
         self._peer_closed = True
         if self._closing:
             self._transport.loseConnection()
         elif self._greeted:
             self.input_over()
-        elif not self._buffer:
-            # It left without a word. One that has sent its commands ahead may still want to hear.
+            if not self._closing:
+                # It may yet leave altogether, while it waits for a verdict.
+                self.factory.ends.watch(self._transport, self, input_over=True)
+        else:
+            # Before the greeting no reply is due, whatever was sent ahead.
             self._leave_entrance()
             self._closing = True
+            self.factory.release(self)
             self._transport.loseConnection()
+
+    def input_end_announced(self) -> None:
+        """Called by the EndWatcher, while nothing is read."""
+        self._end_announced = True
+        if not self._greeted:
+            self.or_abort("a connection could not be closed", self.readConnectionLost)
+        elif not self._buffer_full:
+            # What is unread may be the end of a message, or nothing.
+            self._resume()
+
+    def connection_broken(self) -> None:
+        """Called by the EndWatcher, while nothing is read: nobody is there any more."""
+        self.abort()
+
+    @property
+    @abstractmethod
+    def owes_verdict(self) -> bool:
+        """Asked by the TLS layer when the connection has ended without close_notify: whether a reply is due that the
+        client may still read."""
 
     def writeConnectionLost(self) -> None:
         """Called by the transport: our FIN has been sent, behind everything else."""
@@ -445,6 +487,7 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
         # Each step has somebody else's code in it, and none is to keep the next one from its turn.
         for step in (
             partial(self._lose_handshake, reason),
+            self._lose_transport,
             self._leave_entrance,
             self._lose_session,
             self._lose_output,
@@ -460,6 +503,12 @@ class Connection(LineReceiver, TimeoutMixin, ABC):
                 self._handshake_failed("tls_failed")
             # No circle of references: it knows its connection.
             self._handshake = None
+
+    def _lose_transport(self) -> None:
+        self.factory.ends.forget(self)
+        if self._tls_layer is not None:
+            self._tls_layer.lost()
+            self._tls_layer = None
 
     def _lose_session(self) -> None:
         self._closing = True

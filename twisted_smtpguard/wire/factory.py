@@ -30,6 +30,7 @@ from twisted_smtpguard.statistics import Statistics
 from twisted_smtpguard.wire.ages import Ages
 from twisted_smtpguard.wire.behindproxy import ProxyNetworks
 from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
+from twisted_smtpguard.wire.endwatcher import EndWatcher
 from twisted_smtpguard.wire.lines import LineRules
 from twisted_smtpguard.wire.output import OutputRules
 from twisted_smtpguard.wire.peers import peer_name
@@ -133,6 +134,7 @@ class SMTPGuardFactory(ServerFactory):
             require_auth=require_auth,
         )
         self.turns = Turns(reactor)
+        self.ends = EndWatcher()
         self.output_rules = OutputRules(
             self.deadlines, Together(reactor), limits.write_timeout, limits.max_output_buffer
         )

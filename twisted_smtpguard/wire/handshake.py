@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 class Upgrading(Protocol):
     """Whose connection is to speak TLS."""
 
+    def tls_begins(self, layer: Any) -> None:
+        """`layer` encrypts from here on."""
+
     def spoke_in_clear(self) -> None:
         """The client sent something after it had asked for TLS, and before it was told to begin."""
 
@@ -43,10 +46,13 @@ class Handshake:
         times = [seconds for seconds in (limits.tls_handshake_timeout, limits.read_timeout) if seconds]
         if times:
             self._deadline = self._factory.deadlines.call_later(min(times), self._time_out)
-        if not by_endpoint:
-            self._transport.startTLS(self._factory.tls)
-            if octets:
-                self._transport.protocol.dataReceived(octets)
+        if by_endpoint:
+            self._owner.tls_begins(self._transport)
+            return
+        self._transport.startTLS(self._factory.tls)
+        self._owner.tls_begins(self._transport.protocol)
+        if octets:
+            self._transport.protocol.dataReceived(octets)
 
     def spoke(self) -> None:
         """Something came that is no TLS."""

@@ -109,6 +109,12 @@ class SMTPGuardProtocol(Receiving):
     def _begin_tls(self) -> None:
         """The client has been told to begin. Nothing that is said from here on may leave in clear."""
         assert self._handshake is not None
+        if self._peer_closed:
+            # Its hello cannot come any more.
+            self._leave_entrance()
+            self._handshake = None
+            self._input_ended()
+            return
         self._output.lost()
         try:
             self._handshake.begin()
@@ -145,7 +151,7 @@ class SMTPGuardProtocol(Receiving):
             self._watch_rate(held)
         if held:
             self.setTimeout(None)
-            if self._pending is not None and self.session.receiving:
+            if self._pending is not None and self.session.receiving and not self._end_announced:
                 self._pause()
             self._bound_buffer()
             return
@@ -276,6 +282,15 @@ class SMTPGuardProtocol(Receiving):
         """Called when the client has shut down its side. Its commands may still wait for room for their replies."""
         if not self._held:
             self._walk()
+        elif self.session.cuts_message_off(self._buffer[self._offset :]):
+            self._input_ended()
+
+    @property
+    def owes_verdict(self) -> bool:
+        """Called when a client under TLS has left without close_notify. Only a whole message is worth waiting for."""
+        if self._closing or not self._greeted:
+            return False
+        return self._pending is None or self.session.finishing
 
     def _input_ended(self) -> None:
         self.end_reason = "lost" if self.session.receiving else "half_closed"
