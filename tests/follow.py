@@ -38,9 +38,9 @@ guard that runs; one is started where there is none."""
 GUARD = re.compile(r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show-limits))|twisted_mail\.py")
 """Commands that go on until they are ended."""
 
-HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "source", "twist", "ulimit"}
+HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "source", "touch", "twist", "ulimit"}
 """Programs that a command may begin with. What another one would do to the machine of a test, nobody knows."""
-OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "openssl", "swaks"}
+OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "logrotate", "openssl", "swaks"}
 """Such programs too, but a test cannot install them."""
 
 Check = Callable[["Reader", str], None]

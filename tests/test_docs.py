@@ -18,10 +18,13 @@ from documents import DOCS, PAGES, ROOT, blocks, name_of, options, section
 from examples import run_examples
 from twisted.internet.testing import MemoryReactorClock
 
+import twisted_smtpguard
 from twisted_smtpguard import (
     PASS,
     TRUST,
+    Client,
     DiscardDelivery,
+    Envelope,
     FilterEntry,
     Limits,
     Peer,
@@ -220,6 +223,17 @@ def test_the_reference_of_filters_has_every_field_of_a_peer_and_of_an_entry() ->
     for title, kind in (("What a filter is told", Peer), ("In an application", FilterEntry)):
         fields = re.findall(r"^\| `(\w+)` \|", section(FILTERS, title), re.MULTILINE)
         assert fields == [field.name for field in attrs.fields(kind)]
+
+
+def test_the_how_to_has_every_field_of_an_envelope() -> None:
+    rows = re.findall(
+        r"^\| `(?:envelope\.)?(\w+)` \|", section(EMBEDDING, "What an Envelope tells"), re.MULTILINE
+    )
+    fields = [
+        field.name for kind in (Envelope, twisted_smtpguard.Path, Client) for field in attrs.fields(kind)
+    ]
+    # What one begins with stands first in the page.
+    assert sorted(rows) == sorted(fields)
 
 
 # TLS and AUTH.

@@ -28,6 +28,7 @@ def machine(tmp_path: Path) -> Path:
     folder = tmp_path / "etc" / "fail2ban"
     shutil.copytree("/etc/fail2ban", folder, ignore=shutil.ignore_patterns("jail.d", "*.local"))
     (folder / "jail.d").mkdir()
+    (tmp_path / "etc" / "smtpguard").mkdir()
     (folder / "jail.local").write_text("[DEFAULT]\naction =\n")
     (folder / "fail2ban.local").write_text(f"[DEFAULT]\nlogtarget = {tmp_path}/fail2ban.log\ndbfile = None\n")
     return tmp_path

@@ -232,6 +232,7 @@ listen smtp
     server guard 127.0.0.1:{port} {options}
 """
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+NGINX_MAIL = NGINX_STREAM.with_name("ngx_mail_module.so")
 NGINX = "daemon off;\nmaster_process off;\nerror_log stderr;\nevents {}\n"
 STREAM = """\
 stream {{
@@ -255,7 +256,8 @@ def proxied(kind: str, directory: Path, port: int, text: str) -> Iterator[int]:
     assert path is not None
     text = text.format(front=front, port=port)
     if kind == "nginx":
-        text = f"load_module {NGINX_STREAM};\npid {directory}/nginx.pid;\n{NGINX}{text}"
+        module = NGINX_MAIL if text.startswith("mail") else NGINX_STREAM
+        text = f"load_module {module};\npid {directory}/nginx.pid;\n{NGINX}{text}"
     config.write_text(text)
     words = ["-db", "-f", str(config)] if kind == "haproxy" else ["-c", str(config), "-p", str(directory)]
     with log.open("wb") as output:

@@ -104,7 +104,7 @@ class Conversation:
 
     @checked
     def send(self, octets: bytes, *, bytewise: bool = False) -> str:
-        """Send octets, all at once or a byte at a time; what the guard says to them."""
+        """Send octets as they are, all at once or a byte at a time. What is said to them, as `heard` tells it."""
         for piece in (octets[i : i + 1] for i in range(len(octets))) if bytewise else (octets,):
             if self.transport.lost:
                 break
@@ -115,11 +115,12 @@ class Conversation:
 
     @checked
     def say(self, *lines: str, bytewise: bool = False) -> str:
-        """Send lines, which get their CRLF, in one piece; what the guard says to them."""
+        """Send lines in one piece: each gets its CRLF here, so none has to be written. What the guard says to them, as
+        `heard` tells it."""
         return self.send("".join(f"{line}\r\n" for line in lines).encode(), bytewise=bytewise)
 
     def heard(self) -> str:
-        """What the guard said since this was last asked, line ends included."""
+        """All that the guard has said since this was last asked, each line with its CRLF."""
         said: str = self.transport.value().decode("ascii")
         self.transport.clear()
         return said
