@@ -204,7 +204,9 @@ def test_the_delivery_and_the_log_are_told_whether_a_client_is_trusted(
     client.say(MAIL, RCPT, "DATA", ".")
     assert client.guard.delivery.messages[0].client.trusted is trusted
     word = " trusted=true" if trusted else ""
-    assert log.take("connect") == [f"connect session={client.protocol.session.name} peer={host}{word}"]
+    assert log.take("connect") == [
+        f"connect session={client.protocol.session.name} peer={host}{word} port=4711"
+    ]
 
 
 async def coroutine(verdict: Verdict) -> Verdict:
