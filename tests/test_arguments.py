@@ -297,3 +297,13 @@ def test_tls_of_a_proxy_or_of_the_endpoint_is_enough() -> None:
     plain = {"reactor": CLOCK, "endpoints": [ENDPOINT], "delivery": FakeDelivery()}
     SMTPGuardService(**plain, require_tls=True, proxy_protocol_from=["unix"], proxy_protocol_tls=True)
     SMTPGuardService(**plain, checkers=[CHECKER], auth_without_tls=True)
+
+
+def test_an_endpoint_that_says_nothing_of_its_interface_is_one() -> None:
+    class Endpoint:
+        def listen(self, factory: object) -> None:
+            """Never called."""
+
+    SMTPGuardService(CLOCK, [Endpoint()], FakeDelivery())  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^each of endpoints must be an IStreamServerEndpoint, not "):
+        SMTPGuardService(CLOCK, [Endpoint], FakeDelivery())  # type: ignore[list-item]

@@ -29,8 +29,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, but a TypeError names the argument that does not fit its annotation. For what is called seldom: an
     argument takes about a microsecond.
 
-    A str is no collection of str here, and True no number. An interface is fitted by what provides it, a
-    typing.Protocol by what has any of its attributes.
+    A str is no collection of str here, and True no number. An interface is fitted by what provides it, one of
+    Twisted's also by what has all its methods, a typing.Protocol by what has any of its attributes.
     """
     signature = inspect.signature(function)
     variadic = {
@@ -129,8 +129,16 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is None:
         return value is None
     if isinstance(hint, InterfaceClass):
-        return bool(hint.providedBy(value))
+        return bool(hint.providedBy(value)) or (_is_twisteds(hint) and _has_all(value, hint))
     return _is_a(value, origin or hint)
+
+
+def _is_twisteds(interface: InterfaceClass) -> bool:
+    return str(interface.__module__).startswith("twisted.")
+
+
+def _has_all(value: object, interface: InterfaceClass) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in interface.names(all=True))
 
 
 def _is_a(value: object, kind: Any) -> bool:
