@@ -43,6 +43,7 @@ MENTIONED = {
     "twist --log-format=text": "an option of twist",
     "twist --log-format=text|json": "an option of twist",
     "twist --log-level": "an option of twist",
+    "twist --log-level=debug": "an option of twist",
     "twist --log-level=LEVEL": "an option of twist",
     "twist --log-level=warn": "an option of twist",
     "twist --reactor=NAME": "an option of twist",

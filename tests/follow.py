@@ -19,7 +19,7 @@ from shell import Shell, free_port
 from test_clients import missing
 
 SUBSTITUTIONS = [
-    (r"(?<=[\s:=])/(?=(etc|var|opt)/)|^/(?=opt/)", "{root}/"),  # the machine's own directories
+    (r"(?<=[\s:=])/(?=(etc|var|opt|run)/)|^/(?=opt/)", "{root}/"),  # the machine's own directories
     (r"(?<=tcp6:)25\b", "{port_25}"),
     (r"(?<=tcp6:)2587\b|(?<=localhost:)2587\b", "{port_2587}"),
     (r"(?<=tcp6:)2465\b|(?<=localhost:)2465\b", "{port_2465}"),
@@ -53,13 +53,13 @@ def program(words: str) -> str:
 
 
 class Reader:
-    """Has a shell in `directory`, and instead of the machine's /etc, /var and /opt those in `root`. No environment is
-    active before the page says so."""
+    """Has a shell in `directory`, and instead of the machine's /etc, /var, /opt and /run those in `root`. No
+    environment is active before the page says so."""
 
     def __init__(self, directory: Path, root: Path) -> None:
         self.directory = directory
         self.root = root
-        for name in ("etc", "var/log", "opt", "logs"):
+        for name in ("etc", "var/log", "opt", "run/smtpguard", "logs"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self._stands_for: dict[str, object] = {f"port_{port}": free_port() for port in (25, 2465, 2525, 2587)}
         self._guard: int | None = None

@@ -11,7 +11,7 @@ from certificates import CERTIFICATE
 from documents import ROOT, blocks
 from excepted import to_be_run
 from follow import Check, Reader, follow
-from processes import GuardProcess
+from processes import LOCAL, GuardProcess
 from rawclient import RawClient
 from test_tls_clients import proxied
 
@@ -54,21 +54,32 @@ def test_what_the_how_to_for_submission_tells_to_type_works(reader: Reader) -> N
 
 
 def test_what_the_how_to_for_haproxy_tells_to_type_works(reader: Reader) -> None:
-    configuration, _ = blocks(HAPROXY, "text")
+    configuration, *_ = blocks(HAPROXY, "text")
     folder = reader.root / "etc" / "haproxy"
     folder.mkdir()
     (folder / "haproxy.cfg").write_text(configuration)
     follow(reader, to_be_run(ROOT / "docs/how-to/haproxy-in-front.md"))
 
 
-@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
-def test_the_configurations_that_are_shown_put_a_proxy_in_front(tmp_path: Path, kind: str) -> None:
-    text = dict(zip(("haproxy", "nginx"), blocks(HAPROXY, "text"), strict=True))[kind]
-    text = re.sub(r"(bind :|listen )25\b", r"\g<1>{front}", text.replace("{", "{{").replace("}", "}}"))
+@pytest.mark.parametrize("shown", ["HAProxy", "HAProxy over a UNIX socket", "nginx"])
+def test_the_configurations_that_are_shown_put_a_proxy_in_front(tmp_path: Path, shown: str) -> None:
+    haproxy, over_a_socket, nginx = blocks(HAPROXY, "text")
+    # What a reader adds the second to.
+    defaults, _, _ = haproxy.partition("\nlisten ")
+    texts = {"HAProxy": haproxy, "HAProxy over a UNIX socket": f"{defaults}\n{over_a_socket}", "nginx": nginx}
+    text = re.sub(
+        r"(bind :|listen )25\b", r"\g<1>{front}", texts[shown].replace("{", "{{").replace("}", "}}")
+    )
+    listen, proxies = LOCAL, "127.0.0.1"
+    if "socket" in shown:
+        listen, proxies = f"unix:{tmp_path}/smtp.sock:mode=660", "unix"
+        assert "@/run/smtpguard/smtp.sock" in text
+        text = text.replace("/run/smtpguard", str(tmp_path))
     text = text.replace("127.0.0.1:2525", "127.0.0.1:{port}")
+    program, *_ = shown.lower().split()
     with (
-        GuardProcess(tmp_path, "--proxy-protocol-from=127.0.0.1") as guard,
-        proxied(kind, tmp_path, guard.port, text) as front,
+        GuardProcess(tmp_path, f"--proxy-protocol-from={proxies}", listen=[listen]) as guard,
+        proxied(program, tmp_path, 0 if proxies == "unix" else guard.port, text) as front,
         RawClient(("127.0.0.1", front), source="127.0.0.33") as client,
     ):
         client.ask("QUIT")
