@@ -66,7 +66,7 @@ def test_what_the_how_to_tells_to_type_gets_an_abuser_banned(machine: Path) -> N
     reader = Reader(machine, machine)
     checks = {
         "--log-file": abuse,
-        "cp -r ": writes_the_jail,
+        "fail2ban/filter.d ": writes_the_jail,
         "fail2ban-regex": is_found,
         "fail2ban-client reload": is_loaded,
         "fail2ban-client status": is_banned,
