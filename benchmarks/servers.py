@@ -81,7 +81,15 @@ class Kind:
 
 # Of the process, not of a client; refusals are told by their number.
 _BESIDE = {
-    *("", "listening", "delivering", "filtering", "no_connection_cap", "descriptors_below_cap"),
+    *(
+        "",
+        "listening",
+        "delivering",
+        "filtering",
+        "no_connection_cap",
+        "descriptors_below_cap",
+        "setup_warning",
+    ),
     *("stopped", "reject"),
 }
 
