@@ -226,10 +226,11 @@ def test_an_ip_filter_of_another_distribution_decides_who_comes_in(
         assert greeting(guard, "127.0.0.2") == "521 5.7.1 Go away"
         guard.wait_for(r"\] reject peer=127\.0\.0\.2 reason=ip_filter filter=known-clients code=521 ")
         assert greeting(guard, "127.0.0.3").startswith("220 ")
-        guard.wait_for(r"\] connect session=\S+ peer=127\.0\.0\.3 trusted=true$")
+        arrived = r"port=\d+ listener=tcp:0:interface=127\.0\.0\.1$"
+        guard.wait_for(rf"\] connect session=\S+ peer=127\.0\.0\.3 trusted=true {arrived}")
         for source in ("127.0.0.4", "127.0.0.5"):
             assert greeting(guard, source).startswith("220 ")
-            guard.wait_for(rf"\] connect session=\S+ peer={source}$")
+            guard.wait_for(rf"\] connect session=\S+ peer={source} {arrived}")
 
 
 def test_an_ip_filter_of_another_distribution_is_listed_and_explained(
