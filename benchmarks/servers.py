@@ -89,6 +89,7 @@ _BESIDE = {
         "no_connection_cap",
         "descriptors_below_cap",
         "setup_warning",
+        "doubtful_certificate",
     ),
     *("stopped", "reject"),
 }

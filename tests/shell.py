@@ -13,8 +13,9 @@ from processes import PATIENCE_SECONDS
 
 
 def free_port() -> str:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+    """A port that can be listened on at every address: no connection is left there, of whatever address."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=family == socket.AF_INET6) as probe:
         return str(probe.getsockname()[1])
 
 

@@ -126,6 +126,8 @@ def test_the_queue_id_of_postfix_stands_in_the_line_of_the_message(tmp_path: Pat
             client.ask("MAIL FROM:<a@example.com>")
             client.ask("RCPT TO:<nobody@example.org>")
         queue_id = reply.rpartition(" ")[2]
-        eventually(lambda: f"as\\x20{queue_id}\n".encode() in guard.log, "it does not log the queue id")
+        eventually(
+            lambda: f"as\\x20{queue_id} helo=c\n".encode() in guard.log, "it does not log the queue id"
+        )
         postfix.logs(f" {queue_id}: ")
         guard.wait_for(r"reason=upstream_refused .* reply=550\\x205\.1\.1\\x20<nobody@example\.org>:")
