@@ -137,6 +137,7 @@ def one_crowd(fail_open: bool) -> Counter[str]:
         waiting = Waiting(way_of(source, SLOW_WAYS), guard.connect(source))
         (leaving if host % 3 == 0 else crowd).append(waiting)
     assert guard.factory.connections == CROWD
+    uncancellable = sum(each.way == "never_and_cannot_be_cancelled" for each in crowd + leaving)
 
     # Until the last answer has come, of those too that nobody waits for any more.
     while clock.getDelayedCalls():
@@ -165,6 +166,9 @@ def one_crowd(fail_open: bool) -> Counter[str]:
         assert counters.acquire("max_connections_per_client", f"127.0.{network}.0/24", 0) == 1
 
     counts["let in"] = add_up(guard, crowd, counts, fail_open)
+    # A canceller that raises is logged too, of those that had left as well.
+    raising = sum(each.way in ("raise_late", "rubbish_late") for each in crowd)
+    assert guard.factory.statistics.failures == raising + uncancellable
     return counts
 
 
@@ -181,7 +185,6 @@ def add_up(guard: Guard, crowd: list[Waiting], counts: Counter[str], fail_open: 
     assert statistics.refusals["max_connections"] == counts["turned away"]
     assert statistics.hangups == counts["hangups"]
     assert statistics.live_connections == 0
-    assert statistics.failures == sum(each.way in ("raise_late", "rubbish_late") for each in crowd)
     return told[GREETING]
 
 

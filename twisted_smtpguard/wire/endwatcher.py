@@ -38,14 +38,18 @@ class EndWatcher:
         self._descriptors: dict[Unread, int] = {}
         self._watched: dict[int, Unread] = {}
 
+    def prepare(self) -> None:
+        """Called when listening begins, so that the one descriptor is there when a crowd has taken all the others."""
+        if self._poll is None and hasattr(select, "epoll"):
+            self._poll = select.epoll()
+
     def watch(self, transport: Any, owner: Unread, *, input_over: bool = False) -> None:
         """Until `forget(owner)`. `input_over`: only the end of the whole connection is news."""
         reactor = getattr(transport, "reactor", None)
         if not (hasattr(select, "epoll") and IReactorFDSet.providedBy(reactor)):
             return
         self.forget(owner)
-        if self._poll is None:
-            self._poll = select.epoll()
+        self.prepare()
         descriptor = transport.fileno()
         # EPOLLERR and EPOLLHUP are told always.
         self._poll.register(descriptor, 0 if input_over else select.EPOLLRDHUP)

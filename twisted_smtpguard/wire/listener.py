@@ -32,6 +32,10 @@ class Listener(ServerFactory):
         self.implicit_tls = implicit_tls
         self._unsaid = TurnAwayUnsaid(replies.TOO_MANY_CONNECTIONS)
 
+    def startFactory(self) -> None:
+        """Called when listening begins."""
+        self._guard.ends.prepare()
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by the port at accept. A client that is refused before implicit TLS hears nothing."""
         protocol = self._guard.build(addr, self.name)
