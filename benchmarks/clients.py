@@ -21,7 +21,7 @@ from typing import Any
 from twisted_smtpguard.admission.clientkey import client_key
 from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.interfaces import Address
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limits.limits import Limits
 
 from .vitals import Vitals
 

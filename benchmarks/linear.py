@@ -18,10 +18,10 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
 from twisted_smtpguard.delivery.discard import DiscardDelivery
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.statistics import Statistics
-from twisted_smtpguard.wire.factory import SMTPGuardFactory
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 from .load import burst
 from .servers import GUARD_DEFAULTS, Server, kinds, running

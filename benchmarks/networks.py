@@ -24,8 +24,8 @@ import attrs
 
 from twisted_smtpguard.filters.networklist import read_table
 from twisted_smtpguard.filters.networktable import NetworkTable
+from twisted_smtpguard.hooks.threads import yield_gil
 from twisted_smtpguard.interfaces import PASS, Address
-from twisted_smtpguard.threads import let_others_run
 
 from .vitals import Vitals
 
@@ -100,7 +100,7 @@ def look_up(table: NetworkTable, addresses: list[Address]) -> float:
 
 def beside(path: str) -> tuple[float, list[float]]:
     """How long reading takes, and how much longer than a millisecond each sleep of one was meanwhile."""
-    reading = Thread(target=read_table, args=(path, let_others_run))
+    reading = Thread(target=read_table, args=(path, yield_gil))
     waits = []
     began = time.perf_counter()
     reading.start()

@@ -10,7 +10,7 @@ import pytest
 from processes import TWIST
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.tap import Options
+from twisted_smtpguard.cli.options import Options
 
 
 def parsed(*words: str) -> Options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import (
     Conversation,
     FakeDelivery,

@@ -1,4 +1,4 @@
-"""docs/reference/interfaces.md below its introduction, made from interfaces.py.
+"""docs/reference/interfaces.md below its introduction, made from interfaces.py and values.py.
 
     python tests/interfaces_page.py
 
@@ -13,8 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from twisted_smtpguard import interfaces
+
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "twisted_smtpguard" / "interfaces.py"
+SOURCES = [ROOT / "twisted_smtpguard" / name for name in ("values.py", "interfaces.py")]
+"""What interfaces.py defines, and the values that it passes on."""
 PAGE = ROOT / "docs" / "reference" / "interfaces.md"
 BEGIN = "<!-- Below: python tests/interfaces_page.py -->\n"
 
@@ -39,13 +42,18 @@ _CHAPTERS = {
 """Every public name of interfaces.py that has a text of its own, in the order of the page."""
 
 
+def statements() -> list[ast.stmt]:
+    """All of both files."""
+    return [each for source in SOURCES for each in ast.parse(source.read_text()).body]
+
+
 def documented() -> dict[str, ast.stmt]:
     """The public names of interfaces.py that have a docstring, and where they are defined."""
-    body = ast.parse(SOURCE.read_text()).body
+    body = statements()
     found: dict[str, ast.stmt] = {}
     for statement, text in _with_text(body):
         name = _name(statement)
-        if text and name and not name.startswith("_"):
+        if text and name in interfaces.__all__:
             found[name] = statement
     return found
 
@@ -53,7 +61,7 @@ def documented() -> dict[str, ast.stmt]:
 def chapters() -> Iterator[str]:
     """The page below its introduction, a line or a paragraph at a time."""
     where = documented()
-    texts = {_name(statement): text for statement, text in _with_text(ast.parse(SOURCE.read_text()).body)}
+    texts = {_name(statement): text for statement, text in _with_text(statements())}
     for title, names in _CHAPTERS.items():
         yield f"## {title}"
         for name in names:

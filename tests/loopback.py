@@ -16,8 +16,8 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import Clock, deferLater
 
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.service.service import SMTPGuardService
 
 reactor: Any = real_reactor
 MAX_TURNS = 60_000

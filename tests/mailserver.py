@@ -319,4 +319,4 @@ class Behind(Guard):
         assert not isinstance(stopped[0], Failure)
         assert self.server.open_links == []
         assert pool.in_use == 0
-        assert not pool._leaving
+        assert not pool._closing

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import ICounterStore
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.units import Rate
 
 FAILED = "failure the counter store failed"
 """The log's line where a store raises or does not answer in time."""

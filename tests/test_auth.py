@@ -25,9 +25,9 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, globalLogPublisher, jsonFileLogObserver, textFileLogObserver
 
 from twisted_smtpguard import Limits, SMTPGuardFactory
-from twisted_smtpguard.tap import make_service
+from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.testing import Clients
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.tls.files import CertificateFiles
 
 USER, PASSWORD = b"ann", b"o-so-secret"
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
@@ -35,6 +35,12 @@ FAILED = "535 5.7.8 Authentication credentials invalid\r\n"
 ENOUGH = "421 4.7.0 Too many authentication failures, closing connection\r\n"
 LATER = "454 4.7.0 Temporary authentication failure\r\n"
 YES = "235 2.7.0 Authentication successful\r\n"
+
+
+def logged_in(protocol: Any) -> str | None:
+    """The name of the user who has logged in."""
+    user = protocol.engine.user
+    return None if user is None else user.name
 
 
 def base64(octets: bytes) -> str:
@@ -151,7 +157,7 @@ def test_checkers_are_asked_in_their_order_until_one_knows_the_user() -> None:
     client = client_of(first, second, third)
     assert client.say(f"AUTH PLAIN {plain()}") == YES
     assert [len(each.asked) for each in (first, second, third)] == [1, 1, 0]
-    assert client.protocol.session.identity == "ann@example.org"
+    assert logged_in(client.protocol) == "ann@example.org"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +167,7 @@ def test_checkers_are_asked_in_their_order_until_one_knows_the_user() -> None:
 def test_the_name_is_the_checkers_or_else_the_clients(avatar: Any, identity: str) -> None:
     client = client_of(Checker(avatar))
     client.say(f"AUTH PLAIN {plain()}")
-    assert client.protocol.session.identity == identity
+    assert logged_in(client.protocol) == identity
 
 
 @pytest.mark.parametrize("avatar", [b"\xff", "jörg", (), b"", None, object(), []])
@@ -233,7 +239,7 @@ def test_in_clear_it_is_refused() -> None:
         "538 5.7.11 Encryption required for requested authentication mechanism\r\n"
     )
     assert checker.asked == []
-    assert client.protocol.session.conduct.invalid_commands == 0
+    assert client.protocol.engine.invalid_commands == 0
 
 
 def test_without_checkers_it_is_an_unknown_command() -> None:
@@ -241,7 +247,7 @@ def test_without_checkers_it_is_an_unknown_command() -> None:
     client = Clients(SMTPGuardFactory(clock, FakeDelivery()), clock).greeted()
     client.heard()
     assert client.codes("AUTH", "AUTH PLAIN", f"AUTH PLAIN {plain()}") == [500] * 3
-    assert client.protocol.session.conduct.invalid_commands == 3
+    assert client.protocol.engine.invalid_commands == 3
 
 
 @pytest.mark.parametrize(
@@ -252,22 +258,22 @@ def test_before_ehlo_in_a_transaction_and_after_a_login_it_is_out_of_sequence(be
     client.say(*before)
     client.heard()
     assert client.say(f"AUTH PLAIN {plain()}") == "503 5.5.1 Bad sequence of commands\r\n"
-    assert client.protocol.session.conduct.invalid_commands == 1
+    assert client.protocol.engine.invalid_commands == 1
 
 
 def test_a_mechanism_that_is_not_offered_is_a_504_and_a_malformed_command_a_501() -> None:
     client = client_of()
     assert client.say("AUTH CRAM-MD5") == "504 5.5.4 Unrecognized authentication mechanism\r\n"
     assert client.codes("AUTH", "AUTH PLAIN a b", "AUTH PLAIN !") == [501] * 3
-    assert client.protocol.session.conduct.invalid_commands == 0
+    assert client.protocol.engine.invalid_commands == 0
 
 
 @pytest.mark.parametrize("response", ["*", "!", base64(b"no")])
 def test_a_response_that_is_none_ends_the_exchange_and_the_session_goes_on(response: str) -> None:
     client = client_of()
     assert client.codes("AUTH PLAIN", response, "NOOP") == [334, 501, 250]
-    assert client.protocol.session.auth is not None
-    assert client.protocol.session.auth.failures == 0
+    assert client.protocol.engine.failures == 0
+    assert client.protocol.engine.failures == 0
 
 
 def test_a_line_that_ends_wrongly_ends_the_exchange_and_counts() -> None:
@@ -275,7 +281,7 @@ def test_a_line_that_ends_wrongly_ends_the_exchange_and_counts() -> None:
     client.say("AUTH PLAIN")
     assert client.send(plain().encode() + b"\n\r\n").startswith("500 5.5.2 Line must end")
     assert client.codes("NOOP") == [250]
-    assert client.protocol.session.conduct.invalid_commands == 1
+    assert client.protocol.engine.invalid_commands == 1
 
 
 def test_mail_may_say_whom_the_message_is_from() -> None:
@@ -332,7 +338,7 @@ def test_no_line_of_auth_may_be_longer_and_nothing_of_it_is_kept(begin: str) -> 
     if not begin:
         client.say("AUTH PLAIN")
     assert client.say(begin + "A" * 12288) == "500 5.5.2 Line too long\r\n"
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
     assert client.codes("NOOP") == [250]
     assert client.send(b"AUTH PLAIN " + b"A" * 70_000).endswith(
         "421 4.4.0 Too many errors, closing connection\r\n"
@@ -423,7 +429,7 @@ def test_a_checker_that_raises_is_a_454_and_its_message_is_withheld(
     client = client_of(Checker(kind(f"no such user with {PASSWORD!r}")))
     assert client.say(f"AUTH PLAIN {plain()}") == LATER
     assert f"a {kind.__name__}, whose message is withheld" in logged.getvalue()
-    assert client.protocol.session.auth.failures == 0
+    assert client.protocol.engine.failures == 0
 
 
 def test_no_later_command_is_looked_at_while_a_checker_thinks() -> None:
@@ -453,10 +459,10 @@ def test_a_checker_that_does_not_answer_in_time_is_a_454_whatever_it_says_then(c
         (line,) = book.take("checker_failed")
     assert line.endswith(" no answer in 20 seconds")
     assert client.heard() == LATER
-    assert client.protocol.session.identity is None
+    assert logged_in(client.protocol) is None
     if not cancels:
         answer.callback(b"ann")
-    assert client.protocol.session.identity is None
+    assert logged_in(client.protocol) is None
     assert client.codes("NOOP") == [250]
 
 
@@ -487,7 +493,7 @@ def test_what_a_checker_says_behind_its_time_is_nobodys_login_and_no_failure(
     before = logged.getvalue()
     fires: Any = late.callback if isinstance(answer, bytes) else late.errback
     fires(answer)
-    assert client.protocol.session.identity is None
+    assert logged_in(client.protocol) is None
     assert logged.getvalue() == before
     assert client.codes("NOOP") == [250]
 
@@ -502,10 +508,10 @@ def test_nor_is_it_the_answer_to_the_next_question() -> None:
     assert client.say(f"AUTH PLAIN {plain(user=b'bob')}") == ""
     late.callback(b"ann")
     assert client.heard() == ""
-    assert client.protocol.session.identity is None
+    assert logged_in(client.protocol) is None
     second.callback(b"bob")
     assert client.heard() == YES
-    assert client.protocol.session.identity == "bob"
+    assert logged_in(client.protocol) == "bob"
 
 
 def test_what_a_checker_says_of_a_client_that_is_gone_is_not_heard(logged: StringIO) -> None:
@@ -515,7 +521,7 @@ def test_what_a_checker_says_of_a_client_that_is_gone_is_not_heard(logged: Strin
     client.disconnect()
     before = logged.getvalue()
     late.callback(b"ann")
-    assert client.protocol.session.identity is None
+    assert logged_in(client.protocol) is None
     assert logged.getvalue() == before
 
 
@@ -620,12 +626,12 @@ async def test_starttls_forgets_who_has_logged_in_and_keeps_what_failed() -> Non
     await client.says(f"AUTH PLAIN {plain()}\r\n".encode())
     await client.hears(b"235 ")
     (protocol,) = guard.protocols
-    assert protocol.session.identity == "ann"
+    assert logged_in(protocol) == "ann"
     await client.says(b"STARTTLS\r\n")
     await client.hears(b"220 2.0.0 ")
     await client.shake_hands()
-    await guard.until(lambda: protocol.session.tls)
-    assert protocol.session.identity is None
+    await guard.until(lambda: protocol.engine.secure)
+    assert logged_in(protocol) is None
     await client.says(f"EHLO a\r\nAUTH PLAIN {plain(b'x')}\r\n".encode())
     await client.hears(ENOUGH.encode())
     await guard.close()
@@ -665,9 +671,8 @@ def test_checkers_are_made_of_the_options(tmp_path: Any) -> None:
         "memory:bob:x",
         "--require-auth",
     )
-    site = make_service(parsed(*words), MemoryReactorClock()).factory.site
-    assert site.checkers is not None
-    assert len(site.checkers._checkers) == 2
+    site = make_service(parsed(*words), MemoryReactorClock()).factory.context
+    assert len(site.identify.__self__._checkers) == 2
     assert (site.require_auth, site.require_tls, site.auth_without_tls) == (True, False, False)
 
 

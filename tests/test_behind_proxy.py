@@ -24,11 +24,11 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs
 
 from twisted_smtpguard import Limits, SMTPGuardFactory
-from twisted_smtpguard.eventlog import EventLog
+from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.interfaces import PASS, Peer
-from twisted_smtpguard.tap import make_service
+from twisted_smtpguard.log.form import EventLog
 from twisted_smtpguard.testing import Clients
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.tls.files import CertificateFiles
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 PROXY = "10.0.0.1"
@@ -371,7 +371,7 @@ def test_with_it_no_certificate_is_needed() -> None:
         parsed("--proxy-protocol-from", "unix", "--proxy-protocol-tls", "--require-tls", "--deliver=discard"),
         MemoryReactorClock(),
     )
-    assert service.factory.proxy_tls
+    assert service.factory.context.proxy_tls
     assert service.factory.proxies is not None
     assert service.factory.proxies.has(None)
 
@@ -391,7 +391,7 @@ def levels(events: list[Any]) -> list[tuple[str, str]]:
 
 def watched(level: NamedConstant, **limits: Any) -> Proxied:
     guard = Proxied(**limits)
-    events = guard.factory.site.events
+    events = guard.factory.context.events
     events._log = EventLog(guard.clock.seconds, level)
     return guard
 

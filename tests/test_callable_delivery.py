@@ -14,7 +14,7 @@ from twisted_smtpguard.delivery import callable as callable_delivery
 from twisted_smtpguard.delivery.callable import CallableDelivery
 from twisted_smtpguard.delivery.envelope import Envelope
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
-from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, Reply
+from twisted_smtpguard.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, Reply
 from twisted_smtpguard.testing import check_delivery
 
 CLIENT = Client(Peer(None, None, None, None, False, False), "s1", "x", "ESMTP", None, False)

@@ -22,8 +22,8 @@ from tlsclient import TLSClient
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.tap import make_service
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.cli.options import make_service
+from twisted_smtpguard.tls.files import CertificateFiles
 
 
 def key_of(path: Path) -> Any:
@@ -79,7 +79,7 @@ def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
     ours, terminal = os.openpty()
     reads = (
         "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from twisted_smtpguard.wire.tls import CertificateFiles\n"
+        "from twisted_smtpguard.tls.files import CertificateFiles\n"
         "CertificateFiles(*sys.argv[1:])"
     )
     with subprocess.Popen(
@@ -227,7 +227,7 @@ async def test_a_file_with_a_mistake_leaves_the_old_certificate_in_force(tmp_pat
     guard.start()
     file.write_bytes(CERTIFICATE.read_bytes()[:700])
     told: list[tuple[str, ...]] = []
-    guard.factory.site.events.reload_failed = lambda *what: told.append(what)  # type: ignore[method-assign]
+    guard.factory.context.events.reload_failed = lambda *what: told.append(what)  # type: ignore[method-assign]
     guard.service.reload()
     assert told == [("certificate", "tls-certificate", "a certificate in it is damaged", str(file))]
     client = await TLSClient.upgraded(guard)

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, ISessionDelivery, Refused
-from twisted_smtpguard.smtp.replies import LOCAL_ERROR, OK, Reply
+from twisted_smtpguard.replies import LOCAL_ERROR, OK, Reply
 from twisted_smtpguard.testing import check_delivery
 
 

@@ -20,7 +20,7 @@ from twisted_smtpguard.interfaces import (
     Refused,
     refuse,
 )
-from twisted_smtpguard.smtp.replies import LOCAL_ERROR
+from twisted_smtpguard.replies import LOCAL_ERROR
 from twisted_smtpguard.testing import check_filter
 from twisted_smtpguard.testing.filters import AT_ONCE, PEERS
 

@@ -24,7 +24,7 @@ from twisted.python.usage import UsageError
 
 from twisted_smtpguard import CheckerUnavailable
 from twisted_smtpguard.checkers import unixusers
-from twisted_smtpguard.tap import make_service
+from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.testing import Clients
 
 YES, NO, LATER = 235, 535, 454

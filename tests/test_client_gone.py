@@ -14,7 +14,7 @@ CANCELLED = ["begin", "recipient", "data", "write"]
 
 def hang_up(client: Conversation) -> None:
     """The guard itself ends the session, at once."""
-    client.protocol.shut_down(now=True)
+    client.protocol.engine.shut_down(now=True)
 
 
 LEAVE: list[Callable[[Conversation], object]] = [Conversation.disconnect, hang_up]
@@ -85,7 +85,7 @@ def finishing(**limits: Any) -> tuple[Conversation, list[dict[str, Any]], list[s
     client = ready_for("finish", "late", **limits)
     accepted: list[dict[str, Any]] = []
     refused: list[str] = []
-    events = client.guard.factory.site.events
+    events = client.guard.factory.context.events
     events.accept = lambda *names, **fields: accepted.append(fields)  # type: ignore[method-assign]
 
     def reject(peer: str, reason: str, **fields: Any) -> None:
@@ -124,11 +124,11 @@ def test_finish_has_its_time_limit_even_when_the_client_left(leave: Callable[[Co
     leave(client)
     one = pending(client)
     client.guard.clock.advance(19)
-    assert client.guard.factory.site.orphans == 1
+    assert client.guard.factory.context.orphans == 1
     client.guard.clock.advance(2)
     assert one.cancels == 1
     assert (accepted, refused) == ([], ["delivery_timeout"])
-    assert client.guard.factory.site.orphans == 0
+    assert client.guard.factory.context.orphans == 0
     assert client.guard.clock.getDelayedCalls() == []
 
 
@@ -139,11 +139,11 @@ def test_verdicts_whose_clients_left_are_counted_and_bounded() -> None:
     other = guard.greeted()
     for line in LINES.values():
         other.send(line)
-    assert guard.factory.site.orphans == 1
+    assert guard.factory.context.orphans == 1
     other.disconnect()
-    assert guard.factory.site.orphans == 2
+    assert guard.factory.context.orphans == 2
 
-    guard.factory.site.events.reject = lambda *args, **fields: None  # type: ignore[method-assign]
+    guard.factory.context.events.reject = lambda *args, **fields: None  # type: ignore[method-assign]
     third = guard.greeted()
     third.heard()
     transactions = len(delivery.transactions)
@@ -152,7 +152,7 @@ def test_verdicts_whose_clients_left_are_counted_and_bounded() -> None:
     assert len(delivery.transactions) == transactions
     assert not third.closed
     delivery.pending[0].succeed()
-    assert guard.factory.site.orphans == 1
+    assert guard.factory.context.orphans == 1
     assert codes(third.send(mail)) == [250]
 
 
@@ -163,12 +163,12 @@ def test_without_a_bound_any_number_of_verdicts_may_be_pending() -> None:
         client = client.guard.greeted()
         for line in LINES.values():
             client.send(line)
-    assert client.guard.factory.site.orphans == 20
+    assert client.guard.factory.context.orphans == 20
 
 
 def test_a_verdict_that_comes_while_its_client_waits_is_no_orphan() -> None:
     client, accepted, _ = finishing()
     pending(client).succeed()
     client.disconnect()
-    assert client.guard.factory.site.orphans == 0
+    assert client.guard.factory.context.orphans == 0
     assert [event["client_gone"] for event in accepted] == [False]

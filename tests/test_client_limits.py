@@ -11,7 +11,7 @@ from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
 from twisted.internet.address import UNIXAddress
 
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.units import Rate
 
 UNIX = "unix"
 GREETING = "220 guard.example ESMTP ready\r\n"

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.units import Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 End = Callable[[Conversation], object]

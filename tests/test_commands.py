@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from fakes import Conversation, FakeDelivery, Guard, codes, refusal
 
+from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.engine.stages import Phase
 from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp.commands import COMMANDS, Phase
 
 EHLO, MAIL = "EHLO client.example", "MAIL FROM:<a@b.example>"
 REACH: dict[str, tuple[str, ...]] = {
@@ -71,7 +72,7 @@ def reach(phase: str, **limits: int) -> Conversation:
     """A client whose session is in this phase."""
     client = Guard(delivery_without_nobody(), **limits).connect()
     client.say(*REACH[phase])
-    assert client.protocol.session.phase.value == phase
+    assert client.protocol.engine.phase.value == phase
     assert not client.closed
     client.heard()
     return client
@@ -100,7 +101,7 @@ def test_every_command_in_every_phase(phase: str, command: str, cell: str, bytew
     code, _, afterwards = cell.replace("!", "").partition(" ")
     client = reach(phase)
     assert codes(client.say(line(command), bytewise=bytewise))[0] == int(code)
-    assert client.protocol.session.phase.value == (afterwards or phase)
+    assert client.protocol.engine.phase.value == (afterwards or phase)
     assert client.closed is (command in {"QUIT", "BDAT"})
 
 

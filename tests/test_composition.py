@@ -138,7 +138,7 @@ async def test_after_a_drain_it_can_be_started_again_with_a_delivery_that_still_
 async def test_a_drain_fires_at_the_end_of_the_grace_with_whoever_stays(guard: Loopback) -> None:
     client = await in_data(guard)
     drained = outcome_of(guard.service.drain())
-    await guard.until(lambda: guard.factory.site.draining)
+    await guard.until(lambda: guard.factory.context.draining)
     guard.clock.advance(29.9)
     await guard.turn()
     assert drained == []
@@ -154,7 +154,7 @@ async def test_drains_and_stops_that_are_asked_for_meanwhile_end_together(guard:
     ends = [
         outcome_of(each()) for each in (guard.service.drain, guard.service.stopService, guard.service.drain)
     ]
-    await guard.until(lambda: guard.factory.site.draining)
+    await guard.until(lambda: guard.factory.context.draining)
     assert ends == [[], [], []]
     client.reset()
     await guard.until(lambda: all(ends))
@@ -180,7 +180,7 @@ async def test_it_cannot_be_started_before_a_drain_or_stop_is_over(guard: Loopba
 async def test_to_wait_for_its_end_no_longer_calls_nothing_off(guard: Loopback, end: str) -> None:
     client = await in_data(guard)
     waiting = getattr(guard.service, end)()
-    await guard.until(lambda: guard.factory.site.draining)
+    await guard.until(lambda: guard.factory.context.draining)
     waiting.cancel()
     (outcome,) = outcome_of(waiting)
     assert outcome.check(CancelledError)

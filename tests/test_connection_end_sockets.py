@@ -17,9 +17,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 
 from twisted_smtpguard import Limits
-from twisted_smtpguard.service import SMTPGuardService
-from twisted_smtpguard.wire import endwatcher
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.service.service import SMTPGuardService
+from twisted_smtpguard.tls.files import CertificateFiles
+from twisted_smtpguard.transport import endwatcher
 
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x00\x19"
@@ -302,7 +302,7 @@ async def test_a_reset_is_noticed_of_a_client_that_has_half_closed_and_waits() -
     await guard.until(lambda: asked)
     half_close(client)
     (protocol,) = guard.protocols
-    await guard.until(lambda: protocol._peer_closed)
+    await guard.until(lambda: protocol.engine.input_ended)
     assert guard.factory.connections == 1
     client.reset()
     await guard.until(lambda: guard.factory.connections == 0)

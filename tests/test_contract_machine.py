@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from strictdelivery import LATER, NOW, StrictDelivery
 
+from twisted_smtpguard.engine.stages import Phase
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp.commands import Phase
 
 MAIL, RCPT = b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example>\r\n"
 BODY = b"Subject: x\r\n\r\ny\r\n.\r\n"
@@ -64,7 +64,7 @@ class Contract(RuleBasedStateMachine):
         )
         self.clients = [self.guard.greeted() for _ in range(3)]
         self.failures: list[str] = []
-        self.guard.factory.site.events.failure = self.failed  # type: ignore[method-assign]
+        self.guard.factory.context.events.failure = self.failed  # type: ignore[method-assign]
 
     def failed(self, failure: object, text: str, *names: str) -> None:
         """The log of failures."""
@@ -79,8 +79,8 @@ class Contract(RuleBasedStateMachine):
     def go_on(self, which: int, plan: dict[str, str], chunked: bool) -> None:
         """A client does what brings its message on."""
         client = self.client(which)
-        session = client.protocol.session
-        if session.receiving:
+        session = client.protocol.engine
+        if session.row.in_message:
             octets = BODY
         elif session.phase is Phase.RECIPIENTS:
             octets = b"BDAT 5\r\nabcde" if chunked else b"DATA\r\n"
@@ -103,7 +103,7 @@ class Contract(RuleBasedStateMachine):
 
     def send(self, client: Conversation, octets: bytes, plan: dict[str, str], bytewise: bool = False) -> None:
         self.plan = dict(plan)
-        if not client.protocol._peer_closed:
+        if not client.protocol.engine.input_ended:
             for piece in (octets[i : i + 1] for i in range(len(octets))) if bytewise else (octets,):
                 client.protocol.dataReceived(piece)
 
@@ -126,21 +126,23 @@ class Contract(RuleBasedStateMachine):
     @rule(which=WHICH)
     def half_close(self, which: int) -> None:
         client = self.client(which)
-        if not client.protocol._peer_closed:
+        if not client.protocol.engine.input_ended:
             client.half_close()
 
     @rule(seconds=st.sampled_from([1, 31, 301]))
     def wait(self, seconds: int) -> None:
         self.guard.clock.pump([seconds / 10] * 10)
 
-    @precondition(lambda self: not self.guard.factory.site.draining)
+    @precondition(lambda self: not self.guard.factory.context.draining)
     @rule()
     def stop(self) -> None:
         self.guard.factory.drain()
 
     @precondition(
         lambda self: (
-            self.guard.factory.site.draining and not self.clients and not self.guard.factory.site.orphans
+            self.guard.factory.context.draining
+            and not self.clients
+            and not self.guard.factory.context.orphans
         )
     )
     @rule()
@@ -162,7 +164,7 @@ class Contract(RuleBasedStateMachine):
     @invariant()
     def where_one_has_gone_another_comes(self) -> None:
         self.clients = [client for client in self.clients if not client.transport.lost]
-        while len(self.clients) < 3 and not self.guard.factory.site.draining:
+        while len(self.clients) < 3 and not self.guard.factory.context.draining:
             self.clients.append(self.guard.greeted())
 
     def teardown(self) -> None:
@@ -176,7 +178,7 @@ class Contract(RuleBasedStateMachine):
         self.nothing_failed_but_the_delivery()
         for transaction in self.delivery.transactions:
             assert len(transaction.ends) == transaction.handed_over
-        assert self.guard.factory.site.orphans == 0
+        assert self.guard.factory.context.orphans == 0
         self.wait(301)
         assert self.guard.clock.getDelayedCalls() == []
 

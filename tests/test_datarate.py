@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from twisted_smtpguard.wire.datarate import DataRate
-from twisted_smtpguard.wire.deadlines import Deadlines
+from twisted_smtpguard.engine.datarate import DataRate
+from twisted_smtpguard.transport.deadlines import Deadlines
 
 WINDOW = 60
 

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.policies import TimeoutMixin
 
-from twisted_smtpguard.wire.deadlines import Deadline, Deadlines
+from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 
 TICK = 0.1
 ROUNDING = 1e-6

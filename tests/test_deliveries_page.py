@@ -11,12 +11,11 @@ from examples import run_examples
 from mailserver import MailServer
 from twisted.internet.task import Clock
 
-from twisted_smtpguard import AcceptedDomains
+from twisted_smtpguard import AcceptedDomains, replies
+from twisted_smtpguard.cli.plugins import builtin_deliveries
 from twisted_smtpguard.delivery.lmtp import LmtpFactory
 from twisted_smtpguard.delivery.smtp import SmtpFactory
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.plugins import builtin_deliveries
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.upstream.options import _KEYS, ANNOUNCE, UpstreamOptions
 
 PAGE = DOCS / "reference" / "deliveries.md"
@@ -74,7 +73,7 @@ def test_the_page_has_every_failure_of_a_server() -> None:
 def test_the_example_makes_a_guard_with_a_server_behind(tmp_path: Any) -> None:
     assert len(blocks(PAGE, "python")) == 1
     _, (service,) = run_examples(PAGE, tmp_path)
-    assert isinstance(service.factory.site.delivery, AcceptedDomains)
+    assert isinstance(service.factory.context.delivery, AcceptedDomains)
 
 
 def test_what_is_no_endpoint_is_said_in_one_sentence() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes import FakeDelivery
 
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import dialogue
 
 NOOP = ("NOOP", "250 2.0.0 OK")

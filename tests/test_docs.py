@@ -30,13 +30,13 @@ from twisted_smtpguard import (
     Peer,
     Rate,
     refuse,
+    replies,
 )
+from twisted_smtpguard.cli.helptext import OPTIONS
 from twisted_smtpguard.filters.networklist import read_table
-from twisted_smtpguard.helptext import OPTIONS
 from twisted_smtpguard.interfaces import IIPFilter
-from twisted_smtpguard.limits import dry_runnable
-from twisted_smtpguard.limitspec import LimitSpec
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard.limits.limits import dry_runnable
+from twisted_smtpguard.limits.spec import LimitSpec
 
 HOW_TO = DOCS / "how-to" / "limit-connections-and-abuse.md"
 EMBEDDING = DOCS / "how-to" / "embed-in-a-twisted-application.md"
@@ -126,8 +126,8 @@ def test_the_profile_is_shown_as_a_command_a_file_and_an_application_that_ask_fo
     path.write_text(blocks(HOW_TO, "ini")[0])
     (command,) = (words for words in options(HOW_TO) if "--show-limits" in words)
     command.remove("--show-limits")
-    assert services[0].factory.site.limits == parsed(*command).limits
-    assert services[0].factory.site.limits == parsed("--config", str(path)).limits
+    assert services[0].factory.context.limits == parsed(*command).limits
+    assert services[0].factory.context.limits == parsed("--config", str(path)).limits
 
 
 def test_known_networks_are_shown_as_commands_and_as_an_application_that_ask_for_the_same(
@@ -247,7 +247,7 @@ def test_the_example_of_tls_and_auth_is_a_submission_service(tmp_path: Path) -> 
         block.replace("/etc/smtpguard/guard.pem", str(CERTIFICATE)).replace("/etc/smtpguard", str(tmp_path)),
         names,
     )
-    site = names["service"].factory.site
+    site = names["service"].factory.context
     assert (site.starttls, site.require_tls, site.require_auth) == (True, True, True)
     names["service"].startService()
     assert [port for port, *_ in names["reactor"].tcpServers] == [587, 465]

@@ -139,7 +139,7 @@ def test_a_long_file_is_read_again_in_a_thread_that_lets_the_reactor_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps: list[float] = []
-    monkeypatch.setattr("twisted_smtpguard.threads.time.sleep", naps.append)
+    monkeypatch.setattr("twisted_smtpguard.hooks.threads.time.sleep", naps.append)
     path = tmp_path / "domains"
     path.write_text("one.example\n")
     threads = ManualThreads()
@@ -344,7 +344,7 @@ def test_where_everybody_has_to_log_in_it_does_not(required: bool) -> None:
 def warnings(service: SMTPGuardService) -> list[str]:
     """The deliveries that a start warns of."""
     heard: list[str] = []
-    service.factory.site.events.open_relay = heard.append  # type: ignore[method-assign]
+    service.factory.context.events.open_relay = heard.append  # type: ignore[method-assign]
     service.startService()
     return heard
 

@@ -13,7 +13,7 @@ from logbook import logbook
 from twisted.internet.task import Clock
 
 from twisted_smtpguard import CertificateFiles, SMTPGuardService
-from twisted_smtpguard.doubtfulcertificates import is_for
+from twisted_smtpguard.tls.doubts import is_for
 
 ROOT = authority("Root")
 MIDDLE = authority("Middle", ROOT, 2)

@@ -13,8 +13,8 @@ from test_commands import delivery_without_nobody
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 
 from twisted_smtpguard.interfaces import refuse
-from twisted_smtpguard.limits import dry_runnable
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.limits import dry_runnable
+from twisted_smtpguard.limits.units import Rate
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
 ENVELOPE = (MAIL, RCPT)

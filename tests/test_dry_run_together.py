@@ -10,10 +10,9 @@ from fakes import FakeDelivery, Guard, codes, splits
 from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
 
-from twisted_smtpguard.limits import Limits, dry_runnable
-from twisted_smtpguard.smtp.maildata import MessageCheck
-from twisted_smtpguard.smtp.reception import message_rules
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.engine.message import MessageCheck, message_rules
+from twisted_smtpguard.limits.limits import Limits, dry_runnable
+from twisted_smtpguard.limits.units import Rate
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
 ENVELOPE = (MAIL, RCPT)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from fakes import FakeDelivery, Guard
 
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.grammar import parse_mail, parse_rcpt
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.grammar import parse_mail, parse_rcpt
 
 DSN = frozenset({"DSN"})
 

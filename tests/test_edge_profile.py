@@ -11,7 +11,7 @@ from logbook import Logbook, logbook
 from test_commands import delivery_without_nobody
 
 from twisted_smtpguard.interfaces import TRUST
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limits.limits import Limits
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 EARLY = "421 4.7.0 Protocol error: client spoke before the greeting\r\n"

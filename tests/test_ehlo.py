@@ -142,7 +142,7 @@ def test_the_delivery_is_told_who_the_client_is(hello: str, parameter: str, word
         False,
         False,
     )
-    assert seen.session == client.protocol.session.name
+    assert seen.session == client.protocol.engine.name
 
 
 @pytest.mark.parametrize(

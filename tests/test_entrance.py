@@ -16,7 +16,7 @@ from zope.interface import directlyProvides
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.units import Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 EARLY = "421 4.7.0 Protocol error: client spoke before the greeting\r\n"

@@ -29,14 +29,14 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.doubtfulcertificates import Doubt
-from twisted_smtpguard.escaping import escape_word
-from twisted_smtpguard.eventlog import MAX_VALUE_CHARACTERS, EventLog
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard import replies
+from twisted_smtpguard.inputs.escaping import escape_word
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.form import MAX_VALUE_CHARACTERS, EventLog
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.tls.doubts import Doubt
 from twisted_smtpguard.upstream.notices import Notices
 
 PRINTABLE = set(string.printable) - set(string.whitespace) | {" "}

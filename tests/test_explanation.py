@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
-from documents import DOCS, ROOT
+import pytest
+from documents import DOCS, ROOT, section
 from test_docs import NAMES
 
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.engine.stages import Phase, Stage
+from twisted_smtpguard.engine.table import STAGES
+from twisted_smtpguard.limits.limits import Limits
 
-ARCHITECTURE = (DOCS / "explanation" / "architecture.md").read_text()
+ARCHITECTURE_PAGE = DOCS / "explanation" / "architecture.md"
+ARCHITECTURE = ARCHITECTURE_PAGE.read_text()
 SECURITY = (DOCS / "explanation" / "security.md").read_text()
 PACKAGE = ROOT / "twisted_smtpguard"
 SPECS = {spec.option: spec for spec in Limits.specs()}
@@ -28,6 +34,65 @@ def test_the_architecture_names_every_folder() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     linked = set(re.findall(r"twisted_smtpguard/(\w+)/__init__\.py", ARCHITECTURE))
     assert linked == folders
+
+
+ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+GROUND = {"interfaces", "values", "replies"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The parts of the package that a file imports anywhere: rooms, and modules at the top."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.startswith("twisted_smtpguard."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_no_more_than_the_architecture_says(room: str) -> None:
+    (said,) = re.findall(rf"^\| \[{room}\]\([^)]+\) \| [^|]+ \| ([^|]+) \|$", ARCHITECTURE, re.MULTILINE)
+    words = set(re.findall(r"\w+", said)) & (ROOMS | GROUND)
+    allowed = (ROOMS | GROUND) - words if said.startswith("everything but") else words
+    assert {part for path in (PACKAGE / room).rglob("*.py") for part in imported(path)} - allowed <= {room}
+
+
+def test_the_engine_imports_nothing_of_twisted_and_neither_a_clock_nor_a_logger() -> None:
+    trees = [ast.parse(path.read_text()) for path in (PACKAGE / "engine").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    tops = {str(name).partition(".")[0] for name in names}
+    assert tops & {"twisted", "zope", "constantly", "time", "datetime", "logging"} == set()
+
+
+def names_of_rows(title: str) -> list[str]:
+    return re.findall(r"^\| `([A-Z_]+)` \|", section(ARCHITECTURE_PAGE, title), re.MULTILINE)
+
+
+def test_the_architecture_has_every_stage_and_every_phase_in_their_order() -> None:
+    assert names_of_rows("Stages") == [each.name for kind in (Stage, Phase) for each in kind]
+
+
+def test_the_architecture_names_the_time_limit_of_every_stage_that_has_one_in_the_table() -> None:
+    told = dict(
+        re.findall(r"^\| `([A-Z_]+)` \| [^|]+ \| `--([a-z-]+)-timeout` \|$", ARCHITECTURE, re.MULTILINE)
+    )
+    timed = {stage.name: row.timeout.replace("_", "-") for stage, row in STAGES.items() if row.timeout}
+    assert timed.items() <= told.items()
+
+
+def test_the_walk_of_a_newcomer_leads_to_what_it_names() -> None:
+    walk = section(ARCHITECTURE_PAGE, "A newcomer's walk: where would I add a limit on HELO names?")
+    steps = re.findall(r"`([\w/.]+):(\d+)`,[^`]*`([^`]+)`", walk)
+    assert len(steps) == 5
+    for path, number, name in steps:
+        lines = (ROOT / path).read_text().splitlines()
+        assert any(name in line for line in lines[max(0, int(number) - 40) : int(number) + 40]), (path, name)
 
 
 def test_every_option_of_the_explanation_of_security_exists() -> None:

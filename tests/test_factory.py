@@ -59,7 +59,7 @@ def test_clients_of_a_unix_socket_count_too() -> None:
 
 def test_no_two_sessions_have_one_name() -> None:
     guards = [Guard(), Guard()]
-    names = {guard.connect().protocol.session.name for guard in guards for _ in range(100)}
+    names = {guard.connect().protocol.engine.name for guard in guards for _ in range(100)}
     assert len(names) == 200
 
 

@@ -23,10 +23,10 @@ from test_clients import run
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, Logger, jsonFileLogObserver, textFileLogObserver
 
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp.replies import catalogue
-from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.replies import catalogue
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples" / "fail2ban"

@@ -16,13 +16,13 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, capturedLogs
 from zope.interface import implementer
 
-from twisted_smtpguard.events import Events
 from twisted_smtpguard.interfaces import PASS, ICounterStore, IIPFilter, ISessionDelivery
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.testing import Clients
-from twisted_smtpguard.wire.factory import SMTPGuardFactory
-from twisted_smtpguard.wire.listener import Listener
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+from twisted_smtpguard.transport.listener import Listener
 
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
 PENDING = {

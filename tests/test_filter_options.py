@@ -15,8 +15,8 @@ from twisted.python.usage import UsageError
 from zope.interface import implementer
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.cli.options import Options, make_service
 from twisted_smtpguard.interfaces import PASS, TRUST, IIPFilter, IIPFilterFactory, Peer, Verdict, refuse
-from twisted_smtpguard.tap import Options, make_service
 
 REACTOR = MemoryReactorClock()
 

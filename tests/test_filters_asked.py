@@ -14,7 +14,7 @@ from zope.interface import directlyProvides
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, Peer, Verdict, refuse
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 REFUSED = "421 4.7.0 Connection refused\r\n"
@@ -359,8 +359,8 @@ def test_a_fault_while_it_is_greeted_or_refused_ends_the_connection() -> None:
         for wrapped in (lambda x: x, None):
             slow = SlowFilter()
             guard = Guard(ip_filters=[slow if wrapped is None else FakeFilter(verdict)])
-            guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
-            guard.factory.site.events.reject = None  # type: ignore[assignment, method-assign]
+            guard.factory.context.next_session_name = None  # type: ignore[assignment, method-assign]
+            guard.factory.context.events.reject = None  # type: ignore[assignment, method-assign]
             with capturedLogs() as events:
                 client = guard.connect()
                 for asked in slow.asked:
@@ -372,7 +372,7 @@ def test_a_fault_while_it_is_greeted_or_refused_ends_the_connection() -> None:
 
 def test_a_fault_at_the_end_of_the_greet_delay_ends_the_connection() -> None:
     guard = Guard(greet_delay=2)
-    guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
+    guard.factory.context.next_session_name = None  # type: ignore[assignment, method-assign]
     with capturedLogs() as events:
         client = guard.connect()
         guard.clock.advance(2.1)

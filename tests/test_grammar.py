@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import grammar, replies
-from twisted_smtpguard.smtp.grammar import (
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine import grammar
+from twisted_smtpguard.engine.grammar import (
     NO_PARAMETERS,
     is_not_smtp,
     parse_bdat,
@@ -20,9 +20,10 @@ from twisted_smtpguard.smtp.grammar import (
     parse_hello,
     parse_mail,
     parse_rcpt,
-    plain_path,
+    plain_line,
 )
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.interfaces import Path, Refused
+from twisted_smtpguard.replies import Reply
 
 NOTHING: frozenset[str] = frozenset()
 OFFERED = frozenset({"SIZE", "BODY", "SMTPUTF8"})
@@ -444,7 +445,7 @@ def test_what_is_read_in_one_step_the_long_way_reads_as_well(
     verb: bytes, begin: bytes, octets: bytes, end: bytes, utf8: bool
 ) -> None:
     line = verb + begin + octets + end
-    plain = plain_path(line)
+    plain = plain_line(line + b"\r\n", 0)
     if plain is None:
         return
     verb, argument = parse_command(line)
@@ -464,9 +465,9 @@ def test_what_is_read_in_one_step_the_long_way_reads_as_well(
     ],
 )
 def test_a_plain_path_is_read_in_one_step(line: bytes, address: str) -> None:
-    match = plain_path(line)
+    match = plain_line(line + b"\r\n", 0)
     assert match is not None
-    assert match[1].decode() == address
+    assert match[2].decode() == address
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,7 @@ def test_a_plain_path_is_read_in_one_step(line: bytes, address: str) -> None:
     ],
 )
 def test_what_is_not_quite_a_plain_path_is_not_read_in_one_step(line: bytes) -> None:
-    assert plain_path(line) is None
+    assert plain_line(line + b"\r\n", 0) is None
 
 
 @given(st.sampled_from([b"MAIL", b"RSET", b"DATA", b"RCPTS", b"noop", b"EHLO\t"]), ARGUMENTS, st.booleans())

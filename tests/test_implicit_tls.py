@@ -16,9 +16,9 @@ from twisted.internet.endpoints import serverFromString
 from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import PASS, refuse
-from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.testing import FakeDelivery
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.tls.files import CertificateFiles
 
 GREETING = b"220 guard.example ESMTP ready\r\n"
 
@@ -94,7 +94,7 @@ async def test_a_hello_that_comes_while_a_filter_thinks_is_kept_and_is_not_early
     client._flush()
     await guard.until(lambda: slow.asked)
     (protocol,) = guard.protocols
-    await guard.until(lambda: protocol._buffer == hello)
+    await guard.until(lambda: protocol.engine.buffer == hello)
     slow.asked[0].callback(PASS)
     guard.clock.advance(1.1)
 

@@ -10,9 +10,9 @@ from keypairs import Issued, authority
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.certificates import read_certificates, read_key, read_pair, read_pairs
-from twisted_smtpguard.regularfile import FaultyFileError
-from twisted_smtpguard.tap import make_service
+from twisted_smtpguard.cli.options import make_service
+from twisted_smtpguard.inputs.regularfile import FaultyFileError
+from twisted_smtpguard.tls.certificates import read_certificates, read_key, read_pair, read_pairs
 
 ROOT = authority("root")
 MIDDLE = authority("middle", ROOT, 2)

@@ -10,10 +10,10 @@ from fakes import Conversation, FakeDelivery, FakeFilter, Guard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
+from twisted_smtpguard.engine.grammar import parse_mail, parse_rcpt
+from twisted_smtpguard.engine.lenient import proper_form
 from twisted_smtpguard.interfaces import TRUST, Client, Path, Peer, Refused
-from twisted_smtpguard.smtp.grammar import parse_mail, parse_rcpt
-from twisted_smtpguard.smtp.lenient import proper_form
-from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
 
 OFFERED = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 

@@ -8,10 +8,10 @@ import attrs
 import pytest
 from reference_pages import assert_rows
 
-from twisted_smtpguard.limits import Limits, dry_runnable, parse_dry_run
-from twisted_smtpguard.limitspec import LimitSpec
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.units import NO_RATE, Rate
+from twisted_smtpguard import replies
+from twisted_smtpguard.limits.limits import Limits, dry_runnable, parse_dry_run
+from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.units import NO_RATE, Rate
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from twisted_smtpguard.linebudget import MAX_TABLE_KEYS, LineBudget
+from twisted_smtpguard.log.budget import MAX_TABLE_KEYS, LineBudget
 
 
 @pytest.mark.parametrize("lines", [200, 0])

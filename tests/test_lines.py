@@ -8,41 +8,66 @@ import pytest
 from fakes import Guard, codes, splits
 from hypothesis import given
 from hypothesis import strategies as st
+from purehost import PureGuard, PureHost
 
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.wire.lines import LineRules, LineSplitter
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.replies import Reply
 
 Result = bytes | Reply
 
-# Few letters and many line ends, so that every order of CR and LF comes up.
-OCTETS = st.lists(st.sampled_from([b"a", b"b\r\n", b"\r", b"\n", b"\r\n", b"\x00"]), max_size=12).map(
-    b"".join
-)
+# Few letters and many line ends, so that every order of CR and LF comes up, and a command that is read in one step.
+OCTETS = st.lists(
+    st.sampled_from([b"a", b"b\r\n", b"\r", b"\n", b"\r\n", b"\x00", b"RSET\r\n", b"RSET"]), max_size=12
+).map(b"".join)
+
+FIRST = b"NOOP\r\n"
+"""Before which a session may yet turn out not to be SMTP."""
+
+ENDLESS = replies.TOO_MANY_INVALID_COMMANDS
 
 
-def split_lines(
-    pieces: list[bytes], max_line: int, max_endless: int, kept: list[int] | None = None
-) -> tuple[list[Result], bool]:
-    """What the protocol gets of pieces that arrive one after another, and whether it ends the session."""
-    splitter = LineSplitter(LineRules(max_line, max_endless))
-    results: list[Result] = []
-    buffer = b""
-    for piece in pieces:
-        buffer += piece
-        offset = 0
-        while True:
-            line, offset = splitter.next_line(buffer, offset)
-            if line is not None:
-                results.append(line)
-            if splitter.endless:
-                return results, True
-            if line is None:
-                break
-        buffer = buffer[offset:]
-        if kept is not None:
-            kept.append(len(buffer))
-    return results, False
+class Lines:
+    """What a session makes of octets as they come."""
+
+    def __init__(self, max_line: int, max_endless: int) -> None:
+        self.guard = PureGuard(max_command_line=max_line, max_endless_line=max_endless)
+        self.host: PureHost = self.guard.connect()
+        self.host.send(FIRST)
+        self.said_before = len(self.host.written)
+
+    def take(self, pieces: list[bytes]) -> tuple[bytes, list[str]]:
+        """What is said to them, and the verbs of the lines that are no commands, as the log has them."""
+        for piece in pieces:
+            if not self.host.gone and piece:
+                self.host.send(piece)
+        assert self.guard.events.failures == []
+        rejected = [fields for name, fields in self.guard.events.seen if name == "reject"]
+        return self.host.written[self.said_before :], [fields["command"] for fields in rejected]
+
+    @property
+    def kept(self) -> int:
+        """Octets that wait in the engine."""
+        return len(self.host.engine.buffer) - self.host.engine.offset
+
+
+def expected_of(results: list[Result], ends: bool) -> tuple[bytes, list[str]]:
+    """What is to be said to such lines, and logged."""
+    said, verbs = b"", []
+    for result in [*results, ENDLESS] if ends else results:
+        reply, verb = result if isinstance(result, Reply) else replies.UNRECOGNIZED_COMMAND, ""
+        if isinstance(result, bytes):
+            verb = result.decode().upper()
+            if not result or b"\0" in result:
+                reply, verb = replies.SYNTAX_ERROR, ""
+            elif result == b"RSET":
+                reply = replies.OK
+            elif verb.encode() in COMMANDS:
+                raise AssertionError(f"{result!r} is not foreseen here")
+        said += reply.wire
+        if reply is not replies.OK:
+            verbs.append(verb)
+    return said, verbs
 
 
 def an_octet_at_a_time(octets: bytes, max_line: int, max_endless: int) -> tuple[list[Result], bool]:
@@ -79,47 +104,58 @@ def an_octet_at_a_time(octets: bytes, max_line: int, max_endless: int) -> tuple[
     return results, False
 
 
-@given(st.lists(OCTETS, max_size=5), st.integers(0, 12), st.integers(0, 20))
+def bytewise(octets: bytes) -> list[bytes]:
+    """Each octet alone."""
+    return [octets[i : i + 1] for i in range(len(octets))]
+
+
+@given(
+    st.lists(OCTETS, max_size=5),
+    st.one_of(st.just(0), st.integers(len(FIRST), 18), st.just(600)),
+    st.one_of(st.just(0), st.integers(len(FIRST), 26)),
+)
 def test_any_octets_split_in_any_way_give_what_the_rules_say(
     pieces: list[bytes], max_line: int, max_endless: int
 ) -> None:
     octets = b"".join(pieces)
-    expected = an_octet_at_a_time(octets, max_line, max_endless)
-    assert split_lines(pieces, max_line, max_endless) == expected
-    assert split_lines([octets], max_line, max_endless) == expected
-    assert split_lines([octets[i : i + 1] for i in range(len(octets))], max_line, max_endless) == expected
+    expected = expected_of(*an_octet_at_a_time(octets, max_line, max_endless))
+    for split in (pieces, [octets], bytewise(octets)):
+        assert Lines(max_line, max_endless).take(split) == expected
+
+
+# RSET is refused as little as NOOP, and is read in one step.
 
 
 @pytest.mark.parametrize(
     ("octets", "results"),
     [
-        (b"NOOP\r\n", [b"NOOP"]),
+        (b"RSET\r\n", [b"RSET"]),
         (b"\r\n", [b""]),
-        (b"NOOP\r\nQUIT\r\n", [b"NOOP", b"QUIT"]),
-        (b"NOOP", []),
-        (b"NOOP\r", []),
-        (b"NOOP\n", [replies.BAD_LINE_END]),
+        (b"RSET\r\nB\r\n", [b"RSET", b"B"]),
+        (b"RSET", []),
+        (b"RSET\r", []),
+        (b"RSET\n", [replies.BAD_LINE_END]),
         (b"\n", [replies.BAD_LINE_END]),
-        (b"\nQUIT\r\n", [replies.BAD_LINE_END]),
-        (b"NOOP\rX", [replies.BAD_LINE_END]),
-        (b"NOOP\rQUIT\r\n", [replies.BAD_LINE_END]),
-        (b"NOOP\r\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"\r\r\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\n\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\n\nRSET\nQUIT\r\nNOOP\r\n", [replies.BAD_LINE_END] * 3 + [b"NOOP"]),
-        (b"NOOP\n\n\r\nQUIT\r\n", [replies.BAD_LINE_END] * 2 + [b"QUIT"]),
-        (b"NOOP\nRSET\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\rRSET\rHELP\r\nQUIT\r\n", [replies.BAD_LINE_END, b"QUIT"]),
-        (b"NOOP\rRSET\nHELP\r\nQUIT\r\n", [replies.BAD_LINE_END] * 2 + [b"QUIT"]),
-        (b"NO\x00OP\r\n", [b"NO\x00OP"]),
+        (b"\nB\r\n", [replies.BAD_LINE_END]),
+        (b"RSET\rX", [replies.BAD_LINE_END]),
+        (b"RSET\rB\r\n", [replies.BAD_LINE_END]),
+        (b"RSET\r\r\nB\r\n", [replies.BAD_LINE_END, b"B"]),
+        (b"\r\r\r\nB\r\n", [replies.BAD_LINE_END, b"B"]),
+        (b"RSET\n\r\nB\r\n", [replies.BAD_LINE_END, b"B"]),
+        (b"RSET\n\nA\nB\r\nRSET\r\n", [replies.BAD_LINE_END] * 3 + [b"RSET"]),
+        (b"RSET\n\n\r\nB\r\n", [replies.BAD_LINE_END] * 2 + [b"B"]),
+        (b"RSET\nA\r\nB\r\n", [replies.BAD_LINE_END, b"B"]),
+        (b"RSET\rA\rC\r\nB\r\n", [replies.BAD_LINE_END, b"B"]),
+        (b"RSET\rA\nC\r\nB\r\n", [replies.BAD_LINE_END] * 2 + [b"B"]),
+        (b"RS\x00ET\r\n", [b"RS\x00ET"]),
     ],
 )
 def test_only_crlf_ends_a_command_and_a_bad_end_takes_all_up_to_the_next_crlf_with_it(
     octets: bytes, results: list[Result]
 ) -> None:
-    assert split_lines([octets], 2048, 65536) == (results, False)
-    for pieces in splits(octets):
-        assert split_lines(list(pieces), 2048, 65536) == (results, False)
+    expected = expected_of(results, ends=False)
+    for pieces in ([octets], bytewise(octets), *map(list, splits(octets))):
+        assert Lines(2048, 65536).take(pieces) == expected
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
@@ -189,18 +225,19 @@ def test_a_malformed_line_that_does_not_end_ends_the_session_too() -> None:
 
 @pytest.mark.parametrize("piece", [1000, 65536])
 def test_of_ten_megabytes_without_crlf_no_more_than_the_limit_is_kept(piece: int) -> None:
-    client = Guard(max_endless_line=0).greeted()
-    client.heard()
+    lines = Lines(2048, 0)
     for _ in range(10_000_000 // piece):
-        client.send(b"x" * piece)
-        assert len(client.protocol._buffer) <= 2048
-    assert codes(client.send(b"\r\nNOOP\r\n")) == [500, 250]
+        lines.take([b"x" * piece])
+        assert lines.kept <= 2048
+    said = replies.LINE_TOO_LONG.wire + replies.OK.wire
+    assert lines.take([b"\r\nNOOP\r\n"])[0] == said
 
 
 def test_what_is_skipped_is_not_kept() -> None:
-    kept: list[int] = []
-    split_lines([b"x" * 100 + b"\r"] * 100, 50, 0, kept)
-    assert max(kept) <= 1
+    lines = Lines(50, 0)
+    for _ in range(100):
+        lines.take([b"x" * 100 + b"\r"])
+        assert lines.kept <= 1
 
 
 # Clients that send LF alone.
@@ -248,26 +285,30 @@ def test_lines_without_cr_are_no_more_than_the_limit_on_a_line_without_crlf_eith
 
 
 class Watched(bytes):
-    """Counts the octets that are looked at for a line end."""
+    """Counts the octets that are looked at for a line end, in it and in what is cut off of it."""
 
     looked_at = 0
 
     def find(self, sub: Any, start: Any = 0, stop: Any = None) -> int:
         stop = len(self) if stop is None else min(stop, len(self))
         found = super().find(sub, start, stop)
-        self.looked_at += (stop if found < 0 else found + 1) - start
+        Watched.looked_at += (stop if found < 0 else found + 1) - start
         return found
+
+    def __getitem__(self, key: Any) -> Any:
+        part = super().__getitem__(key)
+        return Watched(part) if isinstance(part, bytes) else part
 
 
 @pytest.mark.parametrize("burst", [b"\n", b"a\n", b"\r\n", b"\r", b"a\r", b"\r\r\n"], ids=repr)
 def test_a_burst_of_line_ends_takes_linear_time(burst: bytes) -> None:
-    buffer, offset = Watched(burst * 10_000), 0
-    splitter = LineSplitter(LineRules(2048, 0))
-    line: Result | None = b""
-    while line is not None:
-        line, offset = splitter.next_line(buffer, offset)
-    assert offset >= len(buffer) - 1
-    assert buffer.looked_at <= 4 * len(buffer)
+    octets = Watched(burst * 10_000)
+    lines = Lines(2048, 0)
+    Watched.looked_at = 0
+    lines.host.engine.received(octets)
+    lines.host.settle()
+    assert lines.kept <= 1
+    assert 0 < Watched.looked_at <= 4 * len(octets)
 
 
 HTTP = b"POST /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nQUIT\r\n"
@@ -285,5 +326,5 @@ def test_an_over_long_first_line_of_another_protocol_is_found_out_at_the_next_ho
 
 def test_a_line_of_any_length_still_has_to_end() -> None:
     for pieces in ([b"x" * 101], [b"x"] * 101):
-        assert split_lines(pieces, 0, 100) == ([replies.LINE_TOO_LONG], True)
-    assert split_lines([b"x" * 98 + b"\r\n"], 0, 100) == ([b"x" * 98], False)
+        assert Lines(0, 100).take(pieces) == expected_of([replies.LINE_TOO_LONG], ends=True)
+    assert Lines(0, 100).take([b"x" * 98 + b"\r\n"]) == expected_of([b"x" * 98], ends=False)

@@ -23,7 +23,7 @@ from twisted.internet.endpoints import (
 )
 
 from twisted_smtpguard import DiscardDelivery, SMTPGuardService
-from twisted_smtpguard.service import endpoint_name
+from twisted_smtpguard.service.service import endpoint_name
 
 SHOWN = re.escape(LOCAL)
 TLS = ("--tls-certificate", str(CERTIFICATE))

@@ -24,11 +24,11 @@ from twisted.logger import (
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from twisted_smtpguard import tap
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.logfile import json_file, text_file, write_quickly
-from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.cli import options as tap
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.file import json_file, text_file, write_quickly
+from twisted_smtpguard.log.statistics import Statistics
 
 FORMS = [(text_file, textFileLogObserver), (json_file, jsonFileLogObserver)]
 each_form = pytest.mark.parametrize(("ours", "theirs"), FORMS, ids=["text", "JSON"])

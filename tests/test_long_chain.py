@@ -15,9 +15,9 @@ from tlsclient import TLSClient
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.ssl import CertificateOptions
 
-from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.testing import FakeDelivery
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.tls.files import CertificateFiles
 
 # OpenSSL's clients take 100 KB.
 SIZES = [26_000, 33_000, 48_000, 62_000, 70_000, 96_000]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.maildata import ChunkDecoder, DataDecoder, MessageCheck, MessageRules
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder, MessageCheck, MessageRules
+from twisted_smtpguard.replies import Reply
 
 UNLIMITED: dict[str, Any] = {
     "max_octets": 0,
@@ -38,8 +38,7 @@ class Result(NamedTuple):
 
 
 def decode(pieces: Iterable[bytes], **rules: Any) -> Result:
-    check = MessageCheck(MessageRules(**UNLIMITED | rules))
-    decoder = DataDecoder(check)
+    check = decoder = DataDecoder(MessageRules(**UNLIMITED | rules))
     message, consumed = b"", 0
     for piece in pieces:
         assert not decoder.ended
@@ -242,7 +241,7 @@ def test_data_ends_with_a_dot_line_and_loses_the_dots_of_transparency(sent: byte
 
 def test_no_more_than_four_octets_are_held_back() -> None:
     sent = b"a\r\n.b\r\n..\r\n\r\n.\rc\r\n.\r"
-    decoder = DataDecoder(MessageCheck(MessageRules(**BINARY)))
+    decoder = DataDecoder(MessageRules(**BINARY))
     came = 0
     for fed, piece in enumerate(single(sent)):
         came += len(decoder.feed(piece)[0])
@@ -253,8 +252,8 @@ def test_no_more_than_four_octets_are_held_back() -> None:
 @given(HOSTILE, CUTS)
 def test_no_piece_for_the_sink_splits_a_line_end(octets: bytes, cuts: list[int]) -> None:
     decoders = [
-        DataDecoder(MessageCheck(MessageRules(**BINARY))),
-        ChunkDecoder(MessageCheck(MessageRules(**BINARY))),
+        DataDecoder(MessageRules(**BINARY)),
+        ChunkDecoder(MessageRules(**BINARY)),
     ]
     decoders[1].start(len(octets) + 1, False)
     for decoder in decoders:
@@ -272,8 +271,7 @@ def test_no_piece_for_the_sink_splits_a_line_end(octets: bytes, cuts: list[int])
 
 def decode_chunks(chunks: list[bytes], cuts: list[int], **rules: Any) -> Result:
     """Every chunk announced, the last as LAST, and each fed in pieces with something else behind it."""
-    check = MessageCheck(MessageRules(**UNLIMITED | rules))
-    decoder = ChunkDecoder(check)
+    check = decoder = ChunkDecoder(MessageRules(**UNLIMITED | rules))
     message, consumed = b"", 0
     for number, chunk in enumerate(chunks, 1):
         decoder.start(len(chunk), number == len(chunks))
@@ -308,8 +306,7 @@ def test_an_accepted_body_comes_out_of_its_chunks_octet_for_octet(
 
 
 def test_a_chunk_announced_beyond_the_maximum_is_refused_before_it_comes() -> None:
-    check = MessageCheck(MessageRules(**UNLIMITED | {"max_octets": 100}))
-    decoder = ChunkDecoder(check)
+    check = decoder = ChunkDecoder(MessageRules(**UNLIMITED | {"max_octets": 100}))
     decoder.start(60, False)
     decoder.feed(b"a" * 59 + b"\r")
     decoder.start(40, False)
@@ -324,8 +321,7 @@ def test_a_chunk_announced_beyond_the_maximum_is_refused_before_it_comes() -> No
 
 @pytest.mark.parametrize("maximum", [0, 1000])
 def test_an_absurd_chunk_takes_no_memory_and_ends_with_the_drain(maximum: int) -> None:
-    check = MessageCheck(MessageRules(**UNLIMITED | {"max_octets": maximum, "drain_octets": 3000}))
-    decoder = ChunkDecoder(check)
+    check = decoder = ChunkDecoder(MessageRules(**UNLIMITED | {"max_octets": maximum, "drain_octets": 3000}))
     decoder.start(10**20 - 1, True)
     assert check.problem is (replies.MESSAGE_TOO_LARGE if maximum else None)
     for _ in range(4):
@@ -376,7 +372,7 @@ def test_a_bare_newline_is_refused_or_normalized_or_content(bare: bytes) -> None
 
 
 def test_nothing_goes_to_the_sink_once_refused() -> None:
-    decoder = DataDecoder(MessageCheck(MessageRules(**UNLIMITED)))
+    decoder = DataDecoder(MessageRules(**UNLIMITED))
     assert decoder.feed(b"a: b\r\n\r\nx\ny") == (b"", 11)
     assert decoder.feed(b"more\r\n.\r\n") == (b"", 9)
     assert decoder.ended
@@ -518,7 +514,7 @@ def _seconds(unit: bytes, octets: int, piece_octets: int, **rules: Any) -> float
     pieces = [sent[at : at + piece_octets] for at in range(0, len(sent), piece_octets)]
     rounds = []
     for _ in range(3):
-        decoder = DataDecoder(MessageCheck(MessageRules(**UNLIMITED | rules)))
+        decoder = DataDecoder(MessageRules(**UNLIMITED | rules))
         began = time.thread_time()
         for piece in pieces:
             decoder.feed(piece)

@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 from twisted_smtpguard.delivery.maildir import MaildirDelivery, MaildirFactory
 from twisted_smtpguard.delivery.maildirfile import NotTakenBack
 from twisted_smtpguard.interfaces import Client, IDeliveryFactory, Path, Peer, Refused
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
 from twisted_smtpguard.testing import check_delivery
 
 CLIENT = Client(
@@ -622,7 +622,7 @@ async def drained(reactor):
 
 def test_importing_the_deliveries_imports_no_reactor():
     code = (
-        "import sys, twisted_smtpguard.plugins, twisted_smtpguard.testing, twisted_smtpguard.delivery.callable\n"
+        "import sys, twisted_smtpguard.cli.plugins, twisted_smtpguard.testing, twisted_smtpguard.delivery.callable\n"
         "sys.exit('twisted.internet.reactor' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,8 @@ from fakes import Conversation, FakeDelivery, Guard, refusal
 from test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp.reception import Reception
+from twisted_smtpguard.engine.message import IncomingMessage
+from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.testing import Turn, dialogue
 
 TOO_LARGE = "552 5.3.4 Message size exceeds fixed maximum message size"
@@ -225,7 +225,7 @@ def test_after_a_fault_of_ours_in_message_data_nothing_of_it_is_a_command(verb: 
     def fault(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    guard.factory.site.events.accept = fault  # type: ignore[method-assign]
+    guard.factory.context.events.accept = fault  # type: ignore[method-assign]
     client = guard.greeted()
     client.heard()
     client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")
@@ -256,7 +256,7 @@ def test_after_a_fault_of_ours_while_the_delivery_takes_its_time_the_rest_of_the
     def fault(_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(Reception, "settle", fault)
+    monkeypatch.setattr(IncomingMessage, "settle", fault)
     client.send(b"RSET\r\nMAIL FROM:<smuggled@evil.example>\r\n")
     taking.callback(None)
     assert client.heard() == "421 4.3.0 Internal error, try again later\r\n"
@@ -266,7 +266,7 @@ def test_after_a_fault_of_ours_while_the_delivery_takes_its_time_the_rest_of_the
 
 def test_a_delivery_may_change_the_largest_message_and_what_was_before_is_forgotten() -> None:
     client = Guard().greeted()
-    site, delivery = client.guard.factory.site, client.guard.delivery
+    site, delivery = client.guard.factory.context, client.guard.delivery
     for octets in range(100, 200):
         delivery.max_message_octets = octets
         client.say("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>")

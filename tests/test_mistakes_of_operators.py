@@ -15,9 +15,9 @@ from processes import LOCAL, TWIST, GuardProcess, eventually
 from rawclient import RawClient
 from shell import Shell, free_port
 
-from twisted_smtpguard import startwarnings
-from twisted_smtpguard.endpointfaults import escape_hint
-from twisted_smtpguard.startwarnings import warning_of_hostname, warnings_of_process
+from twisted_smtpguard.service import startwarnings
+from twisted_smtpguard.service.startwarnings import warning_of_hostname, warnings_of_process
+from twisted_smtpguard.transport.endpointfaults import escape_hint
 
 USAGE = 64
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from twisted_smtpguard.filters.networklist import MAX_LINE_OCTETS, parse_network, parse_reply, read_table
 from twisted_smtpguard.interfaces import PASS, TRUST, Verdict, refuse
-from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
+from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "filters.md"
 

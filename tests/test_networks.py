@@ -11,8 +11,8 @@ from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard import threads
 from twisted_smtpguard.filters.networks import NetworksFactory, NetworksFile, NetworksFilter
+from twisted_smtpguard.hooks import threads
 from twisted_smtpguard.interfaces import (
     PASS,
     TRUST,

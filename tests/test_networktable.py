@@ -16,7 +16,7 @@ from twisted_smtpguard.filters.networktable import (
     TableBuilder,
 )
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 
 NETWORK = {IPV4_BITS: IPv4Network, IPV6_BITS: IPv6Network}
 ADDRESS = {IPV4_BITS: IPv4Address, IPV6_BITS: IPv6Address}

@@ -18,10 +18,10 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.limitspec import LimitSpec
-from twisted_smtpguard.tap import Options, make_service
-from twisted_smtpguard.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
+from twisted_smtpguard.cli.options import Options, make_service
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -338,7 +338,7 @@ def test_the_service_listens_on_every_endpoint_with_the_limits_and_the_name_that
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It is never stopped, and the process of the tests handles no signals for it.
-    monkeypatch.setattr("twisted_smtpguard.process.SIGHUP", None)
+    monkeypatch.setattr("twisted_smtpguard.service.process.SIGHUP", None)
     reactor = MemoryReactorClock()
     options = parsed(
         *("--listen", "tcp:2601", "--listen", "tcp:2602:interface=127.0.0.1"),
@@ -348,8 +348,8 @@ def test_the_service_listens_on_every_endpoint_with_the_limits_and_the_name_that
     assert reactor.tcpServers == []
     service.startService()
     assert [(server[0], server[3]) for server in reactor.tcpServers] == [(2601, ""), (2602, "127.0.0.1")]
-    assert service.factory.site.limits == Limits(max_connections=9)
-    assert service.factory.site.hostname == "mx.example.org"
+    assert service.factory.context.limits == Limits(max_connections=9)
+    assert service.factory.context.hostname == "mx.example.org"
 
 
 @pytest.mark.parametrize(("level", "logged"), [("info", True), ("warn", False)])

@@ -10,10 +10,10 @@ from commandline import parsed
 from reference_pages import REFERENCE, assert_rows
 from twisted.application.twist._options import TwistOptions
 
-from twisted_smtpguard.helptext import OPTIONS
-from twisted_smtpguard.limits import Limits, LimitSpec
-from twisted_smtpguard.tap import _CONFIGURABLE, _REPEATABLE, Options
-from twisted_smtpguard.units import FLAG, RATE
+from twisted_smtpguard.cli.helptext import OPTIONS
+from twisted_smtpguard.cli.options import _CONFIGURABLE, _REPEATABLE, Options
+from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.limits.units import FLAG, RATE
 
 PAGE = REFERENCE / "options.md"
 SPECS = list(Limits.specs())

@@ -73,7 +73,7 @@ def test_what_one_guard_has_is_no_other_s(domains: bool) -> None:
     first = another()
     with pytest.raises(ValueError, match=f"^SmtpDelivery {SHARED}; .* setServiceParent"):
         another()
-    assert delivery.parent is (first.factory.site.delivery if domains else first)
+    assert delivery.parent is (first.factory.context.delivery if domains else first)
 
 
 def test_a_filter_is_no_other_s_either_and_may_be_asked_twice_by_one() -> None:

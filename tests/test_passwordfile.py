@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
 from twisted_smtpguard import PasswordFile
-from twisted_smtpguard.service import SMTPGuardService
+from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.testing import FakeDelivery
 
 YES = "235 2.7.0 Authentication successful\r\n"

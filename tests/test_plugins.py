@@ -6,10 +6,10 @@ import pytest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard import plugins
+from twisted_smtpguard.cli import plugins
 from twisted_smtpguard.delivery.discard import DiscardDelivery
 from twisted_smtpguard.interfaces import PASS, IDeliveryFactory, IIPFilter, IIPFilterFactory
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limits.limits import Limits
 
 
 @implementer(IIPFilter)

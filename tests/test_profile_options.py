@@ -9,7 +9,7 @@ import attrs
 import pytest
 from commandline import mistake, parsed, printed, written
 
-from twisted_smtpguard.limits import Limits, dry_runnable
+from twisted_smtpguard.limits.limits import Limits, dry_runnable
 
 SPECS = list(Limits.specs())
 EDGE = Limits.for_profile("edge")

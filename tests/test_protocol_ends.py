@@ -14,10 +14,9 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
-from twisted_smtpguard.smtp import envelope
-from twisted_smtpguard.smtp.replies import SHUTTING_DOWN, Reply
-from twisted_smtpguard.smtp.transaction import Transaction
-from twisted_smtpguard.wire.protocol import SMTPGuardProtocol
+from twisted_smtpguard.engine import counts, envelope, lines
+from twisted_smtpguard.replies import SHUTTING_DOWN, Reply
+from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
 MESSAGE = (*ENVELOPE, "DATA", "text", ".")
@@ -223,7 +222,7 @@ def test_however_a_connection_ends_its_slot_is_freed_once_and_nothing_is_left(
     assert guard.clock.getDelayedCalls() == []
     assert guard.factory._open == set()
     assert guard.factory._lingering == 0
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
     assert [len(guard.delivery.messages), statistics.messages_accepted] in ([0, 0], [1, 1], [1, 0])
     guard.factory.reopen()
     for _ in range(2):
@@ -270,7 +269,7 @@ def test_a_client_that_half_closes_behind_pipelined_commands_gets_every_reply() 
         answers[n].callback(None)
     assert codes(client.heard()) == [250, 250, 250, 250, 252]
     assert client.transport.lost
-    assert client.protocol.end_reason == "half_closed"
+    assert client.protocol.engine.end_reason == "half_closed"
 
 
 def test_a_client_that_half_closes_while_it_takes_the_replies_of_a_burst_gets_every_reply() -> None:
@@ -280,10 +279,10 @@ def test_a_client_that_half_closes_while_it_takes_the_replies_of_a_burst_gets_ev
     client.transport.reads = False
     client.say(*["NOOP"] * 4000)
     guard.clock.advance(0)
-    assert client.protocol._output.congested
-    while client.protocol._output.congested:
+    assert client.protocol.congested
+    while client.protocol.congested:
         client.transport.take(4096)
-    assert client.protocol._buffer
+    assert client.protocol.engine.buffer
     heard = client.half_close()
     client.transport.reads = True
     while not client.transport.lost:
@@ -317,7 +316,7 @@ def test_of_a_message_cut_off_by_a_half_close_nothing_is_delivered(end: Any) -> 
 def test_in_message_data_a_half_close_is_a_lost_connection() -> None:
     client = Guard().greeted()
     half_closes_in_data(client)
-    assert client.protocol.end_reason == "lost"
+    assert client.protocol.engine.end_reason == "lost"
     assert "421" not in client.heard()
 
 
@@ -351,7 +350,7 @@ def test_after_the_last_line_input_is_discarded_and_nothing_executed() -> None:
     client.heard()
     assert codes(client.say("WHAT", *MESSAGE)) == [500, 421]
     assert client.say(*MESSAGE) == ""
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
     assert guard.delivery.calls == []
     assert client.transport.half_closed
     assert not client.transport.lost
@@ -387,23 +386,23 @@ def test_a_client_that_was_not_being_read_is_read_again_while_it_lingers() -> No
     client.say(*ENVELOPE)
     client.send(b"x" * 70_000)
     assert client.transport.producerState == "paused"
-    client.protocol._hang_up(SHUTTING_DOWN)
+    client.protocol.engine.hang_up(SHUTTING_DOWN)
     assert client.transport.half_closed
     assert client.transport.producerState == "producing"
     client.send(b"x" * 200_000)
     assert client.transport.producerState == "producing"
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
 
 
 def test_behind_a_last_line_that_the_client_does_not_read_input_is_discarded_too() -> None:
     client = Guard(max_output_buffer=700).greeted()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._output.congested
-    client.protocol.shut_down(now=False)
+    assert client.protocol.congested
+    client.protocol.engine.shut_down(now=False)
     client.send(b"x" * 200_000)
     assert client.transport.producerState == "producing"
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
 
 
 def test_at_most_max_lingering_connections_linger_and_the_others_are_closed_plainly() -> None:
@@ -428,7 +427,7 @@ def test_a_last_line_that_has_not_left_is_not_cut_off_when_the_client_shuts_down
     client.half_close()
     guard.clock.advance(10)
     assert not client.transport.lost
-    assert client.protocol.end_reason == "max_invalid_commands"
+    assert client.protocol.engine.end_reason == "max_invalid_commands"
     client.transport.reads = True
     client.transport.drain()
     assert codes(client.heard())[-2:] == [500, 421]
@@ -454,7 +453,7 @@ def test_a_fault_of_ours_outside_a_transaction_is_a_421(
     client, other = guard.greeted(), guard.greeted()
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(type(client.protocol.session), "execute", fault)
+        patch.setattr(lines, "execute", fault)
         said = client.say("NOOP", "NOOP")
     assert said == "421 4.3.0 Internal error, try again later\r\n"
     assert client.transport.half_closed
@@ -471,7 +470,7 @@ def test_a_fault_of_ours_in_a_transaction_is_a_451_and_the_session_goes_on(
     client.say(ENVELOPE[0])
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(Transaction, "recipient", fault)
+        patch.setattr(envelope, "_ask", fault)
         assert client.say(ENVELOPE[1]) == "451 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls == ["begin", "transaction.abort"]
     assert client.codes(*MESSAGE) == [250, 250, 354, 250]
@@ -486,7 +485,7 @@ def test_a_fault_of_ours_in_message_data_is_a_421_for_where_it_ends_cannot_be_kn
     client = Guard().greeted()
     client.say(*ENVELOPE, begin)
     client.heard()
-    monkeypatch.setattr(client.protocol.session.reception._decoder.__class__, "feed", fault)
+    monkeypatch.setattr(type(client.protocol.engine.message), "feed", fault)
     assert client.say("text") == "421 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls[-1] == "sink.abort"
     assert client.guard.delivery.messages == []
@@ -500,7 +499,7 @@ def test_a_fault_that_would_come_again_and_again_ends_the_session(
     client = Guard().greeted()
     client.say(*ENVELOPE)
     client.heard()
-    monkeypatch.setattr(client.protocol._lines, "next_line", fault)
+    monkeypatch.setattr(lines, "execute", fault)
     assert codes(client.say("NOOP", "NOOP")) == [451, 421]
     assert failures == [Fault, Fault]
     failures.clear()
@@ -515,7 +514,7 @@ def test_a_fault_of_ours_behind_a_deferred_does_not_leave_the_session_hanging(
     client = guard.greeted()
     client.say(*ENVELOPE)
     client.heard()
-    monkeypatch.setattr(type(client.protocol.session), "account", fault)
+    monkeypatch.setattr(counts, "account", fault)
     answer.callback(Reply(550, "5.1.1", ("No such user",)))
     assert client.transport.aborted
     assert guard.factory.connections == 0
@@ -532,7 +531,7 @@ def test_a_fault_of_ours_behind_a_deferred_is_a_451(
     guard.delivery.answers["recipient"] = lambda _: answer
     client = guard.greeted()
     client.say(ENVELOPE[0])
-    monkeypatch.setattr(envelope, "_recipient_answered", fault)
+    monkeypatch.setattr(envelope, "_answered", fault)
     client.say(ENVELOPE[1])
     client.heard()
     answer.callback(None)
@@ -615,7 +614,7 @@ def test_a_session_that_does_not_read_is_told_behind_what_is_due() -> None:
     client.heard()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._output.congested
+    assert client.protocol.congested
     client.guard.factory.drain()
     client.transport.reads = True
     client.transport.drain()

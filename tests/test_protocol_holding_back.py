@@ -8,6 +8,8 @@ import pytest
 from fakes import Conversation, Guard, codes
 from twisted.internet.defer import Deferred
 
+from twisted_smtpguard.engine.engine import HELD_BY_OUTPUT
+
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
 OK = "250 2.0.0 OK\r\n"
 
@@ -26,8 +28,13 @@ def paused(client: Conversation) -> bool:
 
 def held(client: Conversation) -> int:
     """Octets of this connection that lie in the guard, in either direction."""
-    output = client.protocol._output
-    return len(client.protocol._buffer) + output.waiting_octets + output.queued_octets
+    return len(client.protocol.engine.buffer) + waiting_octets(client)
+
+
+def waiting_octets(client: Conversation) -> int:
+    """Of replies that the client has not made room for."""
+    backlog = client.protocol._backlog
+    return 0 if backlog is None else len(backlog._waiting)
 
 
 # Order.
@@ -131,10 +138,10 @@ def test_deferreds_of_pipelined_commands_are_answered_one_after_another_in_order
 @pytest.mark.parametrize("hook", STEPS)
 def test_while_a_hook_is_pending_input_is_read_until_64_kib_wait(hook: str) -> None:
     client, _, _ = waiting(hook)
-    while len(client.protocol._buffer) < 65536:
+    while len(client.protocol.engine.buffer) < 65536:
         assert not paused(client)
         client.send(b"x" * 4096)
-    assert len(client.protocol._buffer) == 65536
+    assert len(client.protocol.engine.buffer) == 65536
     assert paused(client)
 
 
@@ -175,7 +182,7 @@ def test_what_arrived_with_a_held_write_is_bounded_by_one_arrival() -> None:
     client.say(*ENVELOPE, "DATA")
     client.send(b"x" * 65536)
     assert paused(client)
-    assert len(client.protocol._buffer) < 65536
+    assert len(client.protocol.engine.buffer) < 65536
 
 
 def test_max_input_buffer_0_reads_on() -> None:
@@ -194,7 +201,7 @@ def test_past_16_kib_of_unread_replies_no_further_command_is_executed() -> None:
     client.transport.reads = False
     client.say(*["RCPT TO:<b@guard.example>"] * 2000)
     executed = guard.delivery.calls.count("recipient")
-    assert 16384 <= client.protocol._output.waiting_octets < 2 * 16384
+    assert 16384 <= waiting_octets(client) < 2 * 16384
     client.say(*["RCPT TO:<b@guard.example>"] * 2000)
     assert guard.delivery.calls.count("recipient") == executed
     assert paused(client)
@@ -240,7 +247,7 @@ def test_max_output_buffer_0_executes_on() -> None:
     client.transport.reads = False
     client.send(b"NOOP\r\n" * 10_000)
     assert not paused(client)
-    assert client.protocol._buffer == b""
+    assert client.protocol.engine.buffer == b""
     assert reads_again(client) == OK * 10_000
 
 
@@ -290,7 +297,7 @@ def not_reading(**limits: Any) -> Conversation:
     client.heard()
     client.transport.reads = False
     for _ in range(10_000):
-        if client.protocol._output.congested:
+        if client.protocol.congested:
             return client
         client.send(RCPT)
         client.guard.clock.advance(0)
@@ -299,12 +306,12 @@ def not_reading(**limits: Any) -> Conversation:
 
 def test_lone_commands_of_a_client_that_never_reads_are_not_carried_out() -> None:
     client = not_reading()
-    accepted = len(client.protocol.session.recipients)
-    waiting_octets = client.protocol._output.waiting_octets
+    accepted = len(client.protocol.engine.recipients)
+    waiting = waiting_octets(client)
     for _ in range(1000):
         client.send(RCPT)
-    assert len(client.protocol.session.recipients) == accepted
-    assert client.protocol._output.waiting_octets == waiting_octets
+    assert len(client.protocol.engine.recipients) == accepted
+    assert waiting_octets(client) == waiting
 
 
 def test_a_client_that_takes_its_replies_slowly_is_not_waited_for_meanwhile() -> None:
@@ -312,19 +319,18 @@ def test_a_client_that_takes_its_replies_slowly_is_not_waited_for_meanwhile() ->
     for _ in range(20):
         client.guard.clock.advance(5)
         client.transport.take(1000)
-        assert client.protocol.end_reason == "lost", "it was cut off"
+        assert client.protocol.engine.end_reason == "lost", "it was cut off"
 
 
 def test_a_lone_command_waits_where_there_is_no_room_since_the_end_of_a_turn() -> None:
     client = Guard().greeted()
     client.say(ENVELOPE[0])
     client.heard()
-    client.protocol._output.congested = True
+    client.protocol.engine.held = HELD_BY_OUTPUT
     client.send(RCPT)
-    assert client.protocol.session.recipients == []
-    client.protocol._output.congested = False
-    client.protocol.output_drained()
-    assert client.protocol.session.recipients == ["b@guard.example"]
+    assert client.protocol.engine.recipients == []
+    client.protocol.engine.drained()
+    assert client.protocol.engine.recipients == ["b@guard.example"]
 
 
 def test_a_chunk_that_is_complete_as_it_stands_ends_a_session_that_is_to_end() -> None:

@@ -103,7 +103,7 @@ async def test_a_client_that_half_closes_while_the_delivery_thinks_gets_its_answ
     await client.says(MESSAGE)
     client.half_close()
     (protocol,) = guard.protocols
-    await guard.until(lambda: protocol._peer_closed)
+    await guard.until(lambda: protocol.engine.input_ended)
     verdict.callback(None)
     assert await client.hears_the_end() == "FIN"
     assert codes(client.heard.decode()) == [250, 250, 354, 250]
@@ -167,12 +167,12 @@ async def test_a_client_that_does_not_read_is_reset_by_the_write_timeout(guard: 
 
     def stuffed() -> bool:
         client.send(b"HELP\r\n" * 1000)
-        return bool(protocol._paused)
+        return bool(protocol.engine.paused)
 
     await guard.until(stuffed)
     guard.clock.advance(300)
     await nobody_is_left(guard)
-    assert protocol.end_reason == "write_timeout"
+    assert protocol.engine.end_reason == "write_timeout"
     assert await client.hears_the_end() == "RST"
     await a_fresh_client_gets_in(guard)
 

@@ -48,7 +48,7 @@ def passes(client: Conversation, seconds: float) -> str:
 
 
 def reason(client: Conversation) -> str:
-    return str(client.protocol.end_reason)
+    return str(client.protocol.engine.end_reason)
 
 
 # Read timeout: commands.
@@ -273,7 +273,7 @@ def test_a_client_that_does_not_read_its_last_line_is_aborted_too() -> None:
     client = guard.greeted()
     client.transport.reads = False
     client.say("WHAT")
-    assert client.protocol.end_reason == "max_invalid_commands"
+    assert client.protocol.engine.end_reason == "max_invalid_commands"
     guard.clock.advance(299.9)
     assert not client.transport.lost
     assert guard.factory.connections == 1
@@ -443,7 +443,7 @@ def test_the_session_time_ends_a_session_that_waits_for_nothing_but_its_client_t
     client.heard()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
-    assert client.protocol._output.congested
+    assert client.protocol.congested
     client.guard.clock.advance(100)
     client.transport.reads = True
     client.transport.drain()
@@ -528,9 +528,9 @@ def test_a_finish_whose_client_is_gone_still_has_its_time_and_no_more() -> None:
     client.disconnect()
     assert client.guard.factory.connections == 0
     client.guard.clock.advance(299.9)
-    assert client.guard.factory.site.orphans == 1
+    assert client.guard.factory.context.orphans == 1
     client.guard.clock.advance(A_MOMENT)
-    assert client.guard.factory.site.orphans == 0
+    assert client.guard.factory.context.orphans == 0
     assert client.guard.factory.statistics.refusals == {"delivery_timeout": 1}
     assert_nothing_is_left(client.guard)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.wire.proxyheader import (
+from twisted_smtpguard.engine.proxyheader import (
     MAX_BINARY_OCTETS,
     MAX_LINE_OCTETS,
     HeaderError,

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import twisted_smtpguard
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard import replies
+from twisted_smtpguard.limits.limits import Limits
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

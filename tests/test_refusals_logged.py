@@ -101,12 +101,12 @@ def test_a_refusal_is_logged_with_its_reason_and_its_limit(
 
     def reject(peer: str, reason: str, **fields: Any) -> None:
         fields["code"] = fields.pop("reply").code
-        assert (peer, fields.pop("session")) == ("192.0.2.1", client.protocol.session.name)
+        assert (peer, fields.pop("session")) == ("192.0.2.1", client.protocol.engine.name)
         names = ("code", "limit", "value", "command", "parameter", "sender", "recipient")
         logged.append(" ".join([reason, *(f"{name}={fields[name]}" for name in names if fields[name])]))
 
     client = guard.greeted()
-    guard.factory.site.events.reject = reject  # type: ignore[method-assign]
+    guard.factory.context.events.reject = reject  # type: ignore[method-assign]
     client.say(*lines)
     assert logged[-1] == refusal
 
@@ -124,7 +124,7 @@ def test_what_may_be_a_password_is_no_kind_of_command(lines: tuple[str, ...]) ->
     """A client that does not heed the reply to its AUTH goes on with its credentials."""
     client = Guard().greeted()
     commands: list[str] = []
-    client.guard.factory.site.events.reject = (  # type: ignore[method-assign]
+    client.guard.factory.context.events.reject = (  # type: ignore[method-assign]
         lambda *_, command, **__: commands.append(command)
     )
     client.say(*lines, "NOOP", "BREW")

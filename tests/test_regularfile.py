@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twisted_smtpguard.regularfile import open_regular
+from twisted_smtpguard.inputs.regularfile import open_regular
 
 
 def test_a_file_and_a_link_to_one_are_opened(tmp_path: Path) -> None:

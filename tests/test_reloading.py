@@ -128,7 +128,7 @@ def test_a_switch_that_raises_keeps_no_other_from_changing_nor_the_next_reload()
 
 def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing() -> None:
     guard = service(Reloadable(Deferred), Reloadable())
-    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    clock: Clock = guard.factory.context.seconds.__self__  # type: ignore[attr-defined]
     for _ in range(2):
         done = guard.reload()
         clock.advance(119)
@@ -146,7 +146,7 @@ def test_one_that_never_answers_has_two_minutes_and_keeps_no_other_from_changing
 def test_a_stop_gives_up_a_reload_that_hangs_and_the_next_start_knows_nothing_of_it() -> None:
     hanging = Reloadable(Deferred)
     guard = service(hanging, Reloadable())
-    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    clock: Clock = guard.factory.context.seconds.__self__  # type: ignore[attr-defined]
     guard.startService()
     waiting = [guard.reload() for _ in range(3)]
     with capturedLogs() as events:
@@ -248,7 +248,7 @@ def test_a_filter_that_does_not_stop_has_five_seconds() -> None:
             return Deferred()
 
     guard = service(Hanging())
-    clock: Clock = guard.factory.site.seconds.__self__  # type: ignore[attr-defined]
+    clock: Clock = guard.factory.context.seconds.__self__  # type: ignore[attr-defined]
     guard.startService()
     stopped: list[object] = []
     guard.stopService().addBoth(stopped.append)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_pages import assert_rows
 
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.commands import COMMANDS
-from twisted_smtpguard.smtp.replies import Entry, Reply
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.replies import Entry, Reply
 
 CATALOGUE = list(replies.catalogue())
 each_entry = pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.sasl import MECHANISMS, Login, decode_initial, decode_response, parse_auth
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.smtp.sasl import MECHANISMS, Login, decode_initial, decode_response, parse_auth
+from twisted_smtpguard.replies import Reply
 
 
 def outcome(mechanism: str, initial: bytes | None, *responses: bytes) -> Login | list[bytes] | Reply:

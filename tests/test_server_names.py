@@ -26,8 +26,8 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard import CertificateFiles
-from twisted_smtpguard.tap import make_service
-from twisted_smtpguard.wire.servernames import look_up, read_names
+from twisted_smtpguard.cli.options import make_service
+from twisted_smtpguard.tls.names import look_up, read_names
 
 ROOT = authority("root")
 MIDDLE = authority("middle", ROOT, 2)

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard import AcceptedDomains, SmtpDelivery, SMTPGuardService, UpstreamOptions
 from twisted_smtpguard.testing import Clients
-from twisted_smtpguard.wire.listener import Listener
+from twisted_smtpguard.transport.listener import Listener
 
 ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 STOPPING = b"421 4.3.2 Server shutting down\r\n"
@@ -64,7 +64,7 @@ def stop(guard: Loopback) -> list[object]:
 
 async def told(guard: Loopback) -> None:
     """Until the sessions have heard of the stop."""
-    await guard.until(lambda: guard.factory.site.draining)
+    await guard.until(lambda: guard.factory.context.draining)
 
 
 def listens(port: int) -> bool:

@@ -6,8 +6,8 @@ import pytest
 from fakes import FakeDelivery, Guard, codes, refusal
 from test_commands import delivery_without_nobody
 
-from twisted_smtpguard.smtp.commands import COMMANDS
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import Turn, dialogue
 
 UNKNOWN = "500 5.5.1 Command not recognized"

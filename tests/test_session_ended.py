@@ -65,7 +65,7 @@ def leave(client: Conversation) -> None:
 
 
 def cut_off(client: Conversation) -> None:
-    client.protocol.shut_down(now=True)
+    client.protocol.engine.shut_down(now=True)
 
 
 def drain(client: Conversation) -> None:
@@ -177,7 +177,7 @@ def test_each_session_is_told_of_by_its_own_name() -> None:
     clients = [guard.greeted() for _ in range(3)]
     for client in clients:
         client.send(LINES["begin"])
-    names = [client.protocol.session.name for client in clients]
+    names = [client.protocol.engine.name for client in clients]
     for number in (1, 0, 2):
         clients[number].say("QUIT")
     assert guard.delivery.ended == [names[1], names[0], names[2]]
@@ -202,9 +202,9 @@ def test_what_it_raises_is_logged_and_nothing_else_comes_of_it(
     outcome: str, end: Callable[[Conversation], None]
 ) -> None:
     client = ready("recipient", outcome)
-    client.guard.factory.site.delivery = client.guard.delivery = RaisingDelivery(
-        client.guard.delivery.outcome
-    )
+    context = client.guard.factory.context
+    context.delivery = client.guard.delivery = RaisingDelivery(client.guard.delivery.outcome)
+    context.begin, context.session_ended = context.delivery.begin, context.delivery.session_ended
     client.send(LINES["begin"] if client.guard.delivery.transactions == [] else b"")
     client.say("RSET")
     client.send(LINES["begin"] + LINES["recipient"])

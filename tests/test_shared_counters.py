@@ -12,7 +12,7 @@ from tellingstore import FAILED, Store, each_fault, each_way, fails, guard_with,
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.interfaces import TRUST
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.units import Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 CLOSING = "421 4.3.0 Internal error, try again later\r\n"

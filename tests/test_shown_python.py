@@ -74,7 +74,7 @@ def clients_of(names: dict[str, Any], service: SMTPGuardService) -> Clients:
 
 def test_nobody_is_let_in_during_the_pause_that_is_shown(tmp_path: Path) -> None:
     names, (service,) = run_examples(SHUTDOWN, tmp_path)
-    assert service.factory.site.limits.shutdown_grace == 120
+    assert service.factory.context.limits.shutdown_grace == 120
     middle: Deferred[None] = Deferred()
     names["middle"] = middle
     (block,) = python_of(SHUTDOWN)
@@ -104,7 +104,7 @@ def test_the_portal_that_is_shown_is_asked_to_let_in_nobody_and_users(tmp_path: 
     realm = names["portal"].realm
     mail = "MAIL FROM:<a@b.example>"
     assert clients_of(names, first).greeted().codes(mail)[-1] == 250
-    second.factory.site.auth_without_tls = True
+    second.factory.context.auth_without_tls = True
     assert clients_of(names, second).greeted().codes(auth("secret"), mail)[-2:] == [235, 250]
     assert [entry[1] for entry in realm.notebook.seen if entry[0] == "login"] == [(), b"bob"]
 

@@ -11,7 +11,7 @@ from twisted.logger import capturedLogs
 
 from twisted_smtpguard.delivery.spool import MAX_HELD_OCTETS, Discarded, Spool
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE
+from twisted_smtpguard.replies import INSUFFICIENT_STORAGE
 
 
 class Recorder:

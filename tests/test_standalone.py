@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
 
-from twisted_smtpguard.standalone import StandaloneService
+from twisted_smtpguard.service.standalone import StandaloneService
 
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *IGNORED)
@@ -88,7 +88,7 @@ async def test_sighup_is_handled_before_it_says_that_it_listens(monkeypatch: pyt
     guard = service()
     at_listening: list[object] = []
     monkeypatch.setattr(
-        guard.factory.site.events,
+        guard.factory.context.events,
         "listening",
         lambda *_: at_listening.append(signal.getsignal(signal.SIGHUP)),
     )
@@ -143,7 +143,7 @@ async def test_a_stop_that_fails_gives_sighup_back_too(monkeypatch: pytest.Monke
     def stopped() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(guard.factory.site.events, "stopped", stopped)
+    monkeypatch.setattr(guard.factory.context.events, "stopped", stopped)
     with pytest.raises(ZeroDivisionError):
         await guard.stopService()
     assert signal.getsignal(signal.SIGHUP) is before_the_start
@@ -151,7 +151,7 @@ async def test_a_stop_that_fails_gives_sighup_back_too(monkeypatch: pytest.Monke
 
 @pytest_twisted.ensureDeferred
 async def test_where_there_is_no_sighup_none_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twisted_smtpguard.process.SIGHUP", None)
+    monkeypatch.setattr("twisted_smtpguard.service.process.SIGHUP", None)
     guard = service()
     guard.startService()
     assert signal.getsignal(signal.SIGHUP) is before_the_start

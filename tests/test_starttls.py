@@ -12,7 +12,7 @@ from loopback import Loopback
 from tlsclient import TLSClient
 from twisted.logger import capturedLogs
 
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.tls.files import CertificateFiles
 
 INJECTED = b"421 4.7.0 Protocol error: input after STARTTLS\r\n"
 ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
@@ -40,7 +40,7 @@ def test_without_a_certificate_starttls_is_an_unknown_command() -> None:
     assert "STARTTLS" not in client.say("EHLO client.example")
     assert client.say("STARTTLS") == "500 5.5.1 Command not recognized\r\n"
     assert client.say("STARTTLS x") == "500 5.5.1 Command not recognized\r\n"
-    assert client.protocol.session.conduct.invalid_commands == 2
+    assert client.protocol.engine.invalid_commands == 2
 
 
 @pytest_twisted.ensureDeferred
@@ -201,10 +201,10 @@ async def test_a_client_that_never_reads_is_held_back_and_cut_off_at_the_write_t
     for _ in range(2000):
         client.send(b"NOOP\r\n" * 1000)
         await guard.turn()
-        if protocol._output.congested:
+        if protocol.congested:
             break
-    assert protocol._output.congested
-    assert protocol._output.waiting_octets < 64 * 1024
+    assert protocol.congested
+    assert len(protocol._backlog._waiting) < 64 * 1024
     guard.clock.advance(20.1)
     await guard.until(lambda: guard.factory.connections == 0)
     assert guard.factory.statistics.refusals == {"write_timeout": 1}
@@ -287,7 +287,7 @@ async def test_a_stop_within_the_handshake_is_told_under_tls() -> None:
 
 def test_tls_waits_until_what_was_said_in_clear_has_been_taken() -> None:
     guard = Guard(max_invalid_commands=0)
-    guard.factory.site.starttls = True
+    guard.factory.context.starttls = True
     client = guard.connect()
     begun: list[bytes] = []
     client.transport.startTLS = lambda tls: begun.append(client.transport.value())  # type: ignore[attr-defined]
@@ -304,7 +304,7 @@ def test_tls_waits_until_what_was_said_in_clear_has_been_taken() -> None:
 
 def test_who_sends_before_it_has_taken_the_220_is_told_so() -> None:
     guard = Guard()
-    guard.factory.site.starttls = True
+    guard.factory.context.starttls = True
     client = guard.connect()
     client.heard()
     client.transport.reads = False
@@ -322,7 +322,7 @@ async def test_in_a_crowd_whose_replies_leave_together_none_leaves_in_clear_behi
     clients = [TLSClient(guard) for _ in range(6)]
     for client in clients:
         await client.hears(b"220 ")
-    while not guard.factory.output_rules.together._crowded:
+    while not guard.factory.output_rules.batcher._crowded:
         for client in clients:
             client.send(b"NOOP\r\n")
         for client in clients:

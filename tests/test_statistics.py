@@ -7,7 +7,7 @@ import json
 import attrs
 import pytest
 
-from twisted_smtpguard.statistics import Statistics
+from twisted_smtpguard.log.statistics import Statistics
 
 
 def test_a_new_guard_has_counted_nothing() -> None:

@@ -11,8 +11,8 @@ from test_transaction import LINES, pending, ready_for
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
+from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
 
 SHUTTING_DOWN = "421 4.3.2 Server shutting down\r\n"
 ACCEPTED = "250 2.0.0 Message accepted\r\n"

@@ -36,8 +36,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.logger import LogEvent, globalLogPublisher
 
-from twisted_smtpguard.standalone import StandaloneService
-from twisted_smtpguard.systemd import notify
+from twisted_smtpguard.service.standalone import StandaloneService
+from twisted_smtpguard.service.systemd import notify
 
 UNITS = ROOT / "docs" / "examples" / "systemd"
 SERVICE = UNITS / "twisted-smtpguard.service"
@@ -104,7 +104,7 @@ def test_where_systemd_has_not_asked_it_is_told_nothing(
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
-    monkeypatch.delattr("twisted_smtpguard.systemd.socket.socket")
+    monkeypatch.delattr("twisted_smtpguard.service.systemd.socket.socket")
     notify("A=1")
 
 

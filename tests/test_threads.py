@@ -5,7 +5,7 @@ from __future__ import annotations
 from manual_threads import ManualThreads
 from twisted.internet.defer import CancelledError, Deferred
 
-from twisted_smtpguard.threads import OneThread
+from twisted_smtpguard.hooks.threads import OneThread
 
 
 def settled(deferred: Deferred[object]) -> list[object]:

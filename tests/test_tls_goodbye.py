@@ -17,8 +17,8 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.ssl import PrivateCertificate
 
 from twisted_smtpguard import Limits
-from twisted_smtpguard.service import SMTPGuardService
-from twisted_smtpguard.wire.tls import CertificateFiles
+from twisted_smtpguard.service.service import SMTPGuardService
+from twisted_smtpguard.tls.files import CertificateFiles
 
 ENVELOPE = b"EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<b@c.example>\r\n"
 MESSAGE = ENVELOPE + b"DATA\r\nx\r\n.\r\n"
@@ -45,7 +45,7 @@ def started(way: str, **limits: Any) -> Loopback:
             guard.clock, [endpoint], FakeDelivery(), hostname="guard.example", limits=Limits(**limits)
         )
         guard.factory = guard.service.factory
-        guard.delivery = guard.factory.site.delivery
+        guard.delivery = guard.factory.context.delivery
     guard.start()
     return guard
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
 from twisted_smtpguard.interfaces import Client, Path, Peer
-from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
 
 PEER = Peer(IPv4Address("192.0.2.1"), 4000, None, None, tls=False, proxied=False)
 CLIENT = Client(PEER, "s7", "client.example", "ESMTP", None, trusted=False)

@@ -10,7 +10,7 @@ from strictdelivery import LATER, NOW, Pending, StrictDelivery
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 
 LINES = {
     "begin": b"MAIL FROM:<a@b.example>\r\n",
@@ -311,7 +311,7 @@ def test_a_finish_that_succeeds_in_answer_to_its_cancellation_is_accepted() -> N
 def test_a_message_that_becomes_safe_after_its_451_is_logged_as_late() -> None:
     client = ready_for("finish", "stubborn", delivery_timeout=30)
     events: list[dict[str, Any]] = []
-    client.guard.factory.site.events.accept = lambda *names, **fields: events.append(fields)  # type: ignore[method-assign]
+    client.guard.factory.context.events.accept = lambda *names, **fields: events.append(fields)  # type: ignore[method-assign]
     client.send(LINES["finish"])
     client.guard.clock.advance(31)
     assert client.heard() == TIMED_OUT

@@ -9,13 +9,13 @@ from unittest.mock import patch
 import pytest
 from twisted.internet.task import Clock
 
-from twisted_smtpguard import trimming
-from twisted_smtpguard.tap import Options, make_service
+from twisted_smtpguard.cli.options import Options, make_service
+from twisted_smtpguard.service import trimming
 
 # Blocks of an arrival, each with something small behind it that stays.
 HOLES = """
 import os, sys
-from twisted_smtpguard.trimming import trim
+from twisted_smtpguard.service.trimming import trim
 
 def resident():
     with open("/proc/self/statm") as statm:

@@ -13,8 +13,8 @@ from twisted.internet.defer import succeed
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import PASS, TRUST, Peer, Verdict, refuse
-from twisted_smtpguard.limits import Limits, dry_runnable
-from twisted_smtpguard.units import Rate
+from twisted_smtpguard.limits.limits import Limits, dry_runnable
+from twisted_smtpguard.limits.units import Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
@@ -205,7 +205,7 @@ def test_the_delivery_and_the_log_are_told_whether_a_client_is_trusted(
     assert client.guard.delivery.messages[0].client.trusted is trusted
     word = " trusted=true" if trusted else ""
     assert log.take("connect") == [
-        f"connect session={client.protocol.session.name} peer={host}{word} port=4711"
+        f"connect session={client.protocol.engine.name} peer={host}{word} port=4711"
     ]
 
 

@@ -9,8 +9,8 @@ from commandline import parsed
 from documents import DOCS, ROOT, options
 from test_docs import NAMES
 
-from twisted_smtpguard import service
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.service import service
 
 PAGE = DOCS / "how-to" / "tune-for-a-busy-mx.md"
 TEXT = PAGE.read_text()

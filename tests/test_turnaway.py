@@ -13,10 +13,10 @@ from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import ISSLTransport
 from zope.interface import directlyProvides
 
-from twisted_smtpguard.smtp.replies import TOO_MANY_CONNECTIONS
-from twisted_smtpguard.smtp.session import Session
-from twisted_smtpguard.wire.peers import peer_name
-from twisted_smtpguard.wire.turnaway import TurnAway
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.replies import TOO_MANY_CONNECTIONS
+from twisted_smtpguard.transport.peers import peer_name
+from twisted_smtpguard.transport.turnaway import TurnAway
 
 FULL = b"421 4.7.0 Too many connections, try again later\r\n"
 
@@ -59,8 +59,8 @@ def test_a_refused_connection_has_no_session_and_its_address_is_not_parsed(
     def no(*_: object) -> None:
         raise AssertionError("not for a refused connection")
 
-    monkeypatch.setattr(Session, "__init__", no)
-    monkeypatch.setattr("twisted_smtpguard.wire.peers.ipaddress.ip_address", no)
+    monkeypatch.setattr(Engine, "__init__", no)
+    monkeypatch.setattr("twisted_smtpguard.transport.peers.ipaddress.ip_address", no)
     assert guard.connect().transport.lost
 
 

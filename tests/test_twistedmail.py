@@ -299,7 +299,7 @@ def test_the_logout_follows_a_pending_end_of_a_message(leave: str) -> None:
     if leave == "disconnect":
         client.disconnect()
     else:
-        client.protocol.shut_down(now=True)
+        client.protocol.engine.shut_down(now=True)
     assert "logout" not in notebook.calls()
     late.fire()
     assert notebook.calls()[-2:] == ["eom", "logout"]
@@ -327,7 +327,9 @@ def test_a_login_that_fails_refuses_the_sender_and_the_next_mail_tries_again(ans
 def test_a_portal_that_lets_nobody_in_says_so() -> None:
     notebook = Notebook()
     client = guarded(notebook)
-    client.guard.factory.site.delivery = TwistedMailDelivery(Portal(Realm(notebook, factories=True)), HOST)
+    context = client.guard.factory.context
+    context.delivery = TwistedMailDelivery(Portal(Realm(notebook, factories=True)), HOST)
+    context.begin = context.delivery.begin
     client.say(HELLO)
     assert client.say(ENVELOPE[0]) == "550 5.0.0 Unauthenticated senders not allowed\r\n"
 
@@ -362,7 +364,9 @@ def test_a_portal_that_lets_nobody_in_without_a_password_lets_users_in() -> None
     notebook = Notebook()
     client = guarded(notebook)
     realm = Realm(notebook, factories=True)
-    client.guard.factory.site.delivery = TwistedMailDelivery(Portal(realm, [users()]), HOST)
+    context = client.guard.factory.context
+    context.delivery = TwistedMailDelivery(Portal(realm, [users()]), HOST)
+    context.begin = context.delivery.begin
     client.say(HELLO)
     assert client.codes(ENVELOPE[0], AUTH, *ENVELOPE) == [550, 235, 250, 250]
 
@@ -569,7 +573,7 @@ def test_a_line_of_64_kib_may_end_in_two_pieces() -> None:
     transaction: list[Any] = []
     client = greeted(notebook, "delivery")
     client.say(*MESSAGE[:2])
-    Deferred.fromCoroutine(client.protocol.session.transaction._mail.data()).addCallback(transaction.append)
+    Deferred.fromCoroutine(client.protocol.engine.mail.data()).addCallback(transaction.append)
     (sink,) = transaction
     for data in (b"y" * 65_535, b"y", b"\r", b"\n"):
         sink.write(data)

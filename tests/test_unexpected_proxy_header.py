@@ -19,7 +19,7 @@ UNKNOWN = b"PROXY UNKNOWN\r\n"
 def logged(guard: Clients) -> list[tuple[str, str, dict[str, Any]]]:
     """Every refusal from now on."""
     lines: list[tuple[str, str, dict[str, Any]]] = []
-    guard.factory.site.events.reject = (  # type: ignore[method-assign]
+    guard.factory.context.events.reject = (  # type: ignore[method-assign]
         lambda peer, reason, **fields: lines.append((peer, reason, fields))
     )
     return lines

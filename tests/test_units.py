@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.units import (
+from twisted_smtpguard.limits.units import (
     NO_RATE,
     Rate,
     format_octets,

@@ -6,15 +6,15 @@ import pytest
 from mailserver import KEYWORDS, Behind, MailServer
 from twisted.logger import capturedLogs, formatEvent
 
+from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Path, Refused
-from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.testing import Conversation
-from twisted_smtpguard.upstream.envelope import mail_command
 from twisted_smtpguard.upstream.hello import Hello
+from twisted_smtpguard.upstream.mailcommands import mail_command
 
 MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"
 QUEUED = "250 2.0.0 Queued as 4711"
-UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
+UNSUITABLE = "451 4.3.5 Upstream server cannot be used as configured, try again later"
 
 
 # EHLO.
@@ -131,7 +131,7 @@ def test_a_connection_whose_server_may_wait_for_a_message_or_not_is_not_used_aga
     behind = Behind(server)
     client = behind.greeted()
     heard = client.say(MAIL, RCPT, "DATA").splitlines()[-1]
-    assert heard == "451 4.5.0 Mail server behind gave no proper answer, try again later"
+    assert heard == "451 4.5.0 Upstream server sent an invalid reply, try again later"
     assert server.open_links == []
     # What is not said politely either: QUIT might be the message.
     assert server.links[0].heard[-1] == "DATA"

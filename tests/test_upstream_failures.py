@@ -11,10 +11,10 @@ from twisted.logger import capturedLogs
 CONNECT, TIMEOUT, VERDICT, RETRY = 10.0, 60.0, 280.0, 5.0
 """Time limits in seconds, as they are by default."""
 
-UNAVAILABLE = "451 4.4.1 Mail server behind is not available, try again later"
-LOST = "451 4.4.2 Mail server behind closed the connection, try again later"
-TIMED_OUT = "451 4.4.2 Mail server behind did not answer in time, try again later"
-GARBLED = "451 4.5.0 Mail server behind gave no proper answer, try again later"
+UNAVAILABLE = "451 4.4.1 Upstream server unavailable, try again later"
+LOST = "451 4.4.2 Upstream server closed the connection, try again later"
+TIMED_OUT = "451 4.4.2 Upstream server did not answer in time, try again later"
+GARBLED = "451 4.5.0 Upstream server sent an invalid reply, try again later"
 
 
 def endless(link: Link, line: str) -> None:

@@ -395,8 +395,8 @@ class Wilderness:
         assert len(self.server.open_links) + self.server.connecting <= self.connections
         assert 0 <= self.pool.in_use <= self.connections
         if self.pool._waiting:
-            assert not self.pool._is_available()
-            assert not self.pool._parked or self.pool._leaving or self.pool._has_place()
+            assert not self.pool._can_try()
+            assert not self.pool._parked or self.pool._closing or self.pool._has_place()
         if not self.server.badness:
             assert self.pool._health.down is None
         now = self.clock.seconds()
@@ -491,7 +491,7 @@ def test_who_waits_is_served_in_the_order_of_coming(seeds: range) -> None:
                 client = served.pop(chance.randrange(len(served)))
                 chance.choice([client.disconnect, lambda client=client: client.say("RSET")])()
             behind.clock.pump([LINKS] * chance.choice([5, 100]))
-            while behind.proxy._pool._tries:
+            while behind.proxy._pool._places_held:
                 # Who is tried for is being served, and may have to wait again.
                 behind.clock.advance(LINKS)
             answers = [client.heard()[:4] for client in waiting]

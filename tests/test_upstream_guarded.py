@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from twisted_smtpguard.interfaces import Path
-from twisted_smtpguard.smtp.replies import UPSTREAM_LOST
+from twisted_smtpguard.replies import UPSTREAM_LOST
 from twisted_smtpguard.upstream.connection import Connection
 
 FORGED = ["EHLO x\r\nMAIL FROM:<a@b>", "EHLO x\nQUIT", "EHLO x\rQUIT", "EHLO x\0"]
@@ -32,7 +32,7 @@ def test_nor_is_it_where_python_leaves_out_assertions() -> None:
     program = f"""
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted_smtpguard.smtp.replies import UPSTREAM_LOST
+from twisted_smtpguard.replies import UPSTREAM_LOST
 from twisted_smtpguard.upstream.connection import Connection
 connection, transport = Connection(Clock(), lambda _: None), StringTransport()
 connection.makeConnection(transport)
@@ -51,7 +51,7 @@ def test_two_answers_are_not_waited_for_at_once() -> None:
     connection = Connection(Clock(), lambda _: None)
     connection.makeConnection(StringTransport())
     connection.answer(60).addErrback(lambda _: None)
-    with pytest.raises(RuntimeError, match="an answer is waited for already"):
+    with pytest.raises(RuntimeError, match="this connection already waits for a reply"):
         connection.answer(60)
     connection.end(UPSTREAM_LOST)
 

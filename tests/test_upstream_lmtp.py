@@ -49,7 +49,7 @@ def test_a_server_s_words_and_a_client_s_addresses_stand_escaped_in_the_log_of_m
     (line,) = [formatEvent(event) for event in events if event.get("event") == "mixed_verdicts"]
     assert re.fullmatch("[ -~]+", line)
     assert line.endswith(
-        r" code=554 recipients=2 refused=1 a message was accepted for some and refused for others: "
+        r" code=554 recipients=2 refused=1 a message was accepted for some recipients and refused for others: "
         r"<j\xf6rg@example.org> 552 5.2.2 full\x1b[2J\x00\u2028reject peer=192.0.2.9 caf\xe9; "
         r"<1@example.org> 250 2.0.0 one"
     )

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, eventAsJSON, formatEvent
 
 from twisted_smtpguard.delivery.smtp import SmtpDelivery
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.notices import MAX_LINES, MAX_VERDICTS_SHOWN, Notices
 
 TOLD = Reply(554, "5.3.0", ("Told",))
@@ -38,7 +38,7 @@ def test_a_mixed_verdict_tells_first_who_does_not_have_the_message(log: Log) -> 
     log.notices.mixed("s1", TOLD, [("a@x", SAVED), ("b@x", FULL), ("c@x", SAVED)])
     assert log.line == (
         "mixed_verdicts upstream=smtp:tcp:mx.example:25 session=s1 code=554 recipients=3 refused=1 "
-        "a message was accepted for some and refused for others: "
+        "a message was accepted for some recipients and refused for others: "
         "<b@x> 552 5.2.2 Full; <a@x> 250 2.0.0 Saved; <c@x> 250 2.0.0 Saved"
     )
 

@@ -6,57 +6,57 @@ import pytest
 from mailserver import Behind, Link, MailServer
 from twisted.internet.task import Clock
 
+from twisted_smtpguard.upstream.extensions import OfferedExtensions
 from twisted_smtpguard.upstream.hello import Hello
-from twisted_smtpguard.upstream.offering import Offering
 
 ALL = Hello({"8BITMIME": "", "DSN": "", "SIZE": "1000", "XCLIENT": "ADDR"})
 LESS = Hello({"8BITMIME": "", "SIZE": "500"})
 
 
 def test_what_the_server_says_last_is_offered() -> None:
-    offering = Offering(Clock())
+    offering = OfferedExtensions(Clock())
     assert offering.hello.keywords == {}
     for hello in (ALL, LESS, ALL):
-        offering.heard(hello)
+        offering.update(hello)
         assert offering.hello == hello
 
 
 def test_what_one_client_is_not_offered_is_offered_to_no_other_for_an_hour() -> None:
     clock = Clock()
-    offering = Offering(clock)
-    offering.heard(ALL)
-    offering.heard(LESS, by_client=True)
+    offering = OfferedExtensions(clock)
+    offering.update(ALL)
+    offering.update(LESS, by_client=True)
     assert offering.hello == LESS
     clock.advance(3599)
     for by_client in (False, True):
-        offering.heard(ALL, by_client=by_client)
+        offering.update(ALL, by_client=by_client)
         assert "DSN" not in offering.hello
         assert offering.hello.size == 1000
     clock.advance(1)
-    offering.heard(ALL)
+    offering.update(ALL)
     assert offering.hello == ALL
 
 
 def test_what_is_new_to_us_too_is_offered() -> None:
-    offering = Offering(Clock())
-    offering.heard(LESS)
-    offering.heard(ALL, by_client=True)
+    offering = OfferedExtensions(Clock())
+    offering.update(LESS)
+    offering.update(ALL, by_client=True)
     assert "DSN" in offering.hello
 
 
 def test_what_one_client_is_offered_and_another_is_not_is_offered_to_none() -> None:
-    offering = Offering(Clock())
-    offering.heard(LESS)
+    offering = OfferedExtensions(Clock())
+    offering.update(LESS)
     for hello in (ALL, LESS, ALL):
-        offering.heard(hello, by_client=True)
+        offering.update(hello, by_client=True)
     assert "DSN" not in offering.hello
 
 
 def test_what_nobody_was_offered_is_offered_as_soon_as_it_is_to_us() -> None:
-    offering = Offering(Clock())
-    offering.heard(LESS)
-    offering.heard(LESS, by_client=True)
-    offering.heard(ALL)
+    offering = OfferedExtensions(Clock())
+    offering.update(LESS)
+    offering.update(LESS, by_client=True)
+    offering.update(ALL)
     assert offering.hello == ALL
 
 

@@ -14,7 +14,7 @@ from twisted_smtpguard.upstream.login import Credentials
 
 MAIL = "MAIL FROM:<a@example.com>"
 QUEUED = "250 2.0.0 Queued as 4711"
-UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later\r\n"
+UNSUITABLE = "451 4.3.5 Upstream server cannot be used as configured, try again later\r\n"
 BAD = "203.0.113.66"
 
 REFUSALS = {

@@ -699,7 +699,7 @@ def test_a_server_that_gives_up_behind_its_greeting_has_nobody_s_mail_returned()
     [
         ("554 5.3.2 Going down", "451 4.3.2 Going down"),
         ("421 4.3.2 Going down", "451 4.3.2 Going down"),
-        ("250 2.0.0 Hello", "451 4.5.0 Mail server behind gave no proper answer, try again later"),
+        ("250 2.0.0 Hello", "451 4.5.0 Upstream server sent an invalid reply, try again later"),
     ],
 )
 def test_what_a_server_says_out_of_turn_is_not_said_of_a_recipient(said: str, told: str) -> None:

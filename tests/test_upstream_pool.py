@@ -23,10 +23,10 @@ from twisted_smtpguard.testing import check_delivery
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 
 QUEUED = "250 2.0.0 Queued as 4711"
-BUSY = "451 4.3.2 Too many connections to the mail server behind, try again later"
-GARBLED = "451 4.5.0 Mail server behind gave no proper answer, try again later"
-UNAVAILABLE = "451 4.4.1 Mail server behind is not available, try again later"
-UNSUITABLE = "451 4.3.5 Mail server behind cannot be used as configured, try again later"
+BUSY = "451 4.3.2 Too many connections to the upstream server, try again later"
+GARBLED = "451 4.5.0 Upstream server sent an invalid reply, try again later"
+UNAVAILABLE = "451 4.4.1 Upstream server unavailable, try again later"
+UNSUITABLE = "451 4.3.5 Upstream server cannot be used as configured, try again later"
 
 
 def begun(server: MailServer) -> list[str]:
@@ -164,7 +164,7 @@ def test_a_stop_waits_for_a_server_that_does_not_close_a_second_at_most(before: 
     behind.clock.advance(seconds)
     assert len(stopped) == 1
     assert behind.server.open_links == []
-    assert not behind.proxy._pool._leaving
+    assert not behind.proxy._pool._closing
 
 
 # How many.

@@ -11,16 +11,15 @@ from certificates import AUTHORITY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream import announcing, login
 from twisted_smtpguard.upstream.dotstuffing import DotStuffer
-from twisted_smtpguard.upstream.envelope import mail_command, rcpt_command
-from twisted_smtpguard.upstream.folding import MAX_SHOWN, fold, is_mixed
-from twisted_smtpguard.upstream.hello import NOTHING, Hello, parse_hello
+from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello, parse_hello
+from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.options import UpstreamOptions, parse_upstream
-from twisted_smtpguard.upstream.replies import (
+from twisted_smtpguard.upstream.replyparser import (
     MAX_LINE_OCTETS,
     MAX_REPLY_LINES,
     BadReply,
@@ -28,6 +27,7 @@ from twisted_smtpguard.upstream.replies import (
     UpstreamReply,
     for_client,
 )
+from twisted_smtpguard.upstream.verdicts import MAX_SHOWN, combine, is_mixed
 
 # Replies.
 
@@ -211,7 +211,7 @@ def test_an_original_recipient_goes_on_as_it_is_or_in_ascii_where_the_server_has
 
 
 def test_what_says_nothing_new_is_left_out_where_the_server_does_not_know_it() -> None:
-    assert mail_command(Path("a@b", {"SIZE": "5", "BODY": "7BIT"}), NOTHING) == b"MAIL FROM:<a@b>"
+    assert mail_command(Path("a@b", {"SIZE": "5", "BODY": "7BIT"}), NO_EXTENSIONS) == b"MAIL FROM:<a@b>"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_what_says_nothing_new_is_left_out_where_the_server_does_not_know_it() -
 )
 def test_what_the_server_offers_no_longer_is_put_off(parameters: dict[str, str | None]) -> None:
     with pytest.raises(Refused) as refused:
-        mail_command(Path("a@b", parameters), NOTHING)
+        mail_command(Path("a@b", parameters), NO_EXTENSIONS)
     assert refused.value.reply is replies.UPSTREAM_CHANGED
 
 
@@ -450,21 +450,21 @@ def test_verdicts_of_several_recipients_become_one(
     verdicts: list[Reply], code: int, text: str, mixed: bool
 ) -> None:
     named = [(f"{number}@x", verdict) for number, verdict in enumerate(verdicts)]
-    assert fold(named).code == code
-    assert fold(named).wire.decode() == text.replace("\n", "\r\n") + "\r\n"
+    assert combine(named).code == code
+    assert combine(named).wire.decode() == text.replace("\n", "\r\n") + "\r\n"
     assert is_mixed(named) is mixed
 
 
 def test_a_hundred_verdicts_do_not_fill_the_reply() -> None:
     named = [(f"{number}@x", GONE if number else OK) for number in range(100)]
-    assert len(fold(named).lines) == MAX_SHOWN + 1
-    assert fold(named).lines[-1] == "and 80 more recipients"
+    assert len(combine(named).lines) == MAX_SHOWN + 1
+    assert combine(named).lines[-1] == "and 80 more recipients"
 
 
 @given(st.lists(st.sampled_from([OK, FULL_BOX, GONE, GONE_TOO]), min_size=1, max_size=9))
 def test_250_means_all_and_5xx_that_nobody_is_to_be_tried_again(verdicts: list[Reply]) -> None:
     codes = [verdict.code for verdict in verdicts]
-    folded = fold([("a@x", verdict) for verdict in verdicts]).code
+    folded = combine([("a@x", verdict) for verdict in verdicts]).code
     assert (folded < 300) == all(code < 300 for code in codes)
     assert (400 <= folded < 500) == any(400 <= code < 500 for code in codes)
 
@@ -525,16 +525,16 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("", "smtp needs a client endpoint, such as smtp:tcp:127.0.0.1:25"),
         ("tcp:h:1,colour=red", "'colour=red' is no key=value of smtp; known are tls, tls-name, "),
         ("tcp:h:1,tls", "'tls' is no key=value of smtp"),
-        ("tcp:h:1,tls=off,tls=off", "tls stands twice"),
+        ("tcp:h:1,tls=off,tls=off", "tls is given twice"),
         ("tcp:h:1,tls=yes", "tls: one of off, opportunistic, required is expected, not 'yes'"),
-        ("tcp:h:1,connections=0", "connections: more than 0 is expected"),
+        ("tcp:h:1,connections=0", "connections must be more than 0"),
         ("tcp:h:1,timeout=x", "timeout: a time such as 300, 1.5 or 5m is expected, not 'x'"),
         ("tcp:h:1,tls-ca=/nowhere", "tls-ca: /nowhere: No such file or directory"),
         ("tcp:h:1,auth=/nowhere", "auth: /nowhere cannot be read: No such file or directory"),
         ("unix:/x,tls=required", "tls=required needs tls-name="),
-        ("tls:h:1,tls=required", "tls: the endpoint is under TLS already"),
-        ("TLS:h:1,tls=required", "tls: the endpoint is under TLS already"),
-        ("ssl:h:1", "ssl: endpoints need hostname=, for without it any certificate is good enough"),
+        ("tls:h:1,tls=required", "tls= is for STARTTLS, and the endpoint uses TLS already"),
+        ("TLS:h:1,tls=required", "tls= is for STARTTLS, and the endpoint uses TLS already"),
+        ("ssl:h:1", "ssl: endpoints need hostname=, since any certificate is accepted without it"),
         ("ssl:h:1:hostname=", "ssl: endpoints need hostname="),
         (r"ssl:h:1:caCertsDir=/x\:hostname=h", "ssl: endpoints need hostname="),
         ("tcp:h:1,helo=", "helo: one word of printable ASCII is expected, not ''"),
@@ -543,16 +543,16 @@ def test_a_comma_in_an_endpoint_is_escaped() -> None:
         ("tcp:h:1,recipients=1", "recipients= is for lmtp: only"),
         (
             "tls:h:1,tls-name=x",
-            "tls-name= is for STARTTLS: of an endpoint under TLS its own string says whom",
+            "tls-name= is for STARTTLS: an endpoint with TLS names the expected host",
         ),
         (
             "tls:h:1,tls-ca=AUTHORITY",
-            "tls-ca= is for STARTTLS: of an endpoint under TLS its own string says",
+            "tls-ca= is for STARTTLS: an endpoint with TLS names the certificates",
         ),
         ("tcp:h:1,tls-name=x", "tls-ca= and tls-name= need tls=required"),
         ("tcp:h:1,tls=opportunistic,tls-ca=AUTHORITY", "tls-ca= and tls-name= need tls=required"),
-        ("tls:h:1,announce=proxy", "announce=proxy needs an endpoint in clear"),
-        ("ssl:h:1:hostname=h,announce=proxy-v1", "announce=proxy-v1 needs an endpoint in clear"),
+        ("tls:h:1,announce=proxy", "announce=proxy needs an endpoint without TLS"),
+        ("ssl:h:1:hostname=h,announce=proxy-v1", "announce=proxy-v1 needs an endpoint without TLS"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(text: str, problem: str) -> None:

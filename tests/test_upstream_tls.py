@@ -24,8 +24,8 @@ from twisted.internet.ssl import (
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
+from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.notices import Notices
@@ -82,7 +82,7 @@ async def dialled(port: int, name: str, *, implicit: bool) -> Connection:
 
 async def gone(connection: Connection) -> None:
     ended: Deferred[None] = Deferred()
-    connection.gone.append(ended)
+    connection.closed.append(ended)
     connection.end(replies.UPSTREAM_LOST)
     await ended
 

@@ -11,7 +11,7 @@ from logbook import Logbook, logbook
 from mailserver import Behind, MailServer, silence
 
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import Conversation
 
 MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"

@@ -10,9 +10,18 @@ from twisted_smtpguard.delivery.lmtp import LmtpDelivery
 from twisted_smtpguard.delivery.maildir import MaildirDelivery
 from twisted_smtpguard.delivery.smtp import SmtpDelivery
 from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
-from twisted_smtpguard.events import Events
 from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
-from twisted_smtpguard.interfaces import (
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.service.process import ProcessService
+from twisted_smtpguard.service.service import SMTPGuardService
+from twisted_smtpguard.tls.files import CertificateFiles
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.values import (
     PASS,
     TRUST,
     CheckerUnavailable,
@@ -23,15 +32,6 @@ from twisted_smtpguard.interfaces import (
     Verdict,
     refuse,
 )
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.process import ProcessService
-from twisted_smtpguard.service import SMTPGuardService
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.statistics import Statistics
-from twisted_smtpguard.units import Rate
-from twisted_smtpguard.upstream.options import UpstreamOptions
-from twisted_smtpguard.wire.factory import SMTPGuardFactory
-from twisted_smtpguard.wire.tls import CertificateFiles
 
 __all__ = [
     "PASS",

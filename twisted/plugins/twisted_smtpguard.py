@@ -8,7 +8,7 @@ from twisted.application.service import ServiceMaker
 
 smtpguard = ServiceMaker(
     "twisted_smtpguard",
-    "twisted_smtpguard.tap",
+    "twisted_smtpguard.cli.options",
     "An SMTP service that stays up under abuse.",
     "smtpguard",
 )

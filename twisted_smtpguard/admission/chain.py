@@ -10,14 +10,15 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.admission.refusal import NotAdmitted, Refusal
-from twisted_smtpguard.admission.visitor import Visitor
-from twisted_smtpguard.arguments import check_fields
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import TRUST, IIPFilter, Verdict
-from twisted_smtpguard.later import FAULTS, CallLater, as_deferred, explained, is_later, within
-from twisted_smtpguard.limits import IP_FILTER, Limits
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard import replies
+from twisted_smtpguard.admission.guest import Guest, stays
+from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal
+from twisted_smtpguard.hooks.later import FAULTS, CallLater, as_deferred, explained, is_later, within
+from twisted_smtpguard.inputs.arguments import check_fields
+from twisted_smtpguard.interfaces import IIPFilter
+from twisted_smtpguard.limits.limits import IP_FILTER, Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.values import TRUST, Verdict
 
 
 @attrs.frozen
@@ -49,21 +50,21 @@ class FilterChain:
         self._call_later = call_later
         self._events = events
 
-    async def judge(self, visitor: Visitor, before_waiting: Callable[[], Awaitable[None]]) -> bool:
-        """Whether a filter trusts the visitor. NotAdmitted where one refuses it, or fails and is not to fail open.
+    async def judge(self, guest: Guest, before_waiting: Callable[[], Awaitable[None]]) -> bool:
+        """Whether a filter trusts the guest. NotAdmitted where one refuses it, or fails and is not to fail open.
 
         `before_waiting` is called when the first filter does not answer at once; what it raises ends the asking.
         """
         waited = False
         for entry in self.entries:
             try:
-                answer: Any = entry.filter.check(visitor.peer)
+                answer: Any = entry.filter.check(guest.peer)
                 if is_later(answer):
                     promise = within(
                         self._limits.ip_filter_timeout,
                         self._call_later,
                         as_deferred(answer),
-                        partial(self._canceller_raised, entry, visitor),
+                        partial(self._canceller_raised, entry, guest),
                     )
                     if not (waited or promise.called):
                         waited = True
@@ -72,40 +73,42 @@ class FilterChain:
             except NotAdmitted:
                 raise
             except FAULTS:
-                visitor.stays()
-                ruling = self._failed(entry, visitor, explained(Failure()))
+                stays(guest)
+                ruling = self._failed(entry, guest, explained(Failure()))
             else:
-                visitor.stays()
-                ruling = self._read(entry, visitor, answer)
+                stays(guest)
+                ruling = self._read(entry, guest, answer)
             if isinstance(ruling, Refusal):
-                ruling.enforce(self._events, self._limits, visitor, IP_FILTER)
+                ruling.enforce(self._events, self._limits, guest, IP_FILTER)
             elif ruling:
                 return True
         return False
 
-    def _read(self, entry: FilterEntry, visitor: Visitor, verdict: object) -> Ruling:
+    def _read(self, entry: FilterEntry, guest: Guest, verdict: object) -> Ruling:
         if not isinstance(verdict, Verdict):
             self._events.failure(
-                Failure(TypeError(f"{verdict!r} is no Verdict")), f"IP filter {entry.name}", peer=visitor.name
+                Failure(TypeError(f"{verdict!r} is no Verdict")),
+                f"IP filter {entry.name}",
+                peer=guest.peer_name,
             )
-            return self._cannot_judge(entry, visitor, "no_verdict")
+            return self._cannot_judge(entry, guest, "no_verdict")
         if verdict.reply is not None:
             reply = replies.with_enhanced_code(verdict.reply)
             return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
         return verdict == TRUST
 
-    def _canceller_raised(self, entry: FilterEntry, visitor: Visitor, failure: Failure, what: str) -> None:
-        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=visitor.name)
+    def _canceller_raised(self, entry: FilterEntry, guest: Guest, failure: Failure, what: str) -> None:
+        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=guest.peer_name)
 
-    def _failed(self, entry: FilterEntry, visitor: Visitor, failure: Failure) -> Ruling:
+    def _failed(self, entry: FilterEntry, guest: Guest, failure: Failure) -> Ruling:
         if isinstance(failure.value, TimeoutError):
-            return self._cannot_judge(entry, visitor, "timeout")
-        self._events.failure(failure, f"IP filter {entry.name}", peer=visitor.name)
-        return self._cannot_judge(entry, visitor, "exception")
+            return self._cannot_judge(entry, guest, "timeout")
+        self._events.failure(failure, f"IP filter {entry.name}", peer=guest.peer_name)
+        return self._cannot_judge(entry, guest, "exception")
 
-    def _cannot_judge(self, entry: FilterEntry, visitor: Visitor, problem: str) -> Ruling:
+    def _cannot_judge(self, entry: FilterEntry, guest: Guest, problem: str) -> Ruling:
         let_in = entry.fail_open or IP_FILTER in self._limits.dry_run
-        self._events.filter_failed(entry.name, visitor.name, problem, let_in=let_in)
+        self._events.filter_failed(entry.name, guest.peer_name, problem, let_in=let_in)
         if entry.fail_open:
             return False
         reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"
@@ -113,7 +116,7 @@ class FilterChain:
 
 
 async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> None:
-    """Wait for `limits`. Where they refuse the visitor, or it leaves, the filter's promise is cancelled."""
+    """Wait for `limits`. Where they refuse the guest, or it leaves, the filter's promise is cancelled."""
     try:
         await limits
     except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_ntop
 
-from twisted_smtpguard.interfaces import Address
+from twisted_smtpguard.values import Address
 
 UNIX = "unix"
 """All peers on UNIX sockets are one client."""

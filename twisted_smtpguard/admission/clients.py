@@ -9,9 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.clientkey import client_key
-from twisted_smtpguard.events import Events
-from twisted_smtpguard.interfaces import Address, ICounterStore
-from twisted_smtpguard.later import (
+from twisted_smtpguard.hooks.later import (
     FAULTS,
     CallLater,
     HookCancelledError,
@@ -21,7 +19,10 @@ from twisted_smtpguard.later import (
     shielded,
     within,
 )
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.values import Address
 
 Count: TypeAlias = int | Deferred[int | None] | None
 """None: the store has failed."""

@@ -11,6 +11,8 @@ from twisted_smtpguard.interfaces import ICounterStore
 
 T = TypeVar("T")
 
+_ONE_EVENT = 1j
+
 
 @implementer(ICounterStore)
 class LocalCounterStore:
@@ -53,19 +55,23 @@ class LocalCounterStore:
         windows = self._windows[counter]
         window = windows.get(client)
         if window is not None and 0 <= now - window.real < seconds:
-            began, before = window.real, window.imag
-        elif window is not None and now < window.real:
-            # A clock that was set back neither forgives nor holds anybody for longer than one window.
-            began, before = now, window.imag
-        elif events > 0:
-            began, before = now, 0
+            # As nearly always.
+            window += events * _ONE_EVENT
+            if window.imag < 0:
+                window = complex(window.real, 0)
+            windows[client] = window
         else:
-            # A window begins with an event, and there was none.
-            return 0
-        count = max(0, int(before) + events)
-        self._put(windows, client, complex(began, count))
+            before = 0.0
+            if window is not None and now < window.real:
+                # A clock that was set back neither forgives nor holds anybody for longer than one window.
+                before = window.imag
+            elif events <= 0:
+                # A window begins with an event, and there was none.
+                return 0
+            window = complex(now, max(0, before + events))
+            self._put(windows, client, window)
         windows.move_to_end(client)
-        return count
+        return int(window.imag)
 
     def _put(self, table: OrderedDict[str, T], client: str, value: T) -> None:
         table[client] = value

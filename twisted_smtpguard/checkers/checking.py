@@ -8,11 +8,12 @@ from typing import Any
 import attrs
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.checkers.credentials import AskedChecker
-from twisted_smtpguard.smtp.sasl import Login
+from twisted_smtpguard.engine.sasl import Login
+from twisted_smtpguard.hooks.later import begun
 
 
 @attrs.frozen
@@ -44,8 +45,12 @@ class Checkers:
                 raise ValueError(f"checkers: {checker!r} does not check user names with passwords")
         self._checkers = tuple(AskedChecker(checker) for checker in checkers)
 
-    async def identify(self, login: Login) -> Judgement:
-        """Who has these credentials. One that cannot judge keeps nobody from asking the next."""
+    def identify(self, login: Login) -> Judgement | Deferred[Judgement]:
+        """Who has these credentials; a Deferred where a checker takes its time. One that cannot judge keeps nobody from
+        asking the next."""
+        return begun(self._identify(login))
+
+    async def _identify(self, login: Login) -> Judgement:
         # Some user databases take an empty password for no wish to log in, and say yes.
         if not login.username or not login.password or login.acts_for not in (b"", login.username):
             return Judgement()

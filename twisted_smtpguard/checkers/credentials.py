@@ -10,8 +10,8 @@ from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.later import asked
-from twisted_smtpguard.smtp.sasl import Login
+from twisted_smtpguard.engine.sasl import Login
+from twisted_smtpguard.hooks.later import asked
 
 _WRONG_KIND = (TypeError, AttributeError, LookupError, UnicodeError)
 """What code raises that is given octets for text, or text for octets."""

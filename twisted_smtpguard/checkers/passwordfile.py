@@ -16,13 +16,14 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.checkers.passwordlines import parse_users
-from twisted_smtpguard.eventlog import EventLog, of_file
-from twisted_smtpguard.interfaces import CheckerUnavailable, IPreparedReload, IReadsFiles
-from twisted_smtpguard.later import Timer
-from twisted_smtpguard.regularfile import FaultyFileError, open_regular
-from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
+from twisted_smtpguard.hooks.later import Timer
+from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.inputs.regularfile import FaultyFileError, open_regular
+from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
+from twisted_smtpguard.log.form import EventLog, of_file
+from twisted_smtpguard.values import CheckerUnavailable
 
 _SECONDS = 5
 """How long the file may take to be looked at, or read. After that the disk counts as hanging."""
@@ -99,7 +100,7 @@ class PasswordFile:
 
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
         """Called at a reload. ValueError: a line is wrong."""
-        reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, let_others_run)
+        reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, yield_gil)
 
         def prepared(reading: _Reading) -> Callable[[], None]:
             if reading.users is None:
@@ -132,7 +133,7 @@ class PasswordFile:
         self._waiting, self._next = self._next, []
         self._looking = True
         self._timer = self._reactor.callLater(_SECONDS, self._lose_patience)
-        self._thread.run(_read, self.path, self._version, let_others_run).addBoth(self._looked)
+        self._thread.run(_read, self.path, self._version, yield_gil).addBoth(self._looked)
 
     def _lose_patience(self) -> None:
         self._timer = None

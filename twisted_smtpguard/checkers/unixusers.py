@@ -12,8 +12,8 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import CheckerUnavailable
-from twisted_smtpguard.threads import OneThread, ThreadedReactor
+from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
+from twisted_smtpguard.values import CheckerUnavailable
 
 _SHADOW = "/etc/shadow"
 _LOCKED = ("", "*", "!", "x")

@@ -1,1 +1,1 @@
-"""Where a message goes once it is clean: the deliveries that come with the guard."""
+"""The deliveries that come with the guard: they take the messages that it accepts."""

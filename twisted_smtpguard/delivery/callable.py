@@ -1,4 +1,4 @@
-"""Messages into a function of the application that the guard is part of."""
+"""`CallableDelivery`: each message is handed to a function of the application."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import IO, BinaryIO, TypeAlias
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.spool import Spool
-from twisted_smtpguard.interfaces import Client, IDelivery, IMailTransaction, IMessageSink, Later, Path
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.threads import ThreadedReactor
+from twisted_smtpguard.hooks.threads import ThreadedReactor
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, Later
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import Client, Path
 
 DeliveryFunction: TypeAlias = Callable[[Envelope, BinaryIO], Later[Reply | None]]
 
@@ -26,7 +27,7 @@ EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
 
 
 class _TemporaryFile:
-    """A nameless file, used in a thread until it is handed over."""
+    """A file without a name. It is used in a thread until it is handed to the function."""
 
     def __init__(self) -> None:
         self.body: IO[bytes] = TemporaryFile()  # noqa: SIM115 - remove() closes it
@@ -74,12 +75,12 @@ class _CallableSink:
 class CallableDelivery:
     """Each message is one call of `function(envelope, body)` in the reactor's thread.
 
-    `body` is a binary file at position 0 that can be sought: the octets as they came, CRLF line ends
-    included. It is closed once the result is there, or the time limit has cancelled it. A body of 64 KiB or
-    more is on disk: read it in a thread where the reactor must not wait.
+    `body` is a seekable binary file at position 0. It has the octets as they came, with CRLF line ends. It is closed
+    when `function` has answered, or when the time limit has cancelled it. A body of 64 KiB or more is on disk: read it
+    in a thread if the reactor must not wait.
 
-    `function` answers None (`250 2.0.0`) or a Reply, at once, with a Deferred or as a coroutine, when the
-    message is safe. It raises `Refused` to refuse; any other exception is a 451 and is logged.
+    `function` answers None (`250 2.0.0`) or a Reply when the message is safe: at once, with a Deferred or as a
+    coroutine. It raises `Refused` to refuse the message; any other exception is a 451, and is logged.
     """
 
     @checked

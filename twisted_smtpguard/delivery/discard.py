@@ -1,22 +1,16 @@
-"""Accepts every message and forgets it: for load tests, and for a guard that is being tried out."""
+"""`--deliver discard`: every message is accepted and thrown away, for load tests and for a first try of the guard."""
 
 from __future__ import annotations
 
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import (
-    Client,
-    IDelivery,
-    IDeliveryFactory,
-    IMailTransaction,
-    IMessageSink,
-    Path,
-)
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IMailTransaction, IMessageSink
+from twisted_smtpguard.values import Client, Path
 
 
 @implementer(IMailTransaction, IMessageSink)
 class _Nothing:
-    """Transaction and sink at once. It has no state, so that one serves everybody."""
+    """A transaction and a sink in one. It has no state, so one object serves all sessions."""
 
     def recipient(self, recipient: Path) -> None:
         pass
@@ -54,7 +48,7 @@ class DiscardFactory:
 
     name = "discard"
     summary = "Accept every message and throw it away."
-    argument_format = "Nothing may stand behind the name."
+    argument_format = "It takes no argument."
 
     def make_delivery(self, argument: str, reactor: object) -> IDelivery:
         if argument:

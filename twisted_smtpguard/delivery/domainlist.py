@@ -1,4 +1,4 @@
-"""Domains that mail is accepted for: how they are written, read from files and compared. Pure but for the files."""
+"""The domains that mail is accepted for: how they are written, read from files and compared. Pure but for the files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import idna
 
-from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.regularfile import open_regular
-from twisted_smtpguard.smtp.grammar import parse_rcpt
+from twisted_smtpguard.engine.grammar import parse_rcpt
+from twisted_smtpguard.inputs.regularfile import open_regular
+from twisted_smtpguard.values import Refused
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LINES_AT_ONCE = 256
@@ -21,12 +21,13 @@ _LINES_AT_ONCE = 256
 _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 _ROUTING = frozenset("@%!")
-"""Characters with which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
+"""Characters by which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
 
 
 @lru_cache(maxsize=10_000)
 def canonical(domain: str) -> str:
-    """One spelling for all of a domain: lower case, U-labels as A-labels, an address literal without leading zeros."""
+    """The one spelling of a domain that is compared: lower case, A-labels for U-labels, an address literal without
+    leading zeros."""
     if domain.startswith("["):
         return _canonical_literal(domain)
     domain = domain.lower().removesuffix(".")
@@ -35,14 +36,14 @@ def canonical(domain: str) -> str:
     try:
         return idna.encode(domain, uts46=True).decode("ascii")
     except idna.IDNAError:
-        # It is no domain of the DNS, and equals only itself.
+        # The text is not a domain of the DNS, and is equal only to itself.
         return domain
 
 
 def _canonical_literal(literal: str) -> str:
     text = literal[1:-1].lower()
     if ":" not in text:
-        # Decimal numbers (RFC 5321 4.1.3). Python refuses leading zeros, which mean octal elsewhere.
+        # The numbers are decimal (RFC 5321 4.1.3). Python refuses leading zeros, which mean octal elsewhere.
         text = _LEADING_ZEROS.sub("", text)
     try:
         return f"[{ip_address(text.removeprefix('ipv6:'))}]"
@@ -51,9 +52,10 @@ def _canonical_literal(literal: str) -> str:
 
 
 def is_for(address: str, domains: frozenset[str]) -> bool:
-    """Whether a recipient is at one of `domains`, which are canonical. `Postmaster` without a domain is everywhere.
+    """Whether the recipient `address` is at one of `domains`, which are canonical. `Postmaster` without a domain always
+    is.
 
-    A local part that names another destination is for that one: `user%elsewhere@here` is at home nowhere.
+    An address whose local part names another destination, such as `user%elsewhere@here`, never is.
     """
     local, at, domain = address.rpartition("@")
     if not at:
@@ -62,7 +64,7 @@ def is_for(address: str, domains: frozenset[str]) -> bool:
 
 
 def parse_domain(text: str) -> str:
-    """The canonical spelling of a domain or address literal. ValueError: it is none."""
+    """The canonical spelling of a domain or address literal. ValueError: `text` is neither."""
     address = f"postmaster@{text}"
     try:
         if parse_rcpt(f"TO:<{address}>".encode(), frozenset(), utf8=True).address != address:
@@ -72,8 +74,8 @@ def parse_domain(text: str) -> str:
         raise ValueError(f"a domain such as example.org is expected, not {text!r}") from None
 
 
-def read_domains(path: Path, rest: Callable[[], object] = lambda: None) -> Iterable[str]:
-    """The domains of a file, one a line. `rest` is called after each short piece of work.
+def read_domains(path: Path, yield_gil: Callable[[], object] = lambda: None) -> Iterable[str]:
+    """The domains of a file, one on each line. `yield_gil` is called after each short piece of work.
 
     ValueError names the file and the line.
     """
@@ -93,5 +95,5 @@ def read_domains(path: Path, rest: Callable[[], object] = lambda: None) -> Itera
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
         if number % _LINES_AT_ONCE == 0:
-            rest()
+            yield_gil()
     return domains

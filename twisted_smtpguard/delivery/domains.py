@@ -1,4 +1,4 @@
-"""`--accept-domain`: mail for these domains and no other, whatever the delivery behind would do with it."""
+"""`--accept-domain`: mail is accepted for these domains only, whatever the delivery itself would accept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
+from twisted_smtpguard.hooks.later import answer_of, as_deferred, is_later
+from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import (
-    Client,
     IConnectingDelivery,
     IDelivery,
     IMailTransaction,
@@ -23,23 +25,19 @@ from twisted_smtpguard.interfaces import (
     IReloadable,
     ISessionDelivery,
     Later,
-    Path,
-    Refused,
 )
-from twisted_smtpguard.later import answer_of, as_deferred, is_later
-from twisted_smtpguard.parts import PartsOwner
-from twisted_smtpguard.regularfile import FaultyFileError
-from twisted_smtpguard.smtp.replies import RELAY_DENIED, SENDER_OK, Reply
-from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
+from twisted_smtpguard.replies import RELAY_DENIED, SENDER_OK, Reply
+from twisted_smtpguard.service.parts import PartsOwner
+from twisted_smtpguard.values import Client, Path, Refused
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
 class AcceptedDomains(PartsOwner):
-    """Hands on to `delivery` what is for one of `domains`, and everything from a client that has logged in.
+    """Hands mail to `delivery` if it is for one of `domains`, or if the client has logged in.
 
-    What has a "/" in it is a file with one domain a line, which is read again at a reload: in one of the threads of
-    `reactor`, if it is given, else where everything else has to wait for it. ValueError: a domain is none, or a file
-    is faulty.
+    A domain with a "/" in it is the path of a file with one domain on each line. Files are read again at a reload: in
+    one of the threads of `reactor`, if it is given, else in the reactor's own thread, which blocks. ValueError: a
+    domain is not valid, or a file is faulty.
     """
 
     may_relay_for_all = False
@@ -50,7 +48,7 @@ class AcceptedDomains(PartsOwner):
     ) -> None:
         super().__init__()
         if not domains:
-            raise ValueError("domains: one or more are expected, else nobody could get mail")
+            raise ValueError("domains: one or more are expected, since no mail would be accepted without one")
         self.delivery = delivery
         self._named = frozenset(parse_domain(domain) for domain in domains if "/" not in domain)
         self._files = [FilePath(domain) for domain in domains if "/" in domain]
@@ -58,22 +56,22 @@ class AcceptedDomains(PartsOwner):
         self._domains = self._read()
         self.adopt(delivery)
 
-    def _read(self, rest: Callable[[], object] = lambda: None) -> frozenset[str]:
-        domains = self._named.union(*(self._read_file(file, rest) for file in self._files))
+    def _read(self, yield_gil: Callable[[], object] = lambda: None) -> frozenset[str]:
+        domains = self._named.union(*(self._read_file(file, yield_gil) for file in self._files))
         if not domains:
-            # Such as a file that is just being written. Nobody could get mail.
+            # The file may be just being written. Without a domain no mail would be accepted.
             file, problem = str(self._files[-1]), "there is no domain in it"
             raise FaultyFileError("accept-domain", file, problem, f"{file}: {problem}")
         return domains
 
-    def _read_file(self, file: FilePath, rest: Callable[[], object]) -> Iterable[str]:
+    def _read_file(self, file: FilePath, yield_gil: Callable[[], object]) -> Iterable[str]:
         try:
-            return read_domains(file, rest)
+            return read_domains(file, yield_gil)
         except ValueError as error:
             problem = str(error).removeprefix(str(file)).removeprefix(":").lstrip()
             raise FaultyFileError("accept-domain", str(file), problem, str(error)) from error
 
-    # What the delivery is.
+    # What the wrapped delivery offers.
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -99,13 +97,13 @@ class AcceptedDomains(PartsOwner):
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Its own, and those of the delivery."""
+        """The files of the domains, and those of the delivery."""
         own = {str(file): "accept-domain" for file in self._files}
         return {**(IReadsFiles(self.delivery).files if IReadsFiles.providedBy(self.delivery) else {}), **own}
 
     async def prepare_reload(self) -> Callable[[], None]:
-        """Both change, or neither."""
-        domains = await self._thread.run(self._read, let_others_run) if self._thread else self._read()
+        """Read the domains and the data of the delivery, so that either both change or neither."""
+        domains = await self._thread.run(self._read, yield_gil) if self._thread else self._read()
         inner: Any = self.delivery
         switch: Callable[[], None] | None = None
         if IPreparedReload.providedBy(inner):
@@ -130,20 +128,20 @@ class AcceptedDomains(PartsOwner):
         if client.identity is not None:
             return begun
         if is_later(begun):
-            return as_deferred(begun).addCallback(self._watched)  # type: ignore[arg-type]
-        return self._watched(begun)  # type: ignore[arg-type]
+            return as_deferred(begun).addCallback(self._with_check)  # type: ignore[arg-type]
+        return self._with_check(begun)  # type: ignore[arg-type]
 
-    def _watched(self, mail: IMailTransaction) -> IMailTransaction:
-        kind = _WatchedRelay if IRelayTransaction.providedBy(mail) else _Watched
+    def _with_check(self, mail: IMailTransaction) -> IMailTransaction:
+        kind = _CheckedRelayTransaction if IRelayTransaction.providedBy(mail) else _CheckedTransaction
         return kind(mail, self.accepts)
 
     def accepts(self, recipient: Path) -> bool:
-        """Whether mail for `recipient` comes from anybody."""
+        """Whether mail for `recipient` is accepted from every client."""
         return is_for(recipient.address, self._domains)
 
 
 @implementer(IMailTransaction)
-class _Watched:
+class _CheckedTransaction:
     def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:
         self._mail = mail
         self._accepts = accepts
@@ -163,7 +161,7 @@ class _Watched:
 
 
 @implementer(IRelayTransaction)
-class _WatchedRelay(_Watched):
+class _CheckedRelayTransaction(_CheckedTransaction):
     begun = SENDER_OK
 
     def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:

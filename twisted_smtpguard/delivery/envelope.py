@@ -7,18 +7,19 @@ from collections.abc import Callable
 import attrs
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import check_fields
-from twisted_smtpguard.interfaces import Client, IMailTransaction, IMessageSink, Path
+from twisted_smtpguard.inputs.arguments import check_fields
+from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink
+from twisted_smtpguard.values import Client, Path
 
 
 @attrs.frozen
 class Envelope:
-    """Who sends a message, from where, and to whom."""
+    """The envelope of a message: the client, the reverse-path and the recipients."""
 
     client: Client
     sender: Path
     recipients: tuple[Path, ...]
-    """The accepted ones, in the order in which they came; one or more."""
+    """The accepted recipients, in the order of their RCPT commands; one or more."""
 
     def __attrs_post_init__(self) -> None:
         usual = isinstance(self.client, Client) and isinstance(self.sender, Path)
@@ -28,7 +29,7 @@ class Envelope:
 
 @implementer(IMailTransaction)
 class EnvelopeTransaction:
-    """Accepts every recipient. At the data it makes the sink, given the envelope."""
+    """A transaction that accepts every recipient. At DATA it makes the sink, with the envelope."""
 
     def __init__(self, client: Client, sender: Path, make_sink: Callable[[Envelope], IMessageSink]) -> None:
         self._client = client
@@ -43,4 +44,4 @@ class EnvelopeTransaction:
         return self._make_sink(Envelope(self._client, self._sender, tuple(self._recipients)))
 
     def abort(self) -> None:
-        """Nothing was taken yet."""
+        """There is nothing to undo before DATA."""

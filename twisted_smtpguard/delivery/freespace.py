@@ -1,4 +1,4 @@
-"""How much room is left on the disk of a directory, asked at most once a second and never in the reactor."""
+"""The free space on the disk of a directory, asked at most once a second and never in the reactor's thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
 
 GOOD_FOR_SECONDS = 1.0
 
@@ -17,7 +17,7 @@ _log = Logger()
 
 
 class FreeSpace:
-    """Asks the disk in a thread, since a network disk may take its time, and remembers the answer."""
+    """Asks the disk in a thread, since a network disk may be slow, and remembers the answer."""
 
     def __init__(self, reactor: ThreadedReactor, directory: Path) -> None:
         self._reactor = reactor
@@ -27,8 +27,8 @@ class FreeSpace:
         self._waiting: list[Deferred[int | None]] = []
 
     def octets(self) -> int | Deferred[int | None] | None:
-        """What unprivileged users may still fill. At once while the last answer is good, so that a busy
-        guard asks once a second. None: the disk could not be asked, and that was logged."""
+        """The space that unprivileged users may still use. While the last answer is recent it comes at once, so that a
+        busy guard asks once a second. None: the disk could not be asked, which was logged."""
         if not self._waiting and 0 <= self._reactor.seconds() - self._asked < GOOD_FOR_SECONDS:
             return self._octets
         waiter: Deferred[int | None] = Deferred()

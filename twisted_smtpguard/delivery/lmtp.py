@@ -1,4 +1,5 @@
-"""`lmtp:ENDPOINT`: messages to an LMTP server (RFC 2033), whose verdicts, one a recipient, become one."""
+"""`lmtp:ENDPOINT`: messages are passed to an LMTP server (RFC 2033), and its verdicts, one for each recipient, are
+combined into one."""
 
 from __future__ import annotations
 
@@ -6,16 +7,17 @@ from collections.abc import Sequence
 
 from zope.interface import implementer
 
+from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.smtp import KEYS, make_upstream_delivery
-from twisted_smtpguard.delivery.upstream import UpstreamDelivery, Use
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, Path, Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.folding import fold, is_mixed
+from twisted_smtpguard.delivery.upstream import Lease, UpstreamDelivery
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.upstream.verdicts import combine, is_mixed
+from twisted_smtpguard.values import Path, Refused
 
 
 class LmtpDelivery(UpstreamDelivery):
-    """Messages to an LMTP server behind the guard."""
+    """Passes messages to an upstream LMTP server."""
 
     lmtp = True
 
@@ -26,21 +28,22 @@ class LmtpDelivery(UpstreamDelivery):
     def verdicts_due(self, recipients: Sequence[Path]) -> int:
         return len(recipients)
 
-    async def verdict(self, use: Use, recipients: Sequence[Path]) -> Reply:
+    async def verdict(self, lease: Lease, recipients: Sequence[Path]) -> Reply:
         verdicts: list[tuple[str, Reply]] = []
         for recipient in recipients:
-            verdicts.append((recipient.address, await self._one(use)))
-        folded = fold(verdicts)
+            verdicts.append((recipient.address, await self._one(lease)))
+        folded = combine(verdicts)
         if is_mixed(verdicts):
-            self.notices.mixed(use.client.session, folded, verdicts)
+            self.notices.mixed(lease.client.session, folded, verdicts)
         if folded.code >= 300:
             raise Refused(folded)
         return folded
 
-    async def _one(self, use: Use) -> Reply:
-        """Of one recipient. Those that are missing once the connection has ended are to be tried again."""
+    async def _one(self, lease: Lease) -> Reply:
+        """The verdict for one recipient. If the connection ends before it, it is a 451, so that the client tries
+        again."""
         try:
-            return await use.verdict(self.options.verdict)
+            return await lease.verdict(self.options.verdict)
         except Refused as refused:
             return refused.reply
 
@@ -50,13 +53,14 @@ class LmtpFactory:
     """`--deliver lmtp:ENDPOINT[,key=value...]`."""
 
     name = "lmtp"
-    summary = "Hand messages to an LMTP server behind, such as Dovecot."
+    summary = "Pass messages to an upstream LMTP server, such as Dovecot."
     argument_format = (
         "ENDPOINT[,key=value...], such as lmtp:unix:/run/dovecot/lmtp or lmtp:tcp:127.0.0.1:24\n\n"
         f"{KEYS}\n"
         "announce=received|xclient|xforward|proxy|proxy-v1\n"
         "                                how the server learns who the client is. Default: received, a header field.\n"
-        "recipients=N                    of one message; with 1 each has a verdict of its own. Default: 0, no limit."
+        "recipients=N                    recipients of one message; with 1 each gets its own verdict. Default: 0, no\n"
+        "                                limit."
     )
 
     def __init__(self, hostname: str) -> None:

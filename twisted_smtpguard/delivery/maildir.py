@@ -1,8 +1,8 @@
-"""Messages into one Maildir, one file each.
+"""`--deliver maildir:PATH`: messages are stored in one Maildir, each in its own file.
 
-A message is written to tmp/, made safe, renamed into new/, and new/ is made safe: only then is it accepted.
-So new/ never has a part of a message, and whatever was accepted survives a crash. All of it happens in
-threads, and those that are stored at the same time share what makes new/ safe.
+A message is written to tmp/, synchronised to disk, and renamed into new/; then new/ is synchronised, and only then is
+the message accepted. So new/ never has a part of a message, and every accepted message survives a crash. All of it
+happens in threads. Messages that are stored at the same time share one synchronisation of new/.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
 from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import (
@@ -32,37 +31,31 @@ from twisted_smtpguard.delivery.maildirfile import (
 )
 from twisted_smtpguard.delivery.sharedsync import SharedSync
 from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
-from twisted_smtpguard.hostnames import check_hostname
-from twisted_smtpguard.interfaces import (
-    Client,
-    IDelivery,
-    IDeliveryFactory,
-    IMailTransaction,
-    IMessageSink,
-    Path,
-    Refused,
-)
-from twisted_smtpguard.limits import Limits
-from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
-from twisted_smtpguard.smtp.trace import delivered_to, received, return_path
-from twisted_smtpguard.threads import ThreadedReactor, in_thread
-from twisted_smtpguard.units import parse_path
+from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
+from twisted_smtpguard.engine.hostnames import check_hostname
+from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IMailTransaction, IMessageSink
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import parse_path
+from twisted_smtpguard.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
+from twisted_smtpguard.values import Client, Path, Refused
 
 _log = Logger()
 
 
 @attrs.define
-class _New:
-    """The directory new/, which all messages of a Maildir share."""
+class _NewDirectory:
+    """The state of the directory new/, which all messages of a Maildir share."""
 
     sync: SharedSync
     storing: int = 0
-    """Messages on their way into it, until they are safe there."""
+    """How many messages are being stored, until they are safe in new/."""
 
 
 @implementer(IMessageSink)
 class _MaildirSink:
-    """One message into the Maildir at `path`."""
+    """One message that is stored in the Maildir at `path`."""
 
     def __init__(
         self,
@@ -71,7 +64,7 @@ class _MaildirSink:
         new_name: Callable[[], str],
         hostname: str,
         envelope: Envelope,
-        new: _New,
+        new: _NewDirectory,
     ) -> None:
         self._path = path
         self._new_name = new_name
@@ -95,7 +88,7 @@ class _MaildirSink:
         self._spool.discard()
 
     async def _store(self) -> None:
-        # A second trip to a thread costs more than a synchronisation that nobody would share.
+        # A second call in a thread costs more than a synchronisation that no other message would share.
         alone = not self._new.storing
         self._new.storing += 1
         try:
@@ -120,7 +113,7 @@ class _MaildirSink:
     def _open(self) -> MessageFile:
         header = self._header()
         while True:
-            # A name in use is another process's; the next one will do.
+            # Another process may use the same name; the next name is tried then.
             with suppress(FileExistsError):
                 return MessageFile(self._path, self._new_name(), header)
 
@@ -135,8 +128,8 @@ class _MaildirSink:
         )
 
     def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
-        """Hand on the outcome, unless `answer` was cancelled and the client told to come again: then a
-        message that was stored all the same, its rename having begun, is one too many."""
+        """Pass on the outcome. If `answer` was cancelled the client has got a 451; if the message was stored all the
+        same, since its rename had begun, the client will send it again."""
         if not answer.called:
             answer.callback(result)
         elif result is None:
@@ -149,7 +142,7 @@ class _MaildirSink:
 
     def _may_come_twice(self) -> None:
         _log.warn(
-            "Maildir {path}: a message of session {session} was refused for now, yet stands in new/: "
+            "Maildir {path}: a message of session {session} was refused with a temporary error, but is in new/: "
             "it may come twice",
             path=str(self._path),
             session=self._envelope.client.session,
@@ -158,11 +151,11 @@ class _MaildirSink:
 
 @implementer(IDelivery)
 class MaildirDelivery:
-    """Every message goes into the Maildir at `path`, whoever its recipients are.
+    """Stores every message in the Maildir at `path`, for all recipients.
 
-    `hostname` is the guard's name in Received fields and file names. Below `min_free_space` octets of free
-    disk, the declared size of the message included, MAIL is refused; 0: it never is. ValueError: `path`
-    cannot be used.
+    `hostname` is the guard's name in Received fields and file names. MAIL is refused if less than `min_free_space`
+    octets of the disk would be free after a message of the declared size; 0: MAIL is never refused for that.
+    ValueError: `path` cannot be used.
     """
 
     extensions = frozenset({"8BITMIME", "SMTPUTF8"})
@@ -181,8 +174,8 @@ class MaildirDelivery:
         self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
         new = self._path / "new"
-        self._new = _New(SharedSync(reactor, partial(sync_directory, new)))
-        # Of new/, not of the Maildir: a disk that is no longer mounted is seen at MAIL.
+        self._new = _NewDirectory(SharedSync(reactor, partial(sync_directory, new)))
+        # The free space of new/ is asked, not that of the Maildir, so that MAIL fails if the disk is no longer mounted.
         self._free_space = FreeSpace(reactor, new)
 
     def begin(self, client: Client, sender: Path) -> IMailTransaction | Deferred[IMailTransaction]:

@@ -1,6 +1,6 @@
-"""A Maildir on the disk (https://cr.yp.to/proto/maildir.html): its directories, its names, its files.
+"""The directories, names and files of a Maildir on the disk (https://cr.yp.to/proto/maildir.html).
 
-Everything here may wait for the disk. It is called before anything listens, or in threads.
+Everything here may block on the disk. It is called before anything listens, or in threads.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 def prepare_maildir(path: Path) -> None:
-    """Make sure that mail can be put into `path`. A directory that is missing, empty or half made becomes a
-    Maildir; its parent must exist, so that a misspelt path makes no tree and a missing disk is noticed.
+    """Make sure that messages can be stored in `path`. A directory that is missing, empty or incomplete becomes a
+    Maildir. Its parent must exist, so that a misspelt path makes no tree and a missing disk is noticed.
 
-    ValueError says in one sentence why not. Called before anything listens, never later: at run time a
-    directory that has gone may be a disk that is not mounted.
+    ValueError says in one sentence why `path` cannot be used. Called before anything listens, and never later: at run
+    time a missing directory may be on a disk that is not mounted.
     """
     parts = [path / name for name in ("tmp", "new", "cur")]
     try:
@@ -45,12 +45,12 @@ def prepare_maildir(path: Path) -> None:
 
 
 def unique_names(hostname: str, now: Callable[[], float]) -> Callable[[], str]:
-    """A function that makes file names that no other message in a Maildir has, on this machine or another.
-    Any thread may call it, several at once.
+    """A function that makes unique file names for a Maildir, also if several machines store messages in it. Any thread
+    may call it, several at once.
 
-    A name has seconds, random octets (two containers may share process ids and a disk), microseconds, process
-    id and count. In the host name everything but letters, digits, dots and hyphens becomes `\\ooo`, since `/`
-    and `:` mean something there.
+    A name has the seconds, random octets (two containers may share process ids and a disk), the microseconds, the
+    process id and a count. In the host name everything but letters, digits, dots and hyphens becomes `\\ooo`, since
+    `/` and `:` have a meaning in these names.
     """
     host = re.sub(rb"[^A-Za-z0-9.-]", lambda match: b"\\%03o" % ord(match[0]), hostname.encode()).decode()
     token = os.urandom(4).hex()
@@ -66,7 +66,7 @@ def unique_names(hostname: str, now: Callable[[], float]) -> Callable[[], str]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make safe which names stand in it. What was renamed into it before survives a crash."""
+    """Synchronise a directory to disk, so that files renamed into it before survive a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -75,7 +75,7 @@ def sync_directory(path: Path) -> None:
 
 
 class NotTakenBack(Exception):  # noqa: N818 - it is an outcome
-    """The message stands in new/, but not safely, or a reader has taken it already."""
+    """The message could not be removed from new/: it is not safe there, or a reader has taken it already."""
 
 
 class MessageFile:
@@ -84,13 +84,13 @@ class MessageFile:
     def __init__(self, maildir: Path, name: str, header: bytes) -> None:
         self._tmp = maildir / "tmp" / name
         self._new = maildir / "new" / name
-        # What is to be written before the next octets: the header, later a CR whose LF may yet come.
+        # Written before the next octets: the header, and later a CR whose LF may still come.
         self._before = header.replace(b"\r\n", b"\n")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor: int | None = os.open(self._tmp, flags, 0o600)
 
     def write(self, data: bytearray) -> None:
-        """Append `data`, with LF line ends for CRLF."""
+        """Append `data`, with LF line ends instead of CRLF."""
         data[:0] = self._before
         self._before = b""
         if data.endswith(b"\r"):
@@ -99,15 +99,16 @@ class MessageFile:
         self._put(data.replace(b"\r\n", b"\n"))
 
     def deliver(self, keep: Callable[[], None], *, sync: bool) -> None:
-        """The message is whole: make it safe, and put it into new/. `keep()` raises where it is no longer wanted.
+        """Called when the message is complete: synchronise the file and rename it into new/. `keep()` raises if the
+        message is no longer wanted.
 
-        It may be accepted when new/ is synchronised: here, with `sync`; else by the caller, who takes it back where
-        that fails.
+        The message may be accepted when new/ is synchronised. With `sync` that happens here; else the caller does it,
+        and calls `take_back()` if it fails.
         """
         self._put(self._before)
         assert self._descriptor is not None
         os.fsync(self._descriptor)
-        # A network disk may tell only here that it is full.
+        # A network disk may report only at the close that it is full.
         self._close()
         keep()
         os.rename(self._tmp, self._new)  # noqa: PTH104 - one of the system calls above
@@ -119,7 +120,7 @@ class MessageFile:
                 raise
 
     def take_back(self) -> None:
-        """It is in new/, and must not be. `NotTakenBack` where it stays."""
+        """Remove the message from new/ again. `NotTakenBack`: it could not be removed."""
         try:
             self._new.unlink()
         except OSError as error:
@@ -138,7 +139,7 @@ class MessageFile:
             rest = rest[os.write(self._descriptor, rest) :]
 
     def _close(self) -> None:
-        # A close that fails has closed nevertheless; a second one might hit somebody else's file.
+        # A close that fails has closed the descriptor nevertheless; a second close might hit another file.
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

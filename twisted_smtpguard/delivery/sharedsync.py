@@ -1,4 +1,4 @@
-"""One fsync of a directory for all who wait for one."""
+"""One fsync of a directory that serves all messages waiting for it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from threading import Lock
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
 
 
 class SharedSync:
-    """Calls `sync` in a thread, one call at a time, each for all who have asked before it began."""
+    """Calls `sync` in a thread, one call at a time. Each call serves all requests that came before it began."""
 
     def __init__(self, reactor: ThreadedReactor, sync: Callable[[], None]) -> None:
         self._reactor = reactor
         self._sync = sync
         self._busy = False
         self._lock = Lock()
-        """On the two lists, which a thread exchanges as it begins."""
+        """Guards the two lists, which the thread exchanges when its call begins."""
         self._waiting: list[Deferred[None]] = []
         self._to_answer: list[Deferred[None]] = []
 
     def ask(self) -> Deferred[None]:
-        """What was done before is safe when this answers: the call that answers it has begun since. It fails as that
-        call did, for all whom it was to answer and for nobody else. Asked in the reactor's thread."""
+        """Request a synchronisation. It fires after a call of `sync` that began after this request, so everything done
+        before is safe. If that call fails, all requests that it serves fail, and no others. Called in the reactor's
+        thread."""
         answer: Deferred[None] = Deferred()
         with self._lock:
             self._waiting.append(answer)
@@ -39,7 +40,7 @@ class SharedSync:
 
     def _work(self) -> None:
         with self._lock:
-            # Whoever asks from here on may be too late for this call.
+            # A request from here on may come too late for this call.
             self._to_answer, self._waiting = self._waiting, []
         self._sync()
 

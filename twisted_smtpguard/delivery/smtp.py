@@ -1,4 +1,4 @@
-"""`smtp:ENDPOINT`: the guard as a proxy in front of an SMTP server."""
+"""`smtp:ENDPOINT`: messages are passed to an SMTP server, so that the guard is its proxy."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from twisted.internet.endpoints import clientFromString
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
-from twisted_smtpguard.endpointfaults import client_hint
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
+from twisted_smtpguard.transport.endpointfaults import client_hint
 from twisted_smtpguard.upstream.options import parse_upstream
 
 KEYS = """\
-Behind the endpoint, a Twisted client endpoint string, stand settings with a comma before each; a comma in the endpoint
-is written \\,. Times are as for limits: 30, 1.5 or 5m. On SIGHUP the files of tls-ca= and auth= are read again; what
-the endpoint itself names, such as trustRoots= of a tls: one, is not.
+The endpoint is a Twisted client endpoint string. Settings follow it, with a comma before each; a comma in the endpoint
+is written \\,. Times are written as for limits: 30, 1.5 or 5m. On SIGHUP the files of tls-ca= and auth= are read again;
+files that the endpoint itself names, such as trustRoots= of a tls: endpoint, are not.
 
-tls=off|opportunistic|required  STARTTLS; required looks at the certificate. Default: off.
-tls-name=NAME                   whom the certificate has to name. Default: the host of the endpoint.
+tls=off|opportunistic|required  STARTTLS; required checks the certificate. Default: off.
+tls-name=NAME                   the name that the certificate must have. Default: the host of the endpoint.
 tls-ca=FILE                     PEM certificates to trust. Default: those of the system.
-auth=FILE                       log in as the file says, one line user:password.
-helo=NAME                       what the guard calls itself there. Default: --hostname.
-connections=N                   at once. Default: 50.
-messages=N                      a connection is used for. Default: 100.
-idle=TIME                       an unused connection is kept. Default: 30.
-wait=TIME                       for a connection, all being in use. Default: 10.
-connect=TIME                    for TCP, and for the greeting; three times that until MAIL. Default: 10.
-timeout=TIME                    for an answer to a command, and for room to send on. Default: 60.
-verdict=TIME                    for the answer to a message. Default: 280."""
+auth=FILE                       the login for the server: a file with one line user:password.
+helo=NAME                       the guard's name in EHLO or LHLO. Default: --hostname.
+connections=N                   connections at once. Default: 50.
+messages=N                      messages that one connection is used for. Default: 100.
+idle=TIME                       how long an unused connection is kept. Default: 30.
+wait=TIME                       how long a client waits for a free connection. Default: 10.
+connect=TIME                    limit for TCP and for the greeting; three times that until MAIL. Default: 10.
+timeout=TIME                    limit for the reply to a command, and for room to send more data. Default: 60.
+verdict=TIME                    limit for the reply to a message. Default: 280."""
 
 
 def make_upstream_delivery(
     kind: type[UpstreamDelivery], name: str, hostname: str, argument: str, reactor: Any
 ) -> UpstreamDelivery:
-    """The delivery that `argument` describes. ValueError: it describes none."""
+    """Make the delivery that `argument` describes. ValueError says what is wrong with it."""
     upstream = parse_upstream(name, argument)
     try:
         endpoint = clientFromString(reactor, upstream.endpoint)
@@ -54,7 +54,7 @@ def make_upstream_delivery(
 
 
 class SmtpDelivery(UpstreamDelivery):
-    """Messages to an SMTP server behind the guard."""
+    """Passes messages to an upstream SMTP server."""
 
 
 @implementer(IDeliveryFactory)
@@ -62,7 +62,7 @@ class SmtpFactory:
     """`--deliver smtp:ENDPOINT[,key=value...]`."""
 
     name = "smtp"
-    summary = "Hand messages to an SMTP server behind, with its own verdicts."
+    summary = "Pass messages to an upstream SMTP server, and its replies to the client."
     argument_format = (
         "ENDPOINT[,key=value...], such as smtp:tcp:10.0.0.5:25,tls=required,announce=xclient\n\n"
         f"{KEYS}\n"

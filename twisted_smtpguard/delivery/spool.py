@@ -1,8 +1,8 @@
-"""One message body on its way to a file, without ever holding up the reactor.
+"""The spool of one message body, which is written to a file without blocking the reactor.
 
-A body stays in memory while it is small. From 64 KiB on it goes to a file, a piece at a time and in a thread,
-and the client waits meanwhile, so that a session holds no more than 64 KiB and the piece that just came.
-A small message costs one trip to a thread, at its end.
+A body stays in memory while it is small. From 64 KiB on it is written to a file, a piece at a time and in a thread.
+The client waits meanwhile, so a session holds no more than 64 KiB and the piece that just came. A small message needs
+one call in a thread, at its end.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Generic, Protocol, TypeVar
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 
-from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp.replies import INSUFFICIENT_STORAGE
-from twisted_smtpguard.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.replies import INSUFFICIENT_STORAGE
+from twisted_smtpguard.values import Refused
 
 MAX_HELD_OCTETS = 64 * 1024
 
@@ -28,20 +28,19 @@ T = TypeVar("T")
 
 
 def refuse_if_full(error: BaseException) -> None:
-    """`Refused`, a 452, if `error` says that the disk is full."""
+    """Raise `Refused`, with a 452, if `error` says that the disk is full."""
     if isinstance(error, OSError) and error.errno in _FULL:
         raise Refused(INSUFFICIENT_STORAGE) from error
 
 
 class SpoolFile(Protocol):
-    """Where a body goes. Everything is called in a thread, one call at a time."""
+    """The file that a body is written to. Its methods are called in a thread, one call at a time."""
 
     def write(self, data: bytearray) -> None:
-        """Take all of `data`."""
+        """Write all of `data`."""
 
     def remove(self) -> None:
-        """Close the file, and leave nothing of it on the disk. Called after any failure of it, and more
-        than once."""
+        """Close the file, and remove it from the disk. Called after any failure, and perhaps more than once."""
 
 
 F = TypeVar("F", bound=SpoolFile)
@@ -52,10 +51,10 @@ class Discarded(Exception):  # noqa: N818 - it is an outcome
 
 
 class Spool(Generic[F]):
-    """The body of one message. `open_file` is called once, in a thread, when the file is needed first.
+    """The body of one message. `open_file` is called once, in a thread, when the file is first needed.
 
-    After a failure nothing is left of the file. A full disk fails with `Refused`, a 452; anything else fails
-    as it is. Everything but `keep` is called in the reactor's thread.
+    After a failure nothing is left of the file. A full disk raises `Refused` with a 452; any other error is raised as
+    it is. Everything but `keep` is called in the reactor's thread.
     """
 
     def __init__(self, reactor: ThreadedReactor, open_file: Callable[[], F]) -> None:
@@ -65,39 +64,38 @@ class Spool(Generic[F]):
         self._threaded = False
         self._file: F | None = None
         self._discarded = False
-        # Whoever holds it works on the file. Only threads wait for it.
+        # Held while a thread works on the file. Only threads wait for it.
         self._working = Lock()
-        # Taken once and never given back, by whoever comes first: keep() or discard().
-        self._fate = Lock()
+        # Acquired once and never released, by keep() or discard(), whichever comes first.
+        self._decision = Lock()
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        """Take the next octets. While a returned Deferred is pending there is no other call but `discard`."""
+        """Take the next octets. While a returned Deferred is pending, only `discard` may be called."""
         self._held += data
         if len(self._held) < MAX_HELD_OCTETS:
             return None
-        return self._trip(lambda file: None)
+        return self._work_in_thread(lambda file: None)
 
     def in_memory(self) -> bytearray | None:
-        """The whole body, if it never went to the file."""
+        """The whole body, if nothing was written to the file; else None."""
         return None if self._threaded else self._held
 
     def finish(self, complete: Callable[[F], T]) -> Deferred[T]:
-        """Write what is left, and answer what `complete(file)` answers, which is called in the thread.
+        """Write what is left, then call `complete(file)` in the thread. Fires with its result.
 
-        To cancel the Deferred stops nothing: that is what `discard` is for.
+        Cancelling the Deferred stops nothing; `discard` does.
         """
-        return self._trip(complete)
+        return self._work_in_thread(complete)
 
     def keep(self) -> None:
-        """Called by `complete` in its thread: from here on `discard` comes too late. `Discarded` where it
-        came first."""
-        if not self._fate.acquire(blocking=False):
+        """Called by `complete` in its thread: from here on `discard` comes too late. `Discarded`: it came first."""
+        if not self._decision.acquire(blocking=False):
             raise Discarded
 
     def discard(self) -> None:
-        """Leave nothing, no file and no descriptor, unless the body is kept already. At any time, any number
-        of times; never raises."""
-        if not self._fate.acquire(blocking=False):
+        """Remove the file and close its descriptor, unless the body is kept already. May be called at any time and any
+        number of times; never raises."""
+        if not self._decision.acquire(blocking=False):
             return
         self._discarded = True
         self._held = bytearray()
@@ -105,7 +103,7 @@ class Spool(Generic[F]):
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
-    def _trip(self, then: Callable[[F], T]) -> Deferred[T]:
+    def _work_in_thread(self, then: Callable[[F], T]) -> Deferred[T]:
         self._threaded = True
         data, self._held = self._held, bytearray()
         return in_thread(self._reactor, self._work, data, then)

@@ -1,4 +1,5 @@
-"""Messages into objects that were written for twisted.mail.smtp. They see what its SMTP class would show them."""
+"""`TwistedMailDelivery`: messages are handed to objects that were written for twisted.mail.smtp. They see what its SMTP
+class would show them."""
 
 from __future__ import annotations
 
@@ -16,33 +17,28 @@ from twisted.mail.interfaces import IMessageDelivery, IMessageDeliveryFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
+from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
-from twisted_smtpguard.hostnames import check_hostname
-from twisted_smtpguard.interfaces import (
-    Client,
-    IMailTransaction,
-    IMessageSink,
-    ISessionDelivery,
-    Path,
-    Refused,
-)
-from twisted_smtpguard.later import FAULTS, asked, shielded
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.engine.hostnames import check_hostname
+from twisted_smtpguard.hooks.later import FAULTS, asked, shielded
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import Client, Path, Refused
 
 T = TypeVar("T")
 
 _log = Logger()
 
 MAX_LINE_OCTETS = 64 * 1024
-"""IMessage takes whole lines. What is longer is refused, for a session must not hold more."""
+"""The longest line of a message. IMessage takes whole lines, and a session must not hold more than this."""
 
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?!\S)")
 
 
 def _smtp() -> Any:
-    """twisted.mail.smtp. To import it chooses the reactor, which is not for a module that plugins import."""
+    """The module twisted.mail.smtp. It is imported late: the import installs a reactor, which a module that plugins
+    import must not do."""
     from twisted.mail import smtp  # noqa: PLC0415
 
     return smtp
@@ -50,30 +46,32 @@ def _smtp() -> Any:
 
 @implementer(ISessionDelivery)
 class TwistedMailDelivery:
-    """Hands messages to `deliverer`, which was written for twisted.mail.smtp and is used as it is. It provides
+    """Hands messages to `deliverer`, which was written for twisted.mail.smtp and is used unchanged. It is one of these:
 
-    - IMessageDelivery: it is used for all messages; or
-    - IMessageDeliveryFactory: it is asked for a delivery at each MAIL; or
-    - it is a Portal of twisted.cred: at the first MAIL of a session its realm is asked for the avatar of the user
-      who has logged in by AUTH, whoever checked the password, or else it is asked to let Anonymous() in; the logout
-      is at the session's end. Where AUTH came behind a message, the next MAIL is a logout and another login.
+    - An IMessageDelivery is used for all messages.
+    - An IMessageDeliveryFactory is asked for a delivery at each MAIL.
+    - A Portal of twisted.cred is used at the first MAIL of a session. If the client has logged in by AUTH, the realm is
+      asked for the user's avatar, whichever checker accepted the password; else the portal is asked for a login of
+      Anonymous(). The logout is at the end of the session. An AUTH after a message makes the next MAIL a logout and
+      another login.
 
     Anything else is a TypeError. `hostname` is the domain of an address that has none, and `user.protocol.host`.
 
-    Every answer may be a Deferred or a coroutine. It is cancelled when the client leaves; that of eomReceived()
-    is not, but at the time limit. A login and the making of a message are never cancelled: what comes too late
-    is logged out at once, or told connectionLost(). SMTPServerError and its kinds refuse with their code and text.
+    Every answer may be a Deferred or a coroutine. It is cancelled when the client leaves; that of eomReceived() is
+    cancelled only at the time limit. A login and the making of a message are never cancelled: an avatar that comes too
+    late is logged out at once, and a message is told connectionLost(). SMTPServerError and its subclasses refuse with
+    their code and text.
 
-    The client gets its 250 when eomReceived() has succeeded for every recipient. Where it raised SMTPServerError
-    for every one, the client gets that code, a 4xx if there is one. Else it is a 451, and those recipients who
-    have the message get it again when the client tries again.
+    The client gets a 250 when eomReceived() has succeeded for every recipient. If it raised SMTPServerError for every
+    one, the client gets that code, a 4xx if there is one. Else the client gets a 451, and the recipients who have the
+    message get it again when the client tries again.
 
-    An IMessage cannot hold the client back: if it is slow it has to keep what it was given. It takes whole
-    lines, so a line above 64 KiB is refused; each line is a call for each recipient.
+    An IMessage cannot hold the client back: if it is slow it has to buffer its input. It takes whole lines, so a line
+    above 64 KiB is refused; each line is one call for each recipient.
     """
 
-    # twisted.mail's addresses are ASCII: no SMTPUTF8. Its lines have no other octets than text: no BINARYMIME.
-    # It has no place for the parameters of DSN. 8-bit text is lines like any other.
+    # twisted.mail's addresses are ASCII, so there is no SMTPUTF8. Its lines are text, so there is no BINARYMIME. It has
+    # no place for the parameters of DSN. 8-bit text is lines like any other.
     extensions = frozenset({"8BITMIME"})
     max_message_octets = 0
 
@@ -106,7 +104,7 @@ class TwistedMailDelivery:
                 raise smtp.SMTPBadSender(address)
             origin = await asked(delivery.validateFrom, helo, address)
         if not origin:
-            # twisted.mail would go on, and refuse every recipient.
+            # twisted.mail would go on and refuse every recipient.
             raise ValueError(f"validateFrom() answered {origin!r}, not the sender's address")
         return _Mail(delivery, helo, origin, session)
 
@@ -117,23 +115,23 @@ class TwistedMailDelivery:
 
 
 class _Session:
-    """Where the deliveries of one session come from."""
+    """The login of one session, and the source of its deliveries."""
 
     def __init__(self, deliverer: object, protocol: ProtocolView) -> None:
         self.protocol = protocol
         self._portal = deliverer if isinstance(deliverer, Portal) else None
         self._source: Any = None if self._portal else deliverer
         self._is_factory = IMessageDeliveryFactory.providedBy(deliverer)
-        self._of: Client | None = None
-        """Who has logged in to the portal."""
+        self._user: Client | None = None
+        """The client as it was at its login to the portal."""
         self._logouts: list[Callable[[], object]] = []
         self._pending = 0
 
     async def delivery(self, client: Client, sender: object) -> Any:
-        """The delivery for the next message, or None. SMTPBadSender where nobody may log in."""
-        if self._portal is not None and not _is_same_user(self._of, client):
-            # Who is refused now does not go on as who was let in before.
-            self._of = self._source = None
+        """The delivery for the next message, or None. SMTPBadSender: the portal refused the login."""
+        if self._portal is not None and not _is_same_user(self._user, client):
+            # If this login is refused the session must not go on as the user of before.
+            self._user = self._source = None
             if not self._pending:
                 self.log_out()
             await self._log_in(self._portal, client, sender)
@@ -147,23 +145,24 @@ class _Session:
             if client.identity is None:
                 login = asked(portal.login, Anonymous(), None, *interfaces)
             else:
-                # The other half of Portal.login(). The password has been checked, and is no longer there.
+                # This is the second half of Portal.login(). The password was checked at AUTH and is not kept.
                 login = asked(portal.realm.requestAvatar, avatar_id, None, *interfaces)
-            interface, avatar, logout = await _or_given_back(login, _log_out_again)
+            interface, avatar, logout = await _or_returned_late(login, _log_out_again)
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
         except UnhandledCredentials as error:
             raise _smtp().SMTPBadSender(sender, resp="Unauthenticated senders not allowed") from error
-        # Before anything can be wrong with it: each login gets its logout, one that is of no use too.
+        # Kept before the avatar is checked: each login gets its logout, also one that cannot be used.
         self._logouts.append(logout)
         if not any(interface.isOrExtends(each) for each in interfaces):
             raise TypeError(f"the realm answered with {interface!r}, which it was not asked for")
         self._is_factory = interface.isOrExtends(IMessageDeliveryFactory)
-        self._source, self._of = avatar, client
+        self._source, self._user = avatar, client
 
     @contextmanager
     def pending(self) -> Iterator[None]:
-        """A verdict is. Beyond its time limit it may still be so at the next MAIL: then nobody is logged out."""
+        """Entered while a verdict is pending. After its time limit it may still be pending at the next MAIL, and then
+        nobody is logged out."""
         self._pending += 1
         try:
             yield
@@ -171,14 +170,14 @@ class _Session:
             self._pending -= 1
 
     def log_out(self) -> None:
-        """Whoever is in. A login that is still to come is logged out then."""
+        """Log out every login of the session."""
         logouts, self._logouts = self._logouts, []
         for logout in logouts:
             _log_out(logout)
 
 
 def _is_same_user(before: Client | None, now: Client) -> bool:
-    """By the same AUTH, or both by none."""
+    """Whether both are the same user by the same AUTH, or neither has logged in."""
     return before is not None and before.identity == now.identity and before.avatar_id is now.avatar_id
 
 
@@ -205,7 +204,7 @@ class _Mail:
         try:
             with _refusals():
                 for user, make_message in self._recipients:
-                    message: Any = await _or_given_back(asked(make_message), _discard)
+                    message: Any = await _or_returned_late(asked(make_message), _discard)
                     messages.append(message)
                     received = await asked(ask_received, self._helo, self._origin, [user])
                     if received:
@@ -216,12 +215,12 @@ class _Mail:
         return _Sink(messages, self._session)
 
     def abort(self) -> None:
-        """No message was made yet."""
+        """There is nothing to undo before DATA."""
 
 
 @implementer(IMessageSink)
 class _Sink:
-    """The messages of all recipients, told line by line."""
+    """The message for all recipients, passed on line by line."""
 
     def __init__(self, messages: Sequence[Any], session: _Session) -> None:
         self._messages = messages
@@ -235,9 +234,9 @@ class _Sink:
             *lines, rest = (bytes(self._partial) + data).split(b"\r\n")
             self._partial = bytearray(rest)
         else:
-            # A line that comes an octet at a time is not looked at again for each of them.
+            # A line that comes an octet at a time is not searched again for each octet.
             self._partial += data
-        # A line that began in these octets is no longer than they are.
+        # Only the first line can have begun before these octets, so only it can be too long.
         unfinished = len(self._partial) - self._partial.endswith(b"\r")
         if max(unfinished, len(lines[0]) if lines else 0) > MAX_LINE_OCTETS:
             raise Refused(replies.MESSAGE_LINE_TOO_LONG)
@@ -248,7 +247,7 @@ class _Sink:
             if lines and not self._begun:
                 self._begun = True
                 if lines[0] and b":" not in lines[0]:
-                    # A message without a header. As in twisted.mail, the Received field gets its end.
+                    # The message has no header. As in twisted.mail, an empty line ends the Received field.
                     self._tell([b""])
             for line in lines:
                 for message in self._messages:
@@ -264,14 +263,14 @@ class _Sink:
         with self._session.pending():
             verdicts = [_end(message) for message in self._messages]
             outcomes = await DeferredList(verdicts, consumeErrors=True)
-        _check([outcome for succeeded, outcome in outcomes if not succeeded], len(outcomes))
+        _raise_failures([outcome for succeeded, outcome in outcomes if not succeeded], len(outcomes))
 
     def abort(self) -> None:
         _discard_all(self._messages)
 
 
-def _check(failures: Sequence[Failure], recipients: int) -> None:
-    """Raise what the failures of some of the recipients' messages come to. The guard logs what is no refusal."""
+def _raise_failures(failures: Sequence[Failure], recipients: int) -> None:
+    """Raise one exception for `failures`, which are those of some recipients. The guard logs all but refusals."""
     if not failures:
         return
     unexpected = [failure for failure in failures if not failure.check(_smtp().SMTPServerError)]
@@ -286,11 +285,11 @@ def _check(failures: Sequence[Failure], recipients: int) -> None:
 
 
 def _end(message: Any) -> Deferred[Any]:
-    """Its verdict. A message that cannot be asked for one keeps no other from its own."""
+    """The verdict of `message`. One that has no eomReceived() does not keep the others from theirs."""
     try:
         end = message.eomReceived
     except FAULTS:
-        # Whatever is put into the place of an IMessage.
+        # The object is no IMessage.
         _discard(message)
         return fail()
     return asked(end)
@@ -314,11 +313,11 @@ def _log_out(logout: Callable[[], object]) -> None:
     asked(logout).addErrback(_report, "logout")
 
 
-def _or_given_back(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:
-    """What `promised` fires with; once cancelled, `give_back` gets that.
+def _or_returned_late(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:
+    """What `promised` fires with. If the returned Deferred was cancelled before, `give_back` gets the result.
 
-    `promised` itself is not cancelled: Deferreds without a canceller, as of threads and databases, fail at once
-    then, and drop what comes of the work that goes on.
+    `promised` itself is not cancelled: a Deferred without a canceller, such as one of a thread or a database, would
+    fail at once and lose the result of the work, which goes on.
     """
 
     def hand_over(given: T) -> T:
@@ -338,7 +337,7 @@ def _report(failure: Failure, what: str) -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """SMTPServerError, of which SMTPBadSender and SMTPBadRcpt are kinds, becomes `Refused`."""
+    """Turn SMTPServerError, and so SMTPBadSender and SMTPBadRcpt, into `Refused`."""
     try:
         yield
     except _smtp().SMTPServerError as error:
@@ -346,7 +345,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _refusal(error: Any) -> Reply:
-    """The reply of an SMTPServerError. An enhanced code that its text begins with is one here too."""
+    """The reply for an SMTPServerError. If its text begins with an enhanced code, the reply has that code."""
     text = error.resp or ""
     text = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
     found = _ENHANCED.match(text)
@@ -357,7 +356,8 @@ def _refusal(error: Any) -> Reply:
 
 @contextmanager
 def _addresses(malformed: Reply) -> Iterator[None]:
-    """twisted.mail knows fewer addresses than RFC 5321: no address literals, no escaped quotes."""
+    """Turn AddressError into `Refused`. twisted.mail knows fewer addresses than RFC 5321: no address literals and no
+    escaped quotes."""
     try:
         yield
     except _smtp().AddressError as error:

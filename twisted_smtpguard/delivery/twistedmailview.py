@@ -1,26 +1,26 @@
-"""What objects written for twisted.mail.smtp see of a connection: `user.protocol`, and what hangs on it."""
+"""What objects written for twisted.mail.smtp see of a connection: `user.protocol` and its attributes."""
 
 from __future__ import annotations
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
-from twisted_smtpguard.interfaces import Address, Peer
+from twisted_smtpguard.values import Address, Peer
 
 
 class TransportView:
-    """`user.protocol.transport`: whose connection it is. Nothing can be written to it, and it cannot be closed."""
+    """`user.protocol.transport`: the addresses of the connection. It can be neither written to nor closed."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = _end(peer.address, peer.port)
         self._host = _end(peer.local_address, peer.local_port)
 
     def getPeer(self) -> IAddress:  # noqa: N802 - ITransport's
-        """The client, behind a trusted proxy too."""
+        """The client's address, also if a trusted proxy announced it."""
         return self._peer
 
     def getHost(self) -> IAddress:  # noqa: N802 - ITransport's
-        """Our end."""
+        """The guard's address."""
         return self._host
 
 
@@ -29,12 +29,12 @@ class ProtocolView:
 
     def __init__(self, peer: Peer, host: bytes) -> None:
         self.host = host
-        """What the guard calls itself."""
+        """The guard's hostname."""
         self.transport = TransportView(peer)
 
 
 def client_host(peer: Peer) -> bytes:
-    """What stands beside the HELO word: the client's IP address, or some text where it has none."""
+    """The second item of twisted.mail's `helo`: the client's IP address, or some text if it has none."""
     return str(peer.address or UNIXAddress(None)).encode()
 
 

@@ -23,9 +23,9 @@ from twisted_smtpguard.filters.networktable import (
     NetworkTable,
     TableBuilder,
 )
-from twisted_smtpguard.interfaces import refuse
-from twisted_smtpguard.regularfile import open_regular
-from twisted_smtpguard.smtp.replies import CONNECTION_REFUSED, Reply
+from twisted_smtpguard.inputs.regularfile import open_regular
+from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
+from twisted_smtpguard.values import refuse
 
 MAX_LINE_OCTETS = 4096
 
@@ -71,19 +71,19 @@ def parse_reply(text: str) -> Reply:
     return Reply(int(code), enhanced, (match[3],) if match[3] else CONNECTION_REFUSED.lines)
 
 
-def read_table(path: str | os.PathLike[str], rest: Callable[[], object] = lambda: None) -> NetworkTable:
-    """The table of the list in the file `path`. `rest` is called after each short piece of work.
+def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = lambda: None) -> NetworkTable:
+    """The table of the list in the file `path`. `yield_gil` is called after each short piece of work.
 
     ValueError names the file, and the line where one is wrong.
     """
     try:
         with open_regular(path) as file:
-            return _read(os.fspath(path), file, rest)
+            return _read(os.fspath(path), file, yield_gil)
     except OSError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
 
 
-def _read(path: str, file: BinaryIO, rest: Callable[[], object]) -> NetworkTable:
+def _read(path: str, file: BinaryIO, yield_gil: Callable[[], object]) -> NetworkTable:
     reader = _Reader()
     number = 0
     # Never more than one octet too many of a line: there may be no end of it.
@@ -96,8 +96,8 @@ def _read(path: str, file: BinaryIO, rest: Callable[[], object]) -> NetworkTable
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from None
         if number % _LINES_AT_ONCE == 0:
-            rest()
-    return reader.builder.build(rest)
+            yield_gil()
+    return reader.builder.build(yield_gil)
 
 
 class _Reader:

@@ -9,22 +9,13 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import checked
 from twisted_smtpguard.filters.networklist import parse_network, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
-from twisted_smtpguard.interfaces import (
-    PASS,
-    TRUST,
-    IIPFilter,
-    IIPFilterFactory,
-    IPreparedReload,
-    IReadsFiles,
-    Peer,
-    Verdict,
-    refuse,
-)
-from twisted_smtpguard.threads import OneThread, ThreadedReactor, let_others_run
-from twisted_smtpguard.units import parse_path
+from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.interfaces import IIPFilter, IIPFilterFactory, IPreparedReload, IReadsFiles
+from twisted_smtpguard.limits.units import parse_path
+from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
 
 
 @implementer(IIPFilter)
@@ -64,7 +55,7 @@ class NetworksFile:
         return _verdict(self._table, peer)
 
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        read = self._thread.run(read_table, self._path, let_others_run)
+        read = self._thread.run(read_table, self._path, yield_gil)
         return read.addCallback(lambda table: lambda: self._take(table))
 
     @property

@@ -16,7 +16,7 @@ from itertools import chain
 
 import attrs
 
-from twisted_smtpguard.interfaces import PASS, TRUST, Address, Verdict
+from twisted_smtpguard.values import PASS, TRUST, Address, Verdict
 
 IPV4_BITS = 32
 IPV6_BITS = 128
@@ -89,8 +89,8 @@ class TableBuilder:
         is set behind the first `length`."""
         self._runs[bits].add(start << 40 | length << 32 | index)
 
-    def build(self, rest: Callable[[], object]) -> NetworkTable:
-        """The table of what was added; the builder is used up. `rest` is called after each short piece of work."""
+    def build(self, yield_gil: Callable[[], object]) -> NetworkTable:
+        """The table of what was added; the builder is used up. `yield_gil` is called after each short piece of work."""
         ipv4, ipv6 = _IPv4Ranges(), _IPv6Ranges()
         for bits, ranges in ((IPV4_BITS, ipv4), (IPV6_BITS, ipv6)):
             last = -1
@@ -99,7 +99,7 @@ class TableBuilder:
                     ranges.append(start, found)
                     last = found
                 if count % _WORK == 0:
-                    rest()
+                    yield_gil()
         return NetworkTable(self._verdicts, ipv4, ipv6)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.arguments import checked
+from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
-from twisted_smtpguard.limits import Limits
+from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.testing.fakes import FakeDelivery
 from twisted_smtpguard.testing.transport import FakeTransport
-from twisted_smtpguard.wire.factory import SMTPGuardFactory
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 
 class Clients:
@@ -33,7 +33,7 @@ class Clients:
     def __init__(self, factory: SMTPGuardFactory, clock: Clock) -> None:
         self.factory = factory
         self.clock = clock
-        self.delivery: Any = factory.site.delivery
+        self.delivery: Any = factory.context.delivery
 
     @checked
     def connect(self, host: str = "192.0.2.1") -> Conversation:

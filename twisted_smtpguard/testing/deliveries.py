@@ -13,19 +13,10 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.delivery.callable import EXTENSIONS
-from twisted_smtpguard.interfaces import (
-    Client,
-    IDelivery,
-    IMailTransaction,
-    IMessageSink,
-    ISessionDelivery,
-    Path,
-    Peer,
-    Refused,
-)
-from twisted_smtpguard.smtp.farewell import Farewell
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, ISessionDelivery
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing.demands import later, require, verify
+from twisted_smtpguard.values import Client, Path, Peer, Refused
 
 PIECE_OCTETS = 64 * 1024
 
@@ -131,13 +122,43 @@ def _bodies(extensions: frozenset[str]) -> dict[str, list[bytes]]:
     return bodies
 
 
+class _Farewell:
+    """Calls `say` once: when the session has ended and none of its hooks is at work any more.
+
+    A hook is at work until it answers, though its time may be over and nobody wait for it.
+    """
+
+    def __init__(self, say: Callable[[], None]) -> None:
+        self._say = say
+        self._at_work = 0
+        self._session_ended = False
+
+    def hook_called(self) -> None:
+        """Of any transaction of the session."""
+        self._at_work += 1
+
+    def hook_answered(self) -> None:
+        """And whatever follows from the answer has been done."""
+        self._at_work -= 1
+        self._say_if_over()
+
+    def session_ended(self) -> None:
+        """No hook is called from now on. Called once."""
+        self._session_ended = True
+        self._say_if_over()
+
+    def _say_if_over(self) -> None:
+        if self._session_ended and not self._at_work:
+            self._say()
+
+
 class _Session:
     """One session of a delivery. Its end is said when all its hooks have answered."""
 
     def __init__(self, delivery: IDelivery, client: Client) -> None:
         self.client = client
         self._delivery = delivery
-        self._farewell = Farewell(self._say_farewell)
+        self._farewell = _Farewell(self._say_farewell)
         self.end = self._farewell.session_ended
 
     def call(self, hook: Callable[..., Any], *args: object) -> Deferred[Any]:

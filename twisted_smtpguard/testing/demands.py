@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import Interface, Invalid
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.later import as_deferred, is_later
+from twisted_smtpguard.hooks.later import as_deferred, is_later
 
 
 def require(condition: bool, problem: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from twisted_smtpguard.arguments import checked
+from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.testing.conversation import Conversation, Guard
 from twisted_smtpguard.testing.demands import require
 from twisted_smtpguard.testing.fakes import FakeDelivery

@@ -8,17 +8,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_smtpguard.arguments import check_fields
-from twisted_smtpguard.interfaces import (
-    PASS,
-    Client,
-    IDelivery,
-    IIPFilter,
-    IMailTransaction,
-    IMessageSink,
-    Path,
-    Peer,
-)
+from twisted_smtpguard.inputs.arguments import check_fields
+from twisted_smtpguard.interfaces import IDelivery, IIPFilter, IMailTransaction, IMessageSink
+from twisted_smtpguard.values import PASS, Client, Path, Peer
 
 
 @attrs.define

@@ -15,8 +15,9 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import provider
 
-from twisted_smtpguard.interfaces import IIPFilter, IPreparedReload, IReloadable, Peer, Verdict
+from twisted_smtpguard.interfaces import IIPFilter, IPreparedReload, IReloadable
 from twisted_smtpguard.testing.demands import later, require, verify
+from twisted_smtpguard.values import Peer, Verdict
 
 MAX_BLOCKING_SECONDS = 0.25
 """A check that takes longer keeps every other client of the guard waiting."""

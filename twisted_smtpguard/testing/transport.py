@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.arguments import checked
+from twisted_smtpguard.inputs.arguments import checked
 
 _FULL_OCTETS = 64 * 1024
 """Above it Twisted pauses a producer that goes on by itself."""

@@ -1,1 +1,1 @@
-"""The mail server behind the guard: how it is reached, what is said to it, and what its answers mean."""
+"""The upstream server: how the guard connects to it, what it sends, and what the answers mean."""

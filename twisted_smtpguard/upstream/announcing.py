@@ -1,6 +1,7 @@
-"""How the server behind learns who the client is: XCLIENT and XFORWARD commands, and PROXY headers. Pure.
+"""XCLIENT and XFORWARD commands and PROXY headers, which tell the upstream server who the client is. Pure.
 
-XCLIENT and XFORWARD are Postfix's (XCLIENT_README, XFORWARD_README); PROXY is HAProxy's, versions 1 and 2.
+Postfix defines XCLIENT and XFORWARD (XCLIENT_README, XFORWARD_README); HAProxy defines the PROXY protocol, versions 1
+and 2.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-from twisted_smtpguard.interfaces import Address, Client, Peer
+from twisted_smtpguard.values import Address, Client, Peer
 
 UNKNOWN = "[UNAVAILABLE]"
 
@@ -22,10 +23,10 @@ _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
 def xclient(client: Client, offered: Collection[str]) -> list[str]:
-    """The XCLIENT command that tells of `client`, with those attributes that the server has offered; none for none.
+    """The XCLIENT command for `client`, with the attributes that the server has offered. Empty if it has offered none.
 
-    Never a second one, which Postfix would take for that client's own. Where a name or login is too long for one
-    line the server hears that there is none: the name stands in the EHLO that follows.
+    There is never a second command, since Postfix would attribute it to the client. If the HELO name or the login makes
+    the command too long for one line, it is sent as unavailable; the EHLO that follows has the name.
     """
     values = _attributes(client)
     commands = _commands("XCLIENT", values, offered)
@@ -37,13 +38,14 @@ def xclient(client: Client, offered: Collection[str]) -> list[str]:
 
 
 def xforward(client: Client, offered: Collection[str]) -> list[str]:
-    """The XFORWARD commands, which have to stand before each MAIL."""
+    """The XFORWARD commands for `client`, which must be sent before each MAIL."""
     values = {**_attributes(client), "IDENT": client.session, "SOURCE": "REMOTE"}
     return _commands("XFORWARD", values, offered)
 
 
 def proxy_v1(peer: Peer | None) -> bytes:
-    """The header line for a client; None or a UNIX socket: the server is to look at our own address."""
+    """The PROXY header of version 1 for `peer`. For None or a UNIX socket it is UNKNOWN: the server then uses the
+    address of the guard."""
     ends = _ends(peer)
     if ends is None:
         return b"PROXY UNKNOWN\r\n"
@@ -53,7 +55,7 @@ def proxy_v1(peer: Peer | None) -> bytes:
 
 
 def proxy_v2(peer: Peer | None) -> bytes:
-    """The same as octets. Without a client it is a LOCAL connection."""
+    """The PROXY header of version 2 for `peer`. For None or a UNIX socket the connection is LOCAL."""
     ends = _ends(peer)
     if ends is None:
         return _SIGNATURE + b"\x20\x00\x00\x00"
@@ -66,7 +68,7 @@ def proxy_v2(peer: Peer | None) -> bytes:
 def _attributes(client: Client) -> dict[str, str]:
     peer = client.peer
     return {
-        # We look up no names. What is left out stays that of our own host.
+        # The guard looks up no names. An attribute that is left out would keep the value of the guard's own host.
         "NAME": UNKNOWN,
         "REVERSE_NAME": UNKNOWN,
         "ADDR": _address(peer.address),
@@ -86,7 +88,7 @@ def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> li
         if name not in offered:
             continue
         text = _xtext(value)
-        # Postfix refuses a longer one, and with it the client.
+        # Postfix refuses a longer value, and with it the client.
         word = f" {name}={text if len(text) <= _MAX_VALUE else UNKNOWN}"
         if len(line) + len(word) > _MAX_LINE and line != verb:
             commands.append(line)
@@ -96,7 +98,7 @@ def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> li
 
 
 def _xtext(text: str) -> str:
-    """RFC 3461 4."""
+    """`text` as xtext (RFC 3461 4)."""
     return "".join(_characters(text.encode("utf-8", "surrogateescape")))
 
 
@@ -112,7 +114,7 @@ def _address(address: Address | None) -> str:
 
 
 def _text(address: Address) -> str:
-    """Without the scope that a link-local address may have."""
+    """`address` without the scope that a link-local address may have."""
     return str(address).partition("%")[0]
 
 

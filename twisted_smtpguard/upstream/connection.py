@@ -1,6 +1,6 @@
-"""One connection to the mail server behind: commands one at a time, message data with back-pressure, time limits.
+"""One connection to the upstream server: commands one at a time, message data with back-pressure, time limits.
 
-What goes wrong is `Refused` with the 451 that our client gets, and ends the connection.
+A fault ends the connection, and raises `Refused` with the 451 for the client.
 """
 
 # ruff: noqa: N802 - Twisted's own method names
@@ -19,22 +19,22 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.faults import at_debug, safely
-from twisted_smtpguard.interfaces import Peer, Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
-from twisted_smtpguard.upstream.hello import NOTHING, Hello
-from twisted_smtpguard.upstream.refusals import not_now
-from twisted_smtpguard.upstream.replies import BadReply, ReplyParser, UpstreamReply, for_client
+from twisted_smtpguard import replies
+from twisted_smtpguard.hooks.faults import at_debug, safely
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello
+from twisted_smtpguard.upstream.refusals import as_temporary
+from twisted_smtpguard.upstream.replyparser import BadReply, ReplyParser, UpstreamReply, for_client
 from twisted_smtpguard.upstream.tlsfailure import tls_failure
+from twisted_smtpguard.values import Peer, Refused
 
 SEND_BUFFER_OCTETS = 16 * 1024
-"""What may wait in the transport before the client is held back, besides the piece that is being sent."""
+"""How much may wait in the transport, besides the piece that is being sent, before the client is held back."""
 
 
 @implementer(IPushProducer, IHandshakeListener)
 class Connection(Protocol):
-    """`ended(self)` is called once, as soon as nothing can be done with it any more."""
+    """A connection to the server. `ended(self)` is called once, as soon as the connection is of no more use."""
 
     def __init__(self, clock: IReactorTime, ended: Callable[[Connection], None]) -> None:
         self._clock = clock
@@ -42,27 +42,27 @@ class Connection(Protocol):
         self._transport: Any = None
         self._parser = ReplyParser()
         self._answers: deque[UpstreamReply] = deque()
-        self._owed = 1  # the greeting
+        self._replies_due = 1  # the greeting
         self._waiter: Deferred[Any] | None = None
         self._timer: IDelayedCall | None = None
         self._streaming = False
         self._full = False
         self._secured: Deferred[None] | None = None
-        self.hello: Hello = NOTHING
-        self.introduced: tuple[str, bool] | None = None
-        """The client in whose name EHLO was said last: what it called itself, and whether under TLS."""
+        self.hello: Hello = NO_EXTENSIONS
+        self.greeted_as: tuple[str, bool] | None = None
+        """The HELO name of the client that the last EHLO was for, and whether that client used TLS."""
         self.problem: Reply | None = None
-        """Why it cannot be used any more."""
-        self.why = ""
+        """The reply for clients that says why the connection is of no more use. None: it can be used."""
+        self.tls_problem = ""
         """What was wrong with TLS, for the log."""
         self.lost = False
-        """The transport is gone."""
+        """Whether the transport has been closed."""
         self.messages = 0
-        """For which it was used."""
-        self.complaints = 0
-        """Replies of 400 and above since the last message that was taken."""
-        self.gone: list[Deferred[None]] = []
-        """Fired when the transport is gone."""
+        """How many messages the connection was used for."""
+        self.error_replies = 0
+        """How many replies of 400 and above came since the last accepted message."""
+        self.closed: list[Deferred[None]] = []
+        """These fire when the transport has been closed."""
 
     @property
     def usable(self) -> bool:
@@ -70,38 +70,39 @@ class Connection(Protocol):
 
     @property
     def verdict(self) -> Reply:
-        """What the client is told where the connection has ended."""
+        """The reply for the client of a connection that has ended."""
         return self.problem or replies.UPSTREAM_LOST
 
-    # Speaking.
+    # Commands and replies.
 
-    def send_first(self, octets: bytes) -> None:
-        """What stands before everything else: a PROXY header."""
+    def send_proxy_header(self, octets: bytes) -> None:
+        """Send a PROXY header. It must come before everything else."""
         self._transport.write(octets)
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
-        """Send a command line; its reply. ValueError, and nothing is sent: it is more than one line, or less."""
+        """Send a command line, and return its reply. ValueError: `line` is not exactly one line, and nothing is
+        sent."""
         if b"\r" in line or b"\n" in line or b"\0" in line:
-            # What follows would be taken for a command of ours, whoever wrote it.
+            # The server would take what follows the line end for a command of the guard: command injection.
             raise ValueError(f"a command is one line, not {line!r}")
         if self._parser.amid_reply:
-            # That of the command before is not over: this one's would be taken for the rest of it.
+            # The reply to the command before is incomplete, so the reply to this one would be taken for its rest.
             self.end(replies.UPSTREAM_GARBLED)
         if not self.usable:
             return self._wait(seconds)
-        self._owed += 1
+        self._replies_due += 1
         self._transport.write(line + b"\r\n")
         return self.answer(seconds)
 
     def answer(self, seconds: float) -> Deferred[UpstreamReply]:
-        """The next reply that is due, also one that came before the connection ended. To cancel it ends the connection:
-        the reply would be taken for another's."""
+        """The next reply that is due; a reply that came before the connection ended counts. Cancelling the Deferred
+        ends the connection, since the reply would be taken for that of the next command."""
         if self._answers:
             return succeed(self._answers.popleft())
         return self._wait(seconds)
 
-    def own_end(self) -> Peer | None:
-        """Us, as the server sees us; None over a UNIX socket."""
+    def local_peer(self) -> Peer | None:
+        """The guard's own end of the connection, as the server sees it. None over a UNIX socket."""
         here, there = self._transport.getHost(), self._transport.getPeer()
         if not isinstance(here, IPv4Address | IPv6Address):
             return None
@@ -110,28 +111,28 @@ class Connection(Protocol):
     # Message data.
 
     def start_data(self) -> None:
-        """The 354 has come: what is written now is the message."""
+        """Begin the message, after the 354. What is written from now on is message data."""
         self._streaming = True
         self._transport.registerProducer(self, True)
 
     def stream(self, octets: bytes, seconds: float) -> Deferred[None] | None:
-        """Send octets of a message. A Deferred fires when the server has taken so many that there is room."""
+        """Send octets of a message. A returned Deferred fires when there is room in the transport again."""
         if not self.usable:
             raise Refused(self.verdict)
         self._transport.write(octets)
         return self._wait(seconds) if self._full else None
 
     def end_data(self, octets: bytes, verdicts: int) -> None:
-        """Send the end of the message. So many replies are due now."""
-        self._owed += verdicts
+        """Send `octets`, which end the message. The server then owes `verdicts` replies."""
+        self._replies_due += verdicts
         self._stop_streaming()
         if self.usable:
             self._transport.write(octets)
 
     def chunk(self, octets: bytes, *, last: bool = False, verdicts: int = 1) -> None:
-        """Send a piece of a message as BDAT (RFC 3030). So many replies are due then."""
+        """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies."""
         if self.usable:
-            self._owed += verdicts
+            self._replies_due += verdicts
             self._transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
             self._transport.write(octets)
 
@@ -143,7 +144,7 @@ class Connection(Protocol):
     # TLS.
 
     def start_tls(self, options: Any, seconds: float) -> Deferred[None]:
-        """The handshake, after the server has said that it is ready. Fires when it is done."""
+        """Begin the handshake, after the server has answered STARTTLS with 220. Fires when it is complete."""
         if self._parser.amid_reply or self._answers:
             self.end(replies.UPSTREAM_GARBLED)
         secured: Deferred[None] = self._wait(seconds)
@@ -161,33 +162,33 @@ class Connection(Protocol):
     # The end.
 
     def quit(self) -> None:
-        """Nothing is under way: say goodbye, and wait for nothing."""
+        """Send QUIT and close, without waiting for the answer. Called when no command is under way."""
         if self.usable:
-            self._over(replies.UPSTREAM_LOST)
-            _safely(self._say_goodbye)
+            self._finish(replies.UPSTREAM_LOST)
+            _safely(self._send_quit)
 
-    def _say_goodbye(self) -> None:
+    def _send_quit(self) -> None:
         self._transport.write(b"QUIT\r\n")
         self._transport.loseConnection()
 
     def abandon(self) -> None:
-        """After `quit()`: no longer wait for the server's side of the goodbye."""
+        """Abort the connection after `quit()`, if the server has not closed its side yet."""
         if not (self.lost or _safely(self._abort)):
-            # Nobody else would say that its place is free.
+            # The transport failed, so nothing else would free the place of the connection.
             self.connectionLost()
 
     def _abort(self) -> None:
         self._transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
-        """Whatever is under way: drop it. A message that has not ended is not delivered then."""
+        """Abort the connection, whatever is under way. The server does not deliver an incomplete message."""
         if self.usable:
-            # The place is given back, and whoever waits is told, whatever the transport raises.
+            # The place is freed and the waiter is told even if the transport raises.
             _safely(self._stop_streaming)
-            self._over(problem)
+            self._finish(problem)
             _safely(self._abort)
 
-    def _over(self, problem: Reply) -> None:
+    def _finish(self, problem: Reply) -> None:
         if self.problem is not None:
             return
         self.problem = problem
@@ -195,16 +196,16 @@ class Connection(Protocol):
         if self._waiter is None:
             return
         if self._answers:
-            # Whoever waits for an answer has it: a verdict counts, whatever follows it.
+            # A verdict counts, whatever follows it.
             self._fire(self._answers.popleft())
         else:
             self._fire(Failure(Refused(problem)))
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connectionMade(self) -> None:
         self._transport = self.transport
-        # Twisted's 64 KiB for each of many sessions would add up.
+        # Twisted's own 64 KiB would add up over many sessions.
         if hasattr(self._transport, "bufferSize"):
             self._transport.bufferSize = SEND_BUFFER_OCTETS
 
@@ -212,7 +213,8 @@ class Connection(Protocol):
         if not self.usable:
             return
         if self._secured is not None:
-            # In clear behind the reply to STARTTLS (RFC 3207 6), or else a server that speaks first under TLS.
+            # Input in clear after the reply to STARTTLS is an injection (RFC 3207 6). Under TLS the server must not
+            # speak first.
             self.end(replies.UPSTREAM_GARBLED)
             return
         problem: Reply | None = None
@@ -221,11 +223,11 @@ class Connection(Protocol):
         except BadReply as bad:
             answers, problem = bad.replies, replies.UPSTREAM_GARBLED
         for answer in answers:
-            if self._owed and not self._streaming:
-                self._owed -= 1
+            if self._replies_due and not self._streaming:
+                self._replies_due -= 1
                 self._answers.append(answer)
             else:
-                problem = _out_of_turn(answer, amid_message=self._streaming)
+                problem = _unexpected_reply(answer, amid_message=self._streaming)
                 break
         if problem is not None:
             self.end(problem)
@@ -240,14 +242,14 @@ class Connection(Protocol):
         problem = replies.UPSTREAM_LOST
         if self._secured is not None:
             problem = replies.UPSTREAM_UNSUITABLE
-            self.why = self.why or "it closed the connection"
-        self._over(problem)
-        gone, self.gone = self.gone, []
-        for waiting in gone:
+            self.tls_problem = self.tls_problem or "it closed the connection"
+        self._finish(problem)
+        closed, self.closed = self.closed, []
+        for waiting in closed:
             waiting.callback(None)
 
     def _explain(self, error: BaseException | None) -> None:
-        self.why = tls_failure(error, self._transport)
+        self.tls_problem = tls_failure(error, self._transport)
 
     def pauseProducing(self) -> None:
         self._full = True
@@ -258,15 +260,15 @@ class Connection(Protocol):
             self._fire(None)
 
     def stopProducing(self) -> None:
-        """The transport is going away: connectionLost follows."""
+        """The transport is closing; connectionLost() follows."""
 
     # Waiting.
 
     def _wait(self, seconds: float) -> Deferred[Any]:
         if self._waiter is not None:
-            # Whoever waits would wait indefinitely, and an answer would be taken for another's.
-            raise RuntimeError("an answer is waited for already")
-        waiter: Deferred[Any] = Deferred(lambda _: self._given_up())
+            # A second waiter would wait indefinitely, and one of them would get the other's reply.
+            raise RuntimeError("this connection already waits for a reply")
+        waiter: Deferred[Any] = Deferred(lambda _: self._wait_cancelled())
         if not self.usable:
             waiter.errback(Refused(self.verdict))
             return waiter
@@ -289,7 +291,7 @@ class Connection(Protocol):
         self._timer = None
         self.end(replies.UPSTREAM_TIMED_OUT)
 
-    def _given_up(self) -> None:
+    def _wait_cancelled(self) -> None:
         self._waiter = None
         self._stop_timer()
         self.end(replies.UPSTREAM_LOST)
@@ -299,7 +301,7 @@ def _safely(step: Callable[..., object], *args: object) -> bool:
     return safely(at_debug, "a connection to the upstream server could not be ended", step, *args)
 
 
-def _out_of_turn(answer: UpstreamReply, *, amid_message: bool) -> Reply:
-    """A server that gives up on us says why (RFC 5321 3.8); anything else that was not asked for is its fault. Of
-    what a client has done it speaks only where a message is being sent."""
-    return for_client(answer) if amid_message and answer.code >= 400 else not_now(answer).reply
+def _unexpected_reply(answer: UpstreamReply, *, amid_message: bool) -> Reply:
+    """The reply for the client after an unexpected reply. A server that closes the connection says why (RFC 5321 3.8);
+    any other unexpected reply is the server's fault. It is about the client only while a message is being sent."""
+    return for_client(answer) if amid_message and answer.code >= 400 else as_temporary(answer).reply

@@ -1,5 +1,5 @@
-"""From an endpoint to a connection that is ready for MAIL: greeting, EHLO or LHLO, STARTTLS, AUTH, and the client
-told of."""
+"""How a connection is made ready for MAIL: greeting, EHLO or LHLO, STARTTLS, AUTH, and the announcement of the
+client."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 
-from twisted_smtpguard.certificates import read_certificates
-from twisted_smtpguard.interfaces import Client, Refused
-from twisted_smtpguard.later import within
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard import replies
+from twisted_smtpguard.hooks.later import within
+from twisted_smtpguard.tls.certificates import read_certificates
 from twisted_smtpguard.upstream import announcing
 from twisted_smtpguard.upstream.connection import Connection
-from twisted_smtpguard.upstream.hello import NOTHING, parse_hello
+from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, parse_hello
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
@@ -26,40 +25,42 @@ from twisted_smtpguard.upstream.refusals import (
     GREETING,
     PROXY,
     ClientRefused,
+    ConnectionPutOff,
     Explained,
     HandshakeFailed,
-    NotNow,
     Unreachable,
     Unsuitable,
     describe,
     refused_by,
 )
-from twisted_smtpguard.upstream.replies import UpstreamReply
+from twisted_smtpguard.upstream.replyparser import UpstreamReply
+from twisted_smtpguard.values import Client, Refused
 
 _HINT = ": does it expect a PROXY header?"
 
 
 def _refused(command: str, reply: UpstreamReply, client: Client | None) -> Refused:
-    """What the server says to a command of ours that is about `client`, or about nobody but us."""
+    """The refusal of a command of the guard's own, which is about `client`, or with None about the guard alone."""
     if client is not None:
         return refused_by(command, reply, ClientRefused)
     if 400 <= reply.code < 500:
-        return refused_by(command, reply, NotNow)
+        return refused_by(command, reply, ConnectionPutOff)
     return refused_by(command, reply, remark=_HINT if command == PROXY else "")
 
 
-def _introduction(client: Client) -> tuple[str, bool]:
+def _greeting_of(client: Client) -> tuple[str, bool]:
     return client.helo, bool(client.tls)
 
 
 def _without_secrets(reply: UpstreamReply, credentials: Credentials, lines: Sequence[str]) -> str:
-    """What a server says to AUTH; its code alone where it repeats the password, or what it was sent."""
+    """The server's answer to AUTH, for the log. It is the code alone if the text repeats the password or a line that
+    was sent."""
     secrets = [credentials.password, *(line.split(" ")[-1] for line in lines if line != "AUTH LOGIN")]
     return str(reply.code) if any(secret and secret in reply.text for secret in secrets) else reply.text
 
 
 class Dialler:
-    """Makes connections to one server. `lmtp`: LHLO is said there (RFC 2033)."""
+    """Makes connections to one server. With `lmtp` it says LHLO (RFC 2033) instead of EHLO."""
 
     def __init__(
         self,
@@ -81,13 +82,13 @@ class Dialler:
         self._notices = notices
         self._tls = self._tls_settings()
         self._credentials = options.auth
-        self._told_in_clear = False
+        self._warned_of_clear = False
         self._header_understood = False
-        """The server has answered EHLO with a yes after a PROXY header."""
+        """Whether the server has accepted EHLO after a PROXY header."""
 
-    def read_again(self) -> Callable[[], None]:
-        """Read the files of `tls-ca=` and `auth=`, or the system's certificates; may be called in a thread. What it
-        returns makes new connections use them. ValueError: a file is faulty."""
+    def reread_files(self) -> Callable[[], None]:
+        """Read the files of `tls-ca=` and `auth=`, or the system's certificates. May be called in a thread. The
+        function that is returned makes new connections use them. ValueError: a file is faulty."""
         tls = self._tls_settings()
         credentials = self._credentials
         if credentials is not None and credentials.file:
@@ -100,19 +101,20 @@ class Dialler:
         return take
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
-        """A connection that is ready, for `client` where it belongs to one. `Refused`: there is none."""
+        """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
+        no connection could be made."""
         try:
             return await self._dial_in_time(client, ended, self._options.tls)
         except HandshakeFailed as failed:
             if self._options.tls != "opportunistic":
                 raise
-            self._tell_in_clear(describe(failed))
+            self._warn_of_clear(describe(failed))
         return await self._dial_in_time(client, ended, "off")
 
-    def _tell_in_clear(self, problem: str) -> None:
-        """Once until a handshake succeeds: clients decide how often one is tried."""
-        if not self._told_in_clear:
-            self._told_in_clear = True
+    def _warn_of_clear(self, problem: str) -> None:
+        """Log the warning once until a handshake succeeds, since clients decide how often a handshake is attempted."""
+        if not self._warned_of_clear:
+            self._warned_of_clear = True
             self._notices.in_clear(problem)
 
     async def _dial_in_time(
@@ -122,7 +124,7 @@ class Dialler:
         try:
             return await within(3 * self._options.connect, self._clock.callLater, dialling)
         except TimeoutError:
-            # Each step was within its own time.
+            # Each step was within its own time limit, but all of them together took too long.
             raise Refused(replies.UPSTREAM_TIMED_OUT) from None
 
     async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
@@ -143,30 +145,30 @@ class Dialler:
         try:
             connection: Connection = await within(self._options.connect, self._clock.callLater, connecting)
         except (CancelledError, ConnectingCancelledError) as cancelled:
-            # An endpoint says so in its own way, and nothing of the server.
+            # The attempt was cancelled. Endpoints differ in how they report that, and it says nothing about the server.
             raise CancelledError from cancelled
         except (Exception, asyncio.CancelledError) as error:
-            # An endpoint may be made of asyncio's parts, whose cancellation is no Exception.
+            # An endpoint may be built on asyncio, whose CancelledError is not an Exception.
             raise Unreachable(replies.UPSTREAM_UNAVAILABLE) from error
         return connection
 
     async def _open(self, connection: Connection, client: Client | None, tls: str) -> None:
         options = self._options
         if not options.proxied:
-            # It will be announced, or never.
+            # The connection belongs to no client. A client is announced later, if at all.
             client = None
         if options.proxied:
             peer = client.peer if client is not None and client.peer.address is not None else None
             if options.announce == "proxy-v1":
-                # Postfix knows no UNKNOWN: our own address says the same.
-                connection.send_first(announcing.proxy_v1(peer or connection.own_end()))
+                # Postfix does not accept UNKNOWN, so the guard sends its own address.
+                connection.send_proxy_header(announcing.proxy_v1(peer or connection.local_peer()))
             else:
-                connection.send_first(announcing.proxy_v2(peer))
+                connection.send_proxy_header(announcing.proxy_v2(peer))
         try:
             greeting = await connection.answer(options.connect)
         except Refused as lost:
-            if connection.why:
-                raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.why) from lost
+            if connection.tls_problem:
+                raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.tls_problem) from lost
             raise
         if greeting.code != 220:
             raise _refused(PROXY if options.proxied else GREETING, greeting, client)
@@ -179,39 +181,42 @@ class Dialler:
             self._offered(connection, options.announce.upper())
 
     async def reset(self, connection: Connection, client: Client, seconds: float) -> bool:
-        """As new, so that a MAIL of `client` may follow; whether the server says so. EHLO does what RSET does (RFC 5321
-        4.1.4), and where the connection is the client's own it hears what the client calls itself now: what was said
-        before, perhaps in clear before STARTTLS, is not to be believed (RFC 3207 4.2)."""
-        if self._options.proxied and connection.introduced != _introduction(client):
+        """Reset a connection that was used before, so that a MAIL of `client` may follow. Returns whether the server
+        agreed. On a client's own connection EHLO, which does what RSET does (RFC 5321 4.1.4), sends the client's
+        present HELO name: an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207
+        4.2)."""
+        if self._options.proxied and connection.greeted_as != _greeting_of(client):
             try:
                 await self._hello(connection, client)
             except ClientRefused:
-                # Perhaps of the connection, as with a 421: of the client it will say so on the next one too.
+                # The refusal may be about the connection, as a 421 is. If it is about the client, the server will say
+                # so on the next connection too.
                 return False
             return True
         return (await connection.command(b"RSET", seconds)).positive
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:
-        """In the client's name where the server is told that it is the client's connection."""
-        connection.introduced = None if client is None else _introduction(client)
+        """Say EHLO or LHLO, with the client's HELO name if the connection is a client's own."""
+        connection.greeted_as = None if client is None else _greeting_of(client)
         name = self._name if client is None else client.helo
         verb = "LHLO" if self._lmtp else "EHLO"
         reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
         if reply.positive:
             connection.hello = parse_hello(reply)
             return
-        # Not after a PROXY header: of a server that has read it as a command this is the answer to that.
+        # HELO is not used after a PROXY header: a server that read the header as a command answers that with these
+        # codes.
         if not (self._lmtp or self._options.proxied) and reply.code in (500, 502, 504):
             verb = "HELO"
             reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
             if reply.positive:
-                connection.hello = NOTHING
+                connection.hello = NO_EXTENSIONS
                 return
         raise _refused(verb, reply, client)
 
     async def _hello_after_header(self, connection: Connection, client: Client | None) -> None:
-        """A server that expects no PROXY header has read it as a command: its answer comes before the one to EHLO, or
-        in its place."""
+        """Say EHLO after a PROXY header. A server that expects no header has read it as a command, and its answer to
+        that comes before the answer to EHLO, or instead of it."""
         try:
             await self._hello(connection, client)
         except Refused as refused:
@@ -231,29 +236,30 @@ class Dialler:
             return
         reply = await connection.command(b"STARTTLS", self._options.timeout)
         if required and 400 <= reply.code < 500:
-            # It may be able to in a moment.
+            # The server may be able to start TLS in a moment.
             raise _refused("STARTTLS", reply, None)
         if reply.code != 220:
             if required or reply.positive:
                 raise Unsuitable(f"it answers STARTTLS with {reply.text}")
-            self._tell_in_clear(f"it answers STARTTLS with {reply.text}")
+            self._warn_of_clear(f"it answers STARTTLS with {reply.text}")
             return
         if not connection.usable:
             raise Refused(connection.verdict)
         try:
-            # As long as a connection: where it is never answered there is time left to go on in clear.
+            # The limit is at most that of `connect`, so that time is left to go on in clear if there is no answer.
             await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))
         except Refused as refused:
-            raise HandshakeFailed(refused.reply, connection.why) from refused
-        self._told_in_clear = False
-        # What was said in clear is forgotten (RFC 3207 4.2).
+            raise HandshakeFailed(refused.reply, connection.tls_problem) from refused
+        self._warned_of_clear = False
+        # The answer to an EHLO in clear must be discarded (RFC 3207 4.2).
         await self._hello(connection, client)
 
     def _tls_settings(self) -> Any:
-        """Made once: to read the certificates to trust holds up everything else. ValueError: there are none."""
+        """The TLS options of connections. They are made once, since reading the trusted certificates blocks the
+        reactor. ValueError: there are no certificates."""
         if self._options.tls == "off":
             return None
-        # Late: to import them costs time, and not every guard has TLS behind it.
+        # Imported late, since the imports take time and not every guard uses TLS with its upstream server.
         from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
         from twisted.internet import ssl  # noqa: PLC0415
 
@@ -277,14 +283,15 @@ class Dialler:
                 continue
             why = f"it answers AUTH with {_without_secrets(reply, credentials, lines)}"
             if 400 <= reply.code < 500:
-                # The password may be right (RFC 4954 6).
+                # The failure is temporary: the password may be right (RFC 4954 6).
                 raise Explained(replies.UPSTREAM_UNAVAILABLE, why)
             raise Unsuitable(why)
 
-    # Telling of the client.
+    # Announcing the client.
 
     async def announce(self, connection: Connection, client: Client) -> None:
-        """Before a MAIL of `client`, where the server is to be told. `ClientRefused`: it refuses a command for that."""
+        """Send XCLIENT or XFORWARD for `client`, if the operator chose one of them. Called before each MAIL.
+        `ClientRefused`: the server refused the command."""
         kind = self._options.announce
         if kind == "xclient":
             await self._xclient(connection, client)
@@ -298,13 +305,14 @@ class Dialler:
         offered = self._offered(connection, "XCLIENT")
         for command in announcing.xclient(client, offered):
             reply = await connection.command(command.encode(), self._options.timeout)
-            # It greets anew with 220; some say 250.
+            # Postfix answers XCLIENT with a new 220 greeting; some servers send 250.
             if not reply.positive:
                 raise refused_by("XCLIENT", reply, ClientRefused)
         await self._hello(connection, client)
 
     def _offered(self, connection: Connection, command: str) -> frozenset[str]:
-        """The attributes. Without the address the server would apply its rules to us."""
+        """The attributes that the server offers for `command`. Without ADDR it would apply its rules to the guard's
+        address instead of the client's."""
         offered = connection.hello.words(command)
         if "ADDR" not in offered:
             raise Unsuitable(f"it does not offer {command} with ADDR to this host")

@@ -1,13 +1,13 @@
-"""A message as it goes behind DATA (RFC 5321 4.5.2): in bulk, never line by line. Pure."""
+"""Dot-stuffing of message data after DATA (RFC 5321 4.5.2), in bulk instead of line by line. Pure."""
 
 from __future__ import annotations
 
 
 class DotStuffer:
-    """One message. `encode` each piece, then `end` once.
+    """The data of one message. Call `encode` for each piece, then `end` once.
 
-    A dot behind any LF is doubled, not only behind CRLF: whatever the server takes for a line end, it finds no
-    end of the message in it.
+    A dot after any LF is doubled, not only after CRLF. So the server finds no early end of the message, even if it
+    takes a bare LF for a line end: that is SMTP smuggling.
     """
 
     def __init__(self) -> None:
@@ -24,5 +24,5 @@ class DotStuffer:
         return stuffed
 
     def end(self) -> bytes:
-        """What ends the message. A last line without its end gets one."""
+        """The octets that end the message. They end the last line first, if it has no line end."""
         return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"

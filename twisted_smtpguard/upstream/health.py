@@ -1,7 +1,7 @@
-"""Whether it makes sense to try another connection to the mail server behind: it may be down, or full.
+"""Whether another connection to the upstream server is worth an attempt: the server may be down, or full.
 
-While it is down every client is told so at once, and one connection is tried from time to time. While it is full it has
-as many as it takes, and those who want one wait.
+While the server is down every client is told so at once, and the guard attempts a connection from time to time. While
+it is full it accepts no further connection, and transactions wait for one that is open.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply
+from twisted_smtpguard import replies
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.refusals import describe
+from twisted_smtpguard.values import Refused
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
-"""How long after a failure a dead server is tried again: twice as long each time, up to this. A server that is back
-gets mail again that soon."""
+"""How long the guard waits before it tries a server that is down again: twice as long each time, up to the second
+number. A server that is back gets mail within that time."""
 
 FIRST_UNSUITABLE_RETRY_SECONDS = 30.0
 LAST_UNSUITABLE_RETRY_SECONDS = 600.0
-"""The same for a server that is there and cannot be used as configured: a wrong password that is tried every few
-seconds has the account, or our address, locked out."""
+"""The same for a server that answers and cannot be used as configured: a wrong password that is sent every few seconds
+gets the account, or the guard's address, locked out."""
 
 
 class Health:
-    """What is known of one server. `probe()` tries a connection, `changed()` is called when it may take one more after
-    a while."""
+    """The state of one server: up, full or down. `probe()` attempts a connection. `changed()` is called when a server
+    that was full may accept one more."""
 
     def __init__(
         self,
@@ -47,60 +47,61 @@ class Health:
         self._changed = changed
         self._watching = False
         self.down: Reply | None = None
-        """What clients are told while it is."""
+        """The reply for clients while the server is down. None: it is not down."""
         self._unsuitable = False
-        """Why it is down: it is there, and of no use."""
+        """Whether the server is down because it cannot be used as configured."""
         self._retry_seconds = 0.0
-        """How long to wait the next time, if that is not too short or too long."""
+        """How long to wait before the next attempt, within the bounds above."""
         self._retry: IDelayedCall | None = None
-        """The next connection of our own, where one is due: it is down, or that is to be found out."""
+        """The next probe, if one is due: the server is down, or may be."""
         self._probing: Deferred[None] | None = None
         self._probe_again = False
         self._full: IDelayedCall | None = None
         self.careful = False
-        """It was full, and has not taken another connection since: one at a time is tried."""
+        """The server was full, and has accepted no connection since. Only one at a time is attempted."""
         self._changes = 0
-        """Of what is configured."""
-        self._crowdings = 0
-        """How often it was found to be full: what began before says nothing of what it takes since."""
+        """How often the settings have changed."""
+        self._times_full = 0
+        """How often the server was found full. An attempt that began before the last time does not show that the server
+        has room again."""
 
     @property
     def full(self) -> bool:
-        """It wants no more connections than there are."""
+        """Whether the server accepts no more connections than are open."""
         return self._full is not None
 
-    # Its life.
+    # Start and stop.
 
     def start(self) -> None:
-        """Try a connection, so that it is known what the server offers."""
+        """Probe the server, so that its extensions are known."""
         self._watching = True
         self._begin_probe()
 
     def stop(self) -> None:
-        """Try nothing more. What is being tried is the pool's to end."""
+        """Begin no more probes. The pool ends the one that is under way."""
         self._watching = False
         self._end_retry()
         self._end_full()
 
-    # What the pool has found out.
+    # Reports of the pool.
 
     def attempt(self) -> tuple[int, int]:
-        """A connection is tried: to be handed back with what comes of it."""
-        return self._changes, self._crowdings
+        """Called when a connection is attempted. The value is handed back with the outcome."""
+        return self._changes, self._times_full
 
     def succeeded(self, attempt: tuple[int, int]) -> None:
-        """A connection has come about."""
+        """Called when a connection was made."""
         if self.down is not None:
             self._notices.up()
         self.down = None
         self._retry_seconds = 0.0
         self._end_retry()
-        if attempt[1] == self._crowdings:
+        if attempt[1] == self._times_full:
             self.careful = False
             self._end_full()
 
     def failed(self, refused: Refused, attempt: tuple[int, int]) -> None:
-        """None has come about, and there is no hope for another by what is configured now."""
+        """Called when a connection failed in a way that shows that the server is down."""
         if attempt[0] != self._changes:
             if self._probing is None and self._watching:
                 self._probe_now()
@@ -114,39 +115,41 @@ class Health:
         if self._retry is None and self._probing is None:
             self._retry_later()
 
-    def crowded(self, refused: Refused, connections: int, seconds: float) -> None:
-        """None has come about beside those that there are: none is tried for so many seconds."""
-        self._crowdings += 1
+    def found_full(self, refused: Refused, connections: int, seconds: float) -> None:
+        """Called when a connection failed while `connections` others were open. The server counts as full for
+        `seconds`, or until one of them has ended."""
+        self._times_full += 1
         self._end_full()
         self._full = self._clock.callLater(seconds, self._full_over)
         if not self.careful:
             self.careful = True
             self._notices.full(connections, describe(refused))
 
-    def unknown(self) -> None:
-        """None has come about, and why is not known, or may be the client's affair: try one of our own, soon."""
+    def cause_unknown(self) -> None:
+        """Called when a connection failed for an unknown cause, or because of the client. A probe finds out soon
+        whether the server is down."""
         if self._watching and self._retry is None and self._probing is None:
             self._retry = self._clock.callLater(FIRST_RETRY_SECONDS, self._begin_probe)
 
     def explore(self) -> None:
-        """Try one of our own now: it was full, and perhaps it is no longer."""
+        """Probe now whether a server that was full has room again."""
         if self._watching and self._probing is None:
             self._end_retry()
             self._begin_probe()
 
     def place_freed(self) -> None:
-        """A connection has ended: there may be a place for another."""
+        """Called when a connection has ended. The server may have room for another."""
         self._end_full()
 
     def reconfigured(self) -> None:
-        """What is configured has changed: a server that is down may be so no longer."""
+        """Called when the settings have changed. A server that is down is probed at once."""
         self._changes += 1
         if self._probing is not None:
             self._probe_again = True
         elif self._watching and self.down is not None:
             self._probe_now()
 
-    # Inside.
+    # Probes and timers.
 
     def _probe_now(self) -> None:
         self._retry_seconds = 0.0
@@ -162,7 +165,7 @@ class Health:
     def _probed(self, outcome: object, probing: Deferred[None]) -> None:
         failed = isinstance(outcome, Failure)
         if isinstance(outcome, Failure) and not outcome.check(Refused, CancelledError):
-            # No answer of the server's: it is our fault, or the endpoint's.
+            # The server has not refused anything: this is a fault of the guard or of the endpoint.
             self._notices.failed(outcome)
         if self._probing is probing:
             self._probing = None
@@ -188,7 +191,7 @@ class Health:
             retry.cancel()
 
     def _full_over(self) -> None:
-        """Perhaps the server takes one more by now."""
+        """The server may have room for another connection by now."""
         self._full = None
         self._changed()
 

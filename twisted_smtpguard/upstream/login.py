@@ -1,4 +1,5 @@
-"""AUTH to the server behind (RFC 4954): which mechanism, and what is said. Pure."""
+"""AUTH to the upstream server (RFC 4954): the credentials, the mechanism and the lines to send. Pure but for the file
+of the credentials."""
 
 from __future__ import annotations
 
@@ -7,22 +8,22 @@ from collections.abc import Collection
 
 import attrs
 
-from twisted_smtpguard.regularfile import open_regular
+from twisted_smtpguard.inputs.regularfile import open_regular
 
 
 @attrs.frozen
 class Credentials:
-    """A user of the server behind."""
+    """The guard's user and password for the upstream server."""
 
     user: str
     password: str = attrs.field(repr=False)
     file: str = attrs.field(default="", eq=False)
-    """Where they come from, to be read again at a reload. "": from nowhere."""
+    """The file that they were read from, which is read again at a reload. "": they are from no file."""
 
 
 def read_credentials(path: str) -> Credentials:
-    """The first line of the file at `path`, `user:password`, which may begin with a BOM. All after the first colon is
-    the password. ValueError says what is wrong with it."""
+    """Read the first line of the file at `path`, `user:password`, which may begin with a BOM. Everything after the
+    first colon is the password. ValueError says what is wrong with the file."""
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8-sig")
@@ -37,7 +38,8 @@ def read_credentials(path: str) -> Credentials:
 
 
 def dialogue(credentials: Credentials, mechanisms: Collection[str]) -> list[str] | None:
-    """The lines to send one after the other: each but the last is answered with a 334. None: no mechanism in common."""
+    """The lines to send, one after the other. The server answers each but the last with a 334. None: it offers no
+    mechanism that the guard knows."""
     user, password = credentials.user, credentials.password
     if "PLAIN" in mechanisms:
         return [f"AUTH PLAIN {_base64(f'{chr(0)}{user}{chr(0)}{password}')}"]

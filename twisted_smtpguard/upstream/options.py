@@ -1,5 +1,5 @@
-"""How the mail server behind is reached and treated: `ENDPOINT[,key=value…]` read into values. Pure but for the files
-that a value may name."""
+"""The settings of an upstream server: `ENDPOINT[,key=value…]` is read into values. Pure but for the files that a value
+may name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
-from twisted_smtpguard.arguments import check_fields
-from twisted_smtpguard.certificates import read_certificates
-from twisted_smtpguard.units import COUNT, SECONDS, one_of, parse_path
+from twisted_smtpguard.inputs.arguments import check_fields
+from twisted_smtpguard.limits.units import COUNT, SECONDS, one_of, parse_path
+from twisted_smtpguard.tls.certificates import read_certificates
 from twisted_smtpguard.upstream.login import Credentials, read_credentials
 
 ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
@@ -24,36 +24,36 @@ _NAMED = re.compile(r"(?<!\\):hostname=[^:]")
 
 @attrs.frozen(kw_only=True)
 class UpstreamOptions:
-    """Every key with its default. Times are in seconds."""
+    """The settings of an upstream server, each with its default. Times are in seconds."""
 
     tls: str = "off"
-    """`off`, `opportunistic` (STARTTLS where it is offered, no certificate is looked at) or `required`."""
+    """`off`, `opportunistic` (STARTTLS if the server offers it, without a check of the certificate) or `required`."""
     tls_name: str = ""
-    """Whom the certificate has to name; "": the host that is connected to."""
+    """The name that the certificate must have; "": the host of the endpoint."""
     tls_ca: str = ""
     """A PEM file with the certificates to trust; "": those of the system."""
     auth: Credentials | None = None
     announce: str = "received"
     """`received`, `xclient`, `xforward`, `proxy` (version 2) or `proxy-v1`."""
     helo: str = ""
-    """What the guard calls itself to the server; "": its hostname."""
+    """The guard's name in EHLO or LHLO; "": its hostname."""
     connections: int = 50
-    """At once."""
+    """How many connections may be open at once."""
     messages: int = 100
-    """For which one connection is used; 0: no limit."""
+    """How many messages one connection is used for; 0: no limit."""
     idle: float = 30.0
-    """For which a connection is kept that nobody uses."""
+    """How long an unused connection is kept."""
     wait: float = 10.0
-    """For a free connection, all being in use."""
+    """How long a transaction waits for a free connection."""
     connect: float = 10.0
-    """For TCP, for the greeting, and for a handshake. All that is done until a connection is ready has three times as
-    long together."""
+    """The time limit for TCP, for the greeting, and for a TLS handshake. All steps until a connection is ready have
+    three times as long together."""
     timeout: float = 60.0
-    """For the answer to a command, and for room to send more of a message."""
+    """The time limit for the reply to a command, and for room to send more of a message."""
     verdict: float = 280.0
-    """For the answer to a message. Less than --delivery-timeout."""
+    """The time limit for the reply to a message. It should be less than --delivery-timeout."""
     recipients: int = 0
-    """Of one message; LMTP only. 0: no limit."""
+    """How many recipients one message may have, in LMTP only; 0: no limit."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -68,12 +68,12 @@ class UpstreamOptions:
 
     @property
     def proxied(self) -> bool:
-        """A connection is one client's."""
+        """Whether each connection belongs to one client, which its PROXY header names."""
         return self.announce in ("proxy", "proxy-v1")
 
     @property
-    def tells_client(self) -> bool:
-        """The server's own rules see the client's address, and not ours."""
+    def server_sees_client(self) -> bool:
+        """Whether the server applies its rules to the client's address instead of the guard's."""
         return self.proxied or self.announce == "xclient"
 
 
@@ -108,7 +108,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "verdict": ("verdict", SECONDS.parse),
     "recipients": ("recipients", COUNT.parse),
 }
-"""Of each key the field, and what makes its value of the text."""
+"""For each key the name of its field, and the function that parses its value."""
 
 _NUMBERS = ("connections", "messages", "idle", "wait", "connect", "timeout", "verdict", "recipients")
 _AT_LEAST_ONE = ("connections", "connect", "timeout", "verdict", "wait")
@@ -116,26 +116,26 @@ _AT_LEAST_ONE = ("connections", "connect", "timeout", "verdict", "wait")
 
 @attrs.frozen
 class Upstream:
-    """What an operator wrote: the endpoint's string, and the rest."""
+    """An upstream server as the operator wrote it: the endpoint's string, and the settings."""
 
     endpoint: str
     options: UpstreamOptions
 
     @property
     def kind(self) -> str:
-        """What stands before the first colon of the endpoint, which Twisted takes in capitals too."""
+        """The type of the endpoint, which stands before its first colon. It may be in capitals, as Twisted allows."""
         return self.endpoint.partition(":")[0].lower()
 
     @property
     def host(self) -> str:
-        """The host of the endpoint, "" where it has none, as a UNIX socket."""
+        """The host of the endpoint; "" if it has none, such as a UNIX socket."""
         match = _HOST.match(self.endpoint)
         return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
 
 
 def parse_upstream(name: str, text: str) -> Upstream:
-    """`tcp:10.0.0.5:25,tls=required` of the delivery `name`. ValueError is one sentence about what is wrong. A comma in
-    the endpoint is written `\\,`."""
+    """Read the argument of the delivery `name`, such as `tcp:10.0.0.5:25,tls=required`. A comma in the endpoint is
+    written `\\,`. ValueError says in one sentence what is wrong."""
     endpoint, *settings = (part.replace("\\,", ",") for part in _COMMA.split(text))
     if not endpoint:
         raise ValueError(f"{name} needs a client endpoint, such as {name}:tcp:127.0.0.1:25")
@@ -145,7 +145,7 @@ def parse_upstream(name: str, text: str) -> Upstream:
         if key not in _KEYS or not equals:
             raise ValueError(f"{setting!r} is no key=value of {name}; known are {', '.join(_KEYS)}")
         if _KEYS[key][0] in values:
-            raise ValueError(f"{key} stands twice")
+            raise ValueError(f"{key} is given twice")
         field, parse = _KEYS[key]
         try:
             values[field] = parse(value)
@@ -154,7 +154,7 @@ def parse_upstream(name: str, text: str) -> Upstream:
                 f"{key}: {error}" + ("" if value and str(error).startswith(value) else f", not {value!r}")
             ) from error
         if key in _AT_LEAST_ONE and not values[field]:
-            raise ValueError(f"{key}: more than 0 is expected")
+            raise ValueError(f"{key} must be more than 0")
     if values.get("announce") == "proxy-v2":
         values["announce"] = "proxy"
     upstream = Upstream(endpoint, UpstreamOptions(**values))
@@ -168,21 +168,23 @@ def _contradiction(name: str, upstream: Upstream) -> str:
     options = upstream.options
     implicit = upstream.kind in ("tls", "ssl")
     if upstream.kind == "ssl" and not _NAMED.search(upstream.endpoint):
-        return "ssl: endpoints need hostname=, for without it any certificate is good enough: write tls:HOST:PORT"
+        return (
+            "ssl: endpoints need hostname=, since any certificate is accepted without it: write tls:HOST:PORT"
+        )
     if implicit and options.tls != "off":
-        return "tls: the endpoint is under TLS already"
+        return "tls= is for STARTTLS, and the endpoint uses TLS already"
     if implicit and options.tls_ca:
-        return "tls-ca= is for STARTTLS: of an endpoint under TLS its own string says whom to trust, by trustRoots="
+        return "tls-ca= is for STARTTLS: an endpoint with TLS names the certificates to trust itself, by trustRoots="
     if implicit and options.tls_name:
-        return "tls-name= is for STARTTLS: of an endpoint under TLS its own string says whom to expect"
+        return "tls-name= is for STARTTLS: an endpoint with TLS names the expected host itself"
     if implicit and options.proxied:
-        return f"announce={options.announce} needs an endpoint in clear, for a PROXY header stands before TLS"
+        return f"announce={options.announce} needs an endpoint without TLS, since a PROXY header is sent before TLS"
     if options.tls != "required" and (options.tls_ca or options.tls_name):
-        return "tls-ca= and tls-name= need tls=required, for no certificate is looked at without it"
+        return "tls-ca= and tls-name= need tls=required, since no certificate is checked without it"
     if options.tls == "required" and not (options.tls_name or upstream.host):
-        return "tls=required needs tls-name=, for the endpoint has no host that a certificate could name"
+        return "tls=required needs tls-name=, since the endpoint has no host that a certificate could name"
     if options.auth and not (implicit or options.tls == "required" or upstream.kind == "unix"):
-        return "auth= needs tls=required, for no password is sent in clear"
+        return "auth= needs tls=required, since no password is sent in clear"
     if options.auth and options.announce == "xclient":
         return "auth= and announce=xclient exclude each other: XCLIENT makes the server forget who logged in"
     if name != "lmtp" and options.recipients:

@@ -1,4 +1,4 @@
-"""The connections to the mail server behind: so many at once, used again while they are sound."""
+"""The pool of connections to the upstream server: a limited number at once, each used for several messages."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from twisted_smtpguard.faults import cancel
-from twisted_smtpguard.interfaces import Client, Refused
-from twisted_smtpguard.smtp import replies
+from twisted_smtpguard import replies
+from twisted_smtpguard.hooks.faults import cancel
+from twisted_smtpguard.upstream.closing import FAST_CLOSE_SECONDS, ClosingConnections
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler
+from twisted_smtpguard.upstream.extensions import OfferedExtensions
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import Hello
-from twisted_smtpguard.upstream.leaving import STOPPING_SECONDS, Leaving
 from twisted_smtpguard.upstream.notices import Notices
-from twisted_smtpguard.upstream.offering import Offering
 from twisted_smtpguard.upstream.options import UpstreamOptions
-from twisted_smtpguard.upstream.refusals import ClientRefused, Crowded, NotNow, Unreachable
-from twisted_smtpguard.upstream.waiting import Waiting
+from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable
+from twisted_smtpguard.upstream.waitingqueue import WaitingQueue
+from twisted_smtpguard.values import Client, Refused
 
-MOST_COMPLAINTS = 5
-"""Replies of 400 and above on one connection since its last message. The server counts them too, and slows down or
-hangs up on who is next: Postfix from the tenth on."""
+MAX_ERROR_REPLIES = 5
+"""How many replies of 400 and above a connection may have had since its last message. The server counts them too, and
+slows down or disconnects the next client: Postfix from the tenth on."""
 
 _RSET_SECONDS = 10.0
 
 _FULL_SECONDS = 5.0
-"""For which no connection is tried beside those that there are, after one that was too many for the server."""
+"""How long no further connection is attempted after one that was too many for the server."""
 
-_AFTERWARDS_SECONDS = 1.0
-"""For which a server may still count a connection that is gone."""
+_CLOSE_LAG_SECONDS = 1.0
+"""How long a server may still count a connection that has been closed."""
 
 _UP_SECONDS = 5.0
-"""For which a server that has taken a connection is up, whatever it says to one client."""
+"""How long a server that has accepted a connection counts as up, whatever it says to one client."""
 
-_CROWDED = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
-"""What becomes of a connection that a server has no process for."""
+_SIGNS_OF_FULL = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
+"""How a connection fails that a server has no free process for."""
 
 
 class Pool:
-    """A place is a connection that there is, one that is leaving, or one that is being made."""
+    """The pool. Each connection takes a place: while it is being made, while it is open, and while it is closing."""
 
     def __init__(
         self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, notices: Notices
@@ -50,142 +50,143 @@ class Pool:
         self._clock = clock
         self._options = options
         self._connections: set[Connection] = set()
-        """Those that can be used: in use, idle, or parked for their client."""
+        """The usable connections: in use, idle, or parked for their client."""
         self._idle: list[Connection] = []
         self._idle_calls: dict[Connection, IDelayedCall] = {}
         self._parked: dict[str, Connection] = {}
-        self._trying: set[Connection] = set()
-        """Those of whoever tries to get one, until it is ready."""
-        self._tries = 0
-        """Places that are held for them."""
+        self._unready: set[Connection] = set()
+        """Connections that are being made ready for a transaction."""
+        self._places_held = 0
+        """How many places are held for transactions whose connection is not ready yet."""
         self._dialling: set[Deferred[Connection]] = set()
-        """Connections that are being made."""
-        self._leaving = Leaving(clock, self._place_freed)
+        """The attempts to connect."""
+        self._closing = ClosingConnections(clock, self._place_freed)
         self._freed_at = self._succeeded_at = float("-inf")
-        self._waiting = Waiting(clock)
-        self._calling = False
+        self._waiting = WaitingQueue(clock)
+        self._serving = False
         self._notices = notices
-        self._health = Health(clock, notices, self._probe, self._call)
-        self._offering = Offering(clock)
+        self._health = Health(clock, notices, self._probe, self._serve_waiting)
+        self._offering = OfferedExtensions(clock)
         self._open = self._stopped = False
-        """Neither: it was never started. Then there is a connection for each message, and none is kept."""
+        """If both are false, the pool was never started. Then each message has its own connection, and none is kept."""
 
-    # Its life.
+    # Start and stop.
 
     def start(self) -> None:
-        """Try a connection, so that it is known what the server offers."""
+        """Attempt a connection, so that the server's extensions are known."""
         self._open, self._stopped = True, False
         self._health.start()
 
     def stop(self) -> Deferred[Any]:
-        """Say goodbye on connections that nobody uses, drop the others. Fires when all are gone."""
+        """Send QUIT on unused connections, and abort the others. Fires when all have been closed."""
         self._open, self._stopped = False, True
         self._health.stop()
-        self._waiting.send_away(replies.UPSTREAM_UNAVAILABLE)
-        gone = self._leaving.stop([*self._idle, *self._parked.values()])
-        for connection in [*self._connections, *self._trying]:
+        self._waiting.refuse_all(replies.UPSTREAM_UNAVAILABLE)
+        closed = self._closing.stop([*self._idle, *self._parked.values()])
+        for connection in [*self._connections, *self._unready]:
             connection.end(replies.SHUTTING_DOWN)
         for dialling in list(self._dialling):
             cancel(dialling)
-        return gone
+        return closed
 
-    def try_now(self) -> None:
-        """What is configured has changed."""
+    def settings_changed(self) -> None:
+        """Called when the settings have changed: a server that is down is tried at once."""
         self._health.reconfigured()
 
     @property
     def hello(self) -> Hello:
-        """What clients may be offered."""
+        """The extensions that clients may be offered."""
         return self._offering.hello
 
     @property
     def in_use(self) -> int:
-        """Places that are taken, but for connections that are leaving."""
-        return len(self._connections) + self._tries
+        """How many places are taken, closing connections not counted."""
+        return len(self._connections) + self._places_held
 
     # Taking and giving back.
 
     async def take(self, client: Client) -> Connection:
-        """A connection that is ready for a MAIL of `client`. `Refused`: there is none now."""
+        """A connection that is ready for a MAIL of `client`. `Refused`: no connection is available."""
         parked = self._parked.pop(client.session, None)
-        if parked is not None and await self._renewed(parked, client):
+        if parked is not None and await self._make_ready(parked, client):
             return parked
         deadline = self._clock.seconds() + self._options.wait
-        number = self._waiting.number()
+        number = self._waiting.next_number()
         called = False
         while True:
             if not self._idle:
-                self._check_that_it_is_there()
-            if not self._is_available():
+                self._check_server_up()
+            if not self._can_try():
                 self._make_room(len(self._waiting) + 1)
                 self._explore()
-            if (called or not self._waiting) and self._is_available():
+            if (called or not self._waiting) and self._can_try():
                 began = self._clock.seconds()
                 try:
-                    return await self._try(client)
-                except Crowded:
-                    # It has not waited for a connection meanwhile, and others have got some.
+                    return await self._get(client)
+                except ServerFull:
+                    # The time of the attempt was not spent in the queue, and does not count as such.
                     deadline += self._clock.seconds() - began
             else:
-                await self._waiting.turn(number, deadline - self._clock.seconds())
+                await self._waiting.wait(number, deadline - self._clock.seconds())
             called = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
-        """Whatever was answered: no command is under way, no message has begun that has not ended."""
+        """Give back a connection. No command is under way on it, and no message is incomplete."""
         if not connection.usable:
             return
-        if not self._open or self._is_spent(connection):
-            self._leaving.add(connection)
+        if not self._open or self._is_worn_out(connection):
+            self._closing.add(connection)
         elif self._options.proxied:
             self._parked[client.session] = connection
         else:
             self._keep(connection)
-        self._call()
+        self._serve_waiting()
 
     def session_ended(self, session: str) -> None:
-        """Its own connection is of no use to another."""
+        """Close the session's own connection, which no other session can use."""
         connection = self._parked.pop(session, None)
         if connection is not None:
-            self._leaving.add(connection)
+            self._closing.add(connection)
 
-    def _is_spent(self, connection: Connection) -> bool:
-        """It is of no use to the next client."""
+    def _is_worn_out(self, connection: Connection) -> bool:
+        """Whether the next client should not get this connection."""
         options = self._options
         return (
             0 < options.messages <= connection.messages
-            or connection.complaints >= MOST_COMPLAINTS
-            # Behind an XCLIENT Postfix asks whether that client may say another.
+            or connection.error_replies >= MAX_ERROR_REPLIES
+            # After an XCLIENT, Postfix offers XCLIENT only if the announced client may use it.
             or (options.announce == "xclient" and "XCLIENT" not in connection.hello)
         )
 
-    # One try, with a place of its own.
+    # One attempt, which holds its own place.
 
-    async def _try(self, client: Client) -> Connection:
-        """The place is held from the beginning to the end: what frees it for a moment lets nobody else in."""
-        self._tries += 1
+    async def _get(self, client: Client) -> Connection:
+        """Get a connection, idle or new. The place is held from beginning to end, so that no other transaction takes it
+        while one connection is closed and the next is made."""
+        self._places_held += 1
         try:
-            connection = await self._used_before(client) or await self._new(client)
+            connection = await self._reuse_idle(client) or await self._new(client)
             self._connections.add(connection)
         finally:
-            self._tries -= 1
-            self._call()
+            self._places_held -= 1
+            self._serve_waiting()
         return connection
 
-    async def _used_before(self, client: Client) -> Connection | None:
+    async def _reuse_idle(self, client: Client) -> Connection | None:
         if not self._idle:
             return None
         connection = self._idle.pop()
         self._forget_idle(connection)
         self._connections.discard(connection)
-        self._trying.add(connection)
+        self._unready.add(connection)
         try:
-            return connection if await self._renewed(connection, client) else None
+            return connection if await self._make_ready(connection, client) else None
         finally:
-            self._trying.discard(connection)
+            self._unready.discard(connection)
 
     async def _new(self, client: Client) -> Connection:
-        # It may have gone while another was tried.
-        self._check_that_it_is_there()
+        # The server may have gone down while an idle connection was tried.
+        self._check_server_up()
         try:
             return await self._announced(client)
         except ClientRefused as refused:
@@ -194,17 +195,17 @@ class Pool:
 
     async def _announced(self, client: Client) -> Connection:
         connection = await self._dial(client)
-        self._trying.add(connection)
+        self._unready.add(connection)
         try:
-            # Who waits to see whether the server takes one more need not wait for what this client is told.
-            self._call()
+            # The server has accepted the connection. The queue need not wait until the client is announced.
+            self._serve_waiting()
             await self._announce(connection, client)
         finally:
-            self._trying.discard(connection)
+            self._unready.discard(connection)
         return connection
 
-    async def _renewed(self, connection: Connection, client: Client) -> bool:
-        """Whether a connection that was used before is as new."""
+    async def _make_ready(self, connection: Connection, client: Client) -> bool:
+        """Reset a connection that was used before, and announce `client`. Returns whether the connection is ready."""
         try:
             if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
                 connection.end(replies.UPSTREAM_LOST)
@@ -212,14 +213,14 @@ class Pool:
         except Refused as refused:
             connection.end(refused.reply)
             if connection.problem is replies.UPSTREAM_TIMED_OUT:
-                # The others will have nobody at their end either.
+                # The idle connections are probably dead too.
                 for other in list(self._idle):
                     other.end(replies.UPSTREAM_TIMED_OUT)
             return False
         try:
             await self._announce(connection, client)
         except Refused:
-            # Perhaps of the connection, as with a 421: another one is tried before the client hears of it.
+            # The refusal may be about the connection, as a 421 is. Another one is tried before the client is refused.
             return False
         return True
 
@@ -229,11 +230,11 @@ class Pool:
             if not connection.usable:
                 raise Refused(connection.verdict)
         except Refused as refused:
-            # Of the client perhaps, and the connection could be used for others. It is not worth the risk.
+            # If the refusal is about the client, other clients could use the connection; it is not worth the risk.
             connection.end(refused.reply)
             raise
         connection.messages += 1
-        self._offering.heard(connection.hello, by_client=self._options.tells_client)
+        self._offering.update(connection.hello, by_client=self._options.server_sees_client)
 
     async def _dial(self, client: Client | None) -> Connection:
         attempt = self._health.attempt()
@@ -248,75 +249,77 @@ class Pool:
         except CancelledError:
             if self._stopped:
                 raise Refused(replies.UPSTREAM_UNAVAILABLE) from None
-            # The client left, or its time was up before ours: whether the server is down is not known.
-            self._health.unknown()
+            # The client left, or its own time limit was shorter. Whether the server is down is unknown.
+            self._health.cause_unknown()
             raise
         finally:
             self._dialling.discard(dialling)
         self._succeeded_at = self._clock.seconds()
         self._health.succeeded(attempt)
         if client is None or not self._options.proxied:
-            self._offering.heard(connection.hello)
+            self._offering.update(connection.hello)
         return connection
 
     async def _probe(self) -> None:
-        """A connection of our own."""
+        """Make a connection that is for no client."""
         if not self._has_place():
-            # It is there, then.
+            # All places are taken, so the server is up.
             return
-        self._tries += 1
+        self._places_held += 1
         try:
             connection = await self._dial(None)
             if connection.usable:
                 self._connections.add(connection)
                 if self._options.proxied:
-                    self._leaving.add(connection)
+                    self._closing.add(connection)
                 else:
                     self._keep(connection)
         finally:
-            self._tries -= 1
-            self._call()
+            self._places_held -= 1
+            self._serve_waiting()
 
     def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
-        """A connection did not come about. `Crowded`: because of those that there are."""
+        """Judge a connection that failed. `ServerFull`: it failed because others are open."""
         if isinstance(refused, ClientRefused):
             if self._clock.seconds() - self._succeeded_at >= _UP_SECONDS:
-                # Perhaps it says so to every client.
-                self._health.unknown()
+                # The server may refuse every client in this way.
+                self._health.cause_unknown()
             return
-        put_off = isinstance(refused, NotNow)
-        connections = len(self._connections) + len(self._trying)
-        there_are_others = bool(connections or self._leaving or (put_off and self._tries > 1))
+        put_off = isinstance(refused, ConnectionPutOff)
+        connections = len(self._connections) + len(self._unready)
+        there_are_others = bool(connections or self._closing or (put_off and self._places_held > 1))
         if self._options.proxied and not isinstance(refused, Unreachable):
-            # Each is greeted for itself.
+            # The server answers for each client alone.
             if client is not None:
-                # Perhaps it would not do so to others: no client may decide that it is down.
-                self._health.unknown()
+                # It may accept other clients, and no client may make the guard believe that the server is down.
+                self._health.cause_unknown()
                 return
             if put_off and there_are_others:
                 return
-        if there_are_others and (put_off or isinstance(refused, Unreachable) or refused.reply in _CROWDED):
-            self._health.crowded(refused, connections, _FULL_SECONDS)
-            raise Crowded(refused.reply) from refused
-        if put_off and self._clock.seconds() - self._freed_at < _AFTERWARDS_SECONDS:
-            self._health.crowded(refused, 0, _AFTERWARDS_SECONDS)
-            raise Crowded(refused.reply) from refused
+        if there_are_others and (
+            put_off or isinstance(refused, Unreachable) or refused.reply in _SIGNS_OF_FULL
+        ):
+            self._health.found_full(refused, connections, _FULL_SECONDS)
+            raise ServerFull(refused.reply) from refused
+        if put_off and self._clock.seconds() - self._freed_at < _CLOSE_LAG_SECONDS:
+            self._health.found_full(refused, 0, _CLOSE_LAG_SECONDS)
+            raise ServerFull(refused.reply) from refused
         self._health.failed(refused, attempt)
 
     # Places.
 
-    def _check_that_it_is_there(self) -> None:
-        """`Refused`: no connection is to be made."""
+    def _check_server_up(self) -> None:
+        """`Refused`: the pool has stopped or the server is down, so no connection is made."""
         if self._stopped:
             raise Refused(replies.UPSTREAM_UNAVAILABLE)
         if self._health.down is not None:
             raise Refused(self._health.down)
 
     def _has_place(self) -> bool:
-        return self.in_use + len(self._leaving) < self._options.connections
+        return self.in_use + len(self._closing) < self._options.connections
 
-    def _is_available(self) -> bool:
-        """Whether a try makes sense now."""
+    def _can_try(self) -> bool:
+        """Whether an attempt is worth making now."""
         if self._idle:
             return True
         return (
@@ -327,8 +330,8 @@ class Pool:
         )
 
     def _explore(self) -> None:
-        """Somebody waits, and perhaps a server that was full takes one more. It may take long to say no, so that who
-        waits does not try it, and has any other connection meanwhile."""
+        """Probe whether a server that was full has room again, since a transaction waits. A refusal may take long, so
+        the transaction itself does not make the attempt, and can get any other connection meanwhile."""
         if (
             self._health.careful
             and not (self._health.full or self._dialling or self._options.proxied)
@@ -337,32 +340,32 @@ class Pool:
             self._health.explore()
 
     def _make_room(self, waiting: int) -> None:
-        """So many wait: who keeps a connection between two messages can have another one."""
-        self._leaving.hurry()
-        while self._parked and not self._has_place() and len(self._leaving) < waiting:
-            self._leaving.add(self._parked.pop(next(iter(self._parked))), STOPPING_SECONDS)
+        """Free places for `waiting` transactions. A client whose parked connection is closed gets another one later."""
+        self._closing.hurry()
+        while self._parked and not self._has_place() and len(self._closing) < waiting:
+            self._closing.add(self._parked.pop(next(iter(self._parked))), FAST_CLOSE_SECONDS)
 
-    def _call(self) -> None:
-        """There may be something for those who wait."""
-        if self._calling:
+    def _serve_waiting(self) -> None:
+        """Wake the transactions that wait, as long as an attempt is worth making."""
+        if self._serving:
             return
-        self._calling = True
+        self._serving = True
         try:
-            while self._waiting and self._is_available():
-                self._waiting.call_first()
+            while self._waiting and self._can_try():
+                self._waiting.wake_first()
         finally:
-            self._calling = False
+            self._serving = False
         if self._health.down is not None:
-            self._waiting.send_away(self._health.down)
+            self._waiting.refuse_all(self._health.down)
         if self._waiting:
             self._make_room(len(self._waiting))
             self._explore()
 
     def _ended(self, connection: Connection) -> None:
-        """Nothing can be done with it any more."""
-        if connection in self._trying:
-            # Its place with us is still held.
-            self._server_has_place()
+        """Called once a connection is of no more use."""
+        if connection in self._unready:
+            # Its place in the pool is still held.
+            self._server_place_freed()
         if connection not in self._connections:
             return
         self._connections.discard(connection)
@@ -372,23 +375,23 @@ class Pool:
         for session, parked in list(self._parked.items()):
             if parked is connection:
                 del self._parked[session]
-        if connection not in self._leaving:
+        if connection not in self._closing:
             self._place_freed()
 
     def _place_freed(self) -> None:
-        self._server_has_place()
-        self._call()
+        self._server_place_freed()
+        self._serve_waiting()
 
-    def _server_has_place(self) -> None:
+    def _server_place_freed(self) -> None:
         self._freed_at = self._clock.seconds()
         self._health.place_freed()
 
-    # Those that nobody uses.
+    # Idle connections.
 
     def _keep(self, connection: Connection) -> None:
         self._idle.append(connection)
         self._idle_calls[connection] = self._clock.callLater(
-            self._options.idle, self._leaving.add, connection
+            self._options.idle, self._closing.add, connection
         )
 
     def _forget_idle(self, connection: Connection) -> None:

@@ -1,23 +1,24 @@
-"""Why there is no connection to the mail server behind, or no yes on it: what clients hear, and what the log says."""
+"""Why the upstream server gave no connection, or refused a command: the reply for the client and the text for the
+log."""
 
 from __future__ import annotations
 
-from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.smtp import replies
-from twisted_smtpguard.smtp.replies import Reply, text_of
-from twisted_smtpguard.upstream.replies import UpstreamReply, for_client
+from twisted_smtpguard import replies
+from twisted_smtpguard.replies import Reply, text_of
+from twisted_smtpguard.upstream.replyparser import UpstreamReply, for_client
+from twisted_smtpguard.values import Refused
 
 GREETING = "CONNECT"
-"""What a server greets is a connection. Postfix calls it so too, where it says which command was refused."""
+"""The name of the connection itself, which the server answers with its greeting. Postfix uses the same word."""
 
 PROXY = "PROXY"
-"""The header, which a server answers with its greeting."""
+"""The name of the PROXY header, which the server answers with its greeting."""
 
 _SHOWN = {PROXY: "the PROXY header"}
 
 
 class Explained(Refused):
-    """`why` is for the log, and not for clients."""
+    """A refusal with an explanation. `why` is for the log and never for clients."""
 
     def __init__(self, reply: Reply, why: str) -> None:
         super().__init__(reply)
@@ -25,60 +26,60 @@ class Explained(Refused):
 
 
 class Unsuitable(Explained):
-    """The server cannot do what the operator asked for."""
+    """The server cannot be used as the operator configured it."""
 
     def __init__(self, why: str) -> None:
         super().__init__(replies.UPSTREAM_UNSUITABLE, why)
 
 
 class HandshakeFailed(Explained):
-    """No common protocol, a certificate that is not the right one, or no answer."""
+    """A TLS handshake failed: there is no common protocol, the certificate is not accepted, or there was no answer."""
 
     def __init__(self, reply: Reply, why: str) -> None:
         super().__init__(reply, f"TLS failed: {why or text_of(reply)}")
 
 
 class Unreachable(Refused):
-    """There is no connection at all."""
+    """The endpoint could not connect at all."""
 
 
 class CommandRefused(Explained):
-    """The server refuses `command`, which is one of our own. That is never the client's fault: whatever the server
-    says, the client hears a 451."""
+    """The server refused `command`, which is the guard's own. That is never the client's fault: whatever the code, the
+    client gets a 451."""
 
     def __init__(self, command: str, reply: Reply, why: str) -> None:
         super().__init__(reply, why)
         self.command = command
 
 
-class NotNow(CommandRefused):
-    """A 4xx to a connection that is no client's: the server has too many, perhaps, and those that there are can be
-    used."""
+class ConnectionPutOff(CommandRefused):
+    """The server answered a connection that is for no client with a 4xx. It may have too many connections; those that
+    are open can be used."""
 
 
 class ClientRefused(CommandRefused):
-    """The server is there, and refuses a command that is about one client. What it says to others is not known."""
+    """The server refused a command that is about one client. It may accept other clients."""
 
 
 def refused_by(
     command: str, answer: UpstreamReply, kind: type[CommandRefused] = CommandRefused, remark: str = ""
 ) -> CommandRefused:
-    """The refusal that the server's answer to `command` is."""
+    """The refusal for the server's `answer` to `command`."""
     does = "greets" if command == GREETING else f"answers {_SHOWN.get(command, command)}"
-    return kind(command, not_now(answer).reply, f"it {does} with {answer.text}{remark}")
+    return kind(command, as_temporary(answer).reply, f"it {does} with {answer.text}{remark}")
 
 
-class Crowded(Refused):
-    """The server takes no more connections than there are: one of those is to be waited for."""
+class ServerFull(Refused):
+    """The server accepts no more connections than are open. The transaction has to wait for one of those."""
 
 
 def verdict_of(reply: UpstreamReply) -> Refused:
-    """A refusal as our client gets it. What refuses nothing where only a refusal is left is no proper answer."""
+    """The server's refusal as the client gets it. A code below 400 at this point is an invalid reply."""
     return Refused(for_client(reply) if reply.code >= 400 else replies.UPSTREAM_GARBLED)
 
 
-def not_now(reply: UpstreamReply) -> Refused:
-    """What the server says of us, not of a client or a message: for the client it is a 451 whatever it is."""
+def as_temporary(reply: UpstreamReply) -> Refused:
+    """A refusal that is about the guard, not about a client or a message. The client gets a 451, whatever the code."""
     if reply.code < 400:
         return Refused(replies.UPSTREAM_GARBLED)
     told = for_client(reply)
@@ -87,7 +88,7 @@ def not_now(reply: UpstreamReply) -> Refused:
 
 
 def describe(error: Refused) -> str:
-    """What an operator is told of a connection that did not come about."""
+    """The text for the log about a connection that failed."""
     if isinstance(error, Explained):
         return error.why
     if error.__cause__ is not None:

@@ -1,4 +1,4 @@
-"""Why TLS with the server behind failed, in words that an operator can act on."""
+"""Why TLS with the upstream server failed, in words that an operator can act on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def tls_failure(error: BaseException | None, transport: Any) -> str:
-    """What `error`, with which a connection ended, says of its TLS. "": nothing, it ended otherwise.
+    """The cause of a TLS failure. `error` is what the connection ended with; "": it was not a TLS failure.
 
-    `transport` is asked what OpenSSL thinks of the certificate: the error says only that it was not accepted.
+    OpenSSL's judgement of the certificate comes from `transport`, since `error` says only that it was not accepted.
     """
     raised_by = type(error).__module__.partition(".")[0]
     if raised_by == "service_identity":
@@ -24,12 +24,12 @@ def tls_failure(error: BaseException | None, transport: Any) -> str:
 
 
 def _certificate_problem(transport: Any) -> str:
-    """OpenSSL's own words, such as "certificate has expired". It is asked again: what it said in the handshake has no
-    public name in pyOpenSSL, and the callback for it is Twisted's, which looks at the server's name."""
+    """OpenSSL's own words, such as "certificate has expired". The certificate is verified again here: pyOpenSSL has no
+    public name for the result of the handshake, and Twisted uses the callback for its check of the server's name."""
     from OpenSSL import crypto  # noqa: PLC0415
 
     connection = transport.getHandle()
-    # A socket where there was no TLS after all.
+    # Without TLS the handle is a plain socket, which has no such method.
     shown: list[Any] = getattr(connection, "get_peer_cert_chain", list)() or []
     if not shown:
         return ""

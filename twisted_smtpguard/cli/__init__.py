@@ -1,0 +1,1 @@
+"""The command line: options, configuration file, help, plug-ins."""

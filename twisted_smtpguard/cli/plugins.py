@@ -1,0 +1,179 @@
+"""From `NAME:ARGS` to what it names: built-ins from our own tables, others by Twisted's plugin discovery.
+
+Everything wrong, the plugins of other distributions included, is a ValueError of one sentence for the person
+who starts the guard. Nothing here is called once the guard listens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.delivery.discard import DiscardFactory
+from twisted_smtpguard.delivery.lmtp import LmtpFactory
+from twisted_smtpguard.delivery.maildir import MaildirFactory
+from twisted_smtpguard.delivery.smtp import SmtpFactory
+from twisted_smtpguard.filters.networks import NetworksFactory
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter, IIPFilterFactory
+from twisted_smtpguard.limits.limits import Limits
+
+_FAIL_OPEN = "fail-open"
+"""What the operator writes before the name of an IP filter that lets in whom it cannot judge."""
+
+_CALLED = "name="
+"""What the operator writes before it, with a word for the log."""
+
+_LOG_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile("[a-z][a-z0-9-]*")
+
+
+class Factory(Protocol):
+    """What every kind of factory has."""
+
+    name: str
+    summary: str
+    argument_format: str
+
+
+F = TypeVar("F", bound=Factory)
+T = TypeVar("T")
+
+
+def builtin_deliveries(hostname: str, limits: Limits) -> list[IDeliveryFactory]:
+    """The deliveries that come with the guard."""
+    return [MaildirFactory(hostname, limits), SmtpFactory(hostname), LmtpFactory(hostname), DiscardFactory()]
+
+
+def delivery_factories(hostname: str, limits: Limits) -> dict[str, IDeliveryFactory]:
+    """Every delivery that `--deliver` can name, ours and those of other distributions."""
+    return by_name([*builtin_deliveries(hostname, limits), *discover(IDeliveryFactory)])
+
+
+def make_delivery(
+    specification: str, reactor: object, factories: Mapping[str, IDeliveryFactory]
+) -> IDelivery:
+    """The delivery that `specification`, such as `maildir:./Maildir`, asks for."""
+    name, argument = split_specification(specification)
+    factory = look_up("delivery", name, factories)
+    return _made(IDelivery, factory, lambda: factory.make_delivery(argument, reactor))
+
+
+def builtin_filters() -> list[IIPFilterFactory]:
+    """The IP filters that come with the guard."""
+    return [NetworksFactory()]
+
+
+def filter_factories() -> dict[str, IIPFilterFactory]:
+    """Every IP filter that `--ip-filter` can name, ours and those of other distributions."""
+    factories = by_name([*builtin_filters(), *discover(IIPFilterFactory)])
+    if _FAIL_OPEN in factories:
+        raise ValueError(
+            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which says what is done "
+            "when a filter fails"
+        )
+    return factories
+
+
+def make_filter(
+    specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]
+) -> FilterEntry:
+    """The IP filter that `specification` asks for, such as `networks:/etc/smtpguard/networks`. Before it may stand
+    `fail-open:`, and before that `name=WORD:` with its name in the log, which else is that of the plugin. Its
+    argument, which may hold a key, is in no log."""
+    name, argument = split_specification(specification)
+    called = ""
+    if name.startswith(_CALLED):
+        called = name.removeprefix(_CALLED)
+        if not _LOG_NAME.fullmatch(called):
+            raise ValueError(
+                f"1 to 64 letters, digits, dots, hyphens or underscores are expected after {_CALLED}, not {called!r}"
+            )
+        name, argument = split_specification(argument)
+    fail_open = name == _FAIL_OPEN and ":" in specification
+    if fail_open:
+        name, argument = split_specification(argument)
+    factory = look_up("IP filter", name, factories)
+    made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
+    return FilterEntry(made, called or name, fail_open=fail_open)
+
+
+def shown_filter(entry: FilterEntry) -> str:
+    """`entry` for the log of the start: its name, with `fail-open:` before it where it fails open."""
+    return f"{_FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name
+
+
+def shown_delivery(specification: str) -> str:
+    """`specification` for the log: whole where the delivery is one of ours, which take no secret there, else its
+    name alone."""
+    name, _ = split_specification(specification)
+    ours = {factory.name for factory in builtin_deliveries("localhost", Limits())}
+    return specification if name in ours else name
+
+
+def discover(interface: Any) -> list[Any]:
+    """The plugins of all installed distributions that provide `interface`."""
+    from twisted.plugin import getPlugins  # noqa: PLC0415 - slow, and an embedded guard needs none
+
+    return list(getPlugins(interface))
+
+
+def by_name(factories: Iterable[F]) -> dict[str, F]:
+    """`factories` by their names. Two of one name, a name that is none, or no help text is a ValueError."""
+    named: dict[str, F] = {}
+    for factory in factories:
+        name = getattr(factory, "name", None)
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"the plugin {_origin(factory)} has the name {name!r}; lower-case letters, digits and "
+                "hyphens are expected, a letter first"
+            )
+        if name in named:
+            raise ValueError(f"{_origin(named[name])} and {_origin(factory)} both have the name {name!r}")
+        for text in ("summary", "argument_format"):
+            if not isinstance(getattr(factory, text, None), str):
+                raise ValueError(f"the plugin {_origin(factory)} has no text called {text!r}")
+        named[name] = factory
+    return named
+
+
+def split_specification(specification: str) -> tuple[str, str]:
+    """`NAME:ARGS` at its first colon only: what stands behind it may have colons of its own."""
+    name, _, argument = specification.partition(":")
+    return name, argument
+
+
+def look_up(kind: str, name: str, factories: Mapping[str, F]) -> F:
+    """The factory called `name`. ValueError lists those that there are; `kind` says what they make."""
+    if name not in factories:
+        raise ValueError(f"there is no {kind} called {name!r}; known are {', '.join(sorted(factories))}")
+    return factories[name]
+
+
+def table(factories: Mapping[str, Factory]) -> str:
+    """One line each, name and summary: the text of --help-deliveries and --help-ip-filters."""
+    width = max(map(len, factories), default=0)
+    return "\n".join(f"{name:{width}}  {factories[name].summary}" for name in sorted(factories))
+
+
+def description(factory: Factory) -> str:
+    """What may stand behind the colon: the text of --help-delivery NAME and --help-ip-filter NAME."""
+    return f"{factory.name}: {factory.summary}\n\n{factory.argument_format}"
+
+
+def _made(interface: type[T], factory: Factory, make: Callable[[], T]) -> T:
+    """What `make` makes. A ValueError if it is not what `interface` says, or the plugin is at fault."""
+    try:
+        made = make()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{_origin(factory)} failed with {type(error).__name__}: {error}") from error
+    if not interface.providedBy(made):  # type: ignore[attr-defined]
+        raise ValueError(f"{_origin(factory)} made {made!r}, which does not provide {interface.__name__}")
+    return made
+
+
+def _origin(factory: object) -> str:
+    return f"{type(factory).__module__}.{type(factory).__qualname__}"

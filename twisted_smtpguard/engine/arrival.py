@@ -1,0 +1,270 @@
+"""From accept to the greeting: a proxy's header, the TLS handshake, admission, early talkers and the greet delay."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import attrs
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.port import Close
+from twisted_smtpguard.engine.proxyheader import LONGEST_BEGINNING, HeaderError, begins_header, parse_header
+from twisted_smtpguard.engine.refusal import refusal_of
+from twisted_smtpguard.engine.stages import ENDED, Stage
+from twisted_smtpguard.values import Peer
+
+
+def begin(engine: Engine, *, behind_proxy: bool = False, tls_has_begun: bool = False) -> None:
+    """The connection has been accepted, and counts. `tls_has_begun`: by the endpoint."""
+    engine.input(_begin, engine, behind_proxy, tls_has_begun)
+
+
+def _begin(engine: Engine, behind_proxy: bool, tls_has_begun: bool) -> None:
+    if tls_has_begun:
+        engine.implicit_tls = engine.handshaking = True
+        engine.set_deadline("tls_handshake")
+    engine.behind_proxy = behind_proxy
+    if behind_proxy:
+        engine.enter(Stage.PROXY_HEADER)
+        engine.advance()
+    else:
+        _identified(engine)
+        if engine.stage not in ENDED:
+            engine.advance()
+
+
+# A proxy in front.
+
+
+def take_proxy_header(engine: Engine) -> bool:
+    """The header of a trusted proxy, as far as it has come."""
+    try:
+        header = parse_header(engine.buffer, tls=engine.context.proxy_tls)
+    except HeaderError:
+        _proxy_failed(engine, "bad_proxy_header")
+        return False
+    if header is None:
+        return False
+    engine.buffer = engine.buffer[header.octets :]
+    engine.silent = not engine.buffer and engine.host.is_own(header)
+    if header.client is not None and header.server is not None:
+        engine.tls = header.tls
+        tls = engine.implicit_tls or header.tls != ""
+        peer = engine.known_peer = Peer(*header.client, *header.server, tls=tls, proxied=True)
+        engine.peer_name, engine.port = str(peer.address), peer.port
+    _identified(engine)
+    return True
+
+
+def proxy_timed_out(engine: Engine) -> None:
+    """The header has not come in time."""
+    _proxy_failed(engine, "proxy_header_timeout")
+
+
+def _proxy_failed(engine: Engine, reason: str) -> None:
+    """There is nobody to say anything to."""
+    counts.log_unsaid(engine, reason)
+    engine.abort()
+
+
+# TLS.
+
+
+def _identified(engine: Engine) -> None:
+    """The client's address is known."""
+    if engine.implicit_tls and not engine.handshaking and engine.context.asks_for_certificates:
+        begin_tls(engine)
+    else:
+        _ask_admission(engine)
+
+
+def begin_tls(engine: Engine) -> None:
+    """From here on only TLS is spoken. What has come already is part of the handshake."""
+    engine.enter(Stage.TLS_HANDSHAKE)
+    engine.progress = False
+    if engine.handshaking:
+        # The endpoint's, which has its deadline.
+        return
+    engine.handshaking = True
+    octets, engine.buffer = engine.buffer[engine.offset :], b""
+    engine.offset = 0
+    if engine.paused:
+        engine.paused = False
+        engine.host.resume()
+    engine.set_deadline("tls_handshake")
+    try:
+        engine.host.start_tls(octets)
+    except Exception as error:  # noqa: BLE001 - from here on nothing can be said, and nobody else would end it
+        engine.context.events.failure(error, "TLS could not be begun", engine.name, engine.peer_name)
+        handshake_failed(engine, "tls_failed")
+        engine.abort()
+
+
+def start_tls(engine: Engine) -> bool:
+    """STARTTLS was granted: TLS begins when the client has taken the reply. Nothing may come in clear before that."""
+    if engine.offset < len(engine.buffer):
+        engine.hang_up(replies.INPUT_AFTER_STARTTLS)
+        return False
+    if engine.said:
+        engine.flush()
+    if engine.input_ended:
+        # Its hello cannot come any more.
+        engine.end_reason = "half_closed"
+        engine.close(Close.PLAIN)
+    elif engine.host.idle:
+        begin_tls(engine)
+    return False
+
+
+def secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
+    """The handshake is complete: `tls` is version and cipher, `certificate` what the client has shown (DER)."""
+    engine.input(_secured, engine, tls, certificate)
+
+
+def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
+    if not engine.handshaking:
+        return
+    engine.handshaking = False
+    engine.secure = True
+    engine.tls = tls
+    if certificate is not None:
+        engine.known_peer = attrs.evolve(engine.peer, certificate=certificate)
+    if engine.stage is not Stage.TLS_HANDSHAKE:
+        if engine.stage not in ENDED:
+            engine.set_deadline("")
+        return
+    if engine.name:
+        # What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2).
+        engine.user = engine.auth = engine.known_client = None
+        engine.helo = ""
+        engine.offered = frozenset()
+        engine.reset()
+        engine.enter(Stage.COMMAND)
+    elif engine.admitted:
+        _greet(engine)
+    else:
+        _ask_admission(engine)
+    if engine.stage not in ENDED:
+        engine.advance()
+
+
+def handshake_timed_out(engine: Engine) -> None:
+    """The handshake has not been completed in time."""
+    handshake_failed(engine, "tls_handshake_timeout")
+    engine.abort()
+
+
+def handshake_failed(engine: Engine, reason: str) -> None:
+    """Nothing can be said: log it."""
+    engine.handshaking = False
+    engine.end_reason = reason
+    if engine.name:
+        counts.log(engine, reason)
+    elif not engine.refused:
+        counts.log_unsaid(engine, reason)
+
+
+# Admission and the greeting.
+
+
+def _ask_admission(engine: Engine) -> None:
+    at_once = engine.stage is Stage.ACCEPTED
+    engine.enter(Stage.ADMISSION)
+    admission = engine.context.admission
+    try:
+        refusal = None if admission.asks_nothing else admission.decide(engine)
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not let anybody in
+        _admission_failed(engine, error, at_once=at_once)
+        return
+    if refusal is None or hasattr(refusal, "reply"):
+        _decided(engine, refusal, at_once=at_once)
+    else:
+        engine.wait(refusal, _answered, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
+
+
+def _answered(engine: Engine, refusal: Any, error: BaseException | None) -> None:
+    if engine.stage in ENDED:
+        return
+    if error is not None:
+        _admission_failed(engine, error)
+    else:
+        _decided(engine, refusal)
+
+
+def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
+    if refusal is not None:
+        engine.refuse(refusal, at_once=at_once)
+        return
+    engine.admitted = True
+    if not engine.trusted:
+        if _refuses_early_talker(engine, at_once=at_once):
+            return
+        delay = engine.context.greet_delay()
+        if delay:
+            engine.enter(Stage.GREET_DELAY)
+            engine.delay = engine.context.call_later(delay, partial(engine.input, _delay_over, engine))
+            return
+    _let_in(engine)
+
+
+def _delay_over(engine: Engine) -> None:
+    engine.delay = None
+    if not _refuses_early_talker(engine):
+        _let_in(engine)
+        engine.advance()
+
+
+def take_early_input(engine: Engine) -> bool:
+    """What comes within the greet delay."""
+    if engine.buffer:
+        _refuses_early_talker(engine)
+    return False
+
+
+def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
+    """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once. With
+    implicit TLS it had to."""
+    spoke = engine.buffer or engine.host.input_waits()
+    if engine.implicit_tls or "early_talker" in engine.tried or not spoke:
+        return False
+    engine.tried |= {"early_talker"}
+    context = engine.context
+    octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
+    if not engine.behind_proxy and begins_header(octets):
+        # A misconfigured proxy, and no abuser. Where it is greeted, it is told the same at its first line.
+        if context.limits.early_talker == "log":
+            return False
+        engine.refuse(refusal_of(replies.UNEXPECTED_PROXY_HEADER), at_once=at_once)
+        return True
+    refusal = refusal_of(replies.EARLY_TALKER)
+    if context.limits.early_talker == "log" or "early_talker" in context.limits.dry_run:
+        refusal.log_of(engine, context.events, context.limits, dry_run=True)
+        return False
+    engine.refuse(refusal, at_once=at_once)
+    return True
+
+
+def _admission_failed(engine: Engine, error: BaseException, *, at_once: bool = False) -> None:
+    engine.context.events.failure(error, "admission failed", peer=engine.peer_name)
+    engine.refuse(refusal_of(replies.LOCAL_ERROR_CLOSING), at_once=at_once)
+
+
+def _let_in(engine: Engine) -> None:
+    if engine.implicit_tls and not engine.secure:
+        begin_tls(engine)
+    else:
+        _greet(engine)
+
+
+def _greet(engine: Engine) -> None:
+    context = engine.context
+    engine.enter(Stage.FIRST_LINE)
+    engine.name = context.next_session_name()
+    engine.watched = engine.watches
+    engine.silent = engine.silent and not engine.buffer
+    counts.log_greeting(engine)
+    context.session_times.add(engine)
+    engine.said += context.greeting.wire

@@ -1,0 +1,143 @@
+"""AUTH in one session (RFC 4954): challenges, responses, and who the client turns out to be.
+
+No password outlives the question whether it is right.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import attrs
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine import counts, sasl
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.hooks import is_later
+from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.stages import ENDED, Phase, Stage
+from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import CheckerUnavailable, Refused
+
+
+@attrs.frozen
+class Exchange:
+    """The exchange of a mechanism: challenges come out, responses go in."""
+
+    mechanism: str
+    steps: Generator[bytes, bytes, sasl.Login]
+
+
+class WithheldError(Exception):
+    """In the place of a checker's exception, whose message may have the password in it."""
+
+
+def auth(engine: Engine, argument: bytes) -> Reply | None:
+    """AUTH: once in a session, between transactions, after EHLO (RFC 4954 4)."""
+    context = engine.context
+    if context.identify is None:
+        return counts.invalid(engine, replies.UNRECOGNIZED_COMMAND)
+    mechanism, initial = sasl.parse_auth(argument)
+    if engine.phase is not Phase.READY or not engine.offered or engine.user is not None:
+        return counts.invalid(engine, replies.BAD_SEQUENCE)
+    if not (engine.tls or context.auth_without_tls):
+        return replies.ENCRYPTION_REQUIRED
+    if mechanism not in sasl.MECHANISMS:
+        return replies.UNKNOWN_MECHANISM
+    engine.known_client = None
+    steps = sasl.MECHANISMS[mechanism](sasl.decode_initial(initial))
+    return _advance(engine, Exchange(mechanism, steps), partial(next, steps))
+
+
+def respond(engine: Engine, line: bytes) -> Reply | None:
+    """The line after a challenge."""
+    exchange, engine.auth = engine.auth, None
+    try:
+        response = sasl.decode_response(line)
+    except Refused as refused:
+        return refused.reply
+    return _advance(engine, exchange, partial(exchange.steps.send, response))
+
+
+def _advance(engine: Engine, exchange: Exchange, step: Callable[[], bytes]) -> Reply | None:
+    try:
+        challenge = step()
+    except StopIteration as end:
+        return _check(engine, exchange.mechanism, end.value)
+    except Refused as refused:
+        return refused.reply
+    engine.auth = exchange
+    engine.enter(Stage.AUTH_RESPONSE)
+    return replies.challenge(b64encode(challenge).decode("ascii"))
+
+
+def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
+    engine.user_tried = login.username.decode("utf-8", "backslashreplace")
+    identify = engine.context.identify
+    assert identify is not None
+    try:
+        judgement = identify(login)
+    except FAULTS as error:
+        return _unavailable(engine, error)
+    if is_later(judgement):
+        then = partial(_answered, mechanism)
+        return engine.wait(judgement, then, late=_report_late, is_delivery=False)
+    return _judged(engine, mechanism, judgement)
+
+
+def _answered(mechanism: str, engine: Engine, judgement: Any, error: BaseException | None) -> Reply | None:
+    if engine.stage in ENDED:
+        return None
+    if isinstance(error, Expired):
+        seconds = engine.context.limits.delivery_timeout
+        engine.context.events.checker_failed(
+            engine.name, engine.peer_name, f"no answer in {seconds:g} seconds"
+        )
+        return replies.AUTH_UNAVAILABLE
+    return _judged(engine, mechanism, judgement) if error is None else _unavailable(engine, error)
+
+
+def _report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
+    """It comes too late, and nobody waits for it any more."""
+
+
+def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:
+    for failure in judgement.failures:
+        log_failure(engine, failure.value)
+    if judgement.user is None and judgement.failures:
+        return replies.AUTH_UNAVAILABLE
+    return _decided(engine, mechanism, judgement.user)
+
+
+def _decided(engine: Engine, mechanism: str, user: Any) -> Reply:
+    if user is not None:
+        engine.user = user
+        engine.context.events.login(engine.name, engine.peer_name, user.name, mechanism)
+        return replies.AUTHENTICATED
+    engine.failures += 1
+    limit = engine.context.limits.max_auth_failures
+    if 0 < limit <= engine.failures and counts.trips(engine, "max_auth_failures", engine.failures, once=True):
+        # It goes against no limit that this one is wrong, but that so many were.
+        engine.value, engine.closing_value = None, engine.failures
+        engine.closing_reply = replies.TOO_MANY_AUTH_FAILURES
+    return replies.AUTH_FAILED
+
+
+def _unavailable(engine: Engine, error: BaseException) -> Reply:
+    log_failure(engine, error)
+    return replies.AUTH_UNAVAILABLE
+
+
+def log_failure(engine: Engine, error: BaseException) -> None:
+    """Log that a checker could not judge."""
+    events = engine.context.events
+    if isinstance(error, CheckerUnavailable):
+        events.checker_failed(engine.name, engine.peer_name, str(error))
+        return
+    withheld = WithheldError(f"a {type(error).__name__}, whose message is withheld: it may hold a password")
+    events.failure(
+        withheld.with_traceback(error.__traceback__), "a checker failed", engine.name, engine.peer_name
+    )

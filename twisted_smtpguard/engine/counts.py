@@ -1,0 +1,191 @@
+"""How a client behaves: what is counted and logged against its session, and when that is enough.
+
+A limit N trips at the N-th event. Called with the engine, whose slots hold the counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.stages import IN_TRANSACTION
+from twisted_smtpguard.replies import Reply
+
+Engine = Any
+
+
+def invalid(engine: Engine, reply: Reply) -> Reply:
+    """Count an invalid command that gets `reply`, and hand that back."""
+    engine.invalid_commands += 1
+    return reply
+
+
+def account(engine: Engine, reply: Reply, reason: str) -> Reply | None:
+    """Count and log a reply that is being said; what comes back ends the session after it.
+
+    It counts once, by its class, whoever made it; one that ends the session is not counted.
+    """
+    if reply.code >= 400:
+        log(engine, reason or replies.reason_of(reply), reply)
+    if reply.closes:
+        # RFC 5321 3.8: in a session nothing but a 421 announces that we hang up.
+        return None if reply.code == 421 else replies.SESSION_REFUSED
+    engine.watched = engine.watches
+    is_junk, engine.is_junk = engine.is_junk, False
+    engine.junk += is_junk
+    # That we cannot judge credentials is our fault.
+    is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE
+    if is_error or (is_junk and _too_much_junk(engine)):
+        engine.errors += 1
+    engine.value = None
+    after = _closing_reply(engine)
+    if after is not None:
+        log(engine, replies.reason_of(after), after)
+    return after
+
+
+def _closing_reply(engine: Engine) -> Reply | None:
+    """Where one command trips two limits, that on invalid commands gives the reply."""
+    if engine.closing_reply is not None:
+        engine.value = engine.closing_value
+        return engine.closing_reply  # type: ignore[no-any-return]
+    if not engine.trusted:
+        limits = engine.context.limits
+        for limit, most, count, reply in (
+            (
+                "max_invalid_commands",
+                limits.max_invalid_commands,
+                engine.invalid_commands,
+                replies.TOO_MANY_INVALID_COMMANDS,
+            ),
+            (
+                "max_rejected_recipients",
+                limits.max_rejected_recipients,
+                engine.rejected_recipients,
+                replies.TOO_MANY_REJECTED_RECIPIENTS,
+            ),
+            ("max_errors", limits.max_errors, engine.errors, replies.TOO_MANY_ERRORS),
+        ):
+            if 0 < most <= count and trips(engine, limit, count, once=True):
+                return reply
+    if engine.watches and engine.phase not in IN_TRANSACTION:
+        if engine.context.draining:
+            return replies.SHUTTING_DOWN
+        if trips(engine, "max_session_time", once=True):
+            return replies.SESSION_TOO_LONG
+    return None
+
+
+def _too_much_junk(engine: Engine) -> bool:
+    limit = engine.context.limits.max_junk_commands
+    over = 0 < limit < engine.junk and not engine.trusted
+    return over and trips(engine, "max_junk_commands", engine.junk, once=True)
+
+
+def message_accepted(engine: Engine) -> None:
+    """An accepted message makes up for errors and junk."""
+    engine.messages += 1
+    engine.errors = engine.junk = 0
+
+
+def trips(engine: Engine, limit: str, value: float | None = None, *, once: bool = False) -> bool:
+    """Whether the limit that `value` went against is enforced. One in dry run is logged instead: `once` in a session,
+    where it would have ended it."""
+    engine.value = value
+    if limit not in engine.context.limits.dry_run:
+        return True
+    if not (once and limit in engine.tried):
+        engine.tried |= {limit}
+        log(engine, limit, dry_run=True)
+    engine.value = None
+    return False
+
+
+def outside_transaction(engine: Engine) -> bool:
+    """Whether the last command came outside of a mail transaction."""
+    command = engine.command
+    return engine.phase_before not in IN_TRANSACTION or (command is not None and command.verb == "MAIL")
+
+
+def refuses_pipelining(engine: Engine) -> bool:
+    """Whether the input that has come after the last command, before its reply, ends the session (RFC 2920 3.1)."""
+    command = engine.command
+    if command is None or not command.ends_group or engine.context.limits.unexpected_pipelining != "refuse":
+        return False
+    return trips(engine, "unexpected_pipelining", once=True)
+
+
+def log(
+    engine: Engine,
+    reason: str,
+    reply: Reply | None = None,
+    *,
+    client_gone: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
+    command = engine.command
+    verb = command.verb if command is not None else ""
+    shown = verb
+    if command is None and engine.unknown and not engine.after_auth:
+        shown = engine.unknown.decode("ascii")
+    parameter, engine.parameter = engine.parameter, ""
+    in_transaction = engine.phase_before in IN_TRANSACTION
+    engine.context.events.reject(
+        engine.peer_name,
+        reason,
+        session=engine.name,
+        dry_run=dry_run,
+        helo=engine.helo,
+        tls=engine.tls,
+        reply=reply,
+        limit=engine.context.limits.shown(reason),
+        value=engine.value,
+        command=shown,
+        parameter=parameter,
+        sender=engine.sender.address if in_transaction else None,
+        recipient=engine.recipient if verb == "RCPT" else None,
+        user=engine.user_tried if verb == "AUTH" else None,
+        client_gone=client_gone,
+        hint=replies.hint_of(reason, engine.peer_name),
+    )
+
+
+def log_unsaid(engine: Engine, reason: str) -> None:
+    """Log and count that a connection ends before its greeting, for which there is nobody to say anything to."""
+    engine.refused = True
+    engine.context.events.reject(
+        engine.peer_name,
+        reason,
+        port=engine.port,
+        listener=engine.listener,
+        limit=engine.context.limits.shown(reason),
+    )
+
+
+def log_greeting(engine: Engine, *, counted: bool = False) -> None:
+    """Log that the client is let in. `counted`: it is logged again, since it says something after all."""
+    engine.context.events.connect(
+        engine.name,
+        engine.peer_name,
+        port=engine.port,
+        listener=engine.listener,
+        tls=engine.tls,
+        trusted=engine.trusted,
+        silent=engine.silent,
+        counted=counted,
+    )
+
+
+def log_end(engine: Engine) -> None:
+    """Log that the connection holds no slot any more."""
+    context = engine.context
+    seconds = context.seconds() - engine.began_at
+    if engine.name:
+        context.events.disconnect(
+            engine.name, engine.peer_name, engine.end_reason, seconds, engine.messages, silent=engine.silent
+        )
+    elif not engine.refused:
+        context.events.hangup(
+            engine.peer_name, seconds, port=engine.port, listener=engine.listener, silent=engine.silent
+        )

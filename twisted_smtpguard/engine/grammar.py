@@ -1,0 +1,270 @@
+"""What a command line says: octets in, values out, `Refused` for what SMTP does not allow.
+
+Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 3461, 6152 and 6531). The session calls them, once a command.
+No regular expression here may need more than linear time: a client writes the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv6Address
+from types import MappingProxyType
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import Path, Refused
+
+NO_PARAMETERS: Mapping[str, str | None] = MappingProxyType({})
+
+_BLANKS = re.compile(rb"[ \t]+")
+_HELLO = re.compile(rb"[!-~]{1,255}")
+_BDAT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?", re.IGNORECASE)
+
+# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line ends of Unicode (RFC 5198 2): what is
+# written into header fields must not look like a new line to any reader. Octets that are no UTF-8 are decoded
+# to lone surrogates, which are not in here either.
+_UTF8 = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_UTF8}-]+"
+_DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
+_QUOTED_STRING = rf'"(?:[ !#-\[\]-~{_UTF8}]|\\[ -~])*"'
+# An underscore is in no RFC and in many host names; Postfix takes it too.
+_LETTER = rf"A-Za-z0-9_{_UTF8}"
+_LABEL = rf"[{_LETTER}](?:[{_LETTER}-]{{0,61}}[{_LETTER}])?"
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_SOURCE_ROUTE = rf"@{_DOMAIN}(?:,@{_DOMAIN})*:"
+_PATH = re.compile(
+    rf"[ \t]*<(?:(?:{_SOURCE_ROUTE})?"
+    rf"(?P<address>(?:{_DOT_STRING}|{_QUOTED_STRING})@(?:(?P<domain>{_DOMAIN})|\[(?P<literal>[!-Z^-~]+)\]))"
+    r"|(?P<bare>[A-Za-z]+))?>"
+)
+_MAX_DOMAIN_OCTETS = 255
+_PLAIN_VERBS = frozenset({b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"QUIT"})
+
+_PLAIN_ATOMS = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+_PLAIN_LABEL = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_PLAIN_MAILBOX = rb"<(" + _PLAIN_ATOMS + rb"@" + _PLAIN_LABEL + rb"(?:\." + _PLAIN_LABEL + rb")*)>"
+
+PLAIN_LINE_OCTETS = 512
+"""No plain line is longer."""
+
+plain_line = re.compile(
+    rb"(MAIL(?= (?i:FROM):)|RCPT(?= (?i:TO):)|(?:DATA|RSET|QUIT)(?=\r))(?: [A-Za-z]+:(?!.{256})"
+    + _PLAIN_MAILBOX
+    + rb")?\r\n"
+).match
+"""What nearly every line of a mail transaction looks like, its CRLF included, and nothing else. It is read in one step,
+without decoding. The groups are the verb and the address. Whatever is not like that goes the long way, by
+`parse_command`."""
+
+_IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
+_GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
+
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{_UTF8}]+))?")
+# RFC 3461 4: the digits are upper case. A control that is decoded would end a line wherever the value is written to.
+_XTEXT = r"(?:[!-*,-<>-~]|\+(?!7F)[2-9A-F][0-9A-F])+"
+# RFC 6533 3. Code points beyond U+00FF, the surrogates left out; below, those that are no controls.
+_EMBEDDED = (
+    r"\\x\{(?i:[2-6][0-9A-F]|7[0-9A-E]|[A-F][0-9A-F]"
+    r"|[1-9A-F][0-9A-F]{2}|(?:[1-9A-CEF][0-9A-F]|D[0-7])[0-9A-F]{2}|[1-9A-F][0-9A-F]{4}|10[0-9A-F]{4})\}"
+)
+_UTF8_ADDRESS = rf"(?:{_EMBEDDED}|[!-*,-<>-\[\]-~{_UTF8}]|\+(?!7F)[2-9A-F][0-9A-F])+"
+_EVENT = "(?:SUCCESS|FAILURE|DELAY)"
+_VALUES = {
+    "SIZE": re.compile(r"[0-9]{1,20}"),
+    "BODY": re.compile(r"7BIT|8BITMIME|BINARYMIME"),
+    "SMTPUTF8": None,
+    # RFC 3461 4. What is in xtext is not changed.
+    "RET": re.compile(r"FULL|HDRS"),
+    "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}"),
+    "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT}){{0,2}}"),
+    "ORCPT": re.compile(rf"(?i:utf-8);{_UTF8_ADDRESS}|(?!(?i:utf-8);)[A-Za-z0-9-]+;{_XTEXT}"),
+    # Whom the client says the message to be from (RFC 4954 5). It has to be taken, and need not be believed.
+    "AUTH": re.compile(_XTEXT),
+}
+_CASE_COUNTS = frozenset({"AUTH", "ENVID", "ORCPT"})
+_MAX_ORCPT_OCTETS = 500
+_MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8", "AUTH"})
+_MAIL_DSN = frozenset({"RET", "ENVID"})
+_RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
+
+# The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What stands behind these four
+# verbs is free text, and may look like the rest of a request line.
+_NOT_SMTP = re.compile(
+    rb"\x16\x03"
+    rb"|SSH-"
+    rb"|[!#$%&'*+.^_`|~0-9A-Za-z-]+:"
+    rb"|(?!(?:NOOP|HELP|VRFY|EXPN) )[!-~]+ [!-~\x80-\xff]+ HTTP/[0-9]\.[0-9]",
+    re.IGNORECASE,
+)
+
+
+class UnsupportedParameter(Refused):
+    """Of MAIL or RCPT; the log names it."""
+
+    def __init__(self, keyword: str) -> None:
+        super().__init__(replies.UNSUPPORTED_PARAMETER)
+        self.keyword = keyword
+
+
+def is_not_smtp(start: bytes) -> bool:
+    """Whether `start`, the first line of a connection or the beginning of one, is another protocol's.
+
+    An HTTP request line, an SSH greeting, a TLS hello or a header field. False for every legal SMTP command.
+    """
+    return _NOT_SMTP.match(start) is not None
+
+
+def parse_command(line: bytes) -> tuple[bytes, bytes]:
+    """The upper-case verb of a command line, and its argument.
+
+    `line` comes without its CRLF. Blanks (spaces and tabs) at its end and between verb and argument belong to
+    neither; the rest of the argument is as sent. Refused: an empty line, NUL, a verb that is not ASCII.
+    """
+    verb, _, argument = line.partition(b" ")
+    if verb in _PLAIN_VERBS and argument.strip(b" \t") == argument and b"\0" not in argument:
+        # As nearly every line.
+        return verb, argument
+    line = line.rstrip(b" \t")
+    verb, _, argument = line.partition(b" ")
+    if b"\t" in verb:
+        verb, argument = _BLANKS.split(line, maxsplit=1)
+    if not verb or b"\0" in line or not verb.isascii():
+        raise Refused(replies.SYNTAX_ERROR)
+    return verb.upper(), argument.lstrip(b" \t")
+
+
+def parse_hello(argument: bytes, *_: object) -> str:
+    """The one word behind HELO or EHLO, 1 to 255 octets of printable ASCII."""
+    if _HELLO.fullmatch(argument) is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return argument.decode("ascii")
+
+
+def parse_bdat(argument: bytes, *_: object) -> tuple[int, bool]:
+    """The octets of a chunk, and whether it is the last (RFC 3030 2)."""
+    match = _BDAT.fullmatch(argument)
+    if match is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return int(match[1]), match[2] is not None
+
+
+def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
+    """The reverse-path behind MAIL, with its parameters (RFC 5321 4.1.1.2).
+
+    `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have
+    that value, and DSN for RET and ENVID.
+    """
+    if argument[:5].upper() != b"FROM:":
+        raise Refused(replies.BAD_ARGUMENTS)
+    path, address, rest = _parse_path(argument[5:], replies.BAD_SENDER_ADDRESS)
+    if address is None:
+        if path["bare"] is not None:
+            raise Refused(replies.BAD_SENDER_ADDRESS)
+        address = ""
+    parameters = _parse_parameters(rest, offered, _MAIL_DSN, nobody="AUTH")
+    if not path[0].isascii() and "SMTPUTF8" not in parameters:
+        raise Refused(replies.NON_ASCII_ADDRESS)
+    return Path(address, parameters)
+
+
+def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
+    """The forward-path behind RCPT, with its parameters (RFC 5321 4.1.1.3).
+
+    `offered` holds DSN where NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
+    """
+    if argument[:3].upper() != b"TO:":
+        raise Refused(replies.BAD_ARGUMENTS)
+    path, address, rest = _parse_path(argument[3:], replies.BAD_RECIPIENT_ADDRESS)
+    if address is None:
+        # The one local part that needs no domain (RFC 5321 4.1.1.3).
+        address = path["bare"]
+        if address is None or address.lower() != "postmaster":
+            raise Refused(replies.BAD_RECIPIENT_ADDRESS)
+    parameters = _parse_parameters(rest, offered - _MAIL, _RCPT_DSN, utf8=utf8)
+    if not utf8 and not path[0].isascii():
+        raise Refused(replies.NON_ASCII_ADDRESS)
+    return Path(address, parameters)
+
+
+def _parse_path(octets: bytes, bad_address: Reply) -> tuple[re.Match[str], str | None, str]:
+    """The match of `_PATH`, the mailbox without its source route, and what stands behind the bracket."""
+    text = octets.decode("utf-8", "surrogateescape")
+    path = _PATH.match(text)
+    if path is None:
+        raise Refused(bad_address)
+    address, domain, literal = path.group("address", "domain", "literal")
+    if domain is not None and len(domain.encode()) > _MAX_DOMAIN_OCTETS:
+        raise Refused(bad_address)
+    if literal is not None and not _is_address_literal(literal):
+        raise Refused(bad_address)
+    return path, address, text[path.end() :]
+
+
+def _is_address_literal(text: str) -> bool:
+    """Whether `text` may stand between square brackets in place of a domain (RFC 5321 4.1.3)."""
+    if text[:5].upper() != "IPV6:":
+        return _IPV4.fullmatch(text) is not None or _GENERAL_LITERAL.fullmatch(text) is not None
+    if _IPV6.fullmatch(text, 5) is None:
+        return False
+    try:
+        IPv6Address(text[5:])
+    except AddressValueError:
+        return False
+    return True
+
+
+def _parse_parameters(
+    rest: str, offered: frozenset[str], dsn: frozenset[str], nobody: str = "", *, utf8: bool = False
+) -> Mapping[str, str | None]:
+    """What follows a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
+    be used if DSN is offered; `nobody` is one that says nothing where it is not offered and its value is <>. `utf8`: an
+    ORCPT of type utf-8 may hold UTF-8 as it is."""
+    if not rest:
+        return NO_PARAMETERS
+    if rest[0] not in " \t":
+        raise Refused(replies.BAD_ARGUMENTS)
+    if "DSN" in offered:
+        offered |= dsn
+    parameters: dict[str, str | None] = {}
+    ignored = False
+    # Not split(): it would also split at what a parameter must not contain.
+    for word in filter(None, rest.replace("\t", " ").split(" ")):
+        match = _PARAMETER.fullmatch(word)
+        if match is None:
+            raise Refused(replies.BAD_ARGUMENTS)
+        keyword, value = match[1].upper(), match[2]
+        ignorable = keyword == nobody and value == "<>" and keyword not in offered
+        if not ignorable and (keyword not in offered or keyword not in _VALUES):
+            raise UnsupportedParameter(match[1])
+        if keyword in parameters or (ignorable and ignored):
+            raise Refused(replies.BAD_ARGUMENTS)
+        if value is not None and not value.isascii() and not (utf8 and keyword == "ORCPT"):
+            # Before anything is made upper case: of some letters that makes ASCII.
+            raise Refused(replies.BAD_ARGUMENTS)
+        if ignorable:
+            ignored = True
+            continue
+        parameters[keyword] = _parse_value(keyword, value, offered)
+    return MappingProxyType(parameters) if parameters else NO_PARAMETERS
+
+
+def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> str | None:
+    form = _VALUES[keyword]
+    if form is None and value is None:
+        return None
+    if (
+        form is None
+        or value is None
+        or form.fullmatch(value if keyword in _CASE_COUNTS else value.upper()) is None
+    ):
+        raise Refused(replies.BAD_ARGUMENTS)
+    if value.upper() == "BINARYMIME" and "BINARYMIME" not in offered:
+        raise Refused(replies.BAD_ARGUMENTS)
+    if keyword == "ORCPT" and len(value.encode()) > _MAX_ORCPT_OCTETS:
+        raise Refused(replies.BAD_ARGUMENTS)
+    if keyword == "NOTIFY":
+        # A word that stands twice says nothing more, and some servers refuse it.
+        return ",".join(dict.fromkeys(value.upper().split(",")))
+    return value if keyword in _CASE_COUNTS else value.upper()

@@ -1,0 +1,53 @@
+"""What a hook of the delivery may answer, and the reply that each failure of one becomes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.port import Cancelled
+from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import Refused
+
+_REFUSALS = frozenset(range(400, 600))
+_ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
+"""Codes that a delivery may give. Only a client's QUIT is answered with 221."""
+
+
+def is_later(answer: Any) -> bool:
+    """Whether a hook answered with something to wait for, and not with its value."""
+    return _can_be_awaited(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
+
+
+@lru_cache(maxsize=256)
+def _can_be_awaited(kind: Any) -> bool:
+    return hasattr(kind, "__await__")
+
+
+def owes_an_end(given: Any) -> None:
+    """TypeError where begin() or data() has handed over what cannot be what was promised."""
+    if not hasattr(given, "abort"):
+        raise TypeError(f"{given!r} has no abort()")
+
+
+def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> Reply:
+    """The reply that a failure becomes; logged where it is no refusal. `over`: nobody waits for the hook any more, so
+    that it is right to end by its cancellation."""
+    if isinstance(error, Refused):
+        return answer_checked(engine, error.reply, refused=True)
+    if isinstance(error, Expired):
+        return replies.DELIVERY_TIMED_OUT
+    if not (over and isinstance(error, Cancelled)):
+        engine.delivery_failed(error, "a hook raised")
+    return replies.LOCAL_ERROR
+
+
+def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Reply:
+    """A delivery's reply as it may go out: of a possible code, with an enhanced code (RFC 2034)."""
+    if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
+        engine.delivery_failed(ValueError(f"{reply!r}"), "not a reply to give here")
+        return replies.LOCAL_ERROR
+    return replies.with_enhanced_code(replies.with_known_code(reply))

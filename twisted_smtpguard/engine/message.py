@@ -1,0 +1,347 @@
+"""One message: which octets of DATA and BDAT belong to it, whether it may be taken, and what the sink gets.
+
+Everything is done a piece at a time and by the fastest search that bytes have, never line by line. How the
+octets were split on their way makes no difference to any result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence, Set
+
+import attrs
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import no_limit
+from twisted_smtpguard.replies import Reply
+
+_CRLF = b"\r\n"
+_CRLF_DOT = b"\r\n."
+_END_OF_DATA = b"\r\n.\r\n"
+_PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
+
+# A CR that is bare, or whose CRLF is before a dot or the last that there is: the first thing to look for in what comes
+# behind DATA.
+_SPECIAL_CR = re.compile(rb"\r(?!\n[^.])")
+
+# Two searches, each for one literal octet, are five times as fast as one search for either.
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BARE_LF = re.compile(rb"\n(?<!\r\n)")
+
+# A field (RFC 5322 2.2, with the blanks before the colon of 4.5) or a continuation. A line that has no colon
+# within its first 999 octets is no field, so that no more of an unfinished one need be kept.
+_NO_FIELD = re.compile(rb"\r\n(?![ \t]|[!-9;-~]{1,900}[ \t]{0,98}:)")
+_RECEIVED = re.compile(rb"\r\nReceived[ \t]{0,98}:", re.IGNORECASE)
+_MAX_UNDECIDED_OCTETS = len(_CRLF) + 900 + 98
+_INSIDE_A_LINE = b"\r\n "
+
+
+@attrs.frozen
+class MessageRules:
+    """What every message has to satisfy, made once for many. Limits are octets and 0 is no limit.
+
+    `normalize` turns a bare CR or LF into CRLF where it would be refused; in a `binary` message (BODY=BINARYMIME)
+    they are content. `shadows`: the rules of limits that are only tried, for messages that are held to these.
+    """
+
+    max_octets: float = attrs.field(converter=no_limit)
+    drain_octets: int
+    max_header_octets: float = attrs.field(converter=no_limit)
+    max_received: float = attrs.field(converter=no_limit)
+    normalize: bool
+    binary: bool
+    shadows: tuple[MessageRules, ...] = ()
+    max_swallowed: float = attrs.field(init=False)
+    """Octets of a message beyond which its end is not waited for."""
+    scans_header: bool = attrs.field(init=False)
+    refuses_bare: bool = attrs.field(init=False)
+    normalizes: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        drain = max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf
+        object.__setattr__(self, "max_swallowed", self.max_octets + drain)
+        limits = (self.max_header_octets, self.max_received)
+        object.__setattr__(self, "scans_header", limits != (math.inf, math.inf))
+        object.__setattr__(self, "refuses_bare", not (self.normalize or self.binary))
+        object.__setattr__(self, "normalizes", self.normalize and not self.binary)
+
+
+# In what follows class attributes are how it begins: a message costs only what it changes.
+
+
+class HeaderScan:
+    """The header section of one message: how long it is, and how many Received fields it has.
+
+    It ends at the first line that is neither a field nor a continuation: the empty line, in most messages.
+    """
+
+    over = False
+    """No more pieces are wanted."""
+    _received = 0
+    _unfinished = _CRLF
+    _offset = -len(_CRLF)
+    """Where in the message the unfinished line begins, the CRLF before it included."""
+
+    def __init__(self, rules: MessageRules) -> None:
+        self._rules = rules
+
+    def take(self, piece: bytes) -> Reply | None:
+        """Scan the next octets of the message, which never split a CRLF. What is wrong with the header."""
+        text = self._unfinished + piece
+        start = self._offset
+        no_field = _NO_FIELD.search(text)
+        if no_field is None:
+            end = len(text)
+            size = start + end
+            # Even the unfinished line is a field: its rest can be read as if it were a continuation.
+            self._unfinished = _INSIDE_A_LINE
+            self._offset = size - len(_INSIDE_A_LINE)
+        else:
+            end = no_field.start()
+            size = start + end + len(_CRLF)
+            self._offset += end
+            self.over = len(text) - end > _MAX_UNDECIDED_OCTETS
+            self._unfinished = b"" if self.over else text[end:]
+        # Fields beyond the limit do not count: else the reply would depend on how the octets were split.
+        rules = self._rules
+        within = min(end, rules.max_header_octets - start)
+        self._received += len(_RECEIVED.findall(text, 0, int(within)))
+        if self._received > rules.max_received:
+            return replies.ROUTING_LOOP
+        return replies.HEADER_TOO_LARGE if size > rules.max_header_octets else None
+
+
+class MessageCheck:
+    """Holds one message to `rules`. Of a session's message this is the base; of a limit in dry run all there is."""
+
+    octets = 0
+    """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
+    problem: Reply | None = None
+    """The reply to the end of the data; None while nothing is wrong."""
+    shadows: Sequence[MessageCheck] = ()
+    """What each limit in dry run would say: they see the same octets."""
+    exhausted = False
+    """So far beyond the maximum that the rest is not waited for."""
+    _header: HeaderScan | None = None
+    """None once the header has ended, and where there is no limit on it."""
+
+    def __init__(self, rules: MessageRules) -> None:
+        self._rules = rules
+        if rules.scans_header:
+            self._header = HeaderScan(rules)
+        if rules.shadows:
+            self.shadows = [MessageCheck(each) for each in rules.shadows]
+
+    @property
+    def slow_to_read(self) -> bool:
+        """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
+        if self._header is not None or self._rules.normalizes:
+            return True
+        return bool(self.shadows) and any(each.slow_to_read for each in self.shadows)
+
+    def take(self, piece: bytes, no_bare_cr: bool = False) -> bytes:
+        """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
+
+        Of several problems the size wins, then the header's, and the bare newline is last. `no_bare_cr`: it is known
+        that there is none.
+        """
+        rules = self._rules
+        if self.shadows:
+            for shadow in self.shadows:
+                shadow.take(piece)
+        if rules.normalizes:
+            piece = _normalize(piece)
+        octets = self.octets = self.octets + len(piece)
+        if octets > rules.max_octets:
+            self.problem = replies.MESSAGE_TOO_LARGE
+            self.exhausted = octets > rules.max_swallowed
+            return b""
+        problem, header = self.problem, self._header
+        if header is not None and (problem is None or problem is replies.BARE_NEWLINE):
+            problem = header.take(piece) or problem
+            if header.over:
+                self._header = None
+        if problem is None:
+            if not rules.refuses_bare or not _has_bare(piece, no_bare_cr):
+                return piece
+            problem = replies.BARE_NEWLINE
+        self.problem = problem
+        return b""
+
+    def expect(self, octets: int) -> None:
+        """So many octets more have been announced (BDAT)."""
+        if self.octets + octets > self._rules.max_octets:
+            self.problem = replies.MESSAGE_TOO_LARGE
+
+    def refuse(self, reply: Reply) -> None:
+        """The delivery wants no more of it. An earlier problem stays, and the size still wins."""
+        if self.problem is None:
+            self.problem = reply
+
+
+def _has_bare(piece: bytes, no_cr: bool = False) -> bool:
+    return not (no_cr or _BARE_CR.search(piece) is None) or _BARE_LF.search(piece) is not None
+
+
+def _normalize(piece: bytes) -> bytes:
+    if _has_bare(piece):
+        return piece.replace(_CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", _CRLF)
+    return piece
+
+
+class IncomingMessage(MessageCheck):
+    """What a session knows of its message besides whether it may be taken."""
+
+    chunked = False
+    """It comes by BDAT."""
+    ended = False
+    """What the client sends now does not belong to the message, or not yet."""
+    last = True
+    """The end of this part is the end of the message."""
+    chunk_octets = 0
+    """What the last BDAT announced."""
+    refused_by_sink: Reply | None = None
+    """The rest of the message is swallowed, and this comes at its end."""
+    _refusal: Reply | None = None
+
+    @property
+    def tried_problems(self) -> list[Reply]:
+        """Why the message would have been refused by limits in dry run."""
+        return [shadow.problem for shadow in self.shadows if shadow.problem is not None]
+
+    def keep_refusal(self, reply: Reply) -> None:
+        """A chunk was answered with `reply`: every further chunk of the message gets the same."""
+        self._refusal = reply
+        self.refuse(reply)
+
+    def settle(self) -> Reply | None:
+        """Why the message is refused, which does not change any more: from then on its octets are only counted. The
+        maximum size wins over any other reason."""
+        problem = self._refusal
+        if problem is None:
+            problem = self.problem
+            if problem is not replies.MESSAGE_TOO_LARGE:
+                problem = self.refused_by_sink or problem
+        if problem is not None:
+            self.refuse(problem)
+        return problem
+
+
+class DataDecoder(IncomingMessage):
+    """The octets after DATA (RFC 5321 4.1.1.4, 4.5.2). Only CRLF . CRLF ends them.
+
+    Anything laxer lets a sender smuggle: two servers must not disagree on where a message ends.
+    """
+
+    # The first line may be the final dot: as if the CRLF of the DATA command were the data's.
+    _held = _CRLF
+    _virtual = len(_CRLF)
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
+
+        What stands behind the end of the data is not looked at. Not to be called once `ended`.
+        """
+        text = self._held + data
+        # Most pieces of most messages have nothing special, and this one search is all.
+        special = _SPECIAL_CR.search(text)
+        first = len(text) if special is None else special.start()
+        dot = text.find(_CRLF_DOT, first)
+        end = text.find(_END_OF_DATA, dot) if dot >= 0 else -1
+        if end >= 0:
+            self.ended = True
+            cut = end + len(_CRLF)
+            consumed = end + len(_END_OF_DATA) - len(self._held)
+        else:
+            part = _PART_OF_AN_END.search(text, len(text) - len(_END_OF_DATA) + 1)
+            cut = part.start() if part else len(text)
+            consumed = len(data)
+            self._held = text[cut:]
+        # The cut is never inside a CRLF, nor between a CRLF and a dot.
+        piece = text[:cut]
+        if 0 <= dot < cut - len(_CRLF):
+            piece = piece.replace(_CRLF_DOT, _CRLF)
+        if self._virtual and piece:
+            piece = piece[self._virtual :]
+            self._virtual = 0
+        return self.take(piece, first >= cut or first == end), consumed
+
+    def ends_within(self, data: bytes) -> bool:
+        """Whether the end is in `data`, which is not consumed."""
+        return _END_OF_DATA in self._held + data
+
+
+class ChunkDecoder(IncomingMessage):
+    """The chunks of a message behind BDAT (RFC 3030). There are no dots, and a CRLF may stand in two chunks.
+
+    Call `start()` for each BDAT, then `feed()` until `ended`, at least once: with b"" for an empty chunk.
+    """
+
+    chunked = True
+    last = False
+    ended = True
+    """This chunk is complete."""
+    _held = b""
+    _left = 0
+
+    def start(self, octets: int, last: bool) -> None:
+        """A BDAT announces `octets`. If these are too many the message is refused before they come."""
+        self.expect(len(self._held) + octets)
+        self._left = octets
+        self.last = last
+        self.chunk_octets = octets
+        self.ended = octets == 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """As `DataDecoder.feed`; consumes no octet behind the chunk."""
+        piece = data[: self._left]
+        consumed = len(piece)
+        self._left -= consumed
+        self.ended = self._left == 0
+        piece = self._held + piece
+        self._held = b""
+        # The LF of this CR may be still to come, even in another chunk.
+        if piece.endswith(b"\r") and not (self.ended and self.last):
+            self._held = b"\r"
+            piece = piece[:-1]
+        return self.take(piece), consumed
+
+    def ends_within(self, data: bytes) -> bool:
+        """Whether the end of this chunk is in `data`, which is not consumed."""
+        return len(data) >= self._left
+
+
+# The rules of a guard.
+
+_LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max_received_fields"})
+
+
+def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRules:
+    """What messages must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
+
+    Of limits that are only tried, the `shadows` say what each would have done. Bare newlines that are not refused are
+    made CRLF even then: what stands behind the guard must not read more messages than it did.
+    """
+    tried = limits.dry_run & _LIMITS
+    shadows = []
+    for limit in sorted(tried):
+        octets = limits.max_message_size if limit == "max_message_size" else 0
+        newlines_matter = limit == "bare_newline" and limits.bare_newline == "reject" and not binary
+        shadows.append(_rules(limits, {limit}, octets, normalize=False, binary=not newlines_matter))
+    normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
+    rules = _rules(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
+    return attrs.evolve(rules, shadows=tuple(shadows))
+
+
+def _rules(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageRules:
+    """Those that hold a message to `held`, some of _LIMITS."""
+    return MessageRules(
+        max_octets=max_octets,
+        drain_octets=limits.oversize_drain,
+        max_header_octets=limits.max_header_size if "max_header_size" in held else 0,
+        max_received=limits.max_received_fields if "max_received_fields" in held else 0,
+        normalize=normalize,
+        binary=binary,
+    )

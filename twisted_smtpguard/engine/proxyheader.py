@@ -1,0 +1,171 @@
+"""The PROXY protocol, versions 1 and 2: who connects, as a proxy in front tells it. Octets in, a value out.
+
+haproxy.org's proxy-protocol.txt. Nothing is kept, and nothing is looked at beyond the bounds: a caller gives what has
+come so far, as often as it likes.
+
+Why no library: proxy-protocol of PyPI takes +25 and 4_7 for ports, raises struct.error at a short header, sets no bound
+to what it asks for, and does not tell how long the header was. Twisted's parsers are private, and behind its haproxy:
+endpoints a factory sees the proxy's address, and the greeting leaves before the header has come.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TypeAlias
+
+import attrs
+
+from twisted_smtpguard.values import Address
+
+MAX_LINE_OCTETS = 107
+"""Of version 1, its CRLF included."""
+
+MAX_BINARY_OCTETS = 4096
+"""Of version 2, behind its first 16. The addresses take 36. Of what else a proxy tells, only its TLS is looked at."""
+
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED_OCTETS = 16
+_WORD = b"PROXY "
+_PORT = rb"(0|[1-9][0-9]{0,4})"
+_LINE = re.compile(
+    rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) "
+    + _PORT
+    + b" "
+    + _PORT
+    + b")"
+)
+
+_BEGINNINGS = (_WORD, _SIGNATURE[:5])
+"""No SMTP client begins so: the second holds a NUL."""
+
+LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
+"""Octets that `begins_header` needs to see."""
+
+_LOCAL, _PROXY = 0x20, 0x21
+_UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
+
+# Type-length-value vectors of version 2: that of TLS, and the two that stand inside it.
+_SSL, _SSL_VERSION, _SSL_CIPHER = 0x20, 0x21, 0x23
+_CLIENT_SSL = 0x01
+"""The first bit of what the vector of TLS begins with: the client has spoken TLS to the proxy."""
+_SSL_FIXED_OCTETS = 5
+_VISIBLE = re.compile(rb"[!-~]{1,64}")
+
+End: TypeAlias = tuple[Address, int]
+"""An address and a port."""
+
+
+class HeaderError(ValueError):
+    """What comes is no PROXY header, or too long to be one."""
+
+
+@attrs.frozen
+class ProxyHeader:
+    """What a header says. `client` and `server` None: nothing of the client, so the connection is the proxy's own, such
+    as its health check, or that of somebody it cannot name."""
+
+    octets: int
+    """How long it is."""
+    client: End | None = None
+    server: End | None = None
+    tls: str = ""
+    """How the client's connection to the proxy was encrypted: version and cipher as far as they are told. "": it was
+    not, nobody has asked, or the header names no client."""
+
+
+def begins_header(octets: bytes) -> bool:
+    """Whether `octets`, the first of a connection, are the beginning of a header, whatever follows."""
+    return octets.startswith(_BEGINNINGS)
+
+
+def may_begin_header(octets: bytes) -> bool:
+    """Whether `octets`, which `begins_header` has not recognised, may be the first of a header."""
+    return any(each.startswith(octets) for each in _BEGINNINGS)
+
+
+def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:
+    """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain.
+
+    `tls` asks for what version 2 tells of the client's TLS. Then what stands behind the addresses must be well formed.
+    """
+    if buffer.startswith(_SIGNATURE[: len(buffer)]):
+        return _parse_binary(buffer, tls) if len(buffer) >= _FIXED_OCTETS else None
+    if not buffer.startswith(_WORD[: len(buffer)]):
+        raise HeaderError
+    end = buffer.find(b"\r\n", 0, MAX_LINE_OCTETS)
+    if end < 0:
+        if len(buffer) >= MAX_LINE_OCTETS:
+            raise HeaderError
+        return None
+    return _parse_line(buffer[:end])
+
+
+def _parse_line(line: bytes) -> ProxyHeader:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise HeaderError
+    octets = len(line) + 2
+    family, client, server, client_port, server_port = match.groups()
+    if family is None:
+        return ProxyHeader(octets)
+    kind = IPv4Address if family == b"TCP4" else IPv6Address
+    try:
+        ends = [(kind(ip.decode()), int(port)) for ip, port in ((client, client_port), (server, server_port))]
+    except AddressValueError as error:
+        raise HeaderError from error
+    if any(port > 65535 for _, port in ends):
+        raise HeaderError
+    return ProxyHeader(octets, ends[0], ends[1])
+
+
+def _parse_binary(buffer: bytes, tls: bool) -> ProxyHeader | None:
+    command, family, length = struct.unpack_from("!BBH", buffer, len(_SIGNATURE))
+    if command not in (_LOCAL, _PROXY) or length > MAX_BINARY_OCTETS:
+        raise HeaderError
+    octets = _FIXED_OCTETS + length
+    if len(buffer) < octets:
+        return None
+    if command == _LOCAL or family in (_UNSPECIFIED, _UNIX):
+        return ProxyHeader(octets)
+    kind: type[IPv4Address] | type[IPv6Address]
+    if family == _TCP4 and length >= 12:
+        kind, form = IPv4Address, "!4s4sHH"
+    elif family == _TCP6 and length >= 36:
+        kind, form = IPv6Address, "!16s16sHH"
+    else:
+        raise HeaderError
+    client, server, client_port, server_port = struct.unpack_from(form, buffer, _FIXED_OCTETS)
+    spoken = _tls_of(buffer[_FIXED_OCTETS + struct.calcsize(form) : octets]) if tls else ""
+    return ProxyHeader(octets, (kind(client), client_port), (kind(server), server_port), spoken)
+
+
+def _tls_of(vectors: bytes) -> str:
+    """What the vectors behind the addresses tell of the client's TLS."""
+    for kind, value in _vectors(vectors):
+        if kind == _SSL:
+            if len(value) < _SSL_FIXED_OCTETS:
+                raise HeaderError
+            inner = dict(_vectors(value[_SSL_FIXED_OCTETS:]))
+            if value[0] & _CLIENT_SSL:
+                version, cipher = inner.get(_SSL_VERSION, b""), inner.get(_SSL_CIPHER, b"")
+                return f"{_visible(version) or 'TLS'} {_visible(cipher)}".rstrip()
+    return ""
+
+
+def _vectors(octets: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset < len(octets):
+        if len(octets) - offset < 3:
+            raise HeaderError
+        kind, length = struct.unpack_from("!BH", octets, offset)
+        offset += 3 + length
+        if offset > len(octets):
+            raise HeaderError
+        yield kind, octets[offset - length : offset]
+
+
+def _visible(word: bytes) -> str:
+    return word.decode("ascii") if _VISIBLE.fullmatch(word) else ""

@@ -1,0 +1,313 @@
+"""A message: DATA and BDAT, its octets on their way to the delivery's sink, and the verdict."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine.datarate import watch_rate_of
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.envelope import report_late
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, is_later, owes_an_end
+from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
+from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
+from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.replies import Reply
+
+MAX_WRITE_OCTETS = 64 * 1024
+"""What a sink's write() is given at most."""
+
+_PIECE_OCTETS = 16 * 1024
+"""Message data is copied out of the middle of the buffer in pieces of at most this size."""
+
+_SLOW_PIECE_OCTETS = 4 * 1024
+"""The same where each line may have to be looked at: in the header, and where newlines are made CRLF."""
+
+_DATA_OCTETS_OF_A_COMMAND, _SLOW_DATA_OCTETS_OF_A_COMMAND = 1024, 128
+"""So many octets count as one command in a share of a turn."""
+
+_PROGRESS_OCTETS = 1024
+"""What has to come of message data within the read timeout, where no line ends sooner."""
+
+Chunk = tuple[int, bool]
+"""The octets that a BDAT announces, and whether it is the last."""
+
+
+# Commands.
+
+
+def data(engine: Engine, _: None) -> Reply | None:
+    """DATA with a recipient: the delivery's sink, then the 354."""
+    if engine.phase is Phase.REFUSED:
+        return replies.NO_VALID_RECIPIENTS
+    if _is_binary(engine):
+        return counts.invalid(engine, replies.BAD_SEQUENCE)
+    return _ask_for_sink(engine, None)
+
+
+def bdat(engine: Engine, chunk: Chunk) -> Reply | None:
+    """BDAT in sequence: with the first chunk the delivery's sink is asked for."""
+    if engine.phase is Phase.REFUSED:
+        return _refuse_chunk(engine, chunk, replies.NO_VALID_RECIPIENTS)
+    if engine.message is not None:
+        return _start_chunk(engine, chunk)
+    return _ask_for_sink(engine, chunk)
+
+
+def bdat_out_of_sequence(engine: Engine, chunk: Chunk) -> Reply | None:
+    """BDAT where none may come: its octets are swallowed all the same."""
+    return _refuse_chunk(engine, chunk, replies.BAD_SEQUENCE)
+
+
+def _is_binary(engine: Engine) -> bool:
+    """The transaction was begun with BODY=BINARYMIME (RFC 3030)."""
+    parameters = engine.sender.parameters
+    return bool(parameters) and engine.phase in IN_TRANSACTION and parameters.get("BODY") == "BINARYMIME"
+
+
+def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
+    mail, engine.mail = engine.mail, None
+    try:
+        chunked = chunk is not None and engine.context.is_relay(mail)
+        given = mail.data_in_chunks() if chunked else mail.data()
+        if not is_later(given):
+            return _sink_given(engine, chunk, given)
+    except FAULTS as error:
+        return _no_sink(engine, mail, chunk, error)
+    return engine.wait(given, partial(_sink_answered, mail, chunk), late=partial(_sink_late, mail))
+
+
+def _sink_answered(
+    mail: Any, chunk: Chunk | None, engine: Engine, given: Any, error: BaseException | None
+) -> Reply | None:
+    if error is None:
+        try:
+            return _sink_given(engine, chunk, given)
+        except FAULTS as raised:
+            error = raised
+    return _no_sink(engine, mail, chunk, error)
+
+
+def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | None) -> None:
+    """The transaction ended while `data()` was at work: what has the end coming is what it has left."""
+    if error is not None:
+        hook_failed(engine, error, over=True)
+    engine.abort_given(mail if error is not None else given)
+
+
+def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
+    owes_an_end(sink)
+    engine.sink = sink
+    rules = engine.context.rules(binary=_is_binary(engine))
+    watch_rate_of(engine)
+    if chunk is None:
+        engine.message = DataDecoder(rules)
+        engine.enter(Stage.DATA)
+        return replies.START_DATA
+    engine.message = ChunkDecoder(rules)
+    engine.phase = Phase.CHUNKS
+    return _start_chunk(engine, chunk)
+
+
+def _no_sink(engine: Engine, mail: Any, chunk: Chunk | None, error: BaseException) -> Reply | None:
+    reply = hook_failed(engine, error)
+    if not (isinstance(error, Expired) and error.at_work):
+        engine.abort_given(mail)
+    if chunk is None:
+        engine.reset()
+        return reply
+    return _refuse_chunk(engine, chunk, reply)
+
+
+def _refuse_chunk(engine: Engine, chunk: Chunk, reply: Reply) -> Reply | None:
+    """A BDAT that cannot be taken: its octets are swallowed, then comes the reply (RFC 3030 2)."""
+    if engine.message is None:
+        if reply is replies.BAD_SEQUENCE:
+            engine.invalid_commands += 1
+        message = engine.message = ChunkDecoder(engine.context.rules(binary=_is_binary(engine)))
+        message.keep_refusal(reply)
+        watch_rate_of(engine)
+    if engine.phase in IN_TRANSACTION:
+        engine.phase = Phase.CHUNKS
+    return _start_chunk(engine, chunk)
+
+
+def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
+    engine.message.start(*chunk)
+    if not engine.message.ended:
+        engine.enter(Stage.CHUNK)
+        return None
+    # BDAT 0 is complete as it stands.
+    octets, _ = engine.message.feed(b"")
+    return _pass_on(engine, octets)
+
+
+# Octets.
+
+
+def take_message(engine: Engine) -> bool:
+    """Message data, up to its end."""
+    buffer, start = engine.buffer, engine.offset
+    if start >= len(buffer):
+        engine.buffer, engine.offset = b"", 0
+        return False
+    message = engine.message
+    slow = message.slow_to_read
+    if start or slow:
+        # An arrival that is nothing but message data need not be cut, and is not copied.
+        buffer = buffer[start : start + (_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS)]
+    octets, taken = message.feed(buffer)
+    engine.offset = start + taken
+    if engine.rate is not None:
+        engine.rate.count(taken)
+    if not engine.progress:
+        engine.progress_octets += taken
+        ended_line = message.ended or buffer.find(b"\n", 0, taken) >= 0
+        if ended_line or engine.progress_octets >= _PROGRESS_OCTETS:
+            engine.progress, engine.progress_octets = True, 0
+    reply = _pass_on(engine, octets)
+    if reply is not None:
+        engine.reply(reply)
+    if engine.offset >= len(engine.buffer):
+        engine.buffer, engine.offset = b"", 0
+        return False
+    return engine.has_share_left(
+        1 + taken // (_SLOW_DATA_OCTETS_OF_A_COMMAND if slow else _DATA_OCTETS_OF_A_COMMAND)
+    )
+
+
+def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
+    """Hand octets to the sink; the reply where the message, or its chunk, is at its end and nothing has to wait."""
+    while octets and engine.sink is not None:
+        # A slice of all that there is, is no copy.
+        piece, octets = octets[:MAX_WRITE_OCTETS], octets[MAX_WRITE_OCTETS:]
+        try:
+            answer = engine.sink.write(piece)
+            if answer is not None and is_later(answer):
+                return engine.wait(answer, partial(_written, octets), late=report_late, stage=Stage.SINK)
+        except FAULTS as error:
+            _refused_by_sink(engine, error)
+    return _received(engine)
+
+
+def _written(rest: bytes, engine: Engine, _: Any, error: BaseException | None) -> Reply | None:
+    if engine.stage is Stage.SINK:
+        engine.enter(Stage.CHUNK if engine.message.chunked else Stage.DATA)
+    if error is not None:
+        _refused_by_sink(engine, error)
+    return _pass_on(engine, rest)
+
+
+def _refused_by_sink(engine: Engine, error: BaseException) -> None:
+    engine.message.refused_by_sink = hook_failed(engine, error)
+    engine.abort_mail()
+
+
+def _received(engine: Engine) -> Reply | None:
+    message = engine.message
+    problem: Reply | None = message.settle()
+    if problem is not None:
+        engine.abort_mail()
+        if message.exhausted:
+            engine.value = message.octets
+            return replies.DATA_NEVER_ENDS
+    if not message.ended:
+        return None
+    if engine.stage is not Stage.COMMAND:
+        engine.enter(Stage.COMMAND)
+    if problem is not None:
+        engine.value = message.octets if problem is replies.MESSAGE_TOO_LARGE else None
+    if not message.last:
+        if problem is None:
+            return replies.chunk_received(message.chunk_octets)
+        message.keep_refusal(problem)
+        return problem
+    if problem is not None:
+        engine.reset()
+        return problem
+    for tried in message.tried_problems:
+        octets = message.octets if tried is replies.MESSAGE_TOO_LARGE else None
+        counts.trips(engine, replies.reason_of(tried), octets)
+    return _finish(engine)
+
+
+# The verdict.
+
+
+def _finish(engine: Engine) -> Reply | None:
+    sink, engine.sink = engine.sink, None
+    try:
+        answer = sink.finish()
+    except FAULTS as error:
+        return _verdict(engine, None, error)
+    if answer is None or not is_later(answer):
+        return _verdict(engine, answer, None)
+    # Kept for then: the session may be at its next message.
+    accepted = partial(
+        _accepted,
+        engine,
+        engine.mail_began_at,
+        engine.message.octets,
+        engine.sender.address,
+        engine.recipients,
+    )
+    return engine.wait(answer, _verdict, late=partial(_finished_late, accepted), finishes=True)
+
+
+def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
+    if error is not None:
+        reply = hook_failed(engine, error)
+    else:
+        reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
+    if reply.code < 300:
+        counts.message_accepted(engine)
+        octets, sender = engine.message.octets, engine.sender.address
+        _accepted(engine, engine.mail_began_at, octets, sender, engine.recipients, reply)
+    engine.reset()
+    if engine.stage in ENDED:
+        context = engine.context
+        if reply.code >= 400:
+            counts.log(engine, replies.reason_of(reply), reply, client_gone=True)
+        context.orphans -= 1
+        context.orphan_settled()
+    return reply
+
+
+def _finished_late(accepted: Any, engine: Engine, answer: Any, error: BaseException | None) -> None:
+    """The message is safe, or not, after the client was told to try again: it may come twice."""
+    if error is not None:
+        hook_failed(engine, error, over=True)
+        return
+    reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
+    if reply.code < 300:
+        accepted(reply, late=True)
+
+
+def _accepted(
+    engine: Engine,
+    began_at: float,
+    octets: int,
+    sender: str,
+    recipients: list[str],
+    reply: Reply,
+    *,
+    late: bool = False,
+) -> None:
+    context = engine.context
+    context.events.accept(
+        engine.name,
+        engine.peer_name,
+        sender=sender,
+        recipients=recipients,
+        octets=octets,
+        seconds=context.seconds() - began_at,
+        reply=reply,
+        helo=engine.helo,
+        tls=engine.tls,
+        client_gone=engine.stage in ENDED,
+        late=late,
+        user=None if engine.user is None else engine.user.name,
+    )

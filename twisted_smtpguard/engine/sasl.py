@@ -1,0 +1,92 @@
+"""What the AUTH mechanisms say: PLAIN (RFC 4616) and LOGIN. Octets in, a challenge or credentials out.
+
+Pure: whether credentials are right is somebody else's question.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Generator
+from typing import TypeAlias
+
+import attrs
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.values import Refused
+
+_COMMAND = re.compile(rb"([A-Za-z0-9_-]{1,20})(?:[ \t]+(\S+))?")
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+_CANCEL = b"*"
+_EMPTY = b"="
+
+
+@attrs.frozen
+class Login:
+    """Who somebody says to be. The password is shown nowhere."""
+
+    username: bytes
+    password: bytes = attrs.field(repr=False)
+    acts_for: bytes = b""
+    """Another user, in whose name (RFC 4616 2: authzid)."""
+
+
+Mechanism: TypeAlias = Callable[[bytes | None], Generator[bytes, bytes, Login]]
+"""Called with the initial response, if there was one; yields challenges, and is sent responses."""
+
+
+def parse_auth(argument: bytes) -> tuple[str, bytes | None]:
+    """What stands behind AUTH: the mechanism, and the initial response (RFC 4954 4)."""
+    match = _COMMAND.fullmatch(argument)
+    if match is None:
+        raise Refused(replies.BAD_ARGUMENTS)
+    return match[1].decode("ascii").upper(), match[2]
+
+
+def decode_initial(response: bytes | None) -> bytes | None:
+    """The initial response; a `=` stands for an empty one (RFC 4954 4)."""
+    if response is None:
+        return None
+    return b"" if response == _EMPTY else _decoded(response)
+
+
+def decode_response(line: bytes) -> bytes:
+    """A line after a challenge. Blanks at either end are ignored, as they are in a command. Refused where it cancels,
+    or is no base64."""
+    line = line.strip(b" \t")
+    if line == _CANCEL:
+        raise Refused(replies.AUTH_CANCELLED)
+    return _decoded(line)
+
+
+def _decoded(octets: bytes) -> bytes:
+    if _BASE64.fullmatch(octets) is None:
+        raise Refused(replies.BAD_AUTH_RESPONSE)
+    return b64decode(octets)
+
+
+def _plain(initial: bytes | None) -> Generator[bytes, bytes, Login]:
+    message = (yield b"") if initial is None else initial
+    parts = message.split(b"\0")
+    if len(parts) != 3:
+        raise Refused(replies.BAD_AUTH_RESPONSE)
+    acts_for, username, password = parts
+    return _login_of(username, password, acts_for)
+
+
+def _login(initial: bytes | None) -> Generator[bytes, bytes, Login]:
+    username = (yield b"Username:") if initial is None else initial
+    password = yield b"Password:"
+    return _login_of(username, password)
+
+
+def _login_of(username: bytes, password: bytes, acts_for: bytes = b"") -> Login:
+    # Whether it is UTF-8, as RFC 4616 has it, is no question of syntax: old clients send the octets of ISO 8859-1, and
+    # are told that these are wrong.
+    if any(b"\0" in octets for octets in (username, password, acts_for)):
+        raise Refused(replies.BAD_AUTH_RESPONSE)
+    return Login(username, password, acts_for)
+
+
+MECHANISMS: dict[str, Mechanism] = {"PLAIN": _plain, "LOGIN": _login}
+"""In the order in which EHLO offers them."""

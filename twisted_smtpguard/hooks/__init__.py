@@ -1,0 +1,1 @@
+"""Hooks that answer later, and hooks that raise."""

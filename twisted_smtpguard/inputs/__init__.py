@@ -1,0 +1,1 @@
+"""What others give: arguments of applications, files of operators, text of strangers."""

@@ -1,0 +1,213 @@
+"""Arguments that do not fit their annotation are refused at once, by name, where Python would take them and fail later,
+or never."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import attrs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ANYTHING = object()
+"""Of an annotation that says nothing, or that only a type checker can resolve."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, but a TypeError names the argument that does not fit its annotation. For what is called seldom: an
+    argument takes about a microsecond.
+
+    A str is no collection of str here, and True no number. An interface is fitted by what provides it, one of
+    Twisted's also by what has all its methods, a typing.Protocol by what has any of its attributes.
+    """
+    signature = inspect.signature(function)
+    variadic = {
+        name: parameter.kind
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    names = function.__globals__
+    hints = _Hints({name: each.annotation for name, each in signature.parameters.items()}, names)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name not in variadic:
+                hints.check(name, value)
+            elif variadic[name] is inspect.Parameter.VAR_POSITIONAL:
+                for each in value:
+                    hints.check(name, each)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_fields(value: Any) -> None:
+    """The same for the fields of `value`, whose class is attrs'. What is made for each command asks for its usual case
+    itself first."""
+    kind: Any = type(value)
+    hints = _hints_of(kind)
+    for field in attrs.fields(kind):
+        if field.init:
+            hints.check(field.name, getattr(value, field.name))
+
+
+def unfit(name: str, expected: str, value: object) -> TypeError:
+    """What is raised for the argument `name`. For what is called often, and does its own checking."""
+    return TypeError(f"{name} must be {expected}, not {_SHOWN.repr(value)}")
+
+
+class _Hints:
+    """Annotations by name, resolved when they are first needed: a module may name what it imports further down."""
+
+    def __init__(self, annotations: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+        self._annotations = annotations
+        self._names = names
+        self._resolved: dict[str, Any] = {}
+
+    def check(self, name: str, value: object) -> None:
+        if name not in self._resolved:
+            self._resolved[name] = self._resolve(name)
+        hint = self._resolved[name]
+        if _fits(value, hint):
+            return
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if _is_list(origin) and _is_collection(value, origin):
+            name, hint = f"each of {name}", arguments[0]
+            value = next(each for each in typing.cast(Iterable[Any], value) if not _fits(each, hint))
+        interfaces = [each.__name__ for each in (hint, *typing.get_args(hint)) if _is_interface(each)]
+        lacks = f", which does not provide {' or '.join(interfaces)}" if interfaces else ""
+        raise TypeError(f"{unfit(name, _described(hint), value)}{lacks}")
+
+    def _resolve(self, name: str) -> Any:
+        hint = self._annotations[name]
+        if hint in (None, inspect.Parameter.empty):
+            return _ANYTHING
+        if not isinstance(hint, str):
+            return hint
+        try:
+            return eval(hint, dict(self._names))  # noqa: S307 - our own annotations
+        except NameError:
+            return _ANYTHING
+
+
+@functools.cache
+def _hints_of(kind: Any) -> _Hints:
+    return _Hints(
+        {field.name: field.type for field in attrs.fields(kind)}, vars(sys.modules[kind.__module__])
+    )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is Callable:
+        return callable(value)
+    if origin is tuple:
+        return isinstance(value, tuple) and _each_fits(value, arguments)
+    if origin is not None and issubclass(origin, Iterable):
+        return _is_collection(value, origin) and _each_fits(value, (arguments[0], ...))
+    if hint is None:
+        return value is None
+    if _is_interface(hint):
+        return bool(hint.providedBy(value)) or (_is_twisteds(hint) and _has_all(value, hint))
+    return _is_a(value, origin or hint)
+
+
+def _is_interface(hint: object) -> bool:
+    """Whether it is one of zope.interface, which this file does not import: values use it too."""
+    return not isinstance(hint, type) and hasattr(hint, "providedBy")
+
+
+def _is_twisteds(interface: Any) -> bool:
+    return str(interface.__module__).startswith("twisted.")
+
+
+def _has_all(value: object, interface: Any) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in interface.names(all=True))
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if kind is float:
+        kind = (int, float)
+    if kind in (int, (int, float)) and isinstance(value, bool):
+        return False
+    if getattr(kind, "_is_protocol", False) and kind.__module__.startswith("twisted_smtpguard."):
+        # One is enough: a test's Clock has no threads, and never comes to need them.
+        return any(hasattr(value, name) for name in vars(kind) if not name.startswith("_"))
+    return isinstance(value, kind) if isinstance(kind, type | tuple) else True
+
+
+def _is_collection(value: object, kind: type) -> bool:
+    """Of a Sequence no order is asked: whatever can be gone through as often as one likes. A str is never meant."""
+    if isinstance(value, str | bytes):
+        return False
+    if issubclass(kind, list | frozenset | Mapping):
+        return isinstance(value, kind)
+    return isinstance(value, Iterable if kind is Iterable else Collection)
+
+
+def _is_list(origin: Any) -> bool:
+    """Whether it has any number of things of one kind."""
+    return (
+        isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, tuple | Mapping)
+    )
+
+
+def _each_fits(values: Any, hints: tuple[Any, ...]) -> bool:
+    if not isinstance(values, Collection):
+        # It can be gone through only once.
+        return True
+    if len(hints) == 2 and hints[1] is ...:
+        return all(_fits(each, hints[0]) for each in values)
+    return len(values) == len(hints) and all(map(_fits, values, hints))
+
+
+_WORDS = {
+    str: "a str",
+    bytes: "bytes",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    None: "None",
+}
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if hint is types.NoneType:
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, arguments))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is Callable:
+        return "a callable"
+    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):
+        return f"a tuple of {', '.join(map(_described, arguments))}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping"
+    if origin is not None and issubclass(origin, Iterable):
+        kind = "tuple" if origin is tuple else "frozenset" if origin is frozenset else "list"
+        return f"a {kind} in which each is {_described(arguments[0])}"
+    if _is_interface(hint):
+        return f"an {hint.__name__}"
+    return f"a {getattr(origin or hint, '__name__', hint)}"

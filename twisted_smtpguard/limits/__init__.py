@@ -1,0 +1,1 @@
+"""The numbers of a guard: their values, units, options and help."""

@@ -1,0 +1,131 @@
+"""How `twist` writes the guard's events into its log: octet for octet as by Twisted's own observers, in less than half
+the time.
+
+Every event of the guard has the same format, which needs no parsing, and many are of the same second, which is
+rendered once. What anybody else logs, and what has a traceback, is left to Twisted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, MutableMapping
+from functools import lru_cache
+from itertools import islice
+from json.encoder import encode_basestring_ascii as _string
+from math import isfinite
+from typing import IO, Any
+
+from twisted.logger import (
+    FileLogObserver,
+    LogEvent,
+    Logger,
+    LogLevel,
+    eventAsJSON,
+    formatTime,
+    jsonFileLogObserver,
+    textFileLogObserver,
+)
+
+from twisted_smtpguard.log.form import LINE, NAMESPACE
+
+
+def write_quickly(twist: MutableMapping[str, Any]) -> None:
+    """Have `twist` write its log by what stands here where it would by Twisted's own. These are its options, parsed,
+    before it begins to log."""
+    factory = twist.get("fileLogObserverFactory")
+    if factory in _OURS:
+        twist["fileLogObserverFactory"] = _OURS[factory]
+
+
+def text_file(file: IO[Any]) -> FileLogObserver:
+    """Writes what `textFileLogObserver` would."""
+    theirs = textFileLogObserver(file).formatEvent
+
+    def as_text(event: LogEvent) -> str | None:
+        if not _is_plain(event):
+            return theirs(event)
+        return f"{_shown(int(event['log_time']))} [{NAMESPACE}#{event['log_level'].name}] {event['text']}\n"
+
+    return FileLogObserver(file, as_text)
+
+
+def json_file(file: IO[Any]) -> FileLogObserver:
+    """Writes what `jsonFileLogObserver` would."""
+    theirs = jsonFileLogObserver(file).formatEvent
+
+    def as_json(event: LogEvent) -> str | None:
+        if not (_is_plain(event) and _is_as_made(event)):
+            return theirs(event)
+        text = _string(event["text"])
+        fields = ", ".join(
+            [
+                f"{_string(name)}: {_SHOWN.get(type(value), _encode)(value)}"
+                for name, value in islice(event.items(), 1, len(event) - len(_TAIL))
+            ]
+        )
+        return (
+            f'\x1e{{"text": {text}, {fields}, {_CONSTANT[event["log_level"]]}, '
+            f'"log_time": {event["log_time"]!r}, "log_flattened": {{"text!s:": {text}, "text!:": {text}}}}}\n'
+        )
+
+    return FileLogObserver(file, as_json)
+
+
+_OURS = {textFileLogObserver: text_file, jsonFileLogObserver: json_file}
+
+_shown = lru_cache(maxsize=1)(formatTime)
+
+
+def _is_plain(event: LogEvent) -> bool:
+    return (
+        event.get("log_namespace") == NAMESPACE
+        and event.get("log_format") == LINE
+        # What another observer may have added, and would be shown.
+        and not ("log_failure" in event or "log_system" in event or "log_flattened" in event)
+    )
+
+
+def _is_as_made(event: LogEvent) -> bool:
+    """It begins and ends as an event of ours, and what is constant is so."""
+    names = tuple(event)
+    return (
+        names[:2] == _HEAD
+        and names[-len(_TAIL) :] == _TAIL
+        and type(event["text"]) is str
+        and type(event["log_time"]) is float
+        and event["log_source"] is None
+    )
+
+
+def _by_twisted(value: object) -> Any:
+    """What a value that JSON does not have becomes in Twisted's records."""
+    return json.loads(eventAsJSON({"value": value}))["value"]
+
+
+_HEAD = ("text", "event")
+_TAIL = ("log_logger", "log_level", "log_namespace", "log_source", "log_format", "log_time")
+"""With which every event of ours begins and ends (eventlog.py)."""
+
+_encode = json.JSONEncoder(skipkeys=True, default=_by_twisted).encode
+
+
+def _number(value: float) -> str:
+    return repr(value) if isfinite(value) else _encode(value)
+
+
+_SHOWN: dict[type, Callable[[Any], str]] = {str: _string, int: int.__repr__, float: _number}
+"""How most values are shown, at less than the cost of asking the encoder."""
+
+_CONSTANT = {
+    level: _encode(
+        {
+            "log_logger": _by_twisted(Logger()),
+            "log_level": _by_twisted(level),
+            "log_namespace": NAMESPACE,
+            "log_source": None,
+            "log_format": LINE,
+        }
+    )[1:-1]
+    for level in LogLevel.iterconstants()
+}
+"""What all but the time is of that, as JSON."""

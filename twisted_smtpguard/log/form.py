@@ -1,0 +1,207 @@
+"""What every event looks like in the log, and how it gets there.
+
+An event is fields with fixed names, and once more `text`: a line of `name=value` words made of the same fields, with a
+sentence at its end perhaps. The guard's events stand in events.py, those of a mail server behind in
+upstream/notices.py, and docs/reference/events.md is checked against both.
+
+Whatever a client or a server chose is escaped before it becomes a field, so neither form holds a control octet, and
+nobody can forge a line or a field. A value never becomes part of a format string.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
+
+from twisted_smtpguard.inputs.escaping import escape_text, escape_word
+
+if TYPE_CHECKING:
+    from constantly import NamedConstant  # type: ignore[import-untyped]
+
+NAMESPACE = "twisted_smtpguard"
+
+LINE = "{text}"
+"""The format of every event."""
+
+MAX_VALUE_CHARACTERS = 320
+"""What is logged of one thing that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
+
+MAX_SHORT_CHARACTERS = 32
+"""What is logged of a verb or the name of a parameter, which a client may have made up."""
+
+MAX_WORDS_OCTETS = 200
+"""What is logged, escaped, of the words of a reply that an upstream server or a delivery chose."""
+
+MAX_PROBLEM_CHARACTERS = 1_000
+"""What is logged of a sentence that says what is wrong. It may hold whatever the server behind says."""
+
+MAX_ERROR_CHARACTERS = 2_000
+"""What is logged of an exception's message, which may hold anything that a client sent."""
+
+
+_OBSERVER_SECONDS = 60
+
+_log = Logger()
+
+
+class EventLog:
+    """Logs what is not below `level`. Who builds an event at some cost asks `informs` or `warns` first, or
+    `debugs`. `seconds` tells the time."""
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        level: NamedConstant = LogLevel.info,
+        logger: Logger | None = None,
+    ) -> None:
+        self.debugs: bool = level <= LogLevel.debug
+        self.informs: bool = level <= LogLevel.info
+        self.warns: bool = level <= LogLevel.warn
+        self._seconds = seconds
+        self._logger = logger or Logger(namespace=NAMESPACE)
+        self._tell_again_at = -math.inf
+
+    def debug(self, event: str, fields: Mapping[str, object]) -> None:
+        if self.debugs:
+            self._log(LogLevel.debug, event, _line(event, fields), fields)
+
+    def info(self, event: str, fields: Mapping[str, object], remark: str = "") -> None:
+        """`remark` stands at the end of the line, and is no field."""
+        if self.informs:
+            line = _line(event, fields)
+            self._log(LogLevel.info, event, f"{line} {remark}" if remark else line, fields)
+
+    def warn(self, event: str, fields: Mapping[str, object], problem: str = "", *, remark: str = "") -> None:
+        """`problem` is anything: escaped and cut it is a field, and a sentence at the end of the line. `remark` stands
+        there too, and is no field."""
+        if not self.warns:
+            return
+        line = _line(event, fields)
+        if problem:
+            problem = _sentence(problem)
+            fields = {**fields, "problem": problem}
+        self._log(LogLevel.warn, event, " ".join(filter(None, [line, problem, remark])), fields)
+
+    def failure(self, event: str, failure: Failure, fields: Mapping[str, Any], remark: str) -> None:
+        """With its traceback."""
+        line = f"{_line(event, fields)} {escape_text(remark)}"
+        failure, error = _escaped(failure)
+        try:
+            self._logger.failure(LINE, failure, text=line, event=event, **fields, error=error)
+        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+            self._observer_raised()
+
+    def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
+        """As `Logger.emit` does it, which copies all fields twice and sorts all levels for each event."""
+        logger = self._logger
+        try:
+            logger.observer(
+                {
+                    "text": line,
+                    "event": event,
+                    **fields,
+                    "log_logger": logger,
+                    "log_level": level,
+                    "log_namespace": logger.namespace,
+                    "log_source": logger.source,
+                    "log_format": LINE,
+                    "log_time": self._seconds(),
+                }
+            )
+        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+            self._observer_raised()
+
+    def _observer_raised(self) -> None:
+        """An application's observer must not keep a connection from ending. Twisted's own publisher, which survives
+        its observers, is told once a minute."""
+        now = self._seconds()
+        if now >= self._tell_again_at:
+            self._tell_again_at = now + _OBSERVER_SECONDS
+            _log.failure("an observer of the log raised")
+
+
+def word(text: str) -> str:
+    """A field's value, and a word in the line."""
+    if len(text) > MAX_VALUE_CHARACTERS:
+        return escape_word(text[:MAX_VALUE_CHARACTERS]) + "..."
+    return escape_word(text)
+
+
+def short_word(text: str) -> str:
+    """A field's value of no more than 32 characters, in which no escape is cut through."""
+    shown = escape_word(text[:MAX_SHORT_CHARACTERS])
+    while len(shown) > MAX_SHORT_CHARACTERS:
+        text = text[: min(len(text), MAX_SHORT_CHARACTERS) - 1]
+        shown = escape_word(text)
+    return shown
+
+
+def words(text: str) -> str:
+    """What somebody said, as a field's value of at most MAX_WORDS_OCTETS octets."""
+    shown = escape_word(text[: MAX_WORDS_OCTETS + 1])
+    if len(shown) <= MAX_WORDS_OCTETS:
+        return shown
+    end = 0
+    for escape in _ESCAPE_OR_OCTET.finditer(shown):
+        # No escape is cut in two.
+        if escape.end() > MAX_WORDS_OCTETS - 3:
+            break
+        end = escape.end()
+    return shown[:end] + "..."
+
+
+_ESCAPE_OR_OCTET = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.")
+
+
+def of_file(what: str, option: str, file: str) -> dict[str, object]:
+    """The fields of an event about reading a file, which `what` reads and `option` of the command line names."""
+    fields: dict[str, object] = {"what": word(what), "option": f"--{option}"}
+    return {**fields, "file": word(file)} if file else fields
+
+
+def _sentence(text: str) -> str:
+    shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
+    if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):
+        return shown
+    # Escapes may be ten times as long as what they stand for.
+    return shown[:MAX_PROBLEM_CHARACTERS] + "..."
+
+
+def _line(event: str, fields: Mapping[str, object]) -> str:
+    words = [
+        f"{name}={value if type(value) in _SHOWN_AS_THEY_ARE else _shown(value)}"
+        for name, value in fields.items()
+    ]
+    return " ".join([event, *words])
+
+
+_SHOWN_AS_THEY_ARE = frozenset({str, int, float})
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return ",".join([f"{key}:{count}" for key, count in value.items()])
+    return value
+
+
+def _escaped(failure: Failure) -> tuple[Failure, str]:
+    """The failure with nothing raw in its traceback, and its type and message as one line.
+
+    A message may repeat what a client sent; everything else in a traceback comes from source files.
+    """
+    kind = type(failure.value).__name__
+    raw = safe_str(failure.value)
+    message = escape_text(raw[:MAX_ERROR_CHARACTERS])
+    if message != raw:
+        # In a copy, with its type and its frames: the raiser's own stays as it was.
+        failure = Failure(failure)
+        failure.value = Exception(message)
+    return failure, f"{kind}: {message}"

@@ -1,0 +1,357 @@
+"""The service that applications compose: listeners, the factory behind them, and how they start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    UNIXServerEndpoint,
+)
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.hooks.later import shielded, within
+from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.interfaces import (
+    IConnectingDelivery,
+    ICounterStore,
+    IDelivery,
+    IIPFilter,
+    IRelayDelivery,
+)
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.service.parts import PartsOwner
+from twisted_smtpguard.service.reloading import Part, Reloading
+from twisted_smtpguard.service.startwarnings import warning_of_hostname
+from twisted_smtpguard.tls.files import CertificateFiles
+from twisted_smtpguard.transport.acceptlog import bound_accept_log
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+from twisted_smtpguard.transport.listener import Listener
+
+_BACKLOG = 1024
+"""Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
+ones in a flood of resets; with a quarter it was dropped, and tried again after a second."""
+
+_SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
+
+_PARTS_SECONDS = 5
+"""For filters and a delivery that are services to stop."""
+
+_PORT_SECONDS = 0.1
+"""For listeners to close, which takes a turn of the reactor. The sessions are told behind that: one that came back at
+once would find the next guard there, or nobody."""
+
+
+class SMTPGuardService(PartsOwner):
+    """A guard on any number of endpoints, with one cap over all of them.
+
+    `reactor` provides the time. At `tls_endpoints`, which are plain ones, the guard begins TLS before it greets, with
+    `tls`. `names` are what the log calls the `endpoints` and then these, as `endpoint` of a listener and `listener` of
+    a connection: any words, one for each. Without them the log has a string that describes each endpoint. The other
+    arguments are those of SMTPGuardFactory. Filters and a delivery that provide IService are started before any
+    listener and stopped after the last session, unless they have a parent, which then does so. ValueError: one of them
+    has another guard for its parent, or `names` are too few or too many. It can be started again after it was stopped.
+    """
+
+    @checked
+    def __init__(
+        self,
+        reactor: Any,
+        endpoints: Sequence[IStreamServerEndpoint],
+        delivery: IDelivery,
+        *,
+        limits: Limits | None = None,
+        hostname: str | None = None,
+        events: Events | None = None,
+        ip_filters: Sequence[IIPFilter | FilterEntry] = (),
+        counters: ICounterStore | None = None,
+        tls: object | None = None,
+        tls_endpoints: Sequence[IStreamServerEndpoint] = (),
+        proxy_protocol_from: Sequence[str] = (),
+        proxy_protocol_tls: bool = False,
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if checkers and not (tls or proxy_protocol_tls or auth_without_tls) and _all_plain(endpoints):
+            raise ValueError("checkers need tls or auth_without_tls: AUTH is offered under TLS only")
+        self._reactor = reactor
+        self.factory = SMTPGuardFactory(
+            reactor,
+            delivery,
+            limits=limits,
+            hostname=hostname,
+            events=events,
+            ip_filters=ip_filters,
+            counters=counters,
+            tls=tls,
+            proxy_protocol_from=proxy_protocol_from,
+            proxy_protocol_tls=proxy_protocol_tls,
+            checkers=checkers,
+            require_tls=require_tls,
+            require_auth=require_auth,
+            auth_without_tls=auth_without_tls,
+        )
+        filters = self.factory.filters
+        self._reloading = Reloading(
+            [
+                *(Part(entry.name, "ip-filter", entry.filter) for entry in filters),
+                Part("delivery", "deliver", delivery),
+                Part("certificate", "tls-certificate", tls),
+                *(Part("checker", "auth", each) for each in checkers),
+            ],
+            self.factory.context.events,
+            self.factory.deadlines.call_later,
+            self._warn_of_certificates,
+        )
+        asked = [*((each, False) for each in endpoints), *((each, True) for each in tls_endpoints)]
+        called = list(names) or [endpoint_name(endpoint) for endpoint, _ in asked]
+        if len(called) != len(asked):
+            raise ValueError(f"{len(asked)} names are expected, one for each endpoint")
+        self._listeners: list[tuple[IStreamServerEndpoint, Listener]] = [
+            (endpoint, Listener(self.factory, name, implicit_tls=implicit_tls))
+            for (endpoint, implicit_tls), name in zip(asked, called, strict=True)
+        ]
+        self._ports: list[IListeningPort] = []
+        self.on_listening: Callable[[], object] = _nothing
+        """Called each time that one more endpoint is listened on."""
+        self._ending = 0
+        """Drains and stops that are not over."""
+        self._stopping: Deferred[None] | None = None
+        """The last stop."""
+        for part in (*(entry.filter for entry in filters), delivery):
+            self.adopt(part)
+
+    @property
+    def ports(self) -> Sequence[IListeningPort]:
+        """What is listened on: endpoints in their order, then those of TLS. Empty while the service does not run."""
+        return tuple(self._ports)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every endpoint is listened on: not before the start, nor after the beginning of a stop or drain."""
+        return bool(self.running) and len(self._ports) == len(self._listeners)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted so far. It goes on over stops and starts."""
+        return self.factory.statistics
+
+    def startService(self) -> None:
+        """Listen, for the first time, after a stop or after a drain. Raises what an endpoint fails with
+        (CannotListenError: the port is taken); then none listens, and the service is stopped.
+
+        What an endpoint fails with later is logged, and the others go on. RuntimeError where it listens already, or a
+        stop or drain is not over.
+        """
+        if self._ports:
+            raise RuntimeError("the service listens already")
+        if self._ending:
+            raise RuntimeError("the service can be started again when its stop or drain is over")
+        if not self.running:
+            self._start_parts()
+        self.factory.reopen()
+        try:
+            for endpoint, listener in self._listeners:
+                self._listen(endpoint, listener)
+        except BaseException:
+            ports, self._ports = self._ports, []
+            for port in ports:
+                self._close(port)
+            safely(self.factory.context.events.failure, "stopping a filter or the delivery", self._end_parts)
+            raise
+        self._warn_of_descriptors()
+        self._warn_of_open_relay()
+        self._warn_of_hostname()
+        self._warn_of_certificates()
+        tried = self.factory.context.limits.dry_run
+        if tried:
+            self.factory.context.events.trying(tried)
+
+    def _start_parts(self) -> None:
+        try:
+            super().startService()
+        except Exception:
+            safely(self.factory.context.events.failure, "stopping a filter or the delivery", self._end_parts)
+            raise
+
+    def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
+        name = listener.name
+        failures: list[Failure] = []
+        waiting = False
+
+        def failed(failure: Failure) -> None:
+            if waiting:
+                self.factory.context.events.failure(failure, f"listening on {name}")
+            else:
+                failures.append(failure)
+
+        if isinstance(endpoint, SSL4ServerEndpoint):
+            self.factory.context.events.ssl_endpoint(name)
+        listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, listener)
+        listening.addCallback(self._listening, name, self._ports).addErrback(failed)
+        # A plugin's endpoint may take its time: then it is too late to let the start fail.
+        waiting = True
+        if failures:
+            failures[0].raiseException()
+
+    def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
+        if ports is not self._ports:
+            # What it was started for has been stopped.
+            self._close(port)
+            return
+        ports.append(port)
+        # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
+        # second. An endpoint's own `backlog=` stays.
+        if isinstance(port, tcp.Port):
+            bound_accept_log(port, self.factory.context.events)
+            self.factory.socket_buffers.opened(port)
+            if port.backlog == tcp.Port.backlog:
+                port.socket.listen(_BACKLOG)
+        self.factory.context.events.listening(name, _address_text(port.getHost()))
+        self.on_listening()
+
+    def _close(self, port: IListeningPort) -> Deferred[Any]:
+        """Have a port listen no longer. Fires when it does, and never fails."""
+        self.factory.socket_buffers.closed(port)
+        closing: Deferred[Any] = maybeDeferred(port.stopListening)
+        return closing.addErrback(self.factory.context.events.failure, "closing a listener")
+
+    def _warn_of_descriptors(self) -> None:
+        site = self.factory.context
+        events, cap = site.events, site.limits.enforced("max_connections")
+        try:
+            import resource  # noqa: PLC0415 - not on every system
+        except ImportError:
+            return
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if not cap:
+            events.no_connection_cap(descriptors)
+            return
+        lingering, upstream = site.limits.max_lingering, 0
+        if IConnectingDelivery.providedBy(site.delivery):
+            upstream = IConnectingDelivery(site.delivery).max_connections
+        if descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
+            events.descriptors_below_cap(descriptors, cap, lingering, upstream)
+
+    def _warn_of_hostname(self) -> None:
+        site = self.factory.context
+        hosts = [getattr(port.getHost(), "host", None) for port in self._ports]
+        problem = warning_of_hostname(site.hostname, [host for host in hosts if host])
+        if problem:
+            site.events.setup_warning("hostname", problem)
+
+    def _warn_of_open_relay(self) -> None:
+        site = self.factory.context
+        delivery = site.delivery
+        if site.require_auth:
+            # Nobody unknown can send.
+            return
+        if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
+            site.events.open_relay(type(delivery).__name__)
+
+    def _warn_of_certificates(self) -> None:
+        tls, site = self.factory.tls, self.factory.context
+        if isinstance(tls, CertificateFiles):
+            for fault in tls.take_faults():
+                site.events.reload_failed("certificate", fault.option, fault.problem, fault.file)
+            for doubt in tls.doubts(site.hostname, site.seconds()):
+                site.events.doubtful_certificate(doubt)
+
+    def reload(self) -> Deferred[None]:
+        """Have every filter, the delivery, the certificate and every checker read its data anew, as on SIGHUP, if it
+        provides IReloadable.
+
+        Fires when that is done, and never fails: the log tells what was wrong. Connections already greeted go on.
+        """
+        return self._reloading.reload()
+
+    def drain(self) -> Deferred[None]:
+        """Stop listening at once, let the sessions end, and wait for pending verdicts.
+
+        What `stopService()` does first, and all that it does as far as clients can see. But filters and a delivery
+        that are services go on, and so does this service for its parent: `startService()` has it listen again, and
+        `stopService()` stops the rest. Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is
+        off. May be called again meanwhile, and where nothing is listened on.
+        """
+        return self._until_drained(lambda _: None)
+
+    def stopService(self) -> Deferred[None]:
+        """Drain, then stop the filters and the delivery.
+
+        Where one of them that is a service does not stop, this fires 5 seconds later than a drain would. A reload that
+        is going on is given up. Called again meanwhile, it waits for the same end.
+        """
+        if self._stopping is None or self._stopping.called:
+            self._stopping = self._until_drained(self._stop_parts)
+        return shielded(self._stopping)
+
+    def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
+        ports, self._ports = self._ports, []
+        self._ending += 1
+        # A port that does not close must not keep the sessions from being told.
+        closing = shielded(gatherResults([self._close(port) for port in ports]))
+        ended: Deferred[Any] = within(_PORT_SECONDS, self.factory.deadlines.call_later, closing)
+        ended.addBoth(lambda _: self.factory.drain())
+        # Whoever waits for it no longer has not called it off.
+        return shielded(ended.addCallback(then).addBoth(self._ended))
+
+    def _ended(self, outcome: Any) -> Any:
+        self._ending -= 1
+        return outcome
+
+    def _stop_parts(self, _: object) -> Deferred[Any]:
+        """Stop the filters and the delivery. One that hangs must not keep the process."""
+        stopping: Deferred[Any] = shielded(maybeDeferred(self._end_parts))
+        stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
+        stopped.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
+        return stopped.addCallback(lambda _: self.factory.context.events.stopped())
+
+    def _end_parts(self) -> Any:
+        self._reloading.give_up()
+        # Each start has one stop, however often the service is stopped.
+        return super().stopService() if self.running else None
+
+
+def endpoint_name(endpoint: object) -> str:
+    """What the log calls an endpoint that has no name: the string that would make it, as far as it can be told, or
+    the name of its class."""
+    kind = type(endpoint).__name__
+    if kind in _SCHEMES and hasattr(endpoint, "_port"):
+        interface = getattr(endpoint, "_interface", "").replace(":", "\\:")
+        return f"{_SCHEMES[kind]}:{endpoint._port}" + (f":interface={interface}" if interface else "")
+    if isinstance(endpoint, UNIXServerEndpoint) and hasattr(endpoint, "_address"):
+        return f"unix:{endpoint._address}"
+    return kind
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+_PLAIN = (TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint)
+
+
+def _all_plain(endpoints: Collection[IStreamServerEndpoint]) -> bool:
+    """Whether there are some, and none of them can begin TLS by itself."""
+    return bool(endpoints) and all(type(endpoint) in _PLAIN for endpoint in endpoints)
+
+
+def _address_text(host: Any) -> str:
+    if hasattr(host, "host"):
+        return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+    name = getattr(host, "name", None)
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name or host)

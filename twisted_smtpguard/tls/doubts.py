@@ -1,0 +1,148 @@
+"""What a client may find wrong with a certificate of ours, though it is served: said before the client finds it.
+
+OpenSSL and cryptography are imported where there are certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from twisted_smtpguard.tls.certificates import KeyPair
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NO_ISSUER = frozenset({2, 7, 20, 21})
+"""Of OpenSSL's results of a verification, those that say that the issuer of a certificate was not found, or another one
+of its name."""
+
+MAX_NAMES_SHOWN = 10
+
+
+@attrs.frozen
+class Doubt:
+    """One thing that is wrong with the certificate in `file`."""
+
+    reason: str
+    option: str
+    file: str
+    subject: str
+    names: Sequence[str]
+    """For which it is: DNS names and addresses."""
+    ends: datetime
+    problem: str
+    """A sentence."""
+
+
+class Authorities:
+    """Who may have issued certificates: those that this system trusts, and `more`."""
+
+    def __init__(self, more: Sequence[Certificate] = ()) -> None:
+        from OpenSSL import SSL, crypto  # noqa: PLC0415
+
+        # It owns the store, which is gone when it is.
+        self._context = SSL.Context(SSL.TLS_METHOD)
+        self._context.set_default_verify_paths()
+        self._store = cast(Any, self._context.get_cert_store())
+        for each in more:
+            self._store.add_cert(crypto.X509.from_cryptography(each))
+
+    def miss_issuer_of(self, pair: KeyPair) -> bool:
+        """Whether the issuer of the server's own certificate is neither in its file nor one of these. Where the chain
+        goes on, nobody can tell whether its end is a root that clients have."""
+        from OpenSSL import crypto  # noqa: PLC0415
+
+        if any(_has_issued(each, pair.certificate) for each in (*pair.chain, pair.certificate)):
+            return False
+        own = crypto.X509.from_cryptography(pair.certificate)
+        try:
+            crypto.X509StoreContext(self._store, own).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            code, depth = error.errors[:2]
+            return depth == 0 and code in _NO_ISSUER
+        return False
+
+
+def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) -> Iterator[Doubt]:
+    """All of them. `hostname` is what the guard calls itself, `now` seconds since 1970."""
+    time = _EPOCH + timedelta(seconds=now)
+    subject, names, ends = pair.certificate.subject.rfc4514_string(), names_of(pair.certificate), _ends(pair)
+
+    def doubt(reason: str, problem: str) -> Doubt:
+        return Doubt(reason, pair.option, pair.file, subject, names, ends, problem)
+
+    for number, each in enumerate((pair.certificate, *pair.chain), 1):
+        which = "it" if number == 1 else f"certificate number {number} of its chain"
+        begins, over = _times(each)
+        if over < time:
+            yield doubt("expired", f"{which} expired on {_shown(over)}")
+        elif time < begins:
+            yield doubt("not_yet_valid", f"{which} is not valid before {_shown(begins)}")
+    if issuer_missing:
+        issuer = pair.certificate.issuer.rfc4514_string()
+        problem = (
+            f"its issuer ({issuer}) is neither in the file nor an authority that this system knows: clients without it "
+            "cannot verify the certificate; put the issuer's certificate after it"
+        )
+        yield doubt("no_issuer", problem)
+    wanted = pair.name or hostname
+    if not is_for(wanted, names):
+        calls = "clients ask for it by" if pair.name else "the guard calls itself"
+        yield doubt("other_name", f"{calls} {wanted}, which is not among its names")
+
+
+def names_of(certificate: Certificate) -> list[str]:
+    """The DNS names and addresses that it is for. Clients look at no others."""
+    from cryptography import x509  # noqa: PLC0415
+
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return []
+    addresses = [str(each) for each in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
+
+
+def is_for(name: str, names: Sequence[str]) -> bool:
+    """Whether a certificate that has `names` is for `name`: a domain, a wildcard name, or an address literal."""
+    if name.startswith("["):
+        try:
+            address = ip_address(name[1:-1].removeprefix("IPv6:"))
+        except ValueError:
+            return False
+        return str(address) in names
+    name = name.lower().rstrip(".")
+    lowered = {each.lower() for each in names}
+    return name in lowered or f"*.{name.partition('.')[2]}" in lowered
+
+
+def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _ends(pair: KeyPair) -> datetime:
+    return _times(pair.certificate)[1]
+
+
+def _times(certificate: Any) -> tuple[datetime, datetime]:
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    # Before cryptography 42.
+    begins, ends = certificate.not_valid_before, certificate.not_valid_after
+    return begins.replace(tzinfo=timezone.utc), ends.replace(tzinfo=timezone.utc)
+
+
+def _shown(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"

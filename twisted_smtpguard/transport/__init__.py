@@ -1,0 +1,1 @@
+"""The engine on Twisted: octets, time, TLS, listeners."""

@@ -1,0 +1,63 @@
+"""What grows old: everything has the same time, so that the first that came is the next whose time is over.
+
+One deadline for all of them: thousands of sessions need no timer each.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from twisted.logger import Logger
+
+from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
+
+_log = Logger()
+
+
+class Ageing(Protocol):
+    """What has a time."""
+
+    def time_over(self) -> None:
+        """It is over."""
+
+
+class ExpiryQueue:
+    """Calls `time_over()` of whatever was added, `seconds` later, unless it was removed. 0: never."""
+
+    def __init__(self, deadlines: Deadlines, seconds: float) -> None:
+        self._deadlines = deadlines
+        self._seconds = seconds
+        self._ends: dict[Ageing, float] = {}
+        """By age, the oldest first."""
+        self._deadline: Deadline | None = None
+
+    def add(self, new: Ageing) -> None:
+        """Its time begins."""
+        if self._seconds:
+            self._ends[new] = self._deadlines.seconds() + self._seconds
+            if self._deadline is None:
+                self._deadline = self._deadlines.call_later(self._seconds, self._look)
+
+    def remove(self, gone: Ageing) -> None:
+        """Nobody is interested in its time any more. May be called twice."""
+        self._ends.pop(gone, None)
+        if not self._ends and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _look(self) -> None:
+        self._deadline = None
+        now = self._deadlines.seconds()
+        over = []
+        for each, end in self._ends.items():
+            if end > now:
+                self._deadline = self._deadlines.call_later(end - now, self._look)
+                break
+            over.append(each)
+        for each in over:
+            del self._ends[each]
+        for each in over:
+            try:
+                each.time_over()
+            except Exception:  # noqa: BLE001 - the others are still to be told
+                _log.failure("What has had its time could not end")

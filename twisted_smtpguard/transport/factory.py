@@ -1,0 +1,341 @@
+"""Who has a connection: the cap on all of them, and what they share. One factory serves any number of ports."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import ServerFactory
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.admission.admission import Admission
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.checkers.checking import Checkers
+from twisted_smtpguard.engine.context import ServerContext
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.hostnames import check_hostname
+from twisted_smtpguard.engine.table import STAGES
+from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.inputs.arguments import checked, unfit
+from twisted_smtpguard.interfaces import (
+    ICounterStore,
+    IDelivery,
+    IIPFilter,
+    IRelayDelivery,
+    IRelayTransaction,
+    ISessionDelivery,
+)
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.tls.files import can_begin_tls
+from twisted_smtpguard.transport.batcher import ReplyBatcher
+from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
+from twisted_smtpguard.transport.endwatcher import EndWatcher
+from twisted_smtpguard.transport.expiry import ExpiryQueue
+from twisted_smtpguard.transport.fairness import FairScheduler
+from twisted_smtpguard.transport.output import OutputRules
+from twisted_smtpguard.transport.peers import peer_name
+from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
+from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
+from twisted_smtpguard.transport.socketbuffers import SocketBuffers
+from twisted_smtpguard.transport.turnaway import TurnAway
+
+_LAST_WAIT_SECONDS = 5
+"""After the grace of a stop: for verdicts that are still pending."""
+
+_LAST_LINES_SECONDS = 0.5
+"""After the grace of a stop: for the last lines to leave. Under TLS the client's side of the goodbye never comes from
+one that is frozen, and no verdict depends on it."""
+
+_SILENT_SECONDS = 10
+"""While a drain waits the log says every so often what for."""
+
+_CROWDED = 0.8
+"""Of the connection cap. Above it nobody is kept waiting for a greeting: that would hold a slot."""
+
+
+class SMTPGuardFactory(ServerFactory):
+    """Tracks the live protocols of a guard. Usable on any stream endpoint, alone or in SMTPGuardService.
+
+    `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
+    `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
+    more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
+    spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
+    `proxy_protocol_from` are the networks of proxies, and `unix` for UNIX sockets: each connection from there begins
+    with a PROXY header. `proxy_protocol_tls` takes their word for a client's TLS.
+    `checkers`, of twisted.cred, say who may log in with AUTH: under TLS only, unless `auth_without_tls`. `require_auth`
+    refuses MAIL before that, `require_tls` MAIL in clear.
+    """
+
+    noisy = False
+
+    @checked
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        delivery: IDelivery,
+        *,
+        limits: Limits | None = None,
+        hostname: str | None = None,
+        events: Events | None = None,
+        ip_filters: Sequence[IIPFilter | FilterEntry] = (),
+        counters: ICounterStore | None = None,
+        tls: object | None = None,
+        proxy_protocol_from: Sequence[str] = (),
+        proxy_protocol_tls: bool = False,
+        checkers: Sequence[object] = (),
+        require_tls: bool = False,
+        require_auth: bool = False,
+        auth_without_tls: bool = False,
+    ) -> None:
+        limits = Limits() if limits is None else limits
+        if tls is not None and not can_begin_tls(tls):
+            raise unfit("tls", "CertificateFiles, or what else Twisted's startTLS() takes", tls)
+        if require_tls and tls is None and not proxy_protocol_tls:
+            raise ValueError("require_tls needs tls: without it everybody would be refused")
+        if require_auth and not checkers:
+            raise ValueError("require_auth needs checkers")
+        if proxy_protocol_tls and not proxy_protocol_from:
+            raise ValueError("proxy_protocol_tls needs proxy_protocol_from")
+        events = events or Events(Statistics(), reactor, limits)
+        self.deadlines = Deadlines(reactor)
+        self.tls: Any = tls
+        try:
+            self.proxies = ProxyNetworks(proxy_protocol_from) if proxy_protocol_from else None
+        except ValueError as error:
+            raise ValueError(f"proxy_protocol_from: {error}") from None
+        self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
+        self.clients = ClientLimits(
+            limits,
+            LocalCounterStore(limits.max_tracked_clients) if counters is None else counters,
+            reactor.seconds,
+            self.deadlines.call_later,
+            events,
+            self._something_ended,
+        )
+        self.filters = tuple(
+            each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
+        )
+        self.admission = Admission(limits, self.filters, self.clients, self.deadlines.call_later, events)
+        self.session_times = ExpiryQueue(self.deadlines, limits.max_session_time)
+        wants_farewell = ISessionDelivery.providedBy(delivery)
+        self.context = ServerContext(
+            limits=limits,
+            delivery=delivery,
+            hostname=socket.gethostname() if hostname is None else check_hostname(hostname),
+            events=events,
+            clients=self.clients,
+            admission=self.admission,
+            seconds=reactor.seconds,
+            call_later=self.deadlines.call_later,
+            stages=STAGES,
+            next_session_name=self.next_session_name,
+            greet_delay=self.greet_delay,
+            release=self.release,
+            may_linger=self.may_linger,
+            session_times=self.session_times,
+            orphan_settled=self._something_ended,
+            is_relay=IRelayTransaction.providedBy,
+            offers_chunking=self._offers_chunking,
+            session_ended=ISessionDelivery(delivery).session_ended if wants_farewell else None,
+            starttls=tls is not None,
+            asks_for_certificates=self.asks_for_certificates,
+            proxy_tls=proxy_protocol_tls,
+            identify=Checkers(checkers).identify if checkers else None,
+            auth_without_tls=auth_without_tls,
+            require_tls=require_tls,
+            require_auth=require_auth,
+        )
+        self.turns = FairScheduler(reactor)
+        self.ends = EndWatcher()
+        self.output_rules = OutputRules(
+            self.deadlines, ReplyBatcher(reactor), limits.write_timeout, limits.max_output_buffer
+        )
+        self.socket_buffers = SocketBuffers(limits.socket_send_buffer, limits.socket_receive_buffer)
+        self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
+        self._stopping = TurnAway(replies.SHUTTING_DOWN)
+        self._session_prefix = secrets.token_hex(4)
+        self._session_numbers = count(1)
+        self._holding = 0
+        self._open: set[SMTPGuardProtocol] = set()
+        self._lingering = 0
+        self._drained: Deferred[None] | None = None
+        self._hurried = False
+        self._grace: Deadline | None = None
+        self._last_lines: Deadline | None = None
+        self._last_wait: Deadline | None = None
+        self._next_word: Deadline | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted so far."""
+        statistics: Statistics = self.context.events.statistics
+        return statistics
+
+    @property
+    def connections(self) -> int:
+        """Connections that hold a slot of `Limits.max_connections`."""
+        return self._holding
+
+    def _offers_chunking(self) -> bool:
+        delivery = self.context.delivery
+        return not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
+
+    def greet_delay(self) -> float:
+        """Seconds from the end of all other checks to the greeting, at this time."""
+        limits = self.context.limits
+        crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._holding
+        return 0 if crowded else limits.greet_delay
+
+    def next_session_name(self) -> str:
+        """A name for the log that no other session has, in this process or another."""
+        return f"{self._session_prefix}-{next(self._session_numbers):x}"
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
+        return self.build(addr, "")
+
+    def build(self, addr: IAddress | None, listener: str, *, implicit_tls: bool = False) -> Any:
+        """As `buildProtocol`, for a connection at the listener of that name. `implicit_tls`: TLS comes before the
+        greeting."""
+        if self._drained is not None:
+            return self._turn_away(addr, listener, self._stopping)
+        if 0 < self.context.limits.max_connections <= self._holding:
+            if "max_connections" not in self.context.limits.dry_run:
+                return self._turn_away(addr, listener, self._full, self._holding + 1)
+            self._log_refusal(addr, listener, self._full, self._holding + 1, dry_run=True)
+        protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
+        self._holding += 1
+        self._open.add(protocol)
+        return protocol
+
+    def _turn_away(
+        self, addr: IAddress | None, listener: str, turn_away: TurnAway, value: int | None = None
+    ) -> TurnAway:
+        self._log_refusal(addr, listener, turn_away, value)
+        return turn_away
+
+    def _log_refusal(
+        self,
+        addr: IAddress | None,
+        listener: str,
+        turn_away: TurnAway,
+        value: int | None,
+        *,
+        dry_run: bool = False,
+    ) -> None:
+        site = self.context
+        turn_away.refusal.log(
+            site.events,
+            site.limits,
+            peer_name(addr),
+            port=getattr(addr, "port", None),
+            listener=listener,
+            dry_run=dry_run,
+            value=value,
+        )
+
+    # Called by the protocols.
+
+    def may_linger(self) -> bool:
+        """Whether one more connection may linger; if so it does. Above the cap it is closed plainly."""
+        cap = self.context.limits.max_lingering
+        if cap and self._lingering >= cap:
+            return False
+        self._lingering += 1
+        return True
+
+    def release(self, engine: Engine) -> None:
+        """Our side of the connection is shut down, or the connection is gone: its slot is free. Called once."""
+        self._holding -= 1
+
+    def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
+        """The connection is gone. Called once."""
+        self._open.discard(protocol)
+        self._lingering -= lingered
+        self._something_ended()
+
+    # Called by the service.
+
+    def drain(self) -> Deferred[None]:
+        """Let no one in, and let everyone out. Fires when every session has ended and every verdict has come.
+
+        A session in a transaction has `Limits.shutdown_grace` seconds to end it; then it is aborted. May be
+        called again meanwhile.
+        """
+        if self._drained is not None:
+            again: Deferred[None] = Deferred()
+            self._drained.chainDeferred(again)
+            return again
+        drained = self._drained = Deferred()
+        drained.addCallback(self._stop_waiting)
+        self.context.draining = True
+        grace = self.context.limits.shutdown_grace
+        if grace:
+            self._grace = self.deadlines.call_later(grace, self.end_now)
+        self._shut_down(now=False)
+        if self._hurried:
+            self.end_now()
+        self._something_ended()
+        if not drained.called:
+            self._tell_of_waiting()
+        return drained
+
+    def _shut_down(self, *, now: bool) -> None:
+        for protocol in list(self._open):
+            safely(
+                protocol.failed, "a session could not be ended", partial(protocol.engine.shut_down, now=now)
+            )
+
+    def _tell_of_waiting(self) -> None:
+        """Say what the drain waits for, so that who looks at the log knows why it takes its time."""
+        verdicts = self.context.orphans + sum(protocol.engine.awaits_verdict for protocol in self._open)
+        self.context.events.draining(len(self._open), verdicts)
+        self._next_word = self.deadlines.call_later(_SILENT_SECONDS, self._tell_of_waiting)
+
+    def reopen(self) -> None:
+        """After a drain: connections are let in again. RuntimeError before it is over."""
+        if self._drained is not None and not self._drained.called:
+            raise RuntimeError("connections can be let in again when the drain is over")
+        self._drained = None
+        self._hurried = False
+        self.context.draining = False
+
+    def end_now(self) -> None:
+        """The grace is over: every session ends, and what has not left a moment later is not waited for. Verdicts
+        that are pending have five seconds more, however often this is called. Before a drain: it will have no grace."""
+        self._hurried = True
+        if self._drained is None:
+            return
+        if not self._drained.called and self._last_wait is None:
+            self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._fire)
+            self._last_lines = self.deadlines.call_later(_LAST_LINES_SECONDS, self._cut_off)
+        self._shut_down(now=True)
+
+    def _stop_waiting(self, _: object) -> None:
+        for timer in (self._grace, self._last_lines, self._last_wait, self._next_word):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._grace = self._last_lines = self._last_wait = self._next_word = None
+
+    def _cut_off(self) -> None:
+        for protocol in list(self._open):
+            safely(protocol.failed, "a connection could not be aborted", protocol.engine.abort)
+
+    def _something_ended(self) -> None:
+        if not (self._open or self.context.orphans or self.clients.pending):
+            self._fire()
+
+    def _fire(self) -> None:
+        drained = self._drained
+        if drained is not None and not drained.called:
+            drained.callback(None)

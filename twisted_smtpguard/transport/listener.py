@@ -1,0 +1,44 @@
+"""One listener of a guard: its connections are the guard's, and know at which listener they came."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import ServerFactory
+
+from twisted_smtpguard import replies
+from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
+from twisted_smtpguard.transport.turnaway import TurnAwayUnsaid
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.transport.factory import SMTPGuardFactory
+
+
+class Listener(ServerFactory):
+    """The factory of one endpoint. `name` is what the log calls it.
+
+    Its connections are those of `guard`, and count there. With `implicit_tls`, which is for plain endpoints, TLS is
+    begun here, after the PROXY header where there is one.
+    """
+
+    noisy = False
+
+    def __init__(self, guard: SMTPGuardFactory, name: str, *, implicit_tls: bool = False) -> None:
+        if implicit_tls and guard.tls is None:
+            raise ValueError("a listener of implicit TLS needs a certificate")
+        self._guard = guard
+        self.name = name
+        self.implicit_tls = implicit_tls
+        self._unsaid = TurnAwayUnsaid(replies.TOO_MANY_CONNECTIONS)
+
+    def startFactory(self) -> None:
+        """Called when listening begins."""
+        self._guard.ends.prepare()
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Called by the port at accept. A client that is refused before implicit TLS hears nothing."""
+        protocol = self._guard.build(addr, self.name, implicit_tls=self.implicit_tls)
+        if self.implicit_tls and not isinstance(protocol, SMTPGuardProtocol):
+            return self._unsaid
+        return protocol

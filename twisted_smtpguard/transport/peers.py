@@ -1,0 +1,69 @@
+"""Who is at the other end of a connection: from Twisted's addresses to names for the log and Peer values."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import Any
+
+from twisted.internet import address
+from twisted.internet.interfaces import IAddress
+
+from twisted_smtpguard.engine.proxyheader import End, ProxyHeader
+from twisted_smtpguard.values import Address, Peer, unmapped
+
+
+def peer_name(peer: IAddress | None) -> str:
+    """What the log calls a peer: its IP address without port, or `unix`."""
+    if isinstance(peer, address.IPv4Address):
+        return str(peer.host)
+    ip, _ = _split(peer)
+    return "unix" if ip is None else str(ip)
+
+
+def socket_name(address: Any) -> str:
+    """The same of an address as the socket module has it."""
+    ip = _address(address[0]) if isinstance(address, tuple) else None
+    return "unix" if ip is None else str(ip)
+
+
+def make_peer(transport: Any, tls: bool) -> Peer:
+    """The Peer of a connection. Costs a system call, so it is made when it is first needed. `tls`: implicit."""
+    remote, remote_port = _split(transport.getPeer())
+    local, local_port = _split(transport.getHost())
+    return Peer(
+        address=remote,
+        port=remote_port,
+        local_address=local,
+        local_port=local_port,
+        tls=tls,
+        proxied=False,
+    )
+
+
+def peer_address(peer: IAddress | None) -> Address | None:
+    """The IP address of a peer; None where it came over a UNIX socket."""
+    return _split(peer)[0]
+
+
+def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
+    """Whether the connection is the proxy's own, such as a health check: its header names nobody, or, as HAProxy's of
+    version 1 does, the proxy's own end of it."""
+    return header.client is None or header.client == _split(peer)
+
+
+def announced_peer(client: End, server: End, tls: bool) -> Peer:
+    """The Peer of a connection as a proxy in front tells it."""
+    return Peer(*client, *server, tls=tls, proxied=True)
+
+
+def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
+    if not isinstance(end, address.IPv4Address | address.IPv6Address):
+        return None, None
+    return _address(end.host), end.port
+
+
+@lru_cache(maxsize=1024)
+def _address(host: str) -> Address | None:
+    """The same clients come again and again, and always to the same few addresses."""
+    return unmapped(ipaddress.ip_address(host))

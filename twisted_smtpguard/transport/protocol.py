@@ -1,0 +1,242 @@
+"""One connection on Twisted: the host of its engine.
+
+It moves octets, keeps time, speaks TLS, and turns answers that come later into one call. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
+from twisted.protocols.basic import LineReceiver
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_smtpguard.engine import arrival
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.port import Answered, Cancellable, NoHost
+from twisted_smtpguard.engine.proxyheader import ProxyHeader
+from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.hooks.later import when_answered
+from twisted_smtpguard.tls.files import certificate_shown, spoken
+from twisted_smtpguard.transport.deadlines import Deadline
+from twisted_smtpguard.transport.output import Output
+from twisted_smtpguard.transport.peeking import input_waits, waiting_octets
+from twisted_smtpguard.transport.peers import is_own, make_peer, peer_address, peer_name
+from twisted_smtpguard.transport.turnaway import turn_away
+from twisted_smtpguard.values import Address, Peer
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.tls.layer import TLSLayer
+    from twisted_smtpguard.transport.factory import SMTPGuardFactory
+
+_NO_HOST = NoHost()
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
+class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
+    """One connection that was not refused at accept. Made by SMTPGuardFactory only."""
+
+    half_closed = False
+    _tls_layer: TLSLayer | None = None
+    _lost = False
+    _read_deadline: Deadline
+
+    def __init__(
+        self,
+        factory: SMTPGuardFactory,
+        peer: IAddress | None,
+        listener: str = "",
+        *,
+        implicit_tls: bool = False,
+    ) -> None:
+        self.factory = factory
+        self.output_rules = rules = factory.output_rules
+        self.batcher = rules.batcher
+        self._address = peer
+        self.engine = Engine(
+            factory.context,
+            self,
+            peer_name(peer),
+            port=getattr(peer, "port", None),
+            listener=listener,
+            implicit_tls=implicit_tls,
+        )
+
+    # What is true of it as a LineReceiver.
+
+    @property
+    def line_mode(self) -> bool:  # type: ignore[override]
+        """What comes next is a line, not message data."""
+        engine = self.engine
+        return not engine.context.stages[engine.stage].in_message
+
+    @property
+    def MAX_LENGTH(self) -> int:  # type: ignore[override]
+        """Octets of a command line, its CRLF included; 0: no limit."""
+        longest: int = self.engine.context.max_line
+        return longest
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line without its CRLF, as if it had come from the client."""
+        self.engine.received(line + self.delimiter)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take message data, as if it had come from the client."""
+        self.engine.received(data)
+
+    # Called by the transport.
+
+    def connectionMade(self) -> None:
+        if safely(self.failed, "a connection could not begin", self._prepare):
+            by_endpoint, proxies = ISSLTransport.providedBy(self.transport), self.factory.proxies
+            behind_proxy = proxies is not None and not by_endpoint and proxies.has(self.address())
+            arrival.begin(self.engine, behind_proxy=behind_proxy, tls_has_begun=by_endpoint)
+        else:
+            self.engine.abort()
+
+    def _prepare(self) -> None:
+        transport: Any = self.transport
+        own = getattr(transport, "socket", None)
+        if own is not None:
+            self.factory.socket_buffers.accepted(getattr(transport, "server", None), own)
+        if ISSLTransport.providedBy(transport):
+            self._tls_begins(transport)
+        else:
+            self.own_socket()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.engine.received(data)
+
+    def readConnectionLost(self) -> None:
+        self.engine.ended()
+        if not self.engine.gone:
+            # It may yet leave altogether, while it waits for a verdict.
+            self.factory.ends.watch(self.transport, self, input_over=True)
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN has been sent, after everything else."""
+        self.half_closed = True
+        self.engine.half_closed()
+
+    def handshakeCompleted(self) -> None:
+        if self._tls_layer is not None:
+            self._tls_layer.secured()
+        arrival.secured(self.engine, spoken(self.transport), certificate_shown(self.transport))
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self.lost(reason)
+
+    def lost(self, reason: Failure | None = None) -> None:
+        """The connection is gone, or nothing can be done with it. Once counts."""
+        if self._lost:
+            return
+        self._lost = True
+        # Each step has somebody else's code in it, and none is to keep the next one from its turn.
+        for step in (partial(self._lose_handshake, reason), self._lose_transport, self.engine.lost):
+            safely(self.failed, "a connection could not be ended", step)
+        # No circle of references, or the garbage collector would have to find it.
+        self.engine.host = _NO_HOST
+        self.factory.connection_ended(self, lingered=self.engine.lingers)
+
+    def _lose_handshake(self, reason: Failure | None) -> None:
+        engine = self.engine
+        failed = engine.handshaking and not engine.gone
+        if failed and reason is not None and not reason.check(ConnectionClosed):
+            arrival.handshake_failed(engine, "tls_failed")
+
+    def _lose_transport(self) -> None:
+        self.setTimeout(None)
+        self.output_lost()
+        self.factory.ends.forget(self)
+        if self._tls_layer is not None:
+            self._tls_layer.lost()
+            self._tls_layer = None
+
+    def failed(self, failure: Failure, what: str) -> None:
+        """Log a fault of ours, or of somebody else's code, with its traceback."""
+        self.factory.context.events.failure(failure, what, self.engine.name, self.engine.peer_name)
+
+    # Called by the watcher of ends, and by the TLS layer.
+
+    def input_end_announced(self) -> None:
+        """The client has shut down its side, while nothing is read."""
+        self.engine.end_announced_by_host()
+
+    def connection_broken(self) -> None:
+        """Nobody is there any more, while nothing is read."""
+        self.engine.abort()
+
+    @property
+    def owes_verdict(self) -> bool:
+        """A reply is due that a client may still read after its connection has ended without close_notify."""
+        return self.engine.owes_reply
+
+    # Called by the engine.
+
+    def pause(self) -> None:
+        self.transport.pauseProducing()
+        self.factory.ends.watch(self.transport, self, input_over=self.engine.end_announced)
+
+    def resume(self) -> None:
+        self.factory.ends.forget(self)
+        self.transport.resumeProducing()
+
+    def turn_away(self, line: bytes) -> None:
+        turn_away(self.transport, line)
+
+    def start_tls(self, octets: bytes) -> None:
+        self.transport.startTLS(self.factory.tls)
+        self._tls_begins(self.transport.protocol)
+        if octets:
+            self.transport.protocol.dataReceived(octets)
+
+    def _tls_begins(self, layer: Any) -> None:
+        # Needs OpenSSL, which is there where TLS is.
+        from twisted_smtpguard.tls.layer import attach  # noqa: PLC0415
+
+        self.secure()
+        self._tls_layer = attach(self.transport, layer, self)
+
+    def deadline(self, seconds: float) -> Deadline | None:
+        if seconds or self.timeOut is not None:
+            self.setTimeout(seconds or None)
+        return self._read_deadline if seconds else None
+
+    def wait(self, later: Any, answered: Answered) -> Cancellable:
+        self.do_not_delay()
+        return when_answered(later, answered, self.failed)
+
+    def next_turn(self) -> None:
+        self.factory.turns.wait(self.engine.take_turn)
+
+    def input_waits(self) -> bool:
+        return input_waits(self.transport)
+
+    def waiting_octets(self, most: int) -> bytes:
+        return waiting_octets(self.transport, most)
+
+    def is_own(self, header: ProxyHeader) -> bool:
+        return is_own(header, self._address)
+
+    def address(self) -> Address | None:
+        return peer_address(self._address)
+
+    def peer(self) -> Peer:
+        return make_peer(self.transport, self.engine.implicit_tls)
+
+    # TimeoutMixin.
+
+    def callLater(self, period: float, func: Callable[[], object]) -> Any:
+        """The coarse timer that all connections share."""
+        self._read_deadline = self.factory.deadlines.call_later(period, func)
+        return self._read_deadline
+
+    def timeoutConnection(self) -> None:
+        """The stage has had its time."""
+        self.timeOut = None
+        self.engine.timed_out()

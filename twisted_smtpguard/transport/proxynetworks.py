@@ -1,0 +1,32 @@
+"""Connections from a proxy in front: until its header is whole, nothing is known of the client, and nothing is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.filters.networktable import IPV4_BITS
+from twisted_smtpguard.values import Address
+
+UNIX = "unix"
+"""Stands for all UNIX sockets where networks of proxies are named."""
+
+
+class ProxyNetworks:
+    """Where proxies are that speak the PROXY protocol: networks, and `unix` for UNIX sockets. Anybody else could say
+    what they like. ValueError for what is neither."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks: list[IPv4Network | IPv6Network] = []
+        self._unix = UNIX in networks
+        for each in networks:
+            if each != UNIX:
+                bits, start, length = parse_network(each)
+                self._networks.append((IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length)))
+
+    def has(self, address: Address | None) -> bool:
+        """Whether a connection from there begins with a header. None: it came over a UNIX socket."""
+        if address is None:
+            return self._unix
+        return any(address in network for network in self._networks)

@@ -1,0 +1,121 @@
+"""The parser of an SMTP or LMTP server's replies: octets in, replies out, and each as the guard's own client gets it.
+
+Pure. Whatever the server sends, at most one reply of MAX_REPLY_OCTETS is held.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+from twisted_smtpguard.replies import Reply, known_code
+
+MAX_LINE_OCTETS = 2048
+"""The longest reply line that is accepted. RFC 5321 4.5.3.1.5 allows 512; some servers send more."""
+
+MAX_REPLY_LINES = 100
+
+MAX_REPLY_OCTETS = 16 * 1024
+
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$)")
+
+
+class BadReply(Exception):  # noqa: N818 - what it is called
+    """The input is not an SMTP reply, or it never ends. `replies` has the whole replies that came before it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.replies: list[UpstreamReply] = []
+
+
+@attrs.frozen
+class UpstreamReply:
+    """One reply. `lines` holds the text as it came, without code and line ends; octets that are not UTF-8 are
+    escaped."""
+
+    code: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The reply in one line."""
+        return " ".join([str(self.code), *self.lines])
+
+    @property
+    def positive(self) -> bool:
+        """Whether the reply is a 2xx other than 221. A 221 answers QUIT (RFC 5321 4.2.3), and accepts nothing."""
+        return 200 <= self.code < 300 and self.code != 221
+
+
+class ReplyParser:
+    """Parses replies. `feed` takes the input in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+        self._lines: list[str] = []
+        self._octets = 0
+        self._code = 0
+
+    @property
+    def amid_reply(self) -> bool:
+        """Whether part of a reply has come."""
+        return bool(self._partial or self._lines)
+
+    def feed(self, data: bytes) -> list[UpstreamReply]:
+        """The replies that are complete with `data`. BadReply: the connection cannot be used any more."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        replies: list[UpstreamReply] = []
+        try:
+            for line in lines:
+                reply = self._line(line.removesuffix(b"\r"))
+                if reply is not None:
+                    replies.append(reply)
+            if len(self._partial) > MAX_LINE_OCTETS:
+                raise BadReply("a line does not end")
+        except BadReply as bad:
+            bad.replies = replies
+            raise
+        return replies
+
+    def _line(self, line: bytes) -> UpstreamReply | None:
+        if len(line) > MAX_LINE_OCTETS:
+            raise BadReply("a line is too long")
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise BadReply("a line is no reply")
+        code = int(match[1])
+        if self._lines and code != self._code:
+            raise BadReply("the lines of a reply have different codes")
+        self._code = code
+        self._lines.append((match[3] or b"").decode("utf-8", "backslashreplace"))
+        self._octets += len(line)
+        if match[2] != b"-":
+            reply = UpstreamReply(code, tuple(self._lines))
+            self._lines, self._octets = [], 0
+            return reply
+        if len(self._lines) >= MAX_REPLY_LINES or self._octets > MAX_REPLY_OCTETS:
+            raise BadReply("a reply does not end")
+        return None
+
+
+def for_client(reply: UpstreamReply) -> Reply:
+    """The server's reply as the guard's own client gets it, with its code, enhanced code and text.
+
+    A 421 becomes a 451 and a 521 a 554, since the client would expect that the guard closes the connection. A code that
+    SMTP does not define becomes the plain code of its class.
+    """
+    code = {421: 451, 521: 554}.get(reply.code, known_code(reply.code))
+    found = _ENHANCED.match(reply.lines[0])
+    enhanced = found[1] if found else ""
+    lines = [_without(line, enhanced) for line in reply.lines]
+    if enhanced and int(enhanced[0]) != code // 100:
+        enhanced = ""
+    return Reply(code, enhanced, tuple(lines), said=reply.text)
+
+
+def _without(line: str, enhanced: str) -> str:
+    if enhanced and f"{line} ".startswith(f"{enhanced} "):
+        return line[len(enhanced) :].lstrip(" ")
+    return line

@@ -1,1 +1,0 @@
-"""How octets move: the connection's protocol, its output, its deadlines, and the factory of connections."""
