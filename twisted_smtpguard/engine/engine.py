@@ -547,7 +547,8 @@ class Engine:
                 self.end_reason = "lost" if row.in_message else "half_closed"
                 self.close(Close.PLAIN)
             return
-        pause = (not row.reads and not self.end_announced) or self._buffer_is_full
+        # What is waited for of the client must come, however little input may wait.
+        pause = (not row.reads and not self.end_announced) or (not timeout and self._buffer_is_full)
         if pause is not self.paused:
             self.paused = pause
             if pause:
