@@ -54,6 +54,8 @@ class FakeClock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.timers: list[Timer] = []
+        self.after_each: Callable[[], object] = lambda: None
+        """Called after each call that was due."""
 
     def seconds(self) -> float:
         return self.now
@@ -73,15 +75,27 @@ class FakeClock:
             self.now = max(self.now, timer.when)
             self.timers.remove(timer)
             timer.function()
+            self.after_each()
         self.now = end
 
 
 class Later:
     """The answer of a hook that comes later. One that is `stubborn` goes on in spite of its cancellation."""
 
-    def __init__(self, value: object = None, *, stubborn: bool = False) -> None:
+    def __init__(
+        self,
+        value: object = None,
+        *,
+        name: str = "",
+        stubborn: bool = False,
+        raises: BaseException | None = None,
+    ) -> None:
         self.value = value
+        self.name = name
+        """What the plan called it."""
         self.stubborn = stubborn
+        self.raises = raises
+        """What its answer is to raise."""
         self.cancels = 0
         self.over = False
         self.error: BaseException | None = None
@@ -96,7 +110,9 @@ class Later:
 
     def answer(self) -> None:
         """It is there."""
-        if not self.over:
+        if self.raises is not None:
+            self.fail(self.raises)
+        elif not self.over:
             self.on_answer()
             self._end(None)
 
@@ -127,8 +143,9 @@ class Later:
 class PureDelivery:
     """Holds the guard to the contract, and answers each hook as `plan(hook)` says.
 
-    An answer is one of `now`, `later`, `stubborn`, `refused` and `raised`; those that come later stand in `pending`.
-    `calls` are the hooks in their order, octets that follow each other joined.
+    An answer is `now`, `refused` or `raised`, or it comes later and stands in `pending`: `later`, `later refused`,
+    `later raised`, `stubborn`, which a cancellation does not end, or any other word. `calls` are the hooks in their
+    order, octets that follow each other joined.
     """
 
     extensions = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME"})
@@ -187,11 +204,14 @@ class PureDelivery:
         if outcome == "now":
             handed_over()
             return value
-        if outcome == "refused":
-            raise Refused(Reply(550, "5.7.1", ("No",)))
-        if outcome == "raised":
-            raise ValueError("secret")
-        later = Later(value, stubborn=outcome == "stubborn")
+        error: Exception | None = None
+        if outcome.endswith("refused"):
+            error = Refused(Reply(550, "5.7.1", ("No",)))
+        elif outcome.endswith("raised"):
+            error = ValueError("secret")
+        if error is not None and not outcome.startswith("later"):
+            raise error
+        later = Later(value, name=outcome, stubborn=outcome == "stubborn", raises=error)
         later.on_answer = handed_over
         later.on_end.append(self.pending.remove)
         later.on_end.append(lambda _: transaction.free())
@@ -378,7 +398,7 @@ class PureHost:
         self._timer: Timer | None = None
         self._unread = b""
         self._ends = self._told_of_end = self._turn = False
-        self._in_handshake = False
+        self.in_handshake = False
 
     # The port.
 
@@ -432,7 +452,7 @@ class PureHost:
 
     def start_tls(self, octets: bytes) -> None:
         self.effects.append(("start_tls", octets))
-        self._in_handshake = self.encrypted = True
+        self.in_handshake = self.encrypted = True
 
     def deadline(self, seconds: float) -> Timer | None:
         if self._timer is not None:
@@ -443,7 +463,6 @@ class PureHost:
     def _time_out(self) -> None:
         self._timer = None
         self.engine.timed_out()
-        self.settle()
 
     def wait(self, later: Any, answered: Answered) -> Later:
         assert isinstance(later, Later)
@@ -476,7 +495,7 @@ class PureHost:
 
     def begin(self, early: bytes = b"", **how: bool) -> None:
         """The connection was accepted; `early` has come already. `how` is for `arrival.begin`."""
-        self.encrypted = self._in_handshake = how.get("tls_has_begun", False)
+        self.encrypted = self.in_handshake = how.get("tls_has_begun", False)
         self._unread = early
         arrival.begin(self.engine, **how)
         self.settle()
@@ -497,7 +516,7 @@ class PureHost:
         if self._turn:
             self._turn = False
             engine.take_turn()
-        elif self._unread and not self.paused and not self._in_handshake:
+        elif self._unread and not self.paused and not self.in_handshake:
             octets, self._unread = self._unread[:65536], self._unread[65536:]
             engine.received(octets)
         elif self._ends and not self._unread and not self.paused and not self._told_of_end:
@@ -522,7 +541,7 @@ class PureHost:
 
     def secured(self, tls: str = "TLSv1.3 X") -> None:
         """The TLS handshake is complete."""
-        self._in_handshake = False
+        self.in_handshake = False
         arrival.secured(self.engine, tls, None)
         self.settle()
 
@@ -572,6 +591,7 @@ class PureGuard:
         self.delivery = delivery or PureDelivery()
         self.limits = Limits(**{"max_invalid_commands": 0, **limits})
         self.clock = FakeClock()
+        self.clock.after_each = self.settle
         self.events = RecordingEvents()
         self.clients = PureClients()
         self.admission = PureAdmission()
@@ -633,7 +653,6 @@ class PureGuard:
     def advance(self, seconds: float) -> None:
         """Time passes."""
         self.clock.advance(seconds)
-        self.settle()
 
     def answer_all(self) -> None:
         """Every hook that has not answered does."""
