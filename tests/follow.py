@@ -35,7 +35,9 @@ SUBSTITUTIONS = [
 """All that a test may change in a command: what it may not touch, or what is not the same on two machines. {pid} is the
 guard that runs; one is started where there is none."""
 
-GUARD = re.compile(r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show-limits))|(twisted_mail|embedded|asyncio_program)\.py")
+GUARD = re.compile(
+    r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show-limits))|(twisted_mail|embedded|asyncio_program)\.py"
+)
 """Commands that go on until they are ended."""
 
 HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "source", "touch", "twist", "ulimit"}

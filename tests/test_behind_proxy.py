@@ -26,7 +26,7 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted_smtpguard import Limits, SMTPGuardFactory
 from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.interfaces import PASS, Peer
-from twisted_smtpguard.log.form import EventLog
+from twisted_smtpguard.log.eventlog import EventLog
 from twisted_smtpguard.testing import Clients
 from twisted_smtpguard.tls.files import CertificateFiles
 

@@ -167,7 +167,7 @@ async def test_drains_and_stops_that_are_asked_for_meanwhile_end_together(guard:
 async def test_it_cannot_be_started_before_a_drain_or_stop_is_over(guard: Loopback, end: str) -> None:
     client = await in_data(guard)
     ended = outcome_of(getattr(guard.service, end)())
-    with pytest.raises(RuntimeError, match="can be started again when its stop or drain is over"):
+    with pytest.raises(RuntimeError, match="cannot be started while a stop or drain is under way"):
         guard.service.startService()
     client.reset()
     await guard.until(lambda: ended)

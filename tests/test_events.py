@@ -32,8 +32,8 @@ from twisted.python.failure import Failure
 from twisted_smtpguard import replies
 from twisted_smtpguard.inputs.escaping import escape_word
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.log.events import Events
-from twisted_smtpguard.log.form import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.tls.doubts import Doubt
@@ -179,7 +179,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks"),
-    "trying": lambda to: to.trying({"max_errors", "connection_rate"}),
+    "dry_run": lambda to: to.dry_run({"max_errors", "connection_rate"}),
     "reloaded": lambda to: to.reloaded("networks", "ip-filter", "/etc/smtpguard/networks"),
     "reload_failed": lambda to: to.reload_failed(
         "certificate", "tls-key", "there is no private key in PEM form", "/etc/smtpguard/guard.key"
@@ -456,8 +456,10 @@ def test_the_line_is_made_of_the_fields(name: str) -> None:
 
 def test_the_warning_of_an_open_relay_says_what_follows_and_what_to_do(log: Log) -> None:
     log.to.open_relay("SmtpDelivery")
-    assert log.line.startswith("open_relay delivery=SmtpDelivery the server behind takes every client for ")
-    assert "anybody can send to anywhere" in log.line
+    assert log.line.startswith(
+        "open_relay delivery=SmtpDelivery the upstream server cannot tell clients from "
+    )
+    assert "anybody can send to any address" in log.line
     for remedy in ("--accept-domain", "announce=xclient", "announce=proxy"):
         assert remedy in log.line
     page = (DOCS / "explanation" / "open-relay.md").read_text()

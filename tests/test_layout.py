@@ -56,7 +56,7 @@ def test_only_events_logs_at_info(name: str) -> None:
     }
     allowed = {
         "log/events.py": {"self._log.info"},
-        "log/form.py": {"logger.observer"},
+        "log/eventlog.py": {"logger.observer"},
         # What Twisted itself would log, warnings and above.
         "transport/acceptlog.py": {"theirs.observer"},
     }
@@ -65,7 +65,7 @@ def test_only_events_logs_at_info(name: str) -> None:
 
 def test_events_are_made_in_three_files_to_which_the_reference_is_held() -> None:
     makers = [
-        name for name, tree in MODULES.items() if "twisted_smtpguard.log.form.EventLog" in imports(tree)
+        name for name, tree in MODULES.items() if "twisted_smtpguard.log.eventlog.EventLog" in imports(tree)
     ]
     # A password file tells of a wrong line as a reload does, by the same event.
     assert sorted(makers) == ["checkers/passwordfile.py", "log/events.py", "upstream/notices.py"]

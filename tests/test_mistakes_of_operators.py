@@ -88,7 +88,7 @@ def test_tcp_with_tcp6_on_one_port_says_why(kinds: tuple[str, str], tmp_path: Pa
     first, second = (f"{kind}:{port}" for kind in kinds)
     line = told("--listen", first, "--listen", second, cwd=tmp_path, status=1)
     assert line == (
-        f"--listen: {second} cannot be listened on: {first} listens on port {port} already, and a tcp6: endpoint on "
+        f"--listen: cannot listen on {second}: {first} listens on port {port} already, and a tcp6: endpoint on "
         "all addresses takes IPv4 clients too: the tcp6: one alone is enough"
     )
 
@@ -97,22 +97,20 @@ def test_one_port_given_twice_is_told(tmp_path: Path) -> None:
     endpoint = f"tcp:{free_port()}:interface=127.0.0.1"
     line = told("--listen", endpoint, "--listen", endpoint, cwd=tmp_path, status=1)
     assert line.endswith(
-        f"{endpoint} cannot be listened on: {endpoint} listens on port {endpoint.split(':')[1]} already"
+        f"cannot listen on {endpoint}: {endpoint} listens on port {endpoint.split(':')[1]} already"
     )
 
 
 def test_a_unix_socket_in_a_directory_that_there_is_not_names_the_directory(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "guard"
     line = told("--listen", f"unix:{folder}/smtp.sock", cwd=tmp_path, status=1)
-    assert line == f"--listen: unix:{folder}/smtp.sock cannot be listened on: there is no directory {folder}"
+    assert line == f"--listen: cannot listen on unix:{folder}/smtp.sock: there is no directory {folder}"
 
 
 def test_a_unix_socket_that_another_guard_has_is_told(tmp_path: Path) -> None:
     with GuardProcess(tmp_path, listen=("unix:smtp.sock",)):
         line = told("--listen", "unix:smtp.sock", cwd=tmp_path, status=1)
-        assert (
-            line == "--listen: unix:smtp.sock cannot be listened on: another process listens on that socket"
-        )
+        assert line == "--listen: cannot listen on unix:smtp.sock: another process listens on that socket"
 
 
 def test_a_socket_that_systemd_has_not_passed_is_told(tmp_path: Path) -> None:
@@ -262,7 +260,7 @@ def test_a_process_of_root_says_so(tmp_path: Path) -> None:
 def test_a_guard_that_calls_itself_localhost_where_others_reach_it_is_warned_of(tmp_path: Path) -> None:
     with GuardProcess(tmp_path, "--hostname=localhost", listen=("tcp:0",)) as guard:
         guard.wait_for(
-            r"#warn\] setup_warning what=hostname the guard calls itself localhost, and listens where "
+            r"#warn\] setup_warning what=hostname the guard calls itself localhost, and listens on an address "
         )
     with GuardProcess(tmp_path, "--hostname=localhost", listen=(LOCAL,)) as guard, RawClient(guard.address):
         guard.wait_for(" connect ")

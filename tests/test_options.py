@@ -429,7 +429,7 @@ def test_a_busy_port_is_one_sentence_and_exit_status_1(tmp_path: Path) -> None:
         status, out, err = twist("--listen", f"tcp:{port}:interface=127.0.0.1", cwd=tmp_path)
     assert (status, out) == (1, "")
     assert re.fullmatch(
-        rf"--listen: tcp:{port}:interface=127\.0\.0\.1 cannot be listened on: "
+        rf"--listen: cannot listen on tcp:{port}:interface=127\.0\.0\.1: "
         rf"Couldn't listen on 127\.0\.0\.1:{port}: .*Address already in use\.\n",
         err,
     )
@@ -439,7 +439,7 @@ def test_an_impossible_port_is_one_sentence_and_exit_status_1(tmp_path: Path) ->
     words = ("--listen", "tcp:0:interface=127.0.0.1", "--listen", "tcp:99999", "--deliver", "discard")
     status, _, err = twist(*words, cwd=tmp_path)
     assert status == 1
-    assert re.fullmatch(r"--listen: tcp:99999 cannot be listened on: .*0-65535.*\n", err)
+    assert re.fullmatch(r"--listen: cannot listen on tcp:99999: .*0-65535.*\n", err)
 
 
 @pytest.mark.parametrize("question", ["--help", "--show-limits", "--help-deliveries", "--version"])

@@ -14,7 +14,7 @@ from twisted_smtpguard import AcceptedDomains, SmtpDelivery, SMTPGuardService
 from twisted_smtpguard.interfaces import PASS, IDelivery, IIPFilter, Peer, Verdict
 from twisted_smtpguard.testing import Clients
 
-SHARED = "would be stopped by another guard that has it already"
+SHARED = "belongs to another guard already, which would stop it"
 
 
 @implementer(IIPFilter)

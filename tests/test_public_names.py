@@ -150,5 +150,7 @@ def test_the_names_of_a_factory_are_chosen_and_those_for_others_are_documented()
     factory = twisted_smtpguard.SMTPGuardFactory(Clock(), twisted_smtpguard.DiscardDelivery())
     assert own_names(factory) == sorted(FACTORY + FACTORY_INSIDE)
     page = DOCS / "how-to" / "embed-in-a-twisted-application.md"
-    (names,) = re.findall(r"^These names are for you: (.+?)\. ", section(page, "The factory alone"), re.MULTILINE)
+    (names,) = re.findall(
+        r"^These names are for you: (.+?)\. ", section(page, "The factory alone"), re.MULTILINE
+    )
     assert re.findall(r"`(\w+)(?:\(\))?`", names) == FACTORY

@@ -154,7 +154,7 @@ def test_a_stop_gives_up_a_reload_that_hangs_and_the_next_start_knows_nothing_of
     assert stopped.called
     assert all(done.called for done in waiting)
     assert [event["text"] for event in events][:2] == [
-        "reload_failed what=f0 option=--ip-filter given up before it was read",
+        "reload_failed what=f0 option=--ip-filter the reload was cancelled by a stop",
         "reloaded what=f1 option=--ip-filter",
     ]
     # Nobody who waited for another reload had it begin.

@@ -261,8 +261,8 @@ async def test_it_warns_once_at_the_start_of_too_few_descriptors(
 async def test_it_warns_once_at_the_start_of_limits_that_are_only_tried(log: list[LogEvent]) -> None:
     guard = Loopback(dry_run=["max_errors", "connection_rate"])
     guard.start()
-    lines = [event["text"] for event in log if event.get("event") == "trying"]
-    assert lines == ["trying limits=connection_rate,max_errors"]
+    lines = [event["text"] for event in log if event.get("event") == "dry_run"]
+    assert lines == ["dry_run limits=connection_rate,max_errors"]
     await guard.close()
 
 

@@ -22,7 +22,7 @@ from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gi
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError, open_regular
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
-from twisted_smtpguard.log.form import EventLog, of_file
+from twisted_smtpguard.log.eventlog import EventLog, of_file
 from twisted_smtpguard.values import CheckerUnavailable
 
 _SECONDS = 5

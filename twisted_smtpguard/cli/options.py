@@ -39,9 +39,9 @@ from twisted_smtpguard.limits.units import FLAG, one_of, parse_path
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.service.heaptrim import heap_trimmer
 from twisted_smtpguard.service.process import ignore_signals
 from twisted_smtpguard.service.standalone import StandaloneService
-from twisted_smtpguard.service.trimming import trimming
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.endpointfaults import wrong_string
@@ -393,7 +393,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         names=[setting.text for setting in (*options.listen, *options.listen_tls)],
     )
     service.warn_of(*options.secret_files())
-    trimming(reactor).setServiceParent(service)
+    heap_trimmer(reactor).setServiceParent(service)
     return service
 
 

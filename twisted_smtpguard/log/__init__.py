@@ -1,1 +1,1 @@
-"""What is logged and counted: events, their form, their budget."""
+"""The log and the statistics: the events, their form, and how many may be logged."""

@@ -1,15 +1,16 @@
-"""How many lines may be logged: a flood fills neither disk nor processor time."""
+"""The budget of log lines, so that a flood costs neither disk space nor much processor time."""
 
 from __future__ import annotations
 
 MAX_TABLE_KEYS = 10_000
-"""What the table of lines logged this second may hold where there is no limit on all lines."""
+"""The most keys in the table of lines logged this second, if the number of all lines has no limit."""
 
 
 class LineBudget:
-    """How many lines may be logged in each second of the clock: in all, and for each client and reason.
+    """Limits the lines logged in each second of the clock: `lines` in all, and `lines_per_client` for each client and
+    reason. 0 is no limit.
 
-    0 is no limit. It holds one key a line logged in the current second, and never more than MAX_TABLE_KEYS.
+    The table has one key for each line logged in the current second, and never more than MAX_TABLE_KEYS.
     """
 
     def __init__(self, lines: int, lines_per_client: int) -> None:
@@ -21,13 +22,13 @@ class LineBudget:
         self._lines_by_client: dict[tuple[str, str], int] = {}
 
     def allows(self, peer: str, reason: str, now: float) -> bool:
-        """Whether a line may be logged now. If so it counts as logged, if not as left out."""
+        """Whether a line may be logged now. If so it counts as logged, else as suppressed."""
         second = int(now)
         if second != self._second:
             self._second = second
             self._lines = 0
             self._lines_by_client.clear()
-        # First, so that a flood from ever new addresses adds no key once the second is used up.
+        # This check comes first, so that a flood from ever new addresses adds no keys once the budget is used up.
         if self._lines >= self._max_lines > 0:
             self._suppressed += 1
             return False
@@ -44,6 +45,6 @@ class LineBudget:
         return True
 
     def take_suppressed(self) -> int:
-        """How many lines were left out since this was last asked."""
+        """How many lines were suppressed since the last call."""
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed

@@ -1,7 +1,7 @@
 """The guard's own events: everything that it counts and logs. Nothing else logs at info.
 
-An event is counted, and then logged if the operator's log level lets it through. What it looks like there stands in
-eventlog.py; docs/reference/events.md is checked against this file.
+An event is counted, and then logged if the operator's log level allows it. eventlog.py gives it its form. A test checks
+docs/reference/events.md against this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted_smtpguard.hooks.later import explained
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.budget import LineBudget
-from twisted_smtpguard.log.form import EventLog, of_file, short_word, word, words
+from twisted_smtpguard.log.eventlog import EventLog, of_file, short_word, word, words
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply, words_of
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from constantly import NamedConstant  # type: ignore[import-untyped]
 
 MAX_RECIPIENTS_SHOWN = 5
-"""Of an accepted message. Their number is always logged."""
+"""How many recipients of an accepted message are logged. Their number is always logged."""
 
 
 class Events:
-    """Counts what happens and logs it. One for a guard and all its listeners.
+    """Counts and logs events. A guard has one for all its listeners.
 
-    `level` is the lowest level that the operator wants to see: an event below it is counted, but not built.
-    `session` is the id of a session, `peer` the client's IP address or `unix`, a reason one of our own.
+    `level` is the lowest level that is logged: an event below it is counted, but not built. In the methods `session` is
+    the id of a session, `peer` the client's IP address or `unix`, and a reason one of the words in
+    docs/reference/replies.md.
     """
 
     @checked
@@ -51,44 +52,46 @@ class Events:
         self._clock = clock
         self._log = EventLog(clock.seconds, level, logger)
         self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
-        # Of its own, so that no flood of refusals hides a fault.
+        # Failures have their own budget, so that no flood of refusals hides a fault.
         self._failures = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
 
     # The service.
 
     def listening(self, endpoint: str, address: str) -> None:
-        """A listener takes connections. `endpoint` is the operator's string, `address` what it came to."""
+        """A listener accepts connections. `endpoint` is the operator's string, `address` the address it listens on."""
         self._log.info("listening", {"endpoint": word(endpoint), "address": word(address)})
 
     def ssl_endpoint(self, endpoint: str) -> None:
-        """A listener whose TLS is begun by the endpoint: it knows no PROXY header, and keeps its certificate."""
-        problem = "no PROXY header is understood there, and its certificate is not read again"
+        """A listener's endpoint begins TLS itself. So it accepts no PROXY header, and never reloads its certificate."""
+        problem = "it accepts no PROXY header, and its certificate is not read again"
         self._log.warn("ssl_endpoint", {"endpoint": word(endpoint)}, problem)
 
     def delivering(self, delivery: str) -> None:
-        """Where messages will go, in the operator's words. Once, at start-up."""
+        """The delivery that gets the messages, in the operator's words. Logged once, at start-up."""
         self._log.info("delivering", {"delivery": word(delivery)})
 
     def filtering(self, ip_filter: str) -> None:
-        """An IP filter is asked about every connection, in the order of these lines. Once each, at start-up."""
+        """An IP filter will be asked about every connection, in the order of these lines. Logged once for each, at
+        start-up."""
         self._log.info("filtering", {"filter": word(ip_filter)})
 
-    def trying(self, limits: Collection[str]) -> None:
-        """Limits are decided and logged, but hold nobody back. Once, at start-up."""
-        self._log.warn("trying", {"limits": ",".join(sorted(limits))})
+    def dry_run(self, limits: Collection[str]) -> None:
+        """Limits are in dry run: refusals by them are counted and logged, but not enforced. Logged once, at
+        start-up."""
+        self._log.warn("dry_run", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str, option: str, file: str = "") -> None:
-        """A filter, the delivery, the certificates or a password file have been read anew. Once for each file. `option`
-        is the one that names it."""
+        """A filter, the delivery, the certificates or a password file have been reloaded. Logged once for each file.
+        `option` is the command-line option that names the file."""
         self._log.info("reloaded", of_file(what, option, file))
 
     def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
-        """A filter, the delivery, a certificate or a password file could not be read anew, and what it had goes on."""
+        """A filter, the delivery, a certificate or a password file could not be reloaded, and keeps its old data."""
         self._log.warn("reload_failed", of_file(what, option, file), problem)
 
     def doubtful_certificate(self, doubt: Doubt) -> None:
-        """A certificate is served with which clients will not be content. At each start and reload, once for each
-        thing that is wrong."""
+        """Clients will not accept a certificate that the guard serves. Logged at each start and reload, once for each
+        problem."""
         fields: dict[str, object] = {"reason": doubt.reason, "option": f"--{doubt.option}"}
         fields |= {"file": word(doubt.file), "subject": word(doubt.subject)}
         names = ",".join([_item(each) for each in doubt.names[:MAX_NAMES_SHOWN]])
@@ -96,30 +99,30 @@ class Events:
         self._log.warn("doubtful_certificate", fields, doubt.problem)
 
     def no_connection_cap(self, descriptors: int) -> None:
-        """No cap on connections is set: the file descriptors that the process may have are the only one."""
+        """No limit on connections is set, so the file descriptors of the process are the only limit."""
         self._log.warn("no_connection_cap", {"descriptors": descriptors})
 
     def descriptors_below_cap(self, descriptors: int, cap: int, lingering: int, upstream: int) -> None:
-        """The process may not have the file descriptors that it would need for as many connections as may be let in
-        (`cap`), may linger when they have ended, and may be held to the server behind."""
+        """The process may have fewer file descriptors than it needs for the connections that may be admitted (`cap`),
+        linger after their end, and be open to the upstream server."""
         fields = {"descriptors": descriptors, "cap": cap, "lingering": lingering, "upstream": upstream}
         self._log.warn("descriptors_below_cap", fields)
 
     def open_relay(self, delivery: str) -> None:
-        """Anybody's mail for every domain goes to a server that takes every client for the guard: if it trusts the
-        guard, all can send to anywhere through it. At every start."""
+        """Mail from anybody to any domain is passed to an upstream server that cannot tell clients from the guard. If
+        it trusts the guard, this is an open relay. Logged at every start."""
         problem = (
-            "the server behind takes every client for the guard: if it trusts the guard, anybody can send to "
-            "anywhere through it; name your domains with --accept-domain, or, where the guard does not log in, "
+            "the upstream server cannot tell clients from the guard: if it trusts the guard, anybody can send to "
+            "any address through it; name your domains with --accept-domain, or, if the guard does not log in there, "
             "let the server see the client with announce=xclient or announce=proxy"
         )
         self._log.warn("open_relay", {"delivery": word(delivery)}, problem)
 
     def draining(self, sessions: int, verdicts: int) -> None:
-        """The guard lets nobody in and waits for what has not ended. At once, and every 10 seconds.
+        """The guard admits nobody, and waits for sessions and verdicts. Logged at once, then every 10 seconds.
 
-        `sessions` are all connections that are still there. `verdicts` are those of the delivery that are pending, also
-        where the client is gone.
+        `sessions` is the number of open connections. `verdicts` is the number of pending verdicts of the delivery, also
+        for clients that have disconnected.
         """
         self._log.info(
             "draining",
@@ -128,7 +131,8 @@ class Events:
         )
 
     def setup_warning(self, what: str, problem: str) -> None:
-        """How the guard was set up is risky, and no reason not to start. Once each, at every start."""
+        """The setup of the guard has a risk that does not keep it from starting. Logged once for each, at every
+        start."""
         self._log.warn("setup_warning", {"what": what}, problem)
 
     def stopped(self) -> None:
@@ -153,10 +157,10 @@ class Events:
         silent: bool = False,
         counted: bool = False,
     ) -> None:
-        """A connection was let in: it is greeted now. `trusted`: an IP filter said so.
+        """A connection was admitted, and is greeted now. `trusted`: an IP filter trusts the client.
 
-        `silent`: it is the proxy's own, such as a health check, which is logged at debug unless it says something. Then
-        this is called again, and it has been `counted`.
+        `silent`: the connection is the proxy's own, such as a health check, which is logged at debug until it sends a
+        command. Then this is called again, with `counted`, since the connection was counted before.
         """
         if not counted:
             counts = self.statistics
@@ -173,18 +177,18 @@ class Events:
     def hangup(
         self, peer: str, seconds: float, *, port: int | None = None, listener: str = "", silent: bool = False
     ) -> None:
-        """A client left, `seconds` after it came, before it was let in or refused, whatever it had sent by then.
-        Limited as refusals are.
+        """A client disconnected, `seconds` after it connected, before it was admitted or refused. Limited as refusals
+        are.
 
-        `silent`: the proxy's own connection has said nothing, which is logged at debug."""
+        `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
         self.statistics.hangups += 1
         if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
             fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **_place(port, listener)}
             self._inform("hangup", self._with_suppressed(fields), silent)
 
     def accept_failed(self, problem: str) -> None:
-        """The system did not let a connection be accepted. `problem` is its word, such as ENFILE. Limited as failures
-        are."""
+        """The operating system could not accept a connection. `problem` is its error, such as ENFILE. Limited as
+        failures are."""
         if self._log.warns and self._failures.allows("", "accept_failed", self._clock.seconds()):
             fields: dict[str, object] = {"problem": word(problem)}
             suppressed = self._failures.take_suppressed()
@@ -193,9 +197,9 @@ class Events:
             self._log.warn("accept_failed", fields)
 
     def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
-        """An IP filter raised, did not answer in time, or answered with what is no verdict.
+        """An IP filter raised an exception, did not answer in time, or gave an answer that is no Verdict.
 
-        `let_in`: the operator wrote fail-open for it, so the next one is asked. Limited as failures are.
+        `let_in`: it is configured as fail-open, so the next filter is asked. Limited as failures are.
         """
         if self._log.warns and self._failures.allows(peer, "filter_failed", self._clock.seconds()):
             fields: dict[str, object] = {"peer": peer, "filter": word(ip_filter), "problem": word(problem)}
@@ -212,7 +216,7 @@ class Events:
             self._log.info("login", {**fields, "mechanism": mechanism})
 
     def checker_failed(self, session: str, peer: str, problem: str) -> None:
-        """A checker cannot judge credentials, which is no failure of the client's: it is told to try again.
+        """A checker cannot judge credentials. The client is told to try again, and no failure of it is counted.
 
         Counted and limited as failures are.
         """
@@ -227,9 +231,9 @@ class Events:
     def disconnect(
         self, session: str, peer: str, reason: str, seconds: float, messages: int, *, silent: bool = False
     ) -> None:
-        """A connection that was let in has ended, after `seconds` and `messages` accepted. Exactly once.
+        """An admitted connection has ended, after `seconds` and `messages` accepted messages. Logged exactly once.
 
-        `silent`: the proxy's own connection has said nothing, which is logged at debug."""
+        `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
@@ -262,19 +266,18 @@ class Events:
         client_gone: bool = False,
         hint: str = "",
     ) -> None:
-        """Something was refused: a connection (the only refusal without a session), a command, a message.
+        """A connection, a command or a message was refused. Only the refusal of a connection has no session.
 
-        `limit` is what it went against and `value` what there was. `dry_run`: it was not refused, since the
-        limit is only tried. `ip_filter`: which one refused, by which `rule`.
-        `client_gone`: a delivery refused a message when there was nobody left to tell. `hint`: what the operator may
-        have to set.
+        `limit` is the limit that was reached, and `value` what the client had. `dry_run`: nothing was refused, since
+        the limit is in dry run. `ip_filter` refused by its `rule`. `client_gone`: a delivery refused a message after
+        the client had disconnected. `hint` is an option that the operator may have to set.
         """
         counts = self.statistics
         refusals = counts.dry_run_refusals if dry_run else counts.refusals
         refusals[reason] = refusals.get(reason, 0) + 1
         if not session and not dry_run:
             counts.connections_refused += 1
-        # Under a flood this is where most refusals end, before anything is built.
+        # Under a flood most refusals stop here, before anything is built.
         if not self._log.informs or not self._refusals.allows(peer, reason, self._clock.seconds()):
             return
         fields: dict[str, object] = {"peer": peer, "reason": reason}
@@ -314,10 +317,10 @@ class Events:
         late: bool = False,
         user: str | None = None,
     ) -> None:
-        """The delivery took a message, `seconds` after its MAIL.
+        """The delivery accepted a message, `seconds` after its MAIL.
 
-        `reply` answers it. `client_gone`: the client has not seen the 250. `late`: it has seen a 451 before, for the
-        delivery's time was up. Either way it will probably send the message again.
+        `reply` is the client's. `client_gone`: the client has not got the 250. `late`: the client got a 451 before, at
+        the time limit of the delivery. In both cases it will probably send the message again.
         """
         counts = self.statistics
         counts.messages_accepted += 1
@@ -345,10 +348,10 @@ class Events:
         self._log.info("accept", fields)
 
     def failure(self, failure: Failure | BaseException, text: str, session: str = "", peer: str = "") -> None:
-        """Something raised that should not have: our fault, or a delivery's. Logged with its traceback.
+        """An unexpected exception was raised, by the guard or by a delivery. Logged with its traceback.
 
-        `text` says what was being done. Limited as refusals are: a client that finds a fault of ours must not
-        fill the disk with it.
+        `text` says what was being done. Limited as refusals are: a client that finds a fault of the guard must not be
+        able to fill the disk.
         """
         self.statistics.failures += 1
         if not self._failures.allows(peer, "failure", self._clock.seconds()):
@@ -382,13 +385,14 @@ class Events:
 
 
 def _words(reply: Reply | None) -> dict[str, object]:
-    """The field for the words of a reply that somebody else chose; none for one of ours."""
+    """The field for the words of a reply that a delivery, a filter or an upstream server chose; empty for a reply of
+    the catalogue."""
     said = "" if reply is None else words_of(reply)
     return {"reply": words(said)} if said else {}
 
 
 def _place(port: int | None, listener: str) -> dict[str, object]:
-    """Where a connection came from and arrived, as far as it is known."""
+    """The fields for the client's port and the listener, as far as they are known."""
     place: dict[str, object] = {}
     if port is not None:
         place["port"] = port
@@ -398,17 +402,17 @@ def _place(port: int | None, listener: str) -> dict[str, object]:
 
 
 def _encryption(tls: str) -> str:
-    """Version and cipher without a space between."""
+    """TLS version and cipher as one word."""
     return tls.replace(" ", ":")
 
 
 def _said(**texts: str) -> dict[str, object]:
-    """Those that are not empty, as fields."""
+    """The texts that are not empty, as fields."""
     return {name: word(text) for name, text in texts.items() if text}
 
 
 def _item(text: str) -> str:
-    """A word in a list of words. A quoted local part may hold a comma (RFC 5321 4.1.2)."""
+    """A word of a list with commas. A quoted local part may contain a comma (RFC 5321 4.1.2), which is escaped."""
     return word(text).replace(",", "\\x2c")
 
 

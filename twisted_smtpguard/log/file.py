@@ -1,8 +1,8 @@
-"""How `twist` writes the guard's events into its log: octet for octet as by Twisted's own observers, in less than half
-the time.
+"""A fast writer of the guard's events for the log of `twist`. Its output is that of Twisted's own observers, octet for
+octet, in less than half the time.
 
-Every event of the guard has the same format, which needs no parsing, and many are of the same second, which is
-rendered once. What anybody else logs, and what has a traceback, is left to Twisted.
+Every event of the guard has the same format, which needs no parsing, and many have the same second, which is rendered
+once. Events of others, and those with a traceback, are left to Twisted.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from twisted_smtpguard.log.form import LINE, NAMESPACE
+from twisted_smtpguard.log.eventlog import LINE, NAMESPACE
 
 
 def write_quickly(twist: MutableMapping[str, Any]) -> None:
-    """Have `twist` write its log by what stands here where it would by Twisted's own. These are its options, parsed,
-    before it begins to log."""
+    """Replace Twisted's observers by those of this file in the parsed options `twist`, before logging begins."""
     factory = twist.get("fileLogObserverFactory")
     if factory in _OURS:
         twist["fileLogObserverFactory"] = _OURS[factory]
 
 
 def text_file(file: IO[Any]) -> FileLogObserver:
-    """Writes what `textFileLogObserver` would."""
+    """An observer that writes what `textFileLogObserver` would."""
     theirs = textFileLogObserver(file).formatEvent
 
     def as_text(event: LogEvent) -> str | None:
@@ -50,7 +49,7 @@ def text_file(file: IO[Any]) -> FileLogObserver:
 
 
 def json_file(file: IO[Any]) -> FileLogObserver:
-    """Writes what `jsonFileLogObserver` would."""
+    """An observer that writes what `jsonFileLogObserver` would."""
     theirs = jsonFileLogObserver(file).formatEvent
 
     def as_json(event: LogEvent) -> str | None:
@@ -80,13 +79,13 @@ def _is_plain(event: LogEvent) -> bool:
     return (
         event.get("log_namespace") == NAMESPACE
         and event.get("log_format") == LINE
-        # What another observer may have added, and would be shown.
+        # Another observer may have added these, and Twisted would show them.
         and not ("log_failure" in event or "log_system" in event or "log_flattened" in event)
     )
 
 
 def _is_as_made(event: LogEvent) -> bool:
-    """It begins and ends as an event of ours, and what is constant is so."""
+    """Whether the event still has the form that EventLog gave it."""
     names = tuple(event)
     return (
         names[:2] == _HEAD
@@ -98,13 +97,13 @@ def _is_as_made(event: LogEvent) -> bool:
 
 
 def _by_twisted(value: object) -> Any:
-    """What a value that JSON does not have becomes in Twisted's records."""
+    """The form that Twisted gives to a value that JSON does not have."""
     return json.loads(eventAsJSON({"value": value}))["value"]
 
 
 _HEAD = ("text", "event")
 _TAIL = ("log_logger", "log_level", "log_namespace", "log_source", "log_format", "log_time")
-"""With which every event of ours begins and ends (eventlog.py)."""
+"""The fields with which every event of the guard begins and ends (eventlog.py)."""
 
 _encode = json.JSONEncoder(skipkeys=True, default=_by_twisted).encode
 
@@ -114,7 +113,7 @@ def _number(value: float) -> str:
 
 
 _SHOWN: dict[type, Callable[[Any], str]] = {str: _string, int: int.__repr__, float: _number}
-"""How most values are shown, at less than the cost of asking the encoder."""
+"""The encoders of the most frequent types, which cost less than the general one."""
 
 _CONSTANT = {
     level: _encode(
@@ -128,4 +127,4 @@ _CONSTANT = {
     )[1:-1]
     for level in LogLevel.iterconstants()
 }
-"""What all but the time is of that, as JSON."""
+"""The constant fields of an event at each level, as JSON."""

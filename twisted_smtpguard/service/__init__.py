@@ -1,1 +1,1 @@
-"""A guard as a service: it starts, reads its data again, drains and stops."""
+"""The guard as a service of Twisted: how it starts, reloads its data, drains and stops."""

@@ -1,5 +1,5 @@
-"""Parts of a service that are services themselves, such as a delivery with a pool of connections: who starts and stops
-them."""
+"""The start and stop of a service's parts that are services themselves, such as a delivery with a pool of
+connections."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from twisted.application.service import IService, MultiService
 
 
 class PartsOwner(MultiService):
-    """A service that starts and stops the parts it is made of, where they are services."""
+    """A service that starts and stops those of its parts that are services."""
 
     def adopt(self, part: object) -> None:
-        """`part` becomes a child, if it is a service and has no parent: somebody else's it stays.
+        """Make `part` a child of this service, if it is a service without a parent.
 
-        ValueError: it is the child of another PartsOwner, which would stop it while it is used here.
+        ValueError: `part` is the child of another PartsOwner, which would stop it while it is used here.
         """
         if not IService.providedBy(part):
             return
@@ -21,6 +21,6 @@ class PartsOwner(MultiService):
             service.setServiceParent(self)
         elif isinstance(service.parent, PartsOwner) and service.parent is not self:
             raise ValueError(
-                f"{type(part).__name__} would be stopped by another guard that has it already; what several share "
-                "needs a parent of its own, by setServiceParent(), before the first of them is made"
+                f"{type(part).__name__} belongs to another guard already, which would stop it; a part that several "
+                "guards share needs its own parent, by setServiceParent(), before the first guard is made"
             )

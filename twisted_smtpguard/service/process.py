@@ -1,4 +1,4 @@
-"""What a process does about signals and systemd that has a guard in it, or several, and no other purpose."""
+"""The signals and the systemd notifications of a process that consists of one guard or several."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from twisted_smtpguard.service.systemd import READY, STOPPING, notify, reloading
 from twisted_smtpguard.transport.endpointfaults import why_not
 
 SIGHUP = getattr(signal, "SIGHUP", None)
-"""None where there is no such signal (Windows)."""
+"""None on systems without this signal (Windows)."""
 
-_MEAN_NOTHING = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-"""They would end the process without a word."""
+_IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+"""Signals that would end the process without a log line, and that are ignored."""
 
 _THREADS_SECONDS = 3
-"""For threads to end what they do, when all has been stopped."""
+"""How long threads may go on after everything has been stopped."""
 
 _log = Logger()
 
 
 def ignore_signals() -> None:
-    """Until the service handles them: SIGHUP while files are read for the first time must not end the process."""
-    for number in (SIGHUP, *_MEAN_NOTHING):
+    """Ignore SIGHUP and others until the service handles them: a SIGHUP while files are read for the first time must
+    not end the process."""
+    for number in (SIGHUP, *_IGNORED_SIGNALS):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
 
 
 class ProcessSignals:
-    """Signals of a process, and what systemd is told of its state. SIGHUP calls `reload`; a second SIGTERM or SIGINT
-    calls `end_now`; SIGUSR1 and SIGUSR2 mean nothing. `ready` says whether everything is listened on."""
+    """Handles the signals of the process, and tells systemd its state. SIGHUP calls `reload`; a second SIGTERM or
+    SIGINT calls `end_now`; SIGUSR1 and SIGUSR2 are ignored. `ready` tells whether every endpoint listens."""
 
-    _before: Mapping[int, Any] = MappingProxyType({})
-    """What was done on each signal before the start."""
-    _asked = False
-    """The process has been asked to stop."""
+    _previous_handlers: Mapping[int, Any] = MappingProxyType({})
+    """The handler of each signal before the start."""
+    _stop_asked = False
+    """Whether the process has been asked to stop."""
     _shutting_down: bool | None = None
-    """The reactor is: this stop is the last one. None: it has not been asked to tell."""
+    """Whether the reactor is shutting down, so that this stop is the last. None: there is no trigger for that yet."""
 
     def __init__(
         self,
@@ -64,75 +65,77 @@ class ProcessSignals:
         self._ready = ready
 
     def handle(self) -> None:
-        """Called before anything listens: whoever reads in the log that it listens may send the signal."""
-        self._asked = False
-        self._before = {}
+        """Begin to handle signals. Called before anything listens, since an operator may send a signal as soon as the
+        log says that the guard listens."""
+        self._stop_asked = False
+        self._previous_handlers = {}
         if self._shutting_down is None:
             self._shutting_down = False
-            self._reactor.addSystemEventTrigger("before", "shutdown", self._shuts_down)
+            self._reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
         if SIGHUP is not None:
-            self._handle(SIGHUP, self._hung_up)
-        for number in _MEAN_NOTHING:
+            self._handle(SIGHUP, self._on_hangup)
+        for number in _IGNORED_SIGNALS:
             self._handle(number, signal.SIG_IGN)
-        # The reactor sets its own when it runs.
+        # The reactor sets its own handlers when it begins to run.
         self._reactor.callWhenRunning(self._watch_stops)
 
     def tell_ready(self) -> None:
-        """Tell systemd that everything is listened on, if it is: not where a listener still takes its time, nor after
-        a stop, which takes the listeners away."""
+        """Tell systemd that the process is ready, if every endpoint listens. That is not so while an endpoint is still
+        starting, nor after a stop."""
         if self._ready():
             notify(READY)
 
     def tell_ready_soon(self) -> None:
-        """The same when a signal to stop is heeded, too."""
+        """The same, once the reactor runs and so handles a signal to stop."""
         self._reactor.callWhenRunning(self.tell_ready)
 
     def stopping(self) -> None:
-        """Called at the beginning of a stop. SIGHUP means nothing from here on."""
+        """Called at the beginning of a stop. SIGHUP is ignored from here on."""
         notify(STOPPING)
-        self._asked = True
+        self._stop_asked = True
         if SIGHUP is not None:
             signal.signal(SIGHUP, signal.SIG_IGN)
 
     def stopped(self, outcome: Any) -> Any:
-        """Called at its end, with what came of it. Signals mean again what they meant before."""
-        for number, handler in self._before.items():
-            # None: a handler that was not set by Python, which cannot set it again either.
+        """Called at the end of a stop, with its outcome. The handlers of before are restored."""
+        for number, handler in self._previous_handlers.items():
+            # None is a handler that was not set by Python, and that Python cannot restore.
             signal.signal(number, handler or signal.SIG_DFL)
         if self._shutting_down:
             self._end_the_process()
         return outcome
 
     def _end_the_process(self) -> None:
-        """Everybody has been answered. The reactor now waits for its threads, for ever if one hangs, and hears no
-        signal meanwhile."""
-        for number in self._before.keys() & {signal.SIGINT, signal.SIGTERM}:
+        """Called when all sessions have ended. The reactor now waits for its threads, indefinitely if one hangs, and
+        handles no signal meanwhile. So signals end the process, and so does a timer."""
+        for number in self._previous_handlers.keys() & {signal.SIGINT, signal.SIGTERM}:
             signal.signal(number, signal.SIG_DFL)
         deadline = threading.Timer(_THREADS_SECONDS, _end_now)
-        # It keeps no process that ends by itself.
+        # The timer must not delay the end of the process.
         deadline.daemon = True
         deadline.start()
 
     def _handle(self, number: int, handler: Any) -> None:
-        self._before = {**self._before, number: signal.signal(number, handler)}
+        self._previous_handlers = {**self._previous_handlers, number: signal.signal(number, handler)}
 
     def _watch_stops(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
-                self._handle(number, self._asked_to_stop)
+                self._handle(number, self._on_stop_signal)
 
-    def _shuts_down(self) -> None:
+    def _on_shutdown(self) -> None:
         self._shutting_down = True
 
-    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
-        """The first signal is for the reactor, whose handler would log that a stop cannot be stopped."""
-        if self._asked:
+    def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal goes to the reactor. A second one does not: the reactor would log that it is stopping
+        already."""
+        if self._stop_asked:
             self._reactor.callFromThread(self._end_now)
         else:
-            self._asked = True
-            self._before[number](number, frame)
+            self._stop_asked = True
+            self._previous_handlers[number](number, frame)
 
-    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reread)
 
     def _reread(self) -> None:
@@ -141,12 +144,13 @@ class ProcessSignals:
 
 
 class ProcessService(MultiService):
-    """All of a process: `guards`, and the `parts` that they need, which are services. For a `makeService` of your own.
+    """The service of a whole process: `guards`, and the `parts` that they need, which are services. Return it from your
+    own `makeService`.
 
     Parts are started first, in their order, then the guards. At a stop every guard is drained before anything else is
-    stopped. SIGHUP has each guard read its files anew; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and
-    SIGUSR2 mean nothing. systemd is told when all listen, reload and stop. Where a guard cannot listen the process ends
-    with one sentence, and at its end it does not wait for a thread that hangs.
+    stopped. SIGHUP makes each guard reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and
+    SIGUSR2 are ignored. systemd is told when all guards listen, reload and stop. If a guard cannot listen the process
+    ends with one sentence. At its end the process does not wait for a thread that hangs.
     """
 
     @checked
@@ -171,7 +175,7 @@ class ProcessService(MultiService):
             guard.on_listening = self._signals.tell_ready_soon
 
     def startService(self) -> None:
-        """Called by `twist` or `twistd`. SystemExit where a guard cannot listen."""
+        """Called by `twist` or `twistd`. SystemExit: a guard cannot listen."""
         self._signals.handle()
         try:
             super().startService()
@@ -182,12 +186,12 @@ class ProcessService(MultiService):
             self.guards[0].factory.context.events.setup_warning(what, problem)
 
     def reload(self) -> Deferred[Any]:
-        """Have every guard read its files anew, as on SIGHUP. Fires when that is done, and never fails."""
+        """Make every guard reload its files, as on SIGHUP. Fires when that is done, and never fails."""
         return gatherResults([guard.reload() for guard in self.guards])
 
     def stopService(self) -> Deferred[Any]:
-        """Drain every guard, then stop all of them and the parts. Called again meanwhile, a MultiService does not wait
-        a second time."""
+        """Drain every guard, then stop the guards and the parts. A second call meanwhile does not wait for the same
+        stops again."""
         self._signals.stopping()
         drained = gatherResults([guard.drain() for guard in self.guards], consumeErrors=True)
         drained.addBoth(lambda _: super(ProcessService, self).stopService())
@@ -199,7 +203,7 @@ class ProcessService(MultiService):
 
 
 def _end_now() -> None:
-    """Called in a thread of its own: the reactor's waits."""
+    """Called in its own thread, since the reactor's thread waits."""
     _log.critical(
         "the process ends with status 1: a thread still hangs {seconds} seconds after the stop, as on a disk that "
         "does not answer",

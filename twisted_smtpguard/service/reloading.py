@@ -1,4 +1,4 @@
-"""Reading the data of filters and deliveries anew: all of them first, then all change at once."""
+"""The reload of data of filters, deliveries and others: all are read first, then all change at once."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles, IReloadab
 from twisted_smtpguard.log.events import Events
 
 _SECONDS = 120
-"""For one part to read its data. One that never answers must not keep the others from ever changing."""
+"""How long one part may take to read its data. One that never answers must not keep the others from changing."""
 
 
 @attrs.frozen
 class Part:
-    """What may have data to read anew."""
+    """A part of the guard that may have data to reload."""
 
     what: str
-    """What the log calls it."""
+    """Its name in the log."""
     option: str
-    """The option of the command line that it comes from, without its dashes."""
-    it: Any
+    """The command-line option that it comes from, without dashes."""
+    target: Any
+    """The object that reads the data."""
 
     @property
     def files(self) -> Mapping[str, str]:
-        """What it says it reads: of each path the option."""
-        if not IReadsFiles.providedBy(self.it):
+        """The files that it says it reads, and the option that names each."""
+        if not IReadsFiles.providedBy(self.target):
             return {}
-        return {path: option or self.option for path, option in IReadsFiles(self.it).files.items()}
+        return {path: option or self.option for path, option in IReadsFiles(self.target).files.items()}
 
 
-class Reloading:
-    """Of `parts` those that provide IReloadable. One reading at a time. `reloaded` is called when all have read."""
+class Reloader:
+    """Reloads those of `parts` that provide IReloadable, one reload at a time. `reloaded` is called after each."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Reloading:
         call_later: CallLater,
         reloaded: Callable[[], object] = lambda: None,
     ) -> None:
-        self._parts = [part for part in parts if IReloadable.providedBy(part.it)]
+        self._parts = [part for part in parts if IReloadable.providedBy(part.target)]
         self._events = events
         self._reloaded = reloaded
         self._call_later = call_later
@@ -56,18 +57,18 @@ class Reloading:
         self._busy = False
 
     def reload(self) -> Deferred[None]:
-        """Fires when the data have been read that there were at this call. Never fails: what goes wrong with one
-        is logged, and that one keeps its old data."""
+        """Reload all parts. Fires after a reload that began after this call. It never fails: a part that cannot be
+        reloaded keeps its old data, and that is logged."""
         done: Deferred[None] = Deferred()
         self._waiting.append(done)
         if not self._busy:
             Deferred.fromCoroutine(self._run())
         return done
 
-    def give_up(self) -> None:
-        """The parts stop: nothing is read any more, and whoever waits for it hears that it is over."""
+    def stop(self) -> None:
+        """End the reload that is going on, and begin no other. Called when the parts stop."""
         waiting, self._waiting = self._waiting, []
-        # It ends the reload that is going on, and those who have asked for another would begin one.
+        # The queue is emptied first, since the end of this reload would begin the next one.
         for reading in self._readings:
             reading.cancel()
         for done in waiting:
@@ -79,23 +80,23 @@ class Reloading:
             waiting, self._waiting = self._waiting, []
             try:
                 await self._reload_all()
-            except Exception:  # noqa: BLE001 - whoever waits is told, and the next reload can begin
-                self._events.failure(Failure(), "the data could not be read anew")
-            # What was read may be large.
+            except Exception:  # noqa: BLE001 - the callers get their answer, and the next reload can begin
+                self._events.failure(Failure(), "the data could not be reloaded")
+            # The data may be large, so they are not kept here.
             self._readings = []
             for done in waiting:
                 done.callback(None)
         self._busy = False
 
     async def _reload_all(self) -> None:
-        self._readings = [self._read(part.it) for part in self._parts]
+        self._readings = [self._read(part.target) for part in self._parts]
         switches: list[tuple[Part, Callable[[], object]]] = []
         for part, reading in zip(self._parts, self._readings, strict=True):
             outcome = await reading
             if isinstance(outcome, TimeoutError):
                 self._events.reload_failed(part.what, part.option, f"no answer in {_SECONDS} seconds")
             elif isinstance(outcome, CancelledError) and not isinstance(outcome, HookCancelledError):
-                self._events.reload_failed(part.what, part.option, "given up before it was read")
+                self._events.reload_failed(part.what, part.option, "the reload was cancelled by a stop")
             elif isinstance(outcome, BaseException):
                 self._failed(part, Failure(outcome))
             else:
@@ -121,14 +122,14 @@ class Reloading:
             self._events.reload_failed(part.what, part.option, safe_str(error) or type(error).__name__)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
-        """Begin to read. Fires with what takes the new data, or with what went wrong."""
+        """Begin to read. Fires with the function that switches to the new data, or with the exception."""
         prepared = IPreparedReload.providedBy(part)
-        # To look the hook up can fail too.
+        # Looking up the hook can fail too.
         reading = asked(lambda: part.prepare_reload() if prepared else part.reload())
         return within(_SECONDS, self._call_later, reading).addCallbacks(
-            lambda switch: switch if prepared else _nothing, lambda failure: failure.value
+            lambda switch: switch if prepared else _already_switched, lambda failure: failure.value
         )
 
 
-def _nothing() -> None:
-    """It has taken its new data already."""
+def _already_switched() -> None:
+    """The switch of a part whose `reload()` has switched to the new data already."""

@@ -1,4 +1,4 @@
-"""The service that applications compose: listeners, the factory behind them, and how they start and stop."""
+"""`SMTPGuardService`, which applications compose: the listeners, their factory, and how they start and stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.service.parts import PartsOwner
-from twisted_smtpguard.service.reloading import Part, Reloading
+from twisted_smtpguard.service.reloading import Part, Reloader
 from twisted_smtpguard.service.startwarnings import warning_of_hostname
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.transport.acceptlog import bound_accept_log
@@ -39,28 +39,29 @@ from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.listener import Listener
 
 _BACKLOG = 1024
-"""Connections that wait to be accepted. With four times as many a fresh client stood behind a second's worth of dead
-ones in a flood of resets; with a quarter it was dropped, and tried again after a second."""
+"""How many connections may wait to be accepted. With four times as many, in a flood of resets, a new client waited for
+a second's worth of dead connections; with a quarter it was dropped, and tried again after a second."""
 
 _SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
 
 _PARTS_SECONDS = 5
-"""For filters and a delivery that are services to stop."""
+"""How long filters and a delivery that are services may take to stop."""
 
 _PORT_SECONDS = 0.1
-"""For listeners to close, which takes a turn of the reactor. The sessions are told behind that: one that came back at
-once would find the next guard there, or nobody."""
+"""How long listeners may take to close, which needs a turn of the reactor. The sessions are ended after that, so that a
+client that reconnects at once does not reach this guard again."""
 
 
 class SMTPGuardService(PartsOwner):
-    """A guard on any number of endpoints, with one cap over all of them.
+    """A guard on any number of endpoints, with one limit on the connections of all of them.
 
-    `reactor` provides the time. At `tls_endpoints`, which are plain ones, the guard begins TLS before it greets, with
-    `tls`. `names` are what the log calls the `endpoints` and then these, as `endpoint` of a listener and `listener` of
-    a connection: any words, one for each. Without them the log has a string that describes each endpoint. The other
-    arguments are those of SMTPGuardFactory. Filters and a delivery that provide IService are started before any
-    listener and stopped after the last session, unless they have a parent, which then does so. ValueError: one of them
-    has another guard for its parent, or `names` are too few or too many. It can be started again after it was stopped.
+    `reactor` provides the time. The `tls_endpoints` are plain endpoints on which the guard begins TLS before its
+    greeting, with `tls`. `names` has one word for each of `endpoints` and then of `tls_endpoints`: the log has it as
+    `endpoint` of a listener and as `listener` of a connection. Without `names` the log has a string that describes the
+    endpoint. The other arguments are those of SMTPGuardFactory. Filters and a delivery that provide IService are
+    started before any listener and stopped after the last session, unless they have a parent, which does so then.
+    ValueError: one of them has another guard as its parent, or the number of `names` is wrong. The service can be
+    started again after it was stopped.
     """
 
     @checked
@@ -87,7 +88,7 @@ class SMTPGuardService(PartsOwner):
     ) -> None:
         super().__init__()
         if checkers and not (tls or proxy_protocol_tls or auth_without_tls) and _all_plain(endpoints):
-            raise ValueError("checkers need tls or auth_without_tls: AUTH is offered under TLS only")
+            raise ValueError("checkers need tls or auth_without_tls, since AUTH is offered under TLS only")
         self._reactor = reactor
         self.factory = SMTPGuardFactory(
             reactor,
@@ -106,7 +107,7 @@ class SMTPGuardService(PartsOwner):
             auth_without_tls=auth_without_tls,
         )
         filters = self.factory.filters
-        self._reloading = Reloading(
+        self._reloader = Reloader(
             [
                 *(Part(entry.name, "ip-filter", entry.filter) for entry in filters),
                 Part("delivery", "deliver", delivery),
@@ -127,40 +128,41 @@ class SMTPGuardService(PartsOwner):
         ]
         self._ports: list[IListeningPort] = []
         self.on_listening: Callable[[], object] = _nothing
-        """Called each time that one more endpoint is listened on."""
+        """Called whenever one more endpoint listens."""
         self._ending = 0
-        """Drains and stops that are not over."""
+        """How many drains and stops are under way."""
         self._stopping: Deferred[None] | None = None
-        """The last stop."""
+        """The latest stop."""
         for part in (*(entry.filter for entry in filters), delivery):
             self.adopt(part)
 
     @property
     def ports(self) -> Sequence[IListeningPort]:
-        """What is listened on: endpoints in their order, then those of TLS. Empty while the service does not run."""
+        """The listening ports: those of `endpoints` in their order, then of `tls_endpoints`. Empty while the service
+        does not run."""
         return tuple(self._ports)
 
     @property
     def ready(self) -> bool:
-        """Whether every endpoint is listened on: not before the start, nor after the beginning of a stop or drain."""
+        """Whether every endpoint listens. False before the start, and from the beginning of a stop or drain on."""
         return bool(self.running) and len(self._ports) == len(self._listeners)
 
     @property
     def statistics(self) -> Statistics:
-        """What was counted so far. It goes on over stops and starts."""
+        """The counts since the service was made. They go on over stops and starts."""
         return self.factory.statistics
 
     def startService(self) -> None:
-        """Listen, for the first time, after a stop or after a drain. Raises what an endpoint fails with
-        (CannotListenError: the port is taken); then none listens, and the service is stopped.
+        """Listen: for the first time, after a stop, or after a drain. If an endpoint fails, its exception is raised
+        (CannotListenError: the port is taken); then no endpoint listens, and the service is stopped.
 
-        What an endpoint fails with later is logged, and the others go on. RuntimeError where it listens already, or a
-        stop or drain is not over.
+        A later failure of an endpoint is logged, and the others go on. RuntimeError: the service listens already, or a
+        stop or drain is under way.
         """
         if self._ports:
             raise RuntimeError("the service listens already")
         if self._ending:
-            raise RuntimeError("the service can be started again when its stop or drain is over")
+            raise RuntimeError("the service cannot be started while a stop or drain is under way")
         if not self.running:
             self._start_parts()
         self.factory.reopen()
@@ -177,9 +179,9 @@ class SMTPGuardService(PartsOwner):
         self._warn_of_open_relay()
         self._warn_of_hostname()
         self._warn_of_certificates()
-        tried = self.factory.context.limits.dry_run
-        if tried:
-            self.factory.context.events.trying(tried)
+        in_dry_run = self.factory.context.limits.dry_run
+        if in_dry_run:
+            self.factory.context.events.dry_run(in_dry_run)
 
     def _start_parts(self) -> None:
         try:
@@ -203,19 +205,19 @@ class SMTPGuardService(PartsOwner):
             self.factory.context.events.ssl_endpoint(name)
         listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, listener)
         listening.addCallback(self._listening, name, self._ports).addErrback(failed)
-        # A plugin's endpoint may take its time: then it is too late to let the start fail.
+        # A plugin's endpoint may fail later, when it is too late to let the start fail.
         waiting = True
         if failures:
             failures[0].raiseException()
 
     def _listening(self, port: IListeningPort, name: str, ports: list[IListeningPort]) -> None:
         if ports is not self._ports:
-            # What it was started for has been stopped.
+            # The service was stopped before the endpoint began to listen.
             self._close(port)
             return
         ports.append(port)
-        # Twisted's 50 are gone at once when a crowd comes, and whoever is dropped then tries again only after a
-        # second. An endpoint's own `backlog=` stays.
+        # Twisted's backlog of 50 fills at once in a flood, and a client that is dropped tries again only after a
+        # second. An endpoint's own `backlog=` is kept.
         if isinstance(port, tcp.Port):
             bound_accept_log(port, self.factory.context.events)
             self.factory.socket_buffers.opened(port)
@@ -225,14 +227,14 @@ class SMTPGuardService(PartsOwner):
         self.on_listening()
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
-        """Have a port listen no longer. Fires when it does, and never fails."""
+        """Close a listening port. Fires when it is closed, and never fails."""
         self.factory.socket_buffers.closed(port)
         closing: Deferred[Any] = maybeDeferred(port.stopListening)
         return closing.addErrback(self.factory.context.events.failure, "closing a listener")
 
     def _warn_of_descriptors(self) -> None:
-        site = self.factory.context
-        events, cap = site.events, site.limits.enforced("max_connections")
+        context = self.factory.context
+        events, cap = context.events, context.limits.enforced("max_connections")
         try:
             import resource  # noqa: PLC0415 - not on every system
         except ImportError:
@@ -241,59 +243,59 @@ class SMTPGuardService(PartsOwner):
         if not cap:
             events.no_connection_cap(descriptors)
             return
-        lingering, upstream = site.limits.max_lingering, 0
-        if IConnectingDelivery.providedBy(site.delivery):
-            upstream = IConnectingDelivery(site.delivery).max_connections
+        lingering, upstream = context.limits.max_lingering, 0
+        if IConnectingDelivery.providedBy(context.delivery):
+            upstream = IConnectingDelivery(context.delivery).max_connections
         if descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
             events.descriptors_below_cap(descriptors, cap, lingering, upstream)
 
     def _warn_of_hostname(self) -> None:
-        site = self.factory.context
+        context = self.factory.context
         hosts = [getattr(port.getHost(), "host", None) for port in self._ports]
-        problem = warning_of_hostname(site.hostname, [host for host in hosts if host])
+        problem = warning_of_hostname(context.hostname, [host for host in hosts if host])
         if problem:
-            site.events.setup_warning("hostname", problem)
+            context.events.setup_warning("hostname", problem)
 
     def _warn_of_open_relay(self) -> None:
-        site = self.factory.context
-        delivery = site.delivery
-        if site.require_auth:
-            # Nobody unknown can send.
+        context = self.factory.context
+        delivery = context.delivery
+        if context.require_auth:
+            # Only clients that have logged in can send.
             return
         if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
-            site.events.open_relay(type(delivery).__name__)
+            context.events.open_relay(type(delivery).__name__)
 
     def _warn_of_certificates(self) -> None:
-        tls, site = self.factory.tls, self.factory.context
+        tls, context = self.factory.tls, self.factory.context
         if isinstance(tls, CertificateFiles):
             for fault in tls.take_faults():
-                site.events.reload_failed("certificate", fault.option, fault.problem, fault.file)
-            for doubt in tls.doubts(site.hostname, site.seconds()):
-                site.events.doubtful_certificate(doubt)
+                context.events.reload_failed("certificate", fault.option, fault.problem, fault.file)
+            for doubt in tls.doubts(context.hostname, context.seconds()):
+                context.events.doubtful_certificate(doubt)
 
     def reload(self) -> Deferred[None]:
-        """Have every filter, the delivery, the certificate and every checker read its data anew, as on SIGHUP, if it
+        """Reload the data of every filter, the delivery, the certificate and every checker, as on SIGHUP, if it
         provides IReloadable.
 
-        Fires when that is done, and never fails: the log tells what was wrong. Connections already greeted go on.
+        Fires when that is done, and never fails: problems are logged. Connections that have been greeted go on.
         """
-        return self._reloading.reload()
+        return self._reloader.reload()
 
     def drain(self) -> Deferred[None]:
         """Stop listening at once, let the sessions end, and wait for pending verdicts.
 
-        What `stopService()` does first, and all that it does as far as clients can see. But filters and a delivery
-        that are services go on, and so does this service for its parent: `startService()` has it listen again, and
-        `stopService()` stops the rest. Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is
-        off. May be called again meanwhile, and where nothing is listened on.
+        This is the first part of `stopService()`, and all of it that clients can see. Filters and a delivery that are
+        services go on, and this service still runs for its parent: `startService()` makes it listen again, and
+        `stopService()` stops the rest. Fires at most `Limits.shutdown_grace` + 5 seconds later, unless that limit is 0.
+        May be called again meanwhile, and when nothing listens.
         """
         return self._until_drained(lambda _: None)
 
     def stopService(self) -> Deferred[None]:
         """Drain, then stop the filters and the delivery.
 
-        Where one of them that is a service does not stop, this fires 5 seconds later than a drain would. A reload that
-        is going on is given up. Called again meanwhile, it waits for the same end.
+        If one of them is a service and does not stop, this fires 5 seconds later than a drain would. A reload that is
+        going on is cancelled. A second call meanwhile waits for the same end.
         """
         if self._stopping is None or self._stopping.called:
             self._stopping = self._until_drained(self._stop_parts)
@@ -302,33 +304,33 @@ class SMTPGuardService(PartsOwner):
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
         ports, self._ports = self._ports, []
         self._ending += 1
-        # A port that does not close must not keep the sessions from being told.
+        # A port that does not close must not keep the sessions from being ended.
         closing = shielded(gatherResults([self._close(port) for port in ports]))
         ended: Deferred[Any] = within(_PORT_SECONDS, self.factory.deadlines.call_later, closing)
         ended.addBoth(lambda _: self.factory.drain())
-        # Whoever waits for it no longer has not called it off.
-        return shielded(ended.addCallback(then).addBoth(self._ended))
+        # A caller that no longer waits must not cancel the drain.
+        return shielded(ended.addCallback(then).addBoth(self._drain_ended))
 
-    def _ended(self, outcome: Any) -> Any:
+    def _drain_ended(self, outcome: Any) -> Any:
         self._ending -= 1
         return outcome
 
     def _stop_parts(self, _: object) -> Deferred[Any]:
-        """Stop the filters and the delivery. One that hangs must not keep the process."""
+        """Stop the filters and the delivery. One that hangs must not delay the end of the process."""
         stopping: Deferred[Any] = shielded(maybeDeferred(self._end_parts))
         stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
         stopped.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
         return stopped.addCallback(lambda _: self.factory.context.events.stopped())
 
     def _end_parts(self) -> Any:
-        self._reloading.give_up()
-        # Each start has one stop, however often the service is stopped.
+        self._reloader.stop()
+        # Each start is followed by one stop of the parts, however often the service is stopped.
         return super().stopService() if self.running else None
 
 
 def endpoint_name(endpoint: object) -> str:
-    """What the log calls an endpoint that has no name: the string that would make it, as far as it can be told, or
-    the name of its class."""
+    """The name in the log of an endpoint that was given no name: the string that would make it, as far as it is known,
+    or the name of its class."""
     kind = type(endpoint).__name__
     if kind in _SCHEMES and hasattr(endpoint, "_port"):
         interface = getattr(endpoint, "_interface", "").replace(":", "\\:")
@@ -339,14 +341,14 @@ def endpoint_name(endpoint: object) -> str:
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """The default of `on_listening`."""
 
 
 _PLAIN = (TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint)
 
 
 def _all_plain(endpoints: Collection[IStreamServerEndpoint]) -> bool:
-    """Whether there are some, and none of them can begin TLS by itself."""
+    """Whether there are endpoints, and none of them can begin TLS by itself."""
     return bool(endpoints) and all(type(endpoint) in _PLAIN for endpoint in endpoints)
 
 

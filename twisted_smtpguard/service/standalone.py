@@ -1,4 +1,4 @@
-"""The service of `twist smtpguard`: a guard that is all of its process."""
+"""The service of `twist smtpguard`: one guard that is the whole process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twisted_smtpguard.transport.listener import Listener
 
 
 class StandaloneService(SMTPGuardService):
-    """A guard that heeds the signals of its process and tells systemd its state, as a ProcessService does. Where it
+    """A guard that handles the signals of its process and tells systemd its state, as a ProcessService does. If it
     cannot listen the process ends with a sentence that names the option."""
 
     _secrets: tuple[Sequence[str], Sequence[str]] = ((), ())
@@ -33,11 +33,11 @@ class StandaloneService(SMTPGuardService):
         self.on_listening = self._signals.tell_ready_soon
 
     def warn_of(self, keys: Sequence[str], passwords: Sequence[str]) -> None:
-        """Each start warns where others can read these files, and of other risks of the process."""
+        """Make each start warn if others can read these files, and of other risks of the process."""
         self._secrets = (keys, passwords)
 
     def startService(self) -> None:
-        # Running: it listens again after a drain.
+        # A running service listens again after a drain, and handles the signals already.
         if not self.running:
             self._signals.handle()
         super().startService()
@@ -58,4 +58,4 @@ class StandaloneService(SMTPGuardService):
                 (other.name, port) for (_, other), port in zip(self._listeners, self.ports, strict=False)
             ]
             reason = why_not(listener.name, error, others)
-            raise SystemExit(f"{option}: {listener.name} cannot be listened on: {reason}") from error
+            raise SystemExit(f"{option}: cannot listen on {listener.name}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What is risky in how a process was set up, and no reason not to start: one sentence each, for the log."""
+"""The warnings at start: risks in how the process was set up that do not keep it from starting, one sentence each."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ipaddress import ip_address
 
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _MAX_OCTETS = 1024 * 1024
-"""Of a file that may have a key in it."""
+"""How much is read of a file that may have a key in it."""
 
 _NO_NAMES = frozenset({"localhost", "localhost.localdomain"})
 
 
 def warnings_of_process(keys: Iterable[str], passwords: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """A word for what is risky, and a sentence. `keys` are files that may have a private key in them."""
+    """A word and a sentence for each risk. `keys` are files that may have a private key in them."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         yield (
             "root",
-            "the guard runs as root, which it needs not even for port 25: give it a socket of systemd's, or "
+            "the guard runs as root, which is not needed even for port 25: give it a socket from systemd, or "
             "CAP_NET_BIND_SERVICE",
         )
     for path in dict.fromkeys(keys):
@@ -34,12 +34,13 @@ def warnings_of_process(keys: Iterable[str], passwords: Iterable[str]) -> Iterat
 
 
 def warning_of_hostname(hostname: str, addresses: Sequence[str]) -> str:
-    """`addresses` are the IP addresses that are listened on. "": there is nothing to warn of."""
+    """The sentence about a hostname that others cannot use; "" if it is fine. `addresses` are the IP addresses that the
+    guard listens on."""
     if hostname.lower() not in _NO_NAMES or all(ip_address(each).is_loopback for each in addresses):
         return ""
     return (
-        f"the guard calls itself {hostname}, and listens where others reach it: give it the name that this server "
-        "has in the DNS, with --hostname or hostname="
+        f"the guard calls itself {hostname}, and listens on an address that others can reach: give it the name that "
+        "this server has in the DNS, with --hostname or hostname="
     )
 
 

@@ -1,4 +1,4 @@
-"""What the process tells systemd of its state, if systemd has started it: sd_notify(3)."""
+"""The notifications by which the process tells systemd its state, if systemd has started it: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from twisted.logger import Logger
 
 READY = "READY=1"
-"""Every listener takes connections; after RELOADING, that the new data are in force."""
+"""Every listener accepts connections. After RELOADING it says that the new data are in force."""
 STOPPING = "STOPPING=1"
 """The listeners are closed, and sessions are being ended."""
 
@@ -17,21 +17,20 @@ _log = Logger()
 
 
 def reloading() -> str:
-    """Data are being read anew. The state has to tell when that began, by the kernel's own clock, so that systemd can
-    tell the answer to its signal from one before (`Type=notify-reload`)."""
+    """The state of a process that reloads its data. It has the time at which that began, by the kernel's own clock, so
+    that systemd can tell the answer to its signal from an earlier one (`Type=notify-reload`)."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def notify(state: str) -> None:
-    """Tell systemd `state`; nothing where it has not asked, by the variable NOTIFY_SOCKET.
+    """Tell systemd `state`, if it has set the variable NOTIFY_SOCKET.
 
-    It never blocks and never raises: what goes wrong is logged, and systemd does what it does about a service that
-    is silent.
+    This never blocks and never raises. A failure is logged, and systemd treats the service as one that is silent.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    # @ stands for the NUL that an abstract address begins with.
+    # An @ stands for the NUL that an abstract address begins with.
     address = f"\0{address[1:]}" if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:

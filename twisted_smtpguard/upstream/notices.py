@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.log.budget import LineBudget
-from twisted_smtpguard.log.form import EventLog, word
+from twisted_smtpguard.log.eventlog import EventLog, word
 from twisted_smtpguard.replies import Reply, text_of
 
 MAX_LINES = 10

@@ -1,11 +1,11 @@
-"""What every event looks like in the log, and how it gets there.
+"""The form of every event in the log.
 
-An event is fields with fixed names, and once more `text`: a line of `name=value` words made of the same fields, with a
-sentence at its end perhaps. The guard's events stand in events.py, those of a mail server behind in
-upstream/notices.py, and docs/reference/events.md is checked against both.
+An event has fields with fixed names, and a field `text`: a line of `name=value` words made of the same fields, with a
+sentence at its end for some events. The guard's events are in events.py, those about an upstream server in
+upstream/notices.py; a test checks docs/reference/events.md against both.
 
-Whatever a client or a server chose is escaped before it becomes a field, so neither form holds a control octet, and
-nobody can forge a line or a field. A value never becomes part of a format string.
+Text that a client or a server chose is escaped before it becomes a field, so that nobody can forge a line or a field.
+A value never becomes part of a format string.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ LINE = "{text}"
 """The format of every event."""
 
 MAX_VALUE_CHARACTERS = 320
-"""What is logged of one thing that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
+"""How much is logged of one value that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
 
 MAX_SHORT_CHARACTERS = 32
-"""What is logged of a verb or the name of a parameter, which a client may have made up."""
+"""How much is logged of a verb or of a parameter's name, which a client may have made up."""
 
 MAX_WORDS_OCTETS = 200
-"""What is logged, escaped, of the words of a reply that an upstream server or a delivery chose."""
+"""How much is logged, after escaping, of a reply that an upstream server or a delivery chose."""
 
 MAX_PROBLEM_CHARACTERS = 1_000
-"""What is logged of a sentence that says what is wrong. It may hold whatever the server behind says."""
+"""How much is logged of a sentence about a problem, which may contain any text of an upstream server."""
 
 MAX_ERROR_CHARACTERS = 2_000
-"""What is logged of an exception's message, which may hold anything that a client sent."""
+"""How much is logged of an exception's message, which may contain anything that a client sent."""
 
 
 _OBSERVER_SECONDS = 60
@@ -51,8 +51,8 @@ _log = Logger()
 
 
 class EventLog:
-    """Logs what is not below `level`. Who builds an event at some cost asks `informs` or `warns` first, or
-    `debugs`. `seconds` tells the time."""
+    """Logs events from `level` on. A caller for which an event is costly to build asks `debugs`, `informs` or `warns`
+    first. `seconds` tells the time."""
 
     def __init__(
         self,
@@ -72,14 +72,14 @@ class EventLog:
             self._log(LogLevel.debug, event, _line(event, fields), fields)
 
     def info(self, event: str, fields: Mapping[str, object], remark: str = "") -> None:
-        """`remark` stands at the end of the line, and is no field."""
+        """Log at info. `remark` comes at the end of the line, and is no field."""
         if self.informs:
             line = _line(event, fields)
             self._log(LogLevel.info, event, f"{line} {remark}" if remark else line, fields)
 
     def warn(self, event: str, fields: Mapping[str, object], problem: str = "", *, remark: str = "") -> None:
-        """`problem` is anything: escaped and cut it is a field, and a sentence at the end of the line. `remark` stands
-        there too, and is no field."""
+        """Log at warn. `problem` may be any text: it is escaped and cut, and becomes a field and the end of the line.
+        `remark` comes at the end of the line too, and is no field."""
         if not self.warns:
             return
         line = _line(event, fields)
@@ -89,7 +89,7 @@ class EventLog:
         self._log(LogLevel.warn, event, " ".join(filter(None, [line, problem, remark])), fields)
 
     def failure(self, event: str, failure: Failure, fields: Mapping[str, Any], remark: str) -> None:
-        """With its traceback."""
+        """Log `failure` with its traceback."""
         line = f"{_line(event, fields)} {escape_text(remark)}"
         failure, error = _escaped(failure)
         try:
@@ -98,7 +98,7 @@ class EventLog:
             self._observer_raised()
 
     def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
-        """As `Logger.emit` does it, which copies all fields twice and sorts all levels for each event."""
+        """Do what `Logger.emit` does, which copies all fields twice and sorts all levels for each event."""
         logger = self._logger
         try:
             logger.observer(
@@ -118,8 +118,8 @@ class EventLog:
             self._observer_raised()
 
     def _observer_raised(self) -> None:
-        """An application's observer must not keep a connection from ending. Twisted's own publisher, which survives
-        its observers, is told once a minute."""
+        """Called when an application's observer raised, which must not keep a connection from ending. It is logged once
+        a minute."""
         now = self._seconds()
         if now >= self._tell_again_at:
             self._tell_again_at = now + _OBSERVER_SECONDS
@@ -127,14 +127,14 @@ class EventLog:
 
 
 def word(text: str) -> str:
-    """A field's value, and a word in the line."""
+    """`text` as the value of a field and a word in the line: escaped, and cut to MAX_VALUE_CHARACTERS."""
     if len(text) > MAX_VALUE_CHARACTERS:
         return escape_word(text[:MAX_VALUE_CHARACTERS]) + "..."
     return escape_word(text)
 
 
 def short_word(text: str) -> str:
-    """A field's value of no more than 32 characters, in which no escape is cut through."""
+    """`text` as a field's value of at most MAX_SHORT_CHARACTERS characters. No escape is cut in two."""
     shown = escape_word(text[:MAX_SHORT_CHARACTERS])
     while len(shown) > MAX_SHORT_CHARACTERS:
         text = text[: min(len(text), MAX_SHORT_CHARACTERS) - 1]
@@ -143,13 +143,12 @@ def short_word(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """What somebody said, as a field's value of at most MAX_WORDS_OCTETS octets."""
+    """A reply as a field's value of at most MAX_WORDS_OCTETS octets. No escape is cut in two."""
     shown = escape_word(text[: MAX_WORDS_OCTETS + 1])
     if len(shown) <= MAX_WORDS_OCTETS:
         return shown
     end = 0
     for escape in _ESCAPE_OR_OCTET.finditer(shown):
-        # No escape is cut in two.
         if escape.end() > MAX_WORDS_OCTETS - 3:
             break
         end = escape.end()
@@ -160,7 +159,7 @@ _ESCAPE_OR_OCTET = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.")
 
 
 def of_file(what: str, option: str, file: str) -> dict[str, object]:
-    """The fields of an event about reading a file, which `what` reads and `option` of the command line names."""
+    """The fields of an event about a file, which `what` reads and the command-line option `option` names."""
     fields: dict[str, object] = {"what": word(what), "option": f"--{option}"}
     return {**fields, "file": word(file)} if file else fields
 
@@ -169,7 +168,7 @@ def _sentence(text: str) -> str:
     shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
     if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):
         return shown
-    # Escapes may be ten times as long as what they stand for.
+    # An escape may be ten times as long as its character.
     return shown[:MAX_PROBLEM_CHARACTERS] + "..."
 
 
@@ -193,7 +192,7 @@ def _shown(value: object) -> object:
 
 
 def _escaped(failure: Failure) -> tuple[Failure, str]:
-    """The failure with nothing raw in its traceback, and its type and message as one line.
+    """The failure with an escaped message in its traceback, and its type and message as one line.
 
     A message may repeat what a client sent; everything else in a traceback comes from source files.
     """
@@ -201,7 +200,7 @@ def _escaped(failure: Failure) -> tuple[Failure, str]:
     raw = safe_str(failure.value)
     message = escape_text(raw[:MAX_ERROR_CHARACTERS])
     if message != raw:
-        # In a copy, with its type and its frames: the raiser's own stays as it was.
+        # The message is replaced in a copy, which keeps the type and the frames.
         failure = Failure(failure)
         failure.value = Exception(message)
     return failure, f"{kind}: {message}"
