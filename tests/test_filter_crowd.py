@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -86,17 +87,18 @@ def unhandled() -> Iterator[list[object]]:
     globalLogPublisher.removeObserver(observe)
 
 
-def deferreds() -> int:
-    """How many there are."""
+def deferreds() -> list[Deferred[Any]]:
+    """All that there are."""
     gc.collect()
-    return sum(isinstance(each, Deferred) for each in gc.get_objects())
+    return [each for each in gc.get_objects() if isinstance(each, Deferred)]
 
 
 @pytest.mark.parametrize("fail_open", [False, True], ids=["fail closed", "fail open"])
 def test_two_thousand_wait_at_once_and_each_is_told_in_time(fail_open: bool, unhandled: list[object]) -> None:
+    # Held, so that those which other tests have left do not go away meanwhile.
     deferreds_before = deferreds()
     counts = one_crowd(fail_open)
-    assert deferreds() == deferreds_before
+    assert len(deferreds()) == len(deferreds_before)
     assert unhandled == []
     assert counts["let in"] > 0
     assert counts["turned away"] > 0
