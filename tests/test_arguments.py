@@ -202,6 +202,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("SMTPGuardService", {"require_auth": True}, "require_auth needs checkers"),
     ("SMTPGuardService", {"checkers": [CHECKER]}, "checkers need tls or auth_without_tls"),
     ("SMTPGuardService", {"checkers": [object()]}, "checkers"),
+    (
+        "SMTPGuardService",
+        {"checkers": ["memory:ann:pw"], "auth_without_tls": True},
+        "checkers: 'memory:ann:pw' does not check user names with passwords",
+    ),
     ("SMTPGuardService", {"delivery": FakeDelivery}, "delivery must be an IDelivery, not "),
     (
         "SMTPGuardService",

@@ -225,6 +225,12 @@ def test_the_reference_of_filters_has_every_field_of_a_peer_and_of_an_entry() ->
         assert fields == [field.name for field in attrs.fields(kind)]
 
 
+def test_the_how_to_of_filters_has_every_field_of_a_peer() -> None:
+    contract = section(DOCS / "how-to" / "write-an-ip-filter.md", "The contract")
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", contract, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", "".join(rows)) == [field.name for field in attrs.fields(Peer)]
+
+
 def test_the_how_to_has_every_field_of_an_envelope() -> None:
     rows = re.findall(
         r"^\| `(?:envelope\.)?(\w+)` \|", section(EMBEDDING, "What an Envelope tells"), re.MULTILINE

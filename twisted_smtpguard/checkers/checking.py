@@ -74,5 +74,5 @@ class Checkers:
 
 def takes_passwords(checker: Any) -> bool:
     """Whether a checker, or a factory of such, has anything to say about a user name and a password."""
-    interfaces = checker.credentialInterfaces
+    interfaces = getattr(checker, "credentialInterfaces", ())
     return any(each in (IUsernamePassword, IUsernameHashedPassword) for each in interfaces)

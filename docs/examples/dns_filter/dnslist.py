@@ -66,11 +66,12 @@ class DNSList:
         waiting.append(answer)
         if is_new:
             asked = self._resolver.lookupAddress(name, timeout=TIMEOUTS)
-            asked.addCallbacks(self._judge, self._unlisted).addBoth(self._tell, name)
+            zone = self._zones[peer.address.version]
+            asked.addCallbacks(self._judge, self._unlisted, callbackArgs=(zone,)).addBoth(self._tell, name)
         return answer
 
-    def _judge(self, found: Any) -> tuple[float, Verdict]:
-        """An answer, and for how long it holds."""
+    def _judge(self, found: Any, zone: str) -> tuple[float, Verdict]:
+        """An answer, and for how long it holds. A CNAME may lead out of the zone, so the names in it say nothing."""
         records = [record for record in found[0] if record.type == dns.A]
         addresses = [IPv4Address(record.payload.dottedQuad()) for record in records]
         if any(address in TROUBLE for address in addresses):
@@ -79,7 +80,6 @@ class DNSList:
             )
         for record, address in zip(records, addresses, strict=True):
             if address in LISTED:
-                zone = next(zone for zone in self._zones.values() if zone and str(record.name).endswith(zone))
                 words = f"Your address is listed by {zone}"
                 return record.ttl, refuse(Reply(521, "5.7.1", (words,)), rule=f"{zone} {address}")
         return MIN_TTL, PASS

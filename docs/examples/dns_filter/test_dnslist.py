@@ -1,4 +1,4 @@
-"""Run with: python -m twisted.trial test_dnslist.py"""
+"""Run with: python -m twisted.trial test_dnslist"""
 
 from ipaddress import ip_address
 from typing import Any
@@ -76,6 +76,12 @@ class DNSListTests(TestCase):
     def test_without_a_zone_for_ipv6_such_a_client_passes(self) -> None:
         only = DNSList(self.resolver, self.clock, ZONE)
         self.assertEqual(only.check(peer("2001:4860:4888::1")), PASS)
+
+    def test_a_zone_may_have_capital_letters_and_a_final_dot_and_its_answer_another_name(self) -> None:
+        for zone, answered in (("BL.example", NAME), ("bl.example.", NAME), (ZONE, "listed.example.net")):
+            waiting = DNSList(self.resolver, self.clock, zone).check(peer("1.2.3.4"))
+            self.resolver.answers[-1].callback(listed(answered))
+            self.assertEqual(self.successResultOf(waiting).rule, f"{zone} 127.0.0.2")
 
     def test_whose_address_is_not_public_passes_and_nothing_is_asked(self) -> None:
         for address in ("127.0.0.1", "10.0.0.1", "100.64.0.1", "::1", "fe80::1", None):
