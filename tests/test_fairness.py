@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import Conversation, Guard, codes
+from test_auth import Checker
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.engine.engine import SHARE as COMMANDS_A_TURN
@@ -120,3 +121,30 @@ def test_an_accident_of_one_does_not_stop_the_others() -> None:
         clock.advance(0)
     clock.advance(0)
     assert called == [1]
+
+
+@pytest.mark.parametrize(
+    "burst",
+    [
+        pytest.param(b"\n", id="LF alone"),
+        pytest.param(b"a\rb\r\n", id="a bare CR"),
+        pytest.param(b"AUTH LOGIN\r\n*\r\n", id="AUTH and its cancellation"),
+        pytest.param(b"NOOP\r\n", id="NOOP"),
+    ],
+)
+@pytest.mark.parametrize("limits", [{}, {"max_output_buffer": 0}], ids=["base", "no limit on output"])
+def test_no_burst_is_answered_beyond_a_share_or_piles_up_replies(
+    burst: bytes, limits: dict[str, int]
+) -> None:
+    guard = Guard(checkers=[Checker()], max_invalid_commands=0, **limits)
+    client = guard.greeted()
+    client.heard()
+    client.protocol.dataReceived(burst * (64 * 1024 // len(burst)))
+    engine = client.protocol.engine
+    # A turn of the reactor; Clock.advance() would go on until nothing is left.
+    assert engine.offset <= 2 * COMMANDS_A_TURN * len(burst)
+    most = engine.context.max_said
+    while engine.held:
+        assert len(engine.said) < most + 64 * 100
+        engine.take_turn()
+    assert engine.buffer == b""

@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.clientkey import client_key
+from twisted_smtpguard.engine.port import FAULTS
 from twisted_smtpguard.hooks.later import (
-    FAULTS,
     CallLater,
     HookCancelledError,
     as_deferred,

@@ -20,7 +20,8 @@ from zope.interface import implementer
 from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.hooks.later import FAULTS, asked, shielded
+from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.hooks.later import asked, shielded
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
 from twisted_smtpguard.replies import Reply

@@ -176,7 +176,7 @@ def _ask_admission(engine: Engine) -> None:
     admission = engine.context.admission
     try:
         refusal = None if admission.asks_nothing else admission.decide(engine)
-    except Exception as error:  # noqa: BLE001 - a fault of ours must not let anybody in
+    except BaseException as error:  # noqa: BLE001 - a fault of ours must not let anybody in
         _admission_failed(engine, error, at_once=at_once)
         return
     if refusal is None or hasattr(refusal, "reply"):

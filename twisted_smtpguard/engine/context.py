@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from re import Match
 from typing import Any
@@ -17,6 +16,9 @@ from twisted_smtpguard.engine.sasl import MECHANISMS
 from twisted_smtpguard.engine.stages import Stage, StageRow
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.replies import Reply
+
+_MAX_SAID_OCTETS = 64 * 1024
+"""Where there is no limit on replies that wait: to add to more than that takes too long."""
 
 
 @attrs.frozen
@@ -102,8 +104,8 @@ class ServerContext:
     """Reads a plain command line at an offset of the input (see grammar.py)."""
     max_auth_line: int = attrs.field(init=False)
     """The same of a line of AUTH."""
-    max_said: float = attrs.field(init=False)
-    """Octets of replies that are said before it is looked at whether the client reads them."""
+    max_said: int = attrs.field(init=False)
+    """Octets of replies that are said before they leave, and it is looked at whether the client reads them."""
     max_octets_of_ours: int = attrs.field(init=False)
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _rules: dict[tuple[int, bool], MessageRules] = attrs.field(factory=dict, init=False)
@@ -127,7 +129,7 @@ class ServerContext:
         fits = not self.max_line or self.max_line >= grammar.PLAIN_LINE_OCTETS
         self.plain_line = grammar.plain_line if fits else _no_line
         self.max_auth_line = limits.max_auth_line if self.identify is not None else 0
-        self.max_said = limits.max_output_buffer or math.inf
+        self.max_said = limits.max_output_buffer or _MAX_SAID_OCTETS
         self.max_octets_of_ours = limits.enforced("max_message_size")
 
     @property

@@ -348,9 +348,8 @@ class Engine:
         self.busy = True
         try:
             function(*arguments)
-        except Exception as error:  # noqa: BLE001 - our own fault must not end the process or another session
-            self._fault(error)
-            self.advance()
+        except BaseException as error:  # noqa: BLE001 - our own fault must not end the process or another session
+            self._recover(error)
         self.busy = False
         if self.queue is not None:
             self._serve_queue()
@@ -366,10 +365,22 @@ class Engine:
             self.offset = 0
         else:
             self.buffer = octets
-        self.advance()
+        try:
+            self.advance()
+        except BaseException as error:  # noqa: BLE001 - as in `input`
+            self._recover(error)
         self.busy = False
         if self.queue is not None:
             self._serve_queue()
+
+    def _recover(self, error: BaseException) -> None:
+        """An input could not be carried out. The next ones can, the end of the connection above all."""
+        try:
+            self._fault(error)
+            self.advance()
+        except BaseException:  # noqa: BLE001 - what has failed once fails again
+            if self.stage is not Stage.CLOSED:
+                self.abort()
 
     def _postpone(self, call: Callable[[], object]) -> None:
         if self.queue is None:
@@ -457,6 +468,8 @@ class Engine:
         if lingers and self.stage is Stage.CLOSING:
             self.enter(Stage.LINGERING)
             self.set_deadline("linger")
+            # Nothing that is thrown away sets it back, be it the first arrival.
+            self.progress = False
 
     def time_over(self) -> None:
         """The session has had its time; it ends between transactions."""
@@ -511,7 +524,7 @@ class Engine:
                 while row.take(self):
                     row = self.row
                 break
-            except Exception as error:  # noqa: BLE001 - as in `input`
+            except BaseException as error:  # noqa: BLE001 - as in `input`
                 self._fault(error, amid_message=row.in_message)
         if self.unsettled or self.buffer:
             self._settle()
@@ -585,7 +598,12 @@ class Engine:
             rate.run()
 
     def has_share_left(self, cost: int) -> bool:
-        """Whether the connection may go on after what has cost so much of its share. Else it waits for a turn."""
+        """Whether the connection may go on after what has cost so much of its share. Else it waits for a turn, or for a
+        client that does not read what was said."""
+        if len(self.said) >= self.context.max_said:
+            self.flush()
+            if self.held:
+                return False
         self.share -= cost
         if self.share > 0:
             return True
@@ -647,7 +665,7 @@ class Engine:
             else:
                 self.reset()
                 self.reply(replies.LOCAL_ERROR)
-        except Exception:  # noqa: BLE001 - what has failed once fails again, and nobody else would end the session
+        except BaseException:  # noqa: BLE001 - what has failed once fails again, and nobody else would end the session
             self.abort()
 
     # Waiting.
@@ -704,9 +722,11 @@ class Engine:
 
     def forget(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         """A hook has answered for which nobody waits any more."""
-        if wait.late is not None:
-            wait.late(self, value, error)
-        self._hook_is_over(wait)
+        try:
+            if wait.late is not None:
+                wait.late(self, value, error)
+        finally:
+            self._hook_is_over(wait)
 
     def _hook_is_over(self, wait: Wait) -> None:
         if wait.is_delivery:

@@ -48,6 +48,13 @@ def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> 
 def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Reply:
     """A delivery's reply as it may go out: of a possible code, with an enhanced code (RFC 2034)."""
     if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
-        engine.delivery_failed(ValueError(f"{reply!r}"), "not a reply to give here")
+        engine.delivery_failed(ValueError(_shown(reply)), "not a reply to give here")
         return replies.LOCAL_ERROR
     return replies.with_enhanced_code(replies.with_known_code(reply))
+
+
+def _shown(answer: Any) -> str:
+    try:
+        return repr(answer)
+    except Exception:  # noqa: BLE001 - it is somebody else's code, too
+        return f"a {type(answer).__name__}"

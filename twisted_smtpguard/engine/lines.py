@@ -54,10 +54,6 @@ def take_commands(engine: Engine) -> bool:
             return False
         if not engine.has_share_left(1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND):
             return False
-        if len(engine.said) >= engine.context.max_said:
-            engine.flush()
-            if engine.held:
-                return False
         start = stop
 
 
@@ -110,7 +106,7 @@ def take_auth_response(engine: Engine) -> bool:
     engine.offset = stop + 2
     engine.enter(Stage.COMMAND)
     _say(engine, auth_response(engine, line))
-    return True
+    return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
 
 
 def take_skipped_line(engine: Engine) -> bool:
@@ -158,7 +154,7 @@ def _take_odd_line(engine: Engine, max_line: int) -> bool:
                 _say(engine, auth_response(engine, line))
             else:
                 _say(engine, execute(engine, line))
-            return True
+            return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
         # At the first of the two, as if the octets had come one by one.
         _refuse_line(engine, (end if carriage_return < 0 else carriage_return) + 1)
     elif 0 <= carriage_return < min(stop, len(buffer)) - 1:

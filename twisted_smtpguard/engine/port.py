@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from twisted_smtpguard.values import Address, Peer
 
-FAULTS = (Exception, asyncio.CancelledError)
-"""What is caught of a hook, which is somebody else's code. asyncio's CancelledError is no Exception."""
+FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
+"""What is caught of a hook, which is somebody else's code. The last three are no Exceptions."""
 
 
 class Close(enum.Enum):

@@ -258,6 +258,15 @@ def _finish(engine: Engine) -> Reply | None:
 
 
 def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
+    try:
+        return _verdict_of(engine, answer, error)
+    finally:
+        if engine.stage in ENDED:
+            engine.context.orphans -= 1
+            engine.context.orphan_settled()
+
+
+def _verdict_of(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
     if error is not None:
         reply = hook_failed(engine, error)
     else:
@@ -267,12 +276,8 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
         octets, sender = engine.message.octets, engine.sender.address
         _accepted(engine, engine.mail_began_at, octets, sender, engine.recipients, reply)
     engine.reset()
-    if engine.stage in ENDED:
-        context = engine.context
-        if reply.code >= 400:
-            counts.log(engine, replies.reason_of(reply), reply, client_gone=True)
-        context.orphans -= 1
-        context.orphan_settled()
+    if engine.stage in ENDED and reply.code >= 400:
+        counts.log(engine, replies.reason_of(reply), reply, client_gone=True)
     return reply
 
 

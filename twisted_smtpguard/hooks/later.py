@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.engine.port import Cancelled
+from twisted_smtpguard.engine.port import FAULTS, Cancelled
 from twisted_smtpguard.hooks.faults import Report, at_debug, cancel
 
 T = TypeVar("T")
@@ -43,10 +43,6 @@ def is_later(answer: Any) -> bool:
 def _can_be_awaited(kind: type) -> bool:
     # A Deferred can, too. It is an abstract type, of which to ask with isinstance() costs more.
     return hasattr(kind, "__await__")
-
-
-FAULTS = (Exception, asyncio.CancelledError)
-"""What is caught of a hook, which is somebody else's code. asyncio's CancelledError is no Exception."""
 
 
 class HookCancelledError(CancelledError, Cancelled):

@@ -10,7 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
-from twisted_smtpguard.hooks.later import FAULTS, CallLater, HookCancelledError, asked, explained, within
+from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.hooks.later import CallLater, HookCancelledError, asked, explained, within
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles, IReloadable
 from twisted_smtpguard.log.events import Events

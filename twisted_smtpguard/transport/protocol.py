@@ -20,7 +20,7 @@ from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, NoHost
 from twisted_smtpguard.engine.proxyheader import ProxyHeader
-from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.tls.files import certificate_shown, spoken
 from twisted_smtpguard.transport.deadlines import Deadline
@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from twisted_smtpguard.tls.layer import TLSLayer
     from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
-_NO_HOST = NoHost()
+
+class _Gone(NoHost):
+    """The host of a connection that a hook has ended, while it was asked: what it answers may still come later."""
+
+    def wait(self, later: Any, answered: Answered) -> Cancellable:
+        return when_answered(later, answered, at_debug)
+
+
+_NO_HOST = _Gone()
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
