@@ -449,8 +449,12 @@ def test_what_is_read_in_one_step_the_long_way_reads_as_well(
     if plain is None:
         return
     verb, argument = parse_command(line)
+    assert verb == plain[1]
+    if plain[2] is None:
+        assert argument == (plain[3] or b"")
+        return
     path = parse_mail(argument, OFFERED) if verb == b"MAIL" else parse_rcpt(argument, NOTHING, utf8)
-    assert path == Path(plain[1].decode(), {})
+    assert path == Path(plain[2].decode(), {})
     assert line.startswith(verb)
 
 
@@ -489,6 +493,30 @@ def test_a_plain_path_is_read_in_one_step(line: bytes, address: str) -> None:
     ],
 )
 def test_what_is_not_quite_a_plain_path_is_not_read_in_one_step(line: bytes) -> None:
+    match = plain_line(line + b"\r\n", 0)
+    assert match is None or match[2] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "argument"),
+    [
+        (b"NOOP", b""),
+        (b"QUIT", b""),
+        (b"EHLO client.example", b"client.example"),
+        (b"MAIL FROM:<>", b"FROM:<>"),
+        (b"DATA x", b"x"),
+    ],
+)
+def test_an_argument_of_one_word_is_read_in_one_step_too(line: bytes, argument: bytes) -> None:
+    match = plain_line(line + b"\r\n", 0)
+    assert match is not None
+    assert (match[2], match[3] or b"") == (None, argument) == (None, parse_command(line)[1])
+
+
+@pytest.mark.parametrize(
+    "line", [b"NOOP a b", b"noop", b"EHLO \xfc", b"EHLO ", b"EHLO a\0", b"NOOP " + b"x" * 256]
+)
+def test_what_is_no_plain_line_is_left_to_the_long_way(line: bytes) -> None:
     assert plain_line(line + b"\r\n", 0) is None
 
 

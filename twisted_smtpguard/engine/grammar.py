@@ -49,13 +49,14 @@ PLAIN_LINE_OCTETS = 512
 """No plain line is longer."""
 
 plain_line = re.compile(
-    rb"(MAIL(?= (?i:FROM):)|RCPT(?= (?i:TO):)|(?:DATA|RSET|QUIT)(?=\r))(?: [A-Za-z]+:(?!.{256})"
+    rb"(MAIL|RCPT|DATA|RSET|QUIT|NOOP|EHLO|HELO)"
+    rb"(?: (?:(?:(?<=MAIL )(?i:FROM)|(?<=RCPT )(?i:TO)):(?!.{256})"
     + _PLAIN_MAILBOX
-    + rb")?\r\n"
+    + rb"|([!-~]{1,255})))?\r\n"
 ).match
-"""What nearly every line of a mail transaction looks like, its CRLF included, and nothing else. It is read in one step,
-without decoding. The groups are the verb and the address. Whatever is not like that goes the long way, by
-`parse_command`."""
+"""What nearly every command line looks like, its CRLF included, and nothing else. It is read in one step, without
+decoding. The groups are the verb, the address of MAIL and RCPT where it is a plain one, and any other argument of one
+word. Whatever is not like that goes the long way, by `parse_command`."""
 
 _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")

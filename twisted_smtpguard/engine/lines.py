@@ -7,6 +7,8 @@ over-long line is skipped to its CRLF without being kept. The result is the same
 
 from __future__ import annotations
 
+import re
+
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, grammar
 from twisted_smtpguard.engine.commands import COMMANDS, auth_response, carry_out, invalid_line
@@ -18,6 +20,7 @@ from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Path, Refused
 
 _TLS_HELLO = b"\x16\x03"
+_is_hello = re.compile(rb"(?:EHLO|HELO) [!-~]{1,255}\r\n").match
 
 _LINE_OCTETS_OF_A_COMMAND = 64
 """A long line counts as one command more for so many octets: 2 KiB take thirty times as long to parse as a NOOP."""
@@ -31,8 +34,8 @@ def take_commands(engine: Engine) -> bool:
         plain = plain_line(buffer, start)
         if plain is not None:
             stop = engine.offset = plain.end()
-            verb, address = plain.groups()
-            argument = b"" if address is None else Path(address.decode("ascii"), NO_PARAMETERS)
+            verb, address, word = plain.groups()
+            argument = word or b"" if address is None else Path(address.decode("ascii"), NO_PARAMETERS)
             reply = carry_out(engine, COMMANDS[verb], argument)
         else:
             end = buffer.find(b"\r\n", start, start + (engine.context.max_line or len(buffer)))
@@ -66,6 +69,10 @@ def take_first_line(engine: Engine) -> bool:
         # The proxy's own connection says something: from here on it is logged like any other.
         engine.silent = False
         counts.log_greeting(engine, counted=True)
+    if _is_hello(buffer, start) is not None:
+        # As nearly all do: it can be nothing else.
+        engine.enter(Stage.COMMAND)
+        return True
     if buffer.startswith(_TLS_HELLO, start):
         engine.reply(replies.NOT_SMTP)
         return False

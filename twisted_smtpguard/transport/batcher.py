@@ -61,6 +61,7 @@ class ReplyBatcher:
             self._count += 1
             self._crowded = self._count < _TURNS_ALONE
         try:
+            # Those that are added meanwhile wait for the next turn.
             for _ in range(len(waiting)):
                 waiting.popleft().send_now()
         finally:

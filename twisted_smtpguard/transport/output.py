@@ -82,10 +82,11 @@ class Output:
 
     def send_now(self) -> None:
         """What was written leaves. Called at the end of the turn, too."""
-        octets, self.unsent = self.unsent, b""
-        if octets and self._socket is not None:
+        octets, own = self.unsent, self._socket
+        self.unsent = b""
+        if octets and own is not None:
             try:
-                sent = self._socket.send(octets)
+                sent = own.send(octets)
             except OSError:
                 # Full, or broken: the transport finds out which.
                 sent = 0
