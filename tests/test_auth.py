@@ -111,6 +111,15 @@ def logged() -> Iterator[StringIO]:
 # Logging in.
 
 
+@pytest.mark.parametrize("cut", [3000, 9000])
+def test_without_a_limit_a_line_of_auth_may_be_longer_than_any_command(cut: int) -> None:
+    response = f"{base64(bytes(6000))}\r\n".encode()
+    for before, line, code in (("NOOP", b"AUTH PLAIN " + response, 501), ("AUTH LOGIN", response, 334)):
+        client = client_of(max_auth_line=0)
+        client.say(before)
+        assert codes(client.send(line[:cut]) + client.send(line[cut:])) == [code]
+
+
 @pytest.mark.parametrize("bytewise", [False, True])
 @pytest.mark.parametrize(
     "dialogue",

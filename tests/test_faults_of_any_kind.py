@@ -3,6 +3,8 @@ hears of it, the next input is taken, and the seat is given back."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -123,3 +125,28 @@ def test_transport_that_raises_does_not_cost_the_seat(monkeypatch: pytest.Monkey
     guard.clock.advance(guard.factory.context.limits.write_timeout)
     assert guard.factory.connections == 0
     assert client.transport.lost
+
+
+@pytest.mark.parametrize("hook", ["begin", "data"])
+def test_a_late_answer_that_is_none_leaves_no_circle_of_references_to_its_connection(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later: Deferred[Any] = Deferred()
+    guard = Guard()
+    guard.delivery.answers[hook] = lambda *_: later
+    # Twisted keeps what is logged before logging begins, tracebacks included.
+    monkeypatch.setattr(guard.factory.context.events, "failure", lambda *_: None)
+    client = guard.greeted()
+    client.say(*HOOKS[hook])
+    client.heard()
+    gc.collect()
+    gc.disable()
+    try:
+        later.callback(object())
+        assert codes(client.heard()) == [451]
+        client.disconnect()
+        connection = weakref.ref(client.protocol)
+        client.protocol = client.transport.protocol = None
+        assert connection() is None
+    finally:
+        gc.enable()

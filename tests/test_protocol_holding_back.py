@@ -340,3 +340,12 @@ def test_a_chunk_that_is_complete_as_it_stands_ends_a_session_that_is_to_end() -
     client.heard()
     client.guard.factory.drain()
     assert codes(client.say("BDAT 0 LAST")) == [250, 421]
+
+
+@pytest.mark.parametrize("octets", [b"BDAT 1\r\nx" * 7000, b"\n" * 65_000], ids=["chunks", "line feeds"])
+def test_replies_to_a_burst_that_is_not_only_of_commands_are_bounded_too(octets: bytes) -> None:
+    client = Guard(max_invalid_commands=0, max_endless_line=0).greeted()
+    client.say(*ENVELOPE)
+    client.transport.reads = False
+    client.send(octets)
+    assert 16384 <= waiting_octets(client) < 2 * 16384

@@ -103,7 +103,7 @@ class ServerContext:
     plain_line: Callable[[bytes, int], Match[bytes] | None] = attrs.field(init=False)
     """Reads a plain command line at an offset of the input (see grammar.py)."""
     max_auth_line: int = attrs.field(init=False)
-    """The same of a line of AUTH."""
+    """The same of a line of AUTH, where there is AUTH."""
     max_said: int = attrs.field(init=False)
     """Octets of replies that are said before they leave, and it is looked at whether the client reads them."""
     max_octets_of_ours: int = attrs.field(init=False)
@@ -128,7 +128,8 @@ class ServerContext:
         self.max_line = limits.max_command_line or limits.max_endless_line
         fits = not self.max_line or self.max_line >= grammar.PLAIN_LINE_OCTETS
         self.plain_line = grammar.plain_line if fits else _no_line
-        self.max_auth_line = limits.max_auth_line if self.identify is not None else 0
+        has_auth = self.identify is not None
+        self.max_auth_line = (limits.max_auth_line or limits.max_endless_line) if has_auth else self.max_line
         self.max_said = limits.max_output_buffer or _MAX_SAID_OCTETS
         self.max_octets_of_ours = limits.enforced("max_message_size")
 

@@ -65,7 +65,7 @@ def _begun_later(sender: Path, utf8: bool, engine: Engine, given: Any, error: Ba
         try:
             return _begun(engine, sender, utf8, given)
         except FAULTS as raised:
-            error = raised
+            return hook_failed(engine, raised)
     return hook_failed(engine, error)
 
 

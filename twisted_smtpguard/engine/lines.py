@@ -169,7 +169,7 @@ def _take_odd_line(engine: Engine, max_line: int) -> bool:
     elif len(buffer) >= stop:
         max_auth = engine.context.max_auth_line
         of_auth = engine.stage is Stage.AUTH_RESPONSE or buffer[start : start + 5].upper() == b"AUTH "
-        if max_line < max_auth and of_auth:
+        if of_auth and (max_line < max_auth or not max_auth):
             return _take_odd_line(engine, max_auth)
         _skip(engine, 0, replies.LINE_TOO_LONG)
     else:

@@ -87,7 +87,7 @@ def _sink_answered(
         try:
             return _sink_given(engine, chunk, given)
         except FAULTS as raised:
-            error = raised
+            return _no_sink(engine, mail, chunk, raised)
     return _no_sink(engine, mail, chunk, error)
 
 
