@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
@@ -107,7 +108,7 @@ class Path:
     """Upper-case keyword to value, None for a keyword without one. Only what was advertised."""
 
     def __attrs_post_init__(self) -> None:
-        if type(self.address) is not str or not isinstance(self.parameters, Mapping):
+        if type(self.address) is not str or type(self.parameters) is not MappingProxyType:
             check_fields(self)
 
 

@@ -49,6 +49,8 @@ class ClientLimits:
         settled: Callable[[], object],
     ) -> None:
         self._limits = limits
+        rates = ("connection_rate", "message_rate", "recipient_rate")
+        self._windows: dict[str, float] = {rate: getattr(limits, rate).seconds for rate in rates}
         self._store = store
         self._seconds = seconds
         self._call_later = call_later
@@ -65,9 +67,8 @@ class ClientLimits:
     def count(self, rate: str, key: str, events: int = 1) -> Count:
         """Count events of the client against `rate`, a field of Limits; how many there were in its window. -1 takes
         one back."""
-        window: float = getattr(self._limits, rate).seconds
         try:
-            answer = self._store.add(rate, key, events, window, self._seconds())
+            answer = self._store.add(rate, key, events, self._windows[rate], self._seconds())
         except FAULTS:
             self._failed(explained(Failure()))
             return None

@@ -607,10 +607,14 @@ class Engine:
         self.share -= cost
         if self.share > 0:
             return True
+        self.wait_for_turn()
+        return False
+
+    def wait_for_turn(self) -> None:
+        """The connection has had its share: nothing more is taken before the others have had theirs."""
         self.held |= HELD_BY_TURN
         self.unsettled = True
         self.host.next_turn()
-        return False
 
     def flush(self) -> None:
         """Write what has been said."""

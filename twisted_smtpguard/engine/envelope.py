@@ -41,7 +41,7 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
         return replies.TOO_MANY_PENDING
     most = limits.message_rate.events
     if most and not engine.trusted:
-        count = context.clients.count("message_rate", engine.key)
+        count = context.clients.count("message_rate", engine.known_key or engine.key)
         if type(count) is not int or count > most:
             return _over_rate(engine, "message_rate", replies.MESSAGE_RATE_EXCEEDED, count, _begin, sender)
     return _begin(engine, sender)
@@ -106,7 +106,7 @@ def rcpt(engine: Engine, recipient: Path) -> Reply | None:
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
     most = limits.recipient_rate.events
     if most and not engine.trusted:
-        count = engine.context.clients.count("recipient_rate", engine.key)
+        count = engine.context.clients.count("recipient_rate", engine.known_key or engine.key)
         if type(count) is not int or count > most:
             return _over_rate(
                 engine, "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, count, _ask, recipient

@@ -29,7 +29,8 @@ _LINE_OCTETS_OF_A_COMMAND = 64
 def take_commands(engine: Engine) -> bool:
     """The commands that have come, until one needs another stage or waits."""
     buffer, start = engine.buffer, engine.offset
-    plain_line = engine.context.plain_line
+    context = engine.context
+    plain_line, max_said, share = context.plain_line, context.max_said, engine.share
     while True:
         plain = plain_line(buffer, start)
         if plain is not None:
@@ -51,12 +52,19 @@ def take_commands(engine: Engine) -> bool:
             else:
                 engine.said += reply.wire
         if engine.stage is not Stage.COMMAND:
+            engine.share = share
             return True
         if stop == len(buffer):
             engine.buffer, engine.offset = b"", 0
             return False
-        if not engine.has_share_left(1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND):
+        share -= 1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND
+        if share <= 0:
+            engine.wait_for_turn()
             return False
+        if len(engine.said) >= max_said:
+            engine.flush()
+            if engine.held:
+                return False
         start = stop
 
 
