@@ -1,4 +1,4 @@
-"""Mail code that was written for twisted.mail, behind the guard: python twisted_mail.py ENDPOINT DIRECTORY"""
+"""The guard with mail code that was written for twisted.mail: python twisted_mail.py ENDPOINT DIRECTORY"""
 
 import sys
 from pathlib import Path

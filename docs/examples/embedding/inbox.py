@@ -1,4 +1,4 @@
-"""A delivery and an IP filter of an application's own, in front of its database. Their hooks are coroutines."""
+"""An application's own delivery and IP filter, which ask its database. Their hooks are coroutines."""
 
 from collections.abc import Mapping, Sequence
 

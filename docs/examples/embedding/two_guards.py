@@ -16,7 +16,7 @@ from twisted_smtpguard import FilterEntry, Limits, SMTPGuardService
 
 
 class Mailroom(MultiService):
-    """Two guards with limits of their own, and the database that both need."""
+    """Two guards with different limits, and the database that both need."""
 
     def __init__(
         self, reactor: Any, store: Store, public: IStreamServerEndpoint, internal: IStreamServerEndpoint

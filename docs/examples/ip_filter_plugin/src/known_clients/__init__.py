@@ -23,7 +23,7 @@ QUERY = "SELECT verdict, text FROM clients WHERE address = ?"
 class KnownClients(Service):
     """Asks the table `clients` of the database at `path`.
 
-    It is a service, so the guard starts and stops it: it has threads of its own, for the reactor's write mail.
+    It is a service, so the guard starts and stops it: it has its own threads, since those of the reactor write mail.
     """
 
     def __init__(self, path: Path, reactor: Any) -> None:
