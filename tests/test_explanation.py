@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documents import DOCS, ROOT, section
+from documents import DOCS, PAGES, ROOT, section
 from test_docs import NAMES
 
 from twisted_smtpguard.engine.stages import Phase, Stage
@@ -93,6 +93,26 @@ def test_the_walk_of_a_newcomer_leads_to_what_it_names() -> None:
     for path, number, name in steps:
         lines = (ROOT / path).read_text().splitlines()
         assert any(name in line for line in lines[max(0, int(number) - 40) : int(number) + 40]), (path, name)
+
+
+def test_the_documents_name_modules_and_files_of_the_package_that_there_are() -> None:
+    missing = []
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"\b(twisted_smtpguard(?:\.[a-z]\w*)+)", text):
+            parts = name.split(".")[1:]
+            # What stands last may be a name in a module, or the ending of a file.
+            if not any(
+                (PACKAGE / Path(*some)).with_suffix(".py").exists() or (PACKAGE / Path(*some)).is_dir()
+                for some in (parts, parts[:-1])
+                if some
+            ):
+                missing.append((page.name, name))
+        if page.parent.name == "explanation":
+            for name in re.findall(r"`([a-z]+/[a-z]+\.py)`", text):
+                if not (PACKAGE / name).exists():
+                    missing.append((page.name, name))
+    assert missing == []
 
 
 def test_every_option_of_the_explanation_of_security_exists() -> None:
