@@ -10,6 +10,7 @@ import smtplib
 import socket
 import subprocess
 import sys
+import unittest
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +26,10 @@ from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_smtpguard import PASS, DiscardDelivery, Limits, Rate, SMTPGuardService, refuse
-from twisted_smtpguard.testing import Clients
+from twisted_smtpguard.testing import Clients, Guard
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -415,6 +417,30 @@ def test_the_tests_of_the_example_pass(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ran = re.search(r"^Ran (\d+) tests", done.stderr, re.MULTILINE)
     assert ran is not None and int(ran[1]) >= 9
+
+
+class BrokenSink(FakeDelivery):
+    async def begin(self, client: object, sender: object) -> Any:
+        raise RuntimeError("the database is closed")
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_trial_counts_a_failure_of_a_hook_until_the_test_takes_it_as_the_how_to_says(flushed: bool) -> None:
+    assert "write `self.flushLoggedErrors(RuntimeError)`" in HOW_TO.read_text()
+
+    class Broken(SynchronousTestCase):
+        def runTest(self) -> None:
+            client = Guard(BrokenSink()).greeted()
+            self.assertEqual(client.codes("MAIL FROM:<a@example.org>"), [451])
+            if flushed:
+                self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    result = unittest.TestResult()
+    Broken().run(result)
+    assert [text.splitlines()[-1] for _, text in result.errors] == (
+        [] if flushed else ["RuntimeError: the database is closed"]
+    )
+    assert not result.failures
 
 
 def test_the_health_that_the_how_to_shows_is_told(tmp_path: Path) -> None:

@@ -112,24 +112,25 @@ def test_a_faulty_plugin_that_nobody_asked_for_is_no_reason_not_to_start(install
 
 
 UNKNOWN = "there is no IP filter called {!r}; known are networks, plugin"
+ORDER = "NAME:ARGS is expected, or in this order name=WORD:fail-open:NAME:ARGS"
 
 
 @pytest.mark.parametrize(
     ("specification", "told"),
     [
-        ("", UNKNOWN.format("")),
+        ("", ORDER),
         ("pigeon:x", UNKNOWN.format("pigeon")),
         ("PLUGIN", UNKNOWN.format("PLUGIN")),
         ("fail-open", UNKNOWN.format("fail-open")),
-        ("fail-open:", UNKNOWN.format("")),
+        ("fail-open:", ORDER),
         ("fail-open:fail-open:plugin", UNKNOWN.format("fail-open")),
         ("plugin:wrong", "anything but wrong is expected"),
         (
             "name=a b:plugin",
             "1 to 64 letters, digits, dots, hyphens or underscores are expected after name=, not 'a b'",
         ),
-        ("name=a", UNKNOWN.format("")),
-        ("fail-open:name=a:plugin", UNKNOWN.format("name=a")),
+        ("name=a", ORDER),
+        ("fail-open:name=a:plugin", ORDER),
         ("fail-open:plugin:wrong", "anything but wrong is expected"),
         ("plugin:fault", "test_filter_options.Plugin failed with KeyError: 'fault'"),
         ("plugin:rubbish", "test_filter_options.Plugin made 'rubbish', which does not provide IIPFilter"),

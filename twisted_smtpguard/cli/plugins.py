@@ -94,6 +94,8 @@ def make_filter(
     fail_open = name == _FAIL_OPEN and ":" in specification
     if fail_open:
         name, argument = split_specification(argument)
+    if not name or name.startswith(_CALLED):
+        raise ValueError("NAME:ARGS is expected, or in this order name=WORD:fail-open:NAME:ARGS")
     factory = look_up("IP filter", name, factories)
     made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
     return FilterEntry(made, called or name, fail_open=fail_open)
