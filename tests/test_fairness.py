@@ -7,7 +7,7 @@ from fakes import Conversation, Guard, codes
 from test_auth import Checker
 from twisted.internet.task import Clock
 
-from twisted_smtpguard.engine.engine import SHARE as COMMANDS_A_TURN
+from twisted_smtpguard.engine.connection import SHARE as COMMANDS_A_TURN
 from twisted_smtpguard.transport.fairness import FairScheduler
 
 

@@ -453,7 +453,7 @@ def test_a_fault_of_ours_outside_a_transaction_is_a_421(
     client, other = guard.greeted(), guard.greeted()
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(lines, "execute", fault)
+        patch.setattr(lines, "carry_out", fault)
         said = client.say("NOOP", "NOOP")
     assert said == "421 4.3.0 Internal error, try again later\r\n"
     assert client.transport.half_closed
@@ -499,7 +499,7 @@ def test_a_fault_that_would_come_again_and_again_ends_the_session(
     client = Guard().greeted()
     client.say(*ENVELOPE)
     client.heard()
-    monkeypatch.setattr(lines, "execute", fault)
+    monkeypatch.setattr(lines, "carry_out", fault)
     assert codes(client.say("NOOP", "NOOP")) == [451, 421]
     assert failures == [Fault, Fault]
     failures.clear()

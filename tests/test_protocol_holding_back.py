@@ -8,7 +8,7 @@ import pytest
 from fakes import Conversation, Guard, codes
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.engine.engine import HELD_BY_OUTPUT
+from twisted_smtpguard.engine.connection import HELD_BY_OUTPUT
 
 ENVELOPE = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
 OK = "250 2.0.0 OK\r\n"

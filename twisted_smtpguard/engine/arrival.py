@@ -14,6 +14,7 @@ from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.engine.proxyheader import LONGEST_BEGINNING, HeaderError, begins_header, parse_header
 from twisted_smtpguard.engine.refusal import refusal_of
 from twisted_smtpguard.engine.stages import ENDED, Stage
+from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.values import Peer
 
 
@@ -182,7 +183,7 @@ def _ask_admission(engine: Engine) -> None:
     if refusal is None or hasattr(refusal, "reply"):
         _decided(engine, refusal, at_once=at_once)
     else:
-        engine.wait(refusal, _answered, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
+        wait_for(engine, refusal, _answered, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
 
 
 def _answered(engine: Engine, refusal: Any, error: BaseException | None) -> None:

@@ -18,7 +18,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import is_later
 from twisted_smtpguard.engine.port import FAULTS
 from twisted_smtpguard.engine.stages import ENDED, Phase, Stage
-from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import CheckerUnavailable, Refused
 
@@ -84,7 +84,7 @@ def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
         return _unavailable(engine, error)
     if is_later(judgement):
         then = partial(_answered, mechanism)
-        return engine.wait(judgement, then, late=_report_late, is_delivery=False)
+        return wait_for(engine, judgement, then, late=_report_late, is_delivery=False)
     return _judged(engine, mechanism, judgement)
 
 

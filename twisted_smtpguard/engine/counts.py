@@ -5,22 +5,19 @@ A limit N trips at the N-th event. Called with the engine, whose slots hold the 
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted_smtpguard import replies
+from twisted_smtpguard.engine.connection import Connection
 from twisted_smtpguard.engine.stages import IN_TRANSACTION
 from twisted_smtpguard.replies import Reply
 
-Engine = Any
 
-
-def invalid(engine: Engine, reply: Reply) -> Reply:
+def invalid(engine: Connection, reply: Reply) -> Reply:
     """Count an invalid command that gets `reply`, and hand that back."""
     engine.invalid_commands += 1
     return reply
 
 
-def account(engine: Engine, reply: Reply, reason: str) -> Reply | None:
+def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     """Count and log a reply that is being said; what comes back ends the session after it.
 
     It counts once, by its class, whoever made it; one that ends the session is not counted.
@@ -44,11 +41,11 @@ def account(engine: Engine, reply: Reply, reason: str) -> Reply | None:
     return after
 
 
-def _closing_reply(engine: Engine) -> Reply | None:
+def _closing_reply(engine: Connection) -> Reply | None:
     """Where one command trips two limits, that on invalid commands gives the reply."""
     if engine.closing_reply is not None:
         engine.value = engine.closing_value
-        return engine.closing_reply  # type: ignore[no-any-return]
+        return engine.closing_reply
     if not engine.trusted:
         limits = engine.context.limits
         for limit, most, count, reply in (
@@ -76,19 +73,19 @@ def _closing_reply(engine: Engine) -> Reply | None:
     return None
 
 
-def _too_much_junk(engine: Engine) -> bool:
+def _too_much_junk(engine: Connection) -> bool:
     limit = engine.context.limits.max_junk_commands
     over = 0 < limit < engine.junk and not engine.trusted
     return over and trips(engine, "max_junk_commands", engine.junk, once=True)
 
 
-def message_accepted(engine: Engine) -> None:
+def message_accepted(engine: Connection) -> None:
     """An accepted message makes up for errors and junk."""
     engine.messages += 1
     engine.errors = engine.junk = 0
 
 
-def trips(engine: Engine, limit: str, value: float | None = None, *, once: bool = False) -> bool:
+def trips(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
     """Whether the limit that `value` went against is enforced. One in dry run is logged instead: `once` in a session,
     where it would have ended it."""
     engine.value = value
@@ -101,13 +98,13 @@ def trips(engine: Engine, limit: str, value: float | None = None, *, once: bool 
     return False
 
 
-def outside_transaction(engine: Engine) -> bool:
+def outside_transaction(engine: Connection) -> bool:
     """Whether the last command came outside of a mail transaction."""
     command = engine.command
     return engine.phase_before not in IN_TRANSACTION or (command is not None and command.verb == "MAIL")
 
 
-def refuses_pipelining(engine: Engine) -> bool:
+def refuses_pipelining(engine: Connection) -> bool:
     """Whether the input that has come after the last command, before its reply, ends the session (RFC 2920 3.1)."""
     command = engine.command
     if command is None or not command.ends_group or engine.context.limits.unexpected_pipelining != "refuse":
@@ -116,7 +113,7 @@ def refuses_pipelining(engine: Engine) -> bool:
 
 
 def log(
-    engine: Engine,
+    engine: Connection,
     reason: str,
     reply: Reply | None = None,
     *,
@@ -151,7 +148,7 @@ def log(
     )
 
 
-def log_unsaid(engine: Engine, reason: str) -> None:
+def log_unsaid(engine: Connection, reason: str) -> None:
     """Log and count that a connection ends before its greeting, for which there is nobody to say anything to."""
     engine.refused = True
     engine.context.events.reject(
@@ -163,7 +160,7 @@ def log_unsaid(engine: Engine, reason: str) -> None:
     )
 
 
-def log_greeting(engine: Engine, *, counted: bool = False) -> None:
+def log_greeting(engine: Connection, *, counted: bool = False) -> None:
     """Log that the client is let in. `counted`: it is logged again, since it says something after all."""
     engine.context.events.connect(
         engine.name,
@@ -177,7 +174,7 @@ def log_greeting(engine: Engine, *, counted: bool = False) -> None:
     )
 
 
-def log_end(engine: Engine) -> None:
+def log_end(engine: Connection) -> None:
     """Log that the connection holds no slot any more."""
     context = engine.context
     seconds = context.seconds() - engine.began_at

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.port import Cancellable
 
 _ROUNDING_SECONDS = 0.001
 """A deadline never comes early, but the sum of what is left of a window is rounded."""
-
-
-def watch_rate_of(engine: Any) -> None:
-    """A message begins: its rate is watched, where there is a limit."""
-    limits = engine.context.limits
-    if engine.rate is None and limits.min_data_rate and limits.data_rate_window:
-        engine.rate = DataRate(
-            engine.context, limits.min_data_rate, limits.data_rate_window, engine.data_too_slow
-        )
-    if engine.rate is not None:
-        engine.rate.run()
 
 
 class DataRate:
@@ -44,7 +33,7 @@ class DataRate:
     )
 
     def __init__(
-        self, context: Any, octets_a_second: int, window: float, too_slow: Callable[[], None]
+        self, context: ServerContext, octets_a_second: int, window: float, too_slow: Callable[[], None]
     ) -> None:
         self._context = context
         self._window = window
@@ -73,6 +62,16 @@ class DataRate:
     def count(self, octets: int) -> None:
         """Octets of message data have come."""
         self._octets += octets
+
+    def watch(self, *, in_message: bool, held: bool) -> None:
+        """Called when either has changed: message data is due, and the client is held back."""
+        if not in_message:
+            if self.watches:
+                self.end()
+        elif held:
+            self.hold()
+        else:
+            self.run()
 
     def hold(self) -> None:
         """The client is held back, which is not its fault: the window stands still. It does not start again, or a

@@ -1,342 +1,31 @@
-"""One connection and its session: everything that is true of it, and the inputs that its host gives it.
+"""The inputs that a host gives a connection, and what follows from each.
 
-What arrives is taken by the stage that the connection is in; `enter` changes the stage, `reply` says something, `wait`
-waits for a hook. All that is said to one arrival leaves in one write.
+What arrives is taken by the stage that the connection is in; `enter` changes the stage, `reply` says something, `close`
+and `abort` end it. All that is said to one arrival leaves in one write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
-from twisted_smtpguard.engine.context import ServerContext
-from twisted_smtpguard.engine.port import Cancellable, Close, Host
+from twisted_smtpguard.engine.connection import HELD_BY_OUTPUT, HELD_BY_TURN, NO_TIMER, SHARE, Connection
+from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
-from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage, StageRow
-from twisted_smtpguard.engine.waiting import Then, Wait
+from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Client, Path, Peer
-
-NOBODY = Path("", {})
-_NOTHING: frozenset[str] = frozenset()
-_NO_RECIPIENTS: list[str] = []
-"""Of a session before its first MAIL, which brings a list of its own."""
-
-SHARE = 64
-"""Of one turn of the reactor, in short commands, the first of an arrival included. A whole arrival of 64 KiB of message
-data is one share too."""
-
-HELD_BY_TURN = 1
-"""The connection has had its share of this turn of the reactor."""
-HELD_BY_OUTPUT = 2
-"""The client has not read so many replies that no more commands are executed."""
 
 
-class _NoTimer:
-    """In the place of a deadline where there is none."""
-
-    when = 0.0
-
-
-NO_TIMER = _NoTimer()
-
-
-class Engine:
-    """One connection. `host` is what it has its effects on; `peer_name` is what the log calls the client.
+class Engine(Connection):
+    """One connection as its host sees it: a function for each input.
 
     An input that a hook causes while another input is carried out waits until that is done: no hook ever sees, or
     changes, a half-done step.
     """
 
-    __slots__ = (
-        "admitted",
-        "after_auth",
-        "auth",
-        "began_at",
-        "beginning",
-        "behind_proxy",
-        "buffer",
-        "busy",
-        "closing_reply",
-        "closing_value",
-        "command",
-        "context",
-        "delay",
-        "end_announced",
-        "end_reason",
-        "errors",
-        "failures",
-        "handshaking",
-        "held",
-        "helo",
-        "holds_slot",
-        "hooks_at_work",
-        "host",
-        "hurried",
-        "implicit_tls",
-        "input_ended",
-        "invalid_commands",
-        "is_junk",
-        "junk",
-        "known_client",
-        "known_key",
-        "known_peer",
-        "lingers",
-        "listener",
-        "mail",
-        "mail_began_at",
-        "message",
-        "messages",
-        "name",
-        "offered",
-        "offset",
-        "owes_farewell",
-        "parameter",
-        "paused",
-        "peer_name",
-        "pending",
-        "phase",
-        "phase_before",
-        "place",
-        "port",
-        "progress",
-        "progress_octets",
-        "queue",
-        "rate",
-        "recipient",
-        "recipients",
-        "refused",
-        "rejected_recipients",
-        "row",
-        "said",
-        "secure",
-        "sender",
-        "share",
-        "silent",
-        "sink",
-        "skipped",
-        "skipped_for",
-        "stage",
-        "stage_before",
-        "time_limit",
-        "timed",
-        "timer",
-        "tls",
-        "transactions",
-        "tried",
-        "trusted",
-        "unknown",
-        "unsettled",
-        "user",
-        "user_tried",
-        "utf8",
-        "value",
-        "watched",
-        "watches",
-    )
-
-    def __init__(
-        self,
-        context: ServerContext,
-        host: Host,
-        peer_name: str,
-        *,
-        port: int | None = None,
-        listener: str = "",
-        implicit_tls: bool = False,
-    ) -> None:
-        self.context = context
-        self.host = host
-        self.peer_name = peer_name
-        self.port = port
-        """The client's; None where it came over a UNIX socket."""
-        self.listener = listener
-        """What the log calls the listener at which it came."""
-        self.implicit_tls = implicit_tls
-        """TLS comes before the greeting."""
-        self.stage = Stage.ACCEPTED
-        self.row = context.stages[Stage.ACCEPTED]
-        self.stage_before = Stage.ACCEPTED
-        """Of a skipped line."""
-        self.phase = Phase.CONNECTED
-        self.began_at = context.seconds()
-        # Input and output.
-        self.buffer = b""
-        self.offset = 0
-        """How much of the buffer has been taken."""
-        self.said = b""
-        """What has been said and not been written yet."""
-        self.busy = False
-        self.queue: list[Callable[[], object]] | None = None
-        """Inputs that wait until another has been carried out."""
-        self.held = 0
-        """Why nothing more may be taken now."""
-        self.share = 0
-        """What is left of the connection's share of this turn of the reactor, in short commands."""
-        self.paused = False
-        """The client is not read."""
-        self.input_ended = False
-        """The client has shut down its side."""
-        self.end_announced = False
-        """It has, but what it sent before that may be still unread."""
-        self.progress = True
-        """The client has sent what was due, or the stage is a new one: its time begins anew."""
-        self.timed = ""
-        """Which of `ServerContext.timeouts` runs."""
-        self.timer: Any = NO_TIMER
-        """The deadline that it runs to."""
-        self.time_limit = 0.0
-        """Seconds to it from the last progress."""
-        self.unsettled = True
-        """More is to be seen to than the deadline: a new stage, an end of the input, or that nothing may be taken."""
-        self.progress_octets = 0
-        """Of message data without a line end, since the last progress."""
-        self.skipped = 0
-        """Octets of the line that is being thrown away."""
-        self.skipped_for: Reply | None = None
-        """What is said when it has ended."""
-        # Who the client is.
-        self.behind_proxy = False
-        """The connection began with the header of a proxy."""
-        self.silent = False
-        """It is the proxy's own, and has said nothing yet."""
-        self.beginning = b""
-        """Of what the client sent, where a PROXY header may have begun with lines that were answered."""
-        self.known_peer: Peer | None = None
-        self.known_key = ""
-        self.admitted = False
-        self.trusted = False
-        """An IP filter said so."""
-        self.place: Any = None
-        """Among the connections that its client may have at once."""
-        self.tls = ""
-        """How what is said is encrypted; "": it is not."""
-        self.secure = False
-        """A handshake with us is complete."""
-        self.handshaking = False
-        """A TLS handshake has begun and is not complete."""
-        self.delay: Cancellable | None = None
-        """The greet delay."""
-        self.refused = False
-        self.holds_slot = True
-        self.hurried = False
-        """The service does not wait for a client that lingers."""
-        self.lingers = False
-        """It counts among those that may linger."""
-        self.end_reason = "lost"
-        """Why the connection ends, for the log."""
-        # The session.
-        self.name = ""
-        """The session's, from the greeting on."""
-        self.helo = ""
-        self.known_client: Client | None = None
-        """The session as most of its messages know it."""
-        self.offered = _NOTHING
-        """MAIL parameters that may be used: none before EHLO."""
-        self.user: Any = None
-        """Who has logged in."""
-        self.auth: Any = None
-        """The exchange of AUTH, while a response is due."""
-        self.failures = 0
-        """Wrong credentials, in the whole session."""
-        self.messages = 0
-        """Accepted ones."""
-        self.transactions = 0
-        """That were begun."""
-        self.pending: Wait | None = None
-        self.hooks_at_work = 0
-        """Of the delivery; those count for whose answer nobody waits any more, too."""
-        self.owes_farewell = False
-        """`begin()` has been called, and `session_ended()` has not."""
-        # The mail transaction.
-        self.mail: Any = None
-        """The IMailTransaction, until `data()` is called."""
-        self.sink: Any = None
-        """The IMessageSink, until the end of the message."""
-        self.message: Any = None
-        """The message, from DATA or the first BDAT to the verdict."""
-        self.sender = NOBODY
-        self.recipients = _NO_RECIPIENTS
-        """Accepted ones."""
-        self.utf8 = False
-        """The transaction was begun with SMTPUTF8."""
-        self.mail_began_at = 0.0
-        self.rate: Any = None
-        """Watches how fast message data comes."""
-        # What is counted, and told in the log.
-        self.command: Any = None
-        self.phase_before = Phase.CONNECTED
-        """When the command came."""
-        self.after_auth = False
-        """The last command that there is was AUTH: what comes after it may be a password."""
-        self.unknown = b""
-        """The verb of a line that is no command."""
-        self.parameter = ""
-        """What a 555 was for."""
-        self.recipient: str | None = None
-        """Whom the last RCPT was about."""
-        self.user_tried: str | None = None
-        """Who the client has last tried to be."""
-        self.value: float | None = None
-        """What went against a limit."""
-        self.invalid_commands = 0
-        self.rejected_recipients = 0
-        self.errors = 0
-        self.junk = 0
-        self.is_junk = False
-        """The command counts as junk."""
-        self.watched = False
-        """The next reply is looked at, whatever it is."""
-        self.watches = False
-        """Every reply is: the service stops, or the session has had its time."""
-        self.closing_reply: Reply | None = None
-        """What ends the session after the reply, whatever was counted."""
-        self.closing_value: float | None = None
-        self.tried = _NOTHING
-        """Limits in dry run that would have ended the session."""
-
-    # What is known of the client.
-
-    @property
-    def peer(self) -> Peer:
-        """What filters and deliveries are told. Costs a system call, so it is asked for when it is first needed."""
-        if self.known_peer is None:
-            self.known_peer = self.host.peer()
-        return self.known_peer
-
-    @property
-    def key(self) -> str:
-        """The client that the limits per client count for."""
-        if not self.known_key:
-            peer = self.known_peer
-            address = self.host.address() if peer is None else peer.address
-            self.known_key = self.context.clients.key_of(address)
-        return self.known_key
-
-    @property
-    def awaits_verdict(self) -> bool:
-        """The delivery is deciding on a message, and the client is still there to hear of it."""
-        return self.pending is not None and self.pending.finishes and self.stage not in ENDED
-
-    @property
-    def owes_reply(self) -> bool:
-        """A reply is due that a client may still read whose TLS connection has ended without close_notify. Only a whole
-        message is worth waiting for."""
-        return self.name != "" and self.stage not in ENDED and (self.pending is None or self.pending.finishes)
-
-    @property
-    def gone(self) -> bool:
-        """The connection is refused, ending or gone."""
-        return self.stage in ENDED
-
-    @property
-    def idle(self) -> bool:
-        """Greeted, between transactions, with nothing pending: the session may be ended."""
-        busy = self.pending is not None or self.row.in_message or self.phase in IN_TRANSACTION
-        return self.name != "" and not (busy or self.stage in ENDED)
+    __slots__ = ()
 
     # Inputs.
 
@@ -433,7 +122,7 @@ class Engine:
         self.end_announced = True
         if not self.name:
             self.ended()
-        elif self.paused and not self._buffer_is_full:
+        elif self.paused and not self.buffer_is_full:
             # What is unread may be the end of a message, or nothing.
             self.paused = False
             self.host.resume()
@@ -507,14 +196,6 @@ class Engine:
 
     # Stages.
 
-    def enter(self, stage: Stage) -> None:
-        """The only way from one stage to another. What the new one needs is seen to when the input is done with."""
-        row = self.context.stages[stage]
-        assert self.stage in row.follows, f"{self.stage} -> {stage}"
-        self.stage = stage
-        self.row = row
-        self.progress = self.unsettled = True
-
     def advance(self) -> None:
         """Take what has come as far as the stages go, and say all that is to be said in one write."""
         self.share = SHARE
@@ -561,7 +242,7 @@ class Engine:
                 self.close(Close.PLAIN)
             return
         # What is waited for of the client must come, however little input may wait.
-        pause = (not row.reads and not self.end_announced) or (not timeout and self._buffer_is_full)
+        pause = (not row.reads and not self.end_announced) or (not timeout and self.buffer_is_full)
         if pause is not self.paused:
             self.paused = pause
             if pause:
@@ -570,58 +251,12 @@ class Engine:
                 self.host.resume()
         rate = self.rate
         if rate is not None:
-            self._watch_rate(row)
+            rate.watch(
+                in_message=row.in_message or self.phase is Phase.CHUNKS,
+                held=self.held != 0 or self.pending is not None,
+            )
         # In these every command is seen to, too.
         self.unsettled = pause or self.held != 0 or not row.timeout
-
-    def set_deadline(self, timeout: str) -> None:
-        """Limit the stage by this one of `ServerContext.timeouts` from now on; "" for none."""
-        if self.handshaking and not timeout:
-            # The time of a handshake that an endpoint has begun goes on beside what else is waited for.
-            return
-        self.timed = timeout
-        self.time_limit = self.context.timeouts[timeout]
-        self.timer = self.host.deadline(self.time_limit) or NO_TIMER
-
-    @property
-    def _buffer_is_full(self) -> bool:
-        return 0 < self.context.limits.max_input_buffer <= len(self.buffer) - self.offset
-
-    def _watch_rate(self, row: StageRow) -> None:
-        rate = self.rate
-        if not (row.in_message or self.phase is Phase.CHUNKS):
-            if rate.watches:
-                rate.end()
-        elif self.held or self.pending is not None:
-            rate.hold()
-        else:
-            rate.run()
-
-    def has_share_left(self, cost: int) -> bool:
-        """Whether the connection may go on after what has cost so much of its share. Else it waits for a turn, or for a
-        client that does not read what was said."""
-        if len(self.said) >= self.context.max_said:
-            self.flush()
-            if self.held:
-                return False
-        self.share -= cost
-        if self.share > 0:
-            return True
-        self.wait_for_turn()
-        return False
-
-    def wait_for_turn(self) -> None:
-        """The connection has had its share: nothing more is taken before the others have had theirs."""
-        self.held |= HELD_BY_TURN
-        self.unsettled = True
-        self.host.next_turn()
-
-    def flush(self) -> None:
-        """Write what has been said."""
-        said, self.said = self.said, b""
-        if self.host.write(said):
-            self.held |= HELD_BY_OUTPUT
-            self.unsettled = True
 
     # Saying.
 
@@ -671,108 +306,6 @@ class Engine:
                 self.reply(replies.LOCAL_ERROR)
         except BaseException:  # noqa: BLE001 - what has failed once fails again, and nobody else would end the session
             self.abort()
-
-    # Waiting.
-
-    def wait(
-        self,
-        later: Any,
-        then: Then,
-        *,
-        late: Then | None = None,
-        stage: Stage = Stage.ANSWER,
-        is_delivery: bool = True,
-        finishes: bool = False,
-        seconds: float | None = None,
-    ) -> Reply | None:
-        """Wait for a hook that answers later. `then(engine, value, error)` makes the reply of its answer; `late` hears
-        of one that is not wanted any more. `seconds`: its time, by default the delivery's.
-
-        A reply where the answer is there already, else None.
-        """
-        pending = self.pending = Wait(self, then, late, is_delivery=is_delivery, finishes=finishes)
-        self.hooks_at_work += is_delivery
-        self.enter(stage)
-        handle = self.host.wait(later, pending.answered)
-        if pending.there:
-            return self._answer_of(pending)
-        limit = self.context.limits.delivery_timeout if seconds is None else seconds
-        pending.begin(handle, self.context.call_later(limit, pending.time_out) if limit else None)
-        return None
-
-    def take_answer(self, pending: Wait) -> None:
-        """What was waited for has been answered, or has had its time."""
-        answers_command = self.stage is Stage.ANSWER and not pending.finishes
-        reply = self._answer_of(pending)
-        if self.stage in ENDED:
-            return
-        if reply is not None:
-            if answers_command and self.offset < len(self.buffer) and counts.refuses_pipelining(self):
-                reply = replies.UNEXPECTED_PIPELINING
-            self.reply(reply)
-        if self.stage not in ENDED:
-            self.advance()
-
-    def _answer_of(self, pending: Wait) -> Reply | None:
-        self.pending = None
-        if self.stage is Stage.ANSWER:
-            self.enter(Stage.COMMAND)
-        try:
-            reply: Reply | None = pending.then(self, pending.value, pending.error)
-        finally:
-            if pending.there:
-                self._hook_is_over(pending)
-        return reply
-
-    def forget(self, wait: Wait, value: Any, error: BaseException | None) -> None:
-        """A hook has answered for which nobody waits any more."""
-        try:
-            if wait.late is not None:
-                wait.late(self, value, error)
-        finally:
-            self._hook_is_over(wait)
-
-    def _hook_is_over(self, wait: Wait) -> None:
-        if wait.is_delivery:
-            self.hooks_at_work -= 1
-            self._say_farewell()
-
-    def _say_farewell(self) -> None:
-        if self.owes_farewell and self.stage in ENDED and not self.hooks_at_work:
-            self.owes_farewell = False
-            session_ended = self.context.session_ended
-            assert session_ended is not None
-            try:
-                session_ended(self.name)
-            except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
-                self.delivery_failed(error, "session_ended() raised")
-
-    # The mail transaction.
-
-    def reset(self) -> None:
-        """There is no mail transaction any more; what was begun is aborted."""
-        self.abort_mail()
-        self.message = None
-        self.utf8 = False
-        self.phase = Phase.READY if self.helo else Phase.CONNECTED
-
-    def abort_mail(self) -> None:
-        """Tell the delivery, if it has not heard of an end yet, that the transaction ends without a message."""
-        given = self.sink or self.mail
-        self.sink = self.mail = None
-        if given is not None:
-            self.abort_given(given)
-
-    def abort_given(self, given: Any) -> None:
-        """Call `abort()` of what a hook has handed over."""
-        try:
-            given.abort()
-        except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
-            self.delivery_failed(error, "abort() raised")
-
-    def delivery_failed(self, error: BaseException, what: str) -> None:
-        """Log what the delivery did wrong."""
-        self.context.events.failure(error, f"the delivery failed: {what}", self.name, self.peer_name)
 
     # The ends.
 
@@ -846,7 +379,7 @@ class Engine:
             if pending is not None:
                 pending.cancel()
             self.abort_mail()
-            self._say_farewell()
+            self.say_farewell()
 
     def release(self) -> None:
         """Give back the slot and the place of the client. Once counts."""

@@ -11,7 +11,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, is_later, owes_an_end
 from twisted_smtpguard.engine.port import FAULTS
 from twisted_smtpguard.engine.stages import ENDED, Phase
-from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Client, Path
 
@@ -57,7 +57,7 @@ def _begin(engine: Engine, sender: Path) -> Reply | None:
             return _begun(engine, sender, utf8, given)
     except FAULTS as error:
         return hook_failed(engine, error)
-    return engine.wait(given, partial(_begun_later, sender, utf8), late=abort_late)
+    return wait_for(engine, given, partial(_begun_later, sender, utf8), late=abort_late)
 
 
 def _begun_later(sender: Path, utf8: bool, engine: Engine, given: Any, error: BaseException | None) -> Reply:
@@ -125,7 +125,7 @@ def _ask(engine: Engine, recipient: Path) -> Reply | None:
             return _answered(recipient, engine, answer, None)
     except FAULTS as error:
         return _answered(recipient, engine, None, error)
-    return engine.wait(answer, partial(_answered, recipient), late=report_late)
+    return wait_for(engine, answer, partial(_answered, recipient), late=report_late)
 
 
 def _answered(recipient: Path, engine: Engine, answer: Any, error: BaseException | None) -> Reply:
@@ -163,7 +163,7 @@ def _over_rate(
     if is_later(count):
         then = partial(_counted, limit, exceeded, go_on, path)
         # The store has its own time limit.
-        return engine.wait(count, then, is_delivery=False, seconds=0)
+        return wait_for(engine, count, then, is_delivery=False, seconds=0)
     return _counted(limit, exceeded, go_on, path, engine, count, None)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
-from twisted_smtpguard.engine.datarate import watch_rate_of
+from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.envelope import report_late
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, is_later, owes_an_end
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
 from twisted_smtpguard.engine.port import FAULTS
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
-from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
 
 MAX_WRITE_OCTETS = 64 * 1024
@@ -77,7 +77,7 @@ def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
             return _sink_given(engine, chunk, given)
     except FAULTS as error:
         return _no_sink(engine, mail, chunk, error)
-    return engine.wait(given, partial(_sink_answered, mail, chunk), late=partial(_sink_late, mail))
+    return wait_for(engine, given, partial(_sink_answered, mail, chunk), late=partial(_sink_late, mail))
 
 
 def _sink_answered(
@@ -102,7 +102,7 @@ def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
     owes_an_end(sink)
     engine.sink = sink
     rules = engine.context.rules(binary=_is_binary(engine))
-    watch_rate_of(engine)
+    _watch_rate_of(engine)
     if chunk is None:
         engine.message = DataDecoder(rules)
         engine.enter(Stage.DATA)
@@ -129,7 +129,7 @@ def _refuse_chunk(engine: Engine, chunk: Chunk, reply: Reply) -> Reply | None:
             engine.invalid_commands += 1
         message = engine.message = ChunkDecoder(engine.context.rules(binary=_is_binary(engine)))
         message.keep_refusal(reply)
-        watch_rate_of(engine)
+        _watch_rate_of(engine)
     if engine.phase in IN_TRANSACTION:
         engine.phase = Phase.CHUNKS
     return _start_chunk(engine, chunk)
@@ -143,6 +143,17 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
     # BDAT 0 is complete as it stands.
     octets, _ = engine.message.feed(b"")
     return _pass_on(engine, octets)
+
+
+def _watch_rate_of(engine: Engine) -> None:
+    """A message begins: its rate is watched, where there is a limit."""
+    limits = engine.context.limits
+    if engine.rate is None and limits.min_data_rate and limits.data_rate_window:
+        engine.rate = DataRate(
+            engine.context, limits.min_data_rate, limits.data_rate_window, engine.data_too_slow
+        )
+    if engine.rate is not None:
+        engine.rate.run()
 
 
 # Octets.
@@ -187,7 +198,7 @@ def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
         try:
             answer = engine.sink.write(piece)
             if answer is not None and is_later(answer):
-                return engine.wait(answer, partial(_written, octets), late=report_late, stage=Stage.SINK)
+                return wait_for(engine, answer, partial(_written, octets), late=report_late, stage=Stage.SINK)
         except FAULTS as error:
             _refused_by_sink(engine, error)
     return _received(engine)
@@ -254,7 +265,7 @@ def _finish(engine: Engine) -> Reply | None:
         engine.sender.address,
         engine.recipients,
     )
-    return engine.wait(answer, _verdict, late=partial(_finished_late, accepted), finishes=True)
+    return wait_for(engine, answer, _verdict, late=partial(_finished_late, accepted), finishes=True)
 
 
 def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from twisted_smtpguard import replies
+from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Cancellable, Cancelled
+from twisted_smtpguard.engine.stages import ENDED, Stage
+from twisted_smtpguard.replies import Reply
 
 Then = Callable[[Any, Any, BaseException | None], Any]
 """Called with the engine, what a hook has answered, and None; or with the engine, None, and what it has raised."""
@@ -19,19 +24,31 @@ class Expired(Exception):  # noqa: N818 - it is what has happened
         self.at_work = at_work
 
 
-class Waiter(Protocol):
-    """An engine, as what it waits for sees it."""
+def wait_for(
+    engine: Engine,
+    later: Any,
+    then: Then,
+    *,
+    late: Then | None = None,
+    stage: Stage = Stage.ANSWER,
+    is_delivery: bool = True,
+    finishes: bool = False,
+    seconds: float | None = None,
+) -> Reply | None:
+    """Wait for a hook that answers later. `then(engine, value, error)` makes the reply of its answer; `late` is told of
+    an answer that is not wanted any more. `seconds` is the hook's time, by default the delivery's.
 
-    pending: Wait | None
-
-    def input(self, function: Callable[..., object], *arguments: object) -> None:
-        """Carry out an input."""
-
-    def take_answer(self, pending: Wait) -> None:
-        """What was waited for has been answered, or has had its time."""
-
-    def forget(self, wait: Wait, value: Any, error: BaseException | None) -> None:
-        """A hook has answered for which nobody waits any more."""
+    A reply where the answer is there already, else None.
+    """
+    pending = engine.pending = Wait(engine, then, late, is_delivery=is_delivery, finishes=finishes)
+    engine.hooks_at_work += is_delivery
+    engine.enter(stage)
+    handle = engine.host.wait(later, pending.answered)
+    if pending.there:
+        return pending.reply()
+    limit = engine.context.limits.delivery_timeout if seconds is None else seconds
+    pending.begin(handle, engine.context.call_later(limit, pending.time_out) if limit else None)
+    return None
 
 
 class Wait:
@@ -52,7 +69,7 @@ class Wait:
     )
 
     def __init__(
-        self, engine: Waiter, then: Then, late: Then | None, *, is_delivery: bool, finishes: bool
+        self, engine: Engine, then: Then, late: Then | None, *, is_delivery: bool, finishes: bool
     ) -> None:
         self._engine = engine
         self.then = then
@@ -81,9 +98,9 @@ class Wait:
         self._stop_timer()
         engine = self._engine
         if engine.pending is not self:
-            engine.input(engine.forget, self, value, error)
+            engine.input(self._forget)
         elif self.handle is not None and not self.expired:
-            engine.input(engine.take_answer, self)
+            engine.input(self._take)
         # Else whoever is calling the host, or cancelling, takes the answer.
 
     def cancel(self) -> None:
@@ -107,7 +124,47 @@ class Wait:
             self.late(self._engine, self.value, None)
         if late or not self.there or isinstance(self.error, Cancelled | TimeoutError):
             self.value, self.error = None, Expired(at_work=not self.there)
-        self._engine.take_answer(self)
+        self._take()
+
+    def _take(self) -> None:
+        """The hook has answered, or has had its time: its command is replied to, and the session goes on."""
+        engine = self._engine
+        answers_command = engine.stage is Stage.ANSWER and not self.finishes
+        reply = self.reply()
+        if engine.stage in ENDED:
+            return
+        if reply is not None:
+            if answers_command and engine.offset < len(engine.buffer) and counts.refuses_pipelining(engine):
+                reply = replies.UNEXPECTED_PIPELINING
+            engine.reply(reply)
+        if engine.stage not in ENDED:
+            engine.advance()
+
+    def reply(self) -> Reply | None:
+        """What the client is told of the answer; None where there is nothing to say yet."""
+        engine = self._engine
+        engine.pending = None
+        if engine.stage is Stage.ANSWER:
+            engine.enter(Stage.COMMAND)
+        try:
+            reply: Reply | None = self.then(engine, self.value, self.error)
+        finally:
+            if self.there:
+                self._over()
+        return reply
+
+    def _forget(self) -> None:
+        """The hook has answered after its answer was no longer wanted."""
+        try:
+            if self.late is not None:
+                self.late(self._engine, self.value, self.error)
+        finally:
+            self._over()
+
+    def _over(self) -> None:
+        if self.is_delivery:
+            self._engine.hooks_at_work -= 1
+            self._engine.say_farewell()
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

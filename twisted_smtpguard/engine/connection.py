@@ -1,0 +1,353 @@
+"""The state of one connection and of its session, and the steps that change it wherever it stands.
+
+`Engine` is this with the inputs of the host. It is one object, so that an idle connection costs no more than its host,
+its transport and its deadline besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted_smtpguard.engine.context import ServerContext
+from twisted_smtpguard.engine.datarate import DataRate
+from twisted_smtpguard.engine.port import Cancellable, Host
+from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
+from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import Client, Path, Peer
+
+_NO_SENDER = Path("", {})
+_NOTHING: frozenset[str] = frozenset()
+_NO_RECIPIENTS: list[str] = []
+"""The recipients of a session before its first MAIL, which makes a list of its own."""
+
+SHARE = 64
+"""What a connection may do in one turn of the reactor, in short commands. A whole arrival of 64 KiB of message data is
+one share too."""
+
+HELD_BY_TURN = 1
+"""The connection has had its share of this turn of the reactor."""
+HELD_BY_OUTPUT = 2
+"""So many replies wait for the client to read them that no further command is executed."""
+
+
+class _NoTimer:
+    """Stands in for a deadline where none runs."""
+
+    when = 0.0
+
+
+NO_TIMER = _NoTimer()
+
+
+class Connection:
+    """One connection and its session. Its effects go to `host`; the log calls the client `peer_name`."""
+
+    # fmt: off
+    __slots__ = (
+        "admitted", "after_auth", "auth", "began_at", "beginning", "behind_proxy", "buffer", "busy",
+        "closing_reply", "closing_value", "command", "context", "delay", "end_announced", "end_reason", "errors",
+        "failures", "handshaking", "held", "helo", "holds_slot", "hooks_at_work", "host", "hurried", "implicit_tls",
+        "input_ended", "invalid_commands", "is_junk", "junk", "known_client", "known_key", "known_peer", "lingers",
+        "listener", "mail", "mail_began_at", "message", "messages", "name", "offered", "offset", "owes_farewell",
+        "parameter", "paused", "peer_name", "pending", "phase", "phase_before", "place", "port", "progress",
+        "progress_octets", "queue", "rate", "recipient", "recipients", "refused", "rejected_recipients", "row",
+        "said", "secure", "sender", "share", "silent", "sink", "skipped", "skipped_for", "stage", "stage_before",
+        "time_limit", "timed", "timer", "tls", "transactions", "tried", "trusted", "unknown", "unsettled", "user",
+        "user_tried", "utf8", "value", "watched", "watches",
+    )
+    # fmt: on
+
+    def __init__(
+        self,
+        context: ServerContext,
+        host: Host,
+        peer_name: str,
+        *,
+        port: int | None = None,
+        listener: str = "",
+        implicit_tls: bool = False,
+    ) -> None:
+        self.context = context
+        self.host = host
+        self.peer_name = peer_name
+        self.port = port
+        """The client's port; None where it came over a UNIX socket."""
+        self.listener = listener
+        """What the log calls the listener that accepted the connection."""
+        self.implicit_tls = implicit_tls
+        """TLS comes before the greeting."""
+        self.stage = Stage.ACCEPTED
+        self.row = context.stages[Stage.ACCEPTED]
+        self.stage_before = Stage.ACCEPTED
+        """The stage that the connection goes back to when a skipped line has ended."""
+        self.phase = Phase.CONNECTED
+        self.began_at = context.seconds()
+        # Input and output.
+        self.buffer = b""
+        self.offset = 0
+        """How many octets of the buffer have been taken."""
+        self.said = b""
+        """Replies that have not been written yet."""
+        self.busy = False
+        """An input is being carried out."""
+        self.queue: list[Callable[[], object]] | None = None
+        """Inputs that wait until the present one has been carried out; None where there are none."""
+        self.held = 0
+        """Why nothing more may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 where it may."""
+        self.share = 0
+        """What is left of the connection's share of this turn of the reactor, in short commands."""
+        self.paused = False
+        """The client is not read."""
+        self.input_ended = False
+        """The client has shut down its side."""
+        self.end_announced = False
+        """The client has shut down its side, but what it sent before that may still be unread."""
+        self.progress = True
+        """The client has sent what was due, or a new stage was entered: the deadline is to be set back."""
+        self.timed = ""
+        """The name in `ServerContext.timeouts` of the time limit that runs."""
+        self.timer: Any = NO_TIMER
+        """The deadline of that time limit."""
+        self.time_limit = 0.0
+        """Seconds from the last progress to the deadline."""
+        self.unsettled = True
+        """More than the deadline has to be seen to: the stage is new, the input has ended, or nothing may be taken."""
+        self.progress_octets = 0
+        """Octets of message data without a line end since the last progress."""
+        self.skipped = 0
+        """Octets that were thrown away of the line that is being skipped."""
+        self.skipped_for: Reply | None = None
+        """The reply when the skipped line has ended."""
+        # The client, and how far it has been let in.
+        self.behind_proxy = False
+        """The connection came from a trusted proxy: it begins with a PROXY header."""
+        self.silent = False
+        """The connection is the proxy's own, such as a health check, and has said nothing yet."""
+        self.beginning = b""
+        """Empty lines that were answered, and that may be the beginning of an unexpected PROXY header."""
+        self.known_peer: Peer | None = None
+        self.known_key = ""
+        self.admitted = False
+        self.trusted = False
+        """An IP filter said so."""
+        self.place: Any = None
+        """The `Place` that the connection takes of those that its client may have at once."""
+        self.tls = ""
+        """TLS version and cipher; "" in clear."""
+        self.secure = False
+        """The TLS handshake with the guard is complete. A proxy's handshake does not count."""
+        self.handshaking = False
+        """A TLS handshake has begun and is not complete."""
+        self.delay: Cancellable | None = None
+        """The call that ends the greet delay, while it runs."""
+        self.refused = False
+        """The connection was not let in, and that has been logged."""
+        self.holds_slot = True
+        """The connection counts against `Limits.max_connections`."""
+        self.hurried = False
+        """The grace of a stop is over: the service does not wait for a client that lingers."""
+        self.lingers = False
+        """The connection counts against `Limits.max_lingering`."""
+        self.end_reason = "lost"
+        """Why the connection ends, for the log."""
+        # The session.
+        self.name = ""
+        """The name of the session, from the greeting on; "" before."""
+        self.helo = ""
+        self.known_client: Client | None = None
+        """What the delivery is told of the session, for every message without SMTPUTF8."""
+        self.offered = _NOTHING
+        """The MAIL parameters that EHLO has offered; none before it."""
+        self.user: Any = None
+        """The user who has logged in."""
+        self.auth: Any = None
+        """The `Exchange` of AUTH, while a response is due."""
+        self.failures = 0
+        """How often the credentials were wrong in this session."""
+        self.messages = 0
+        """Accepted messages."""
+        self.transactions = 0
+        """Mail transactions that were begun."""
+        self.pending: Any = None
+        """The `Wait` for a hook that has been asked and has not answered."""
+        self.hooks_at_work = 0
+        """Hooks of the delivery that have not answered. One whose answer is not wanted any more counts too."""
+        self.owes_farewell = False
+        """`begin()` has been called, and `session_ended()` has not."""
+        # The mail transaction.
+        self.mail: Any = None
+        """The `IMailTransaction`, until its `data()` is called."""
+        self.sink: Any = None
+        """The `IMessageSink`, until the end of the message."""
+        self.message: Any = None
+        """The `IncomingMessage`, from DATA or the first BDAT to the verdict."""
+        self.sender = _NO_SENDER
+        self.recipients = _NO_RECIPIENTS
+        """The accepted recipients."""
+        self.utf8 = False
+        """The transaction was begun with SMTPUTF8."""
+        self.mail_began_at = 0.0
+        self.rate: DataRate | None = None
+        """Watches how fast message data comes."""
+        # What is counted, and shown in the log.
+        self.command: Any = None
+        """The row of the last command; None where the last line was none."""
+        self.phase_before = Phase.CONNECTED
+        """The phase in which the last command came."""
+        self.after_auth = False
+        """The last valid command was AUTH: a line after it that is no command may be a password, and is not logged."""
+        self.unknown = b""
+        """The verb of a line that is no command."""
+        self.parameter = ""
+        """The parameter that a 555 refused."""
+        self.recipient: str | None = None
+        """The address in the last RCPT."""
+        self.user_tried: str | None = None
+        """The user name in the last AUTH."""
+        self.value: float | None = None
+        """The value that exceeded a limit, for the log."""
+        self.invalid_commands = 0
+        self.rejected_recipients = 0
+        self.errors = 0
+        self.junk = 0
+        self.is_junk = False
+        """The last command counts as junk."""
+        self.watched = False
+        """`account` sees the next reply, whatever it is."""
+        self.watches = False
+        """`account` sees every reply: the service stops, or the session has had its time."""
+        self.closing_reply: Reply | None = None
+        """The last line of the session after the next reply, whatever was counted."""
+        self.closing_value: float | None = None
+        """The value that exceeded the limit of `closing_reply`, for the log."""
+        self.tried = _NOTHING
+        """Limits in dry run that would have ended the session; each is logged once."""
+
+    # Questions.
+
+    @property
+    def peer(self) -> Peer:
+        """The peer as filters and deliveries are told of it. Made when it is first needed: it costs a system call."""
+        if self.known_peer is None:
+            self.known_peer = self.host.peer()
+        return self.known_peer
+
+    @property
+    def key(self) -> str:
+        """The client that the limits per client count against."""
+        if not self.known_key:
+            peer = self.known_peer
+            address = self.host.address() if peer is None else peer.address
+            self.known_key = self.context.clients.key_of(address)
+        return self.known_key
+
+    @property
+    def awaits_verdict(self) -> bool:
+        """The delivery is deciding on a message, and the client is still there to hear of it."""
+        return self.pending is not None and self.pending.finishes and self.stage not in ENDED
+
+    @property
+    def owes_reply(self) -> bool:
+        """A reply is due that a client may still read whose TLS connection has ended without close_notify. Only a whole
+        message is worth waiting for."""
+        return self.name != "" and self.stage not in ENDED and (self.pending is None or self.pending.finishes)
+
+    @property
+    def gone(self) -> bool:
+        """The connection is refused, ending or gone."""
+        return self.stage in ENDED
+
+    @property
+    def idle(self) -> bool:
+        """Greeted, between transactions, with nothing pending: the session may be ended."""
+        busy = self.pending is not None or self.row.in_message or self.phase in IN_TRANSACTION
+        return self.name != "" and not (busy or self.stage in ENDED)
+
+    @property
+    def buffer_is_full(self) -> bool:
+        """So much input waits that the client is not read."""
+        return 0 < self.context.limits.max_input_buffer <= len(self.buffer) - self.offset
+
+    # Steps.
+
+    def enter(self, stage: Stage) -> None:
+        """The only way from one stage to another. What the new one needs is seen to when the input is done with."""
+        row = self.context.stages[stage]
+        assert self.stage in row.follows, f"{self.stage} -> {stage}"
+        self.stage = stage
+        self.row = row
+        self.progress = self.unsettled = True
+
+    def set_deadline(self, timeout: str) -> None:
+        """Let this time limit of `ServerContext.timeouts` run from now on; "" for none."""
+        if self.handshaking and not timeout:
+            # The time of a handshake that an endpoint has begun goes on beside what else is waited for.
+            return
+        self.timed = timeout
+        self.time_limit = self.context.timeouts[timeout]
+        self.timer = self.host.deadline(self.time_limit) or NO_TIMER
+
+    def flush(self) -> None:
+        """Write what has been said."""
+        said, self.said = self.said, b""
+        if self.host.write(said):
+            self.held |= HELD_BY_OUTPUT
+            self.unsettled = True
+
+    def has_share_left(self, cost: int) -> bool:
+        """Whether the connection may go on after something that has cost so much of its share. Otherwise it waits for
+        its next turn, or for the client to read its replies."""
+        if len(self.said) >= self.context.max_said:
+            self.flush()
+            if self.held:
+                return False
+        self.share -= cost
+        if self.share > 0:
+            return True
+        self.wait_for_turn()
+        return False
+
+    def wait_for_turn(self) -> None:
+        """The connection has had its share: nothing more is taken before the others have had theirs."""
+        self.held |= HELD_BY_TURN
+        self.unsettled = True
+        self.host.next_turn()
+
+    # The mail transaction.
+
+    def reset(self) -> None:
+        """End the mail transaction; what the delivery has begun is aborted."""
+        self.abort_mail()
+        self.message = None
+        self.utf8 = False
+        self.phase = Phase.READY if self.helo else Phase.CONNECTED
+
+    def abort_mail(self) -> None:
+        """Tell the delivery that the transaction ends without a message, unless it has been told of an end already."""
+        given = self.sink or self.mail
+        self.sink = self.mail = None
+        if given is not None:
+            self.abort_given(given)
+
+    def abort_given(self, given: Any) -> None:
+        """Call `abort()` of what a hook has handed over."""
+        try:
+            given.abort()
+        except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+            self.delivery_failed(error, "abort() raised")
+
+    def delivery_failed(self, error: BaseException, what: str) -> None:
+        """Log a fault of the delivery, with its traceback."""
+        self.context.events.failure(error, f"the delivery failed: {what}", self.name, self.peer_name)
+
+    def say_farewell(self) -> None:
+        """Tell the delivery that the session is over, once, when the last of its hooks has answered."""
+        if self.owes_farewell and self.stage in ENDED and not self.hooks_at_work:
+            self.owes_farewell = False
+            session_ended = self.context.session_ended
+            assert session_ended is not None
+            try:
+                session_ended(self.name)
+            except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
+                self.delivery_failed(error, "session_ended() raised")
