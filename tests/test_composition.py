@@ -28,7 +28,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_smtpguard import PASS, DiscardDelivery, Limits, Rate, SMTPGuardService, refuse
+from twisted_smtpguard import PASS, DiscardDelivery, Limits, ProcessService, Rate, SMTPGuardService, refuse
 from twisted_smtpguard.testing import Clients, Guard
 
 ROOT = Path(__file__).parent.parent
@@ -619,22 +619,57 @@ def test_another_projects_twist_command_heeds_sighup_and_a_second_sigterm_and_te
             assert twist._process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
 
 
+def refused_start(directory: Path, plugin: Path, endpoint: str) -> str:
+    """What `twist mailroom` says where it cannot listen."""
+    done = subprocess.run(
+        [TWIST, "mailroom", f"--listen={endpoint}"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(plugin / "src")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
 def test_another_projects_twist_command_that_cannot_listen_ends_with_one_sentence(
     plugin: Path, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        done = subprocess.run(
-            [TWIST, "mailroom", f"--listen=tcp:{port}:interface=127.0.0.1"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(plugin / "src")},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert re.fullmatch(rf"cannot listen: Couldn't listen on 127\.0\.0\.1:{port}: .*\n", done.stderr)
+        endpoint = f"tcp:{port}:interface=127.0.0.1"
+        said = refused_start(tmp_path, plugin, endpoint)
+    assert re.fullmatch(rf"cannot listen on {endpoint}: Couldn't listen on 127\.0\.0\.1:{port}: .*\n", said)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("unix:/missing/smtp.sock", "there is no directory /missing"),
+        ("tcp:99999", "bind(): port must be 0-65535."),
+    ],
+)
+def test_that_sentence_names_the_endpoint_whatever_is_wrong_with_it(
+    endpoint: str, why: str, plugin: Path, tmp_path: Path
+) -> None:
+    assert refused_start(tmp_path, plugin, endpoint) == f"cannot listen on {endpoint}: {why}\n"
+
+
+class ClosedPart(Service):
+    def startService(self) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/missing/database")
+
+
+def test_a_part_that_cannot_start_is_not_told_as_a_guard_that_cannot_listen() -> None:
+    guard = SMTPGuardService(Clock(), [], DiscardDelivery())
+    process = ProcessService(MemoryReactorClock(), [guard], parts=[ClosedPart()])
+    try:
+        with pytest.raises(FileNotFoundError, match="database"):
+            process.startService()
+    finally:
+        process._signals.stopped(None)
 
 
 @pytest.mark.packaging

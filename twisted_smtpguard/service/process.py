@@ -179,9 +179,12 @@ class ProcessService(MultiService):
         self._signals.handle()
         try:
             super().startService()
-        # OverflowError: a port above 65535.
-        except (CannotListenError, OverflowError) as error:
-            raise SystemExit(f"cannot listen: {why_not('', error, ())}") from error
+        # OverflowError: a port above 65535. An OSError may also come from a part.
+        except (CannotListenError, OverflowError, OSError) as error:
+            name = next(filter(None, (guard.failed_endpoint for guard in self.guards)), "")
+            if not name:
+                raise
+            raise SystemExit(f"cannot listen on {name}: {why_not(name, error, ())}") from error
         for what, problem in warnings_of_process([], []):
             self.guards[0].factory.context.events.setup_warning(what, problem)
 

@@ -129,6 +129,8 @@ class SMTPGuardService(PartsOwner):
         self._ports: list[IListeningPort] = []
         self.on_listening: Callable[[], object] = _nothing
         """Called whenever one more endpoint listens."""
+        self.failed_endpoint = ""
+        """The name of the endpoint for which the latest start failed; "" if that did not fail, or not for one."""
         self._ending = 0
         """How many drains and stops are under way."""
         self._stopping: Deferred[None] | None = None
@@ -163,12 +165,15 @@ class SMTPGuardService(PartsOwner):
             raise RuntimeError("the service listens already")
         if self._ending:
             raise RuntimeError("the service cannot be started while a stop or drain is under way")
+        self.failed_endpoint = ""
         if not self.running:
             self._start_parts()
         self.factory.reopen()
         try:
             for endpoint, listener in self._listeners:
+                self.failed_endpoint = listener.name
                 self._listen(endpoint, listener)
+            self.failed_endpoint = ""
         except BaseException:
             ports, self._ports = self._ports, []
             for port in ports:
