@@ -223,6 +223,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("SMTPGuardService", {"proxy_protocol_from": ["any"]}, "proxy_protocol_from: 'any' is no network"),
     ("SMTPGuardService", {"require_auth": 1}, "require_auth must be True or False, not 1"),
     ("SMTPGuardService", {"counters": dict}, "counters must be an ICounterStore or None, not "),
+    ("PasswordFile", {"reactor": None}, "reactor must be a Reactor, not None"),
     ("AcceptedDomains", {"domains": []}, "domains: one or more are expected"),
     ("CallableDelivery", {"extensions": frozenset({"8bitmime"})}, "extensions must be of "),
     ("CallableDelivery", {"max_message_octets": -1}, "max_message_octets must be 0 or more"),

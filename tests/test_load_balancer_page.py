@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import smtplib
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +25,17 @@ USERS = ("--auth=memory:ann:secret", "--auth-without-tls", "--require-auth")
 
 def test_the_configuration_that_is_shown_is_the_example() -> None:
     assert f"```text\n{MAIL.read_text()}```" in PAGE
+
+
+def test_the_probe_by_a_command_needs_nothing_but_a_shell(tmp_path: Path) -> None:
+    shown = re.search(r"`exec: \{command: (\[.*?\])\}`", PAGE)
+    assert shown is not None
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    for pid, alive in (("$PPID", True), (str(2**22 + 1), False)):
+        command = [word.replace("kill -0 1", f"kill -0 {pid}") for word in json.loads(shown[1])]
+        assert pid in command[-1]
+        done = subprocess.run(command, env={"PATH": str(tmp_path)}, stderr=subprocess.DEVNULL, check=False)
+        assert (done.returncode == 0) is alive
 
 
 @pytest.fixture

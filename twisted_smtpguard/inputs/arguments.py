@@ -210,4 +210,5 @@ def _described(hint: Any) -> str:
         return f"a {kind} in which each is {_described(arguments[0])}"
     if _is_interface(hint):
         return f"an {hint.__name__}"
-    return f"a {getattr(origin or hint, '__name__', hint)}"
+    # What the caller can know of a private class is what its name says.
+    return f"a {getattr(origin or hint, '__name__', str(hint)).lstrip('_')}"
