@@ -34,7 +34,7 @@ class Admission:
         self._clients = clients
         self._events = events
         self.asks_nothing = not (entries or limits.max_connections_per_client or limits.connection_rate)
-        """Everybody is let in, and nobody is trusted."""
+        """There is nothing to ask: every connection is let in, and none is trusted."""
 
     def decide(self, guest: Guest) -> Refusal | Deferred[Refusal | None] | None:
         """Why the guest is not let in; None where it is, trusted or not. A Deferred where somebody takes time to

@@ -12,9 +12,9 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.guest import Guest, stays
-from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal
-from twisted_smtpguard.hooks.later import CallLater, as_deferred, explained, is_later, within
+from twisted_smtpguard.hooks.later import CallLater, as_deferred, explained, within
 from twisted_smtpguard.inputs.arguments import check_fields
 from twisted_smtpguard.interfaces import IIPFilter
 from twisted_smtpguard.limits.limits import IP_FILTER, Limits
@@ -127,4 +127,4 @@ async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> No
 
 
 def _drop(_: Failure) -> None:
-    """Nobody waits for it any more."""
+    """The promise was cancelled: what comes of it is dropped."""

@@ -1,4 +1,4 @@
-"""Who counts as one client: an address, or the network that somebody is given whole."""
+"""What counts as one client: an address, or a network that is given to one user as a whole."""
 
 from __future__ import annotations
 

@@ -9,13 +9,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.clientkey import client_key
-from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.hooks.later import (
     CallLater,
     HookCancelledError,
     as_deferred,
     explained,
-    is_later,
     shielded,
     within,
 )
@@ -98,7 +97,7 @@ class ClientLimits:
         return self._read(read, answer)
 
     def _read(self, read: Callable[[object], int], answer: Any) -> Count:
-        """What `read` makes of the answer. It hears even of one that nobody waits for any more."""
+        """What `read` makes of the answer. It is called even if the answer is not wanted any more."""
         try:
             if not is_later(answer):
                 return read(answer)
@@ -131,7 +130,7 @@ class Place:
         self._held = self._over = False
 
     def answered(self, *, taken: bool) -> None:
-        """The store has answered. Where nobody needs the place any more it goes back at once."""
+        """The store has answered. If the place is not needed any more it goes back at once."""
         if taken and self._over:
             self._clients.give_place_back(self.key)
         else:

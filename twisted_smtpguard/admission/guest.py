@@ -1,4 +1,4 @@
-"""Who asks to be admitted, as admission sees it."""
+"""A connection that asks to be admitted, as admission sees it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard.checkers.passwordlines import parse_users
-from twisted_smtpguard.hooks.later import Timer
+from twisted_smtpguard.engine.port import Cancellable
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError, open_regular
@@ -81,7 +81,7 @@ class PasswordFile:
         self._log = EventLog(reactor.seconds)
         self._looking = False
         """A thread is at work."""
-        self._timer: Timer | None = None
+        self._timer: Cancellable | None = None
         """Ends the patience with that thread. None while one works: it is over."""
         self._waiting: list[Deferred[Users]] = []
         """They came before that thread began to look."""

@@ -9,7 +9,8 @@ from typing import Any
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
-from twisted_smtpguard.hooks.later import answer_of, as_deferred, is_later
+from twisted_smtpguard.engine.port import is_later
+from twisted_smtpguard.hooks.later import answer_of, as_deferred
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError

@@ -66,7 +66,7 @@ def proxy_timed_out(engine: Engine) -> None:
 
 
 def _proxy_failed(engine: Engine, reason: str) -> None:
-    """There is nobody to say anything to."""
+    """End a connection whose PROXY header is missing or malformed. Nothing can be said to it."""
     counts.log_unsaid(engine, reason)
     engine.abort()
 
@@ -75,7 +75,7 @@ def _proxy_failed(engine: Engine, reason: str) -> None:
 
 
 def _identified(engine: Engine) -> None:
-    """The client's address is known."""
+    """Go on to the handshake or to admission: the client's address is known."""
     if engine.implicit_tls and not engine.handshaking and engine.context.asks_for_certificates:
         begin_tls(engine)
     else:
@@ -98,7 +98,7 @@ def begin_tls(engine: Engine) -> None:
     engine.set_deadline("tls_handshake")
     try:
         engine.host.start_tls(octets)
-    except Exception as error:  # noqa: BLE001 - from here on nothing can be said, and nobody else would end it
+    except Exception as error:  # noqa: BLE001 - from here on nothing can be said, and nothing else would end it
         engine.context.events.failure(error, "TLS could not be begun", engine.name, engine.peer_name)
         handshake_failed(engine, "tls_failed")
         engine.abort()

@@ -1,4 +1,4 @@
-"""AUTH in one session (RFC 4954): challenges, responses, and who the client turns out to be.
+"""AUTH in one session (RFC 4954): challenges, responses, and the user that the client logs in as.
 
 No password outlives the question whether it is right.
 """
@@ -15,8 +15,7 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, sasl
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import is_later
-from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
@@ -83,8 +82,8 @@ def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
     except FAULTS as error:
         return _unavailable(engine, error)
     if is_later(judgement):
-        then = partial(_answered, mechanism)
-        return wait_for(engine, judgement, then, late=_report_late, is_delivery=False)
+        # An answer that comes too late is dropped.
+        return wait_for(engine, judgement, partial(_answered, mechanism), is_delivery=False)
     return _judged(engine, mechanism, judgement)
 
 
@@ -98,10 +97,6 @@ def _answered(mechanism: str, engine: Engine, judgement: Any, error: BaseExcepti
         )
         return replies.AUTH_UNAVAILABLE
     return _judged(engine, mechanism, judgement) if error is None else _unavailable(engine, error)
-
-
-def _report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
-    """It comes too late, and nobody waits for it any more."""
 
 
 def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:

@@ -1,4 +1,4 @@
-"""What each command may do: one row a verb. Nobody else looks at verbs.
+"""What each command may do: one row a verb. No other file looks at verbs.
 
 A row says how the argument is read, in which phases the command is in sequence, what carries it out, and what kind of
 command it is. Handlers return the reply, or None where there is nothing to say yet; they never write.

@@ -46,7 +46,7 @@ class ServerContext:
     clients: Any
     """`ClientLimits`: what each client may have and do."""
     admission: Any
-    """`Admission`: says who may come in."""
+    """`Admission`: decides whether a connection is let in."""
     seconds: Callable[[], float]
     """The clock."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]
@@ -77,13 +77,13 @@ class ServerContext:
     proxy_tls: bool = False
     """What a trusted proxy says of its client's TLS is taken for true."""
     identify: Callable[[Any], Any] | None = None
-    """Says who logs in with a `Login`: a User, None, or one of them later. None: there is no AUTH."""
+    """Called with a `Login`: the judgement of the checkers, now or later. None: there is no AUTH."""
     auth_without_tls: bool = False
     """Credentials may come in clear."""
     require_tls: bool = False
     """MAIL is refused in clear."""
     require_auth: bool = False
-    """MAIL is refused to who has not logged in."""
+    """MAIL is refused before AUTH."""
     draining: bool = False
     """The service stops: no new command is carried out."""
     orphans: int = 0

@@ -20,7 +20,7 @@ def invalid(engine: Connection, reply: Reply) -> Reply:
 def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     """Count and log a reply that is being said; what comes back ends the session after it.
 
-    It counts once, by its class, whoever made it; one that ends the session is not counted.
+    It counts once, by its class, a delivery's too; one that ends the session is not counted.
     """
     if reply.code >= 400:
         log(engine, reason or replies.reason_of(reply), reply)
@@ -120,7 +120,7 @@ def log(
     client_gone: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Log and count a refusal. `reply` None: there was nobody to say it to, or `dry_run`: nothing is refused."""
+    """Log and count a refusal. `reply` None: it could not be said. `dry_run`: nothing is refused."""
     command = engine.command
     verb = command.verb if command is not None else ""
     shown = verb
@@ -149,7 +149,7 @@ def log(
 
 
 def log_unsaid(engine: Connection, reason: str) -> None:
-    """Log and count that a connection ends before its greeting, for which there is nobody to say anything to."""
+    """Log and count that a connection ends before its greeting, and that nothing could be said to it."""
     engine.refused = True
     engine.context.events.reject(
         engine.peer_name,

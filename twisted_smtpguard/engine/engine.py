@@ -304,7 +304,7 @@ class Engine(Connection):
             else:
                 self.reset()
                 self.reply(replies.LOCAL_ERROR)
-        except BaseException:  # noqa: BLE001 - what has failed once fails again, and nobody else would end the session
+        except BaseException:  # noqa: BLE001 - what has failed once fails again, and nothing else would end the session
             self.abort()
 
     # The ends.

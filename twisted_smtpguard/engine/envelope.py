@@ -8,8 +8,8 @@ from typing import Any
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, is_later, owes_an_end
-from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
+from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, Phase
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
@@ -17,7 +17,7 @@ from twisted_smtpguard.values import Client, Path
 
 
 def mail(engine: Engine, sender: Path) -> Reply | None:
-    """MAIL: our own limits in their order, then the delivery."""
+    """MAIL: the limits in their order, then the delivery."""
     context = engine.context
     if context.demands:
         if context.require_tls and not engine.tls:
@@ -89,7 +89,7 @@ def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
 
 
 def abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
-    """What a hook hands over when nobody waits for it any more is aborted; what it raises is told."""
+    """Called when a hook has answered too late: abort what it has handed over, or log what it has raised."""
     if error is not None:
         hook_failed(engine, error, over=True)
     elif hasattr(given, "abort"):
@@ -148,7 +148,7 @@ def _answered(recipient: Path, engine: Engine, answer: Any, error: BaseException
 
 
 def report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
-    """What a hook raises when nobody waits for it any more is told."""
+    """Called when a hook has answered too late: log what it has raised."""
     if error is not None:
         hook_failed(engine, error, over=True)
 

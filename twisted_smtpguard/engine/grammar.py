@@ -90,7 +90,7 @@ _MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8", "AUTH"})
 _MAIL_DSN = frozenset({"RET", "ENVID"})
 _RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
 
-# The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What stands behind these four
+# The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What follows these four
 # verbs is free text, and may look like the rest of a request line.
 _NOT_SMTP = re.compile(
     rb"\x16\x03"
@@ -137,7 +137,7 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_hello(argument: bytes, *_: object) -> str:
-    """The one word behind HELO or EHLO, 1 to 255 octets of printable ASCII."""
+    """The one word after HELO or EHLO, 1 to 255 octets of printable ASCII."""
     if _HELLO.fullmatch(argument) is None:
         raise Refused(replies.BAD_ARGUMENTS)
     return argument.decode("ascii")
@@ -152,7 +152,7 @@ def parse_bdat(argument: bytes, *_: object) -> tuple[int, bool]:
 
 
 def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
-    """The reverse-path behind MAIL, with its parameters (RFC 5321 4.1.1.2).
+    """The reverse-path of MAIL, with its parameters (RFC 5321 4.1.1.2).
 
     `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have
     that value, and DSN for RET and ENVID.
@@ -171,7 +171,7 @@ def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
 
 
 def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
-    """The forward-path behind RCPT, with its parameters (RFC 5321 4.1.1.3).
+    """The forward-path of RCPT, with its parameters (RFC 5321 4.1.1.3).
 
     `offered` holds DSN where NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
     """
@@ -190,7 +190,7 @@ def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
 
 
 def _parse_path(octets: bytes, bad_address: Reply) -> tuple[re.Match[str], str | None, str]:
-    """The match of `_PATH`, the mailbox without its source route, and what stands behind the bracket."""
+    """The match of `_PATH`, the mailbox without its source route, and what follows the bracket."""
     text = octets.decode("utf-8", "surrogateescape")
     path = _PATH.match(text)
     if path is None:

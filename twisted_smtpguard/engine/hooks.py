@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from twisted_smtpguard import replies
@@ -17,16 +16,6 @@ _ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
 """Codes that a delivery may give. Only a client's QUIT is answered with 221."""
 
 
-def is_later(answer: Any) -> bool:
-    """Whether a hook answered with something to wait for, and not with its value."""
-    return _can_be_awaited(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
-
-
-@lru_cache(maxsize=256)
-def _can_be_awaited(kind: Any) -> bool:
-    return hasattr(kind, "__await__")
-
-
 def owes_an_end(given: Any) -> None:
     """TypeError where begin() or data() has handed over what cannot be what was promised."""
     if not hasattr(given, "abort"):
@@ -34,8 +23,8 @@ def owes_an_end(given: Any) -> None:
 
 
 def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> Reply:
-    """The reply that a failure becomes; logged where it is no refusal. `over`: nobody waits for the hook any more, so
-    that it is right to end by its cancellation."""
+    """The reply that a failure becomes; logged where it is no refusal. `over`: the
+    answer is not wanted any more, so that it is no fault to end by cancellation."""
     if isinstance(error, Refused):
         return answer_checked(engine, error.reply, refused=True)
     if isinstance(error, Expired):

@@ -7,7 +7,7 @@ from twisted_smtpguard.values import Refused
 
 
 def parse_hostname(text: str) -> str:
-    """A hostname is what may stand behind the @ of an address (RFC 5321 4.1.2). ValueError: it is none."""
+    """A hostname is what may follow the @ of an address (RFC 5321 4.1.2). ValueError: it is none."""
     address = f"postmaster@{text}"
     try:
         path = parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8=False)

@@ -23,7 +23,7 @@ _END_OF_DATA = b"\r\n.\r\n"
 _PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 
 # A CR that is bare, or whose CRLF is before a dot or the last that there is: the first thing to look for in what comes
-# behind DATA.
+# after DATA.
 _SPECIAL_CR = re.compile(rb"\r(?!\n[^.])")
 
 # Two searches, each for one literal octet, are five times as fast as one search for either.
@@ -242,7 +242,7 @@ class DataDecoder(IncomingMessage):
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
 
-        What stands behind the end of the data is not looked at. Not to be called once `ended`.
+        What comes after the end of the data is not looked at. Not to be called once `ended`.
         """
         text = self._held + data
         # Most pieces of most messages have nothing special, and this one search is all.
@@ -274,7 +274,7 @@ class DataDecoder(IncomingMessage):
 
 
 class ChunkDecoder(IncomingMessage):
-    """The chunks of a message behind BDAT (RFC 3030). There are no dots, and a CRLF may stand in two chunks.
+    """The chunks of a message after BDAT (RFC 3030). There are no dots, and a CRLF may stand in two chunks.
 
     Call `start()` for each BDAT, then `feed()` until `ended`, at least once: with b"" for an empty chunk.
     """
@@ -295,7 +295,7 @@ class ChunkDecoder(IncomingMessage):
         self.ended = octets == 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """As `DataDecoder.feed`; consumes no octet behind the chunk."""
+        """As `DataDecoder.feed`; consumes no octet after the chunk."""
         piece = data[: self._left]
         consumed = len(piece)
         self._left -= consumed
@@ -322,7 +322,7 @@ def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRu
     """What messages must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
 
     Of limits that are only tried, the `shadows` say what each would have done. Bare newlines that are not refused are
-    made CRLF even then: what stands behind the guard must not read more messages than it did.
+    made CRLF even then: the next server must not read more messages than the guard did.
     """
     tried = limits.dry_run & _LIMITS
     shadows = []

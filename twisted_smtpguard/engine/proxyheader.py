@@ -1,4 +1,4 @@
-"""The PROXY protocol, versions 1 and 2: who connects, as a proxy in front tells it. Octets in, a value out.
+"""The PROXY protocol, versions 1 and 2: the client that a proxy connects for. Octets in, a value out.
 
 haproxy.org's proxy-protocol.txt. Nothing is kept, and nothing is looked at beyond the bounds: a caller gives what has
 come so far, as often as it likes.
@@ -24,7 +24,7 @@ MAX_LINE_OCTETS = 107
 """Of version 1, its CRLF included."""
 
 MAX_BINARY_OCTETS = 4096
-"""Of version 2, behind its first 16. The addresses take 36. Of what else a proxy tells, only its TLS is looked at."""
+"""The longest header of version 2 after its first 16 octets. The addresses take 36. Of the rest only TLS is read."""
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_OCTETS = 16
@@ -89,7 +89,7 @@ def may_begin_header(octets: bytes) -> bool:
 def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:
     """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain.
 
-    `tls` asks for what version 2 tells of the client's TLS. Then what stands behind the addresses must be well formed.
+    `tls` asks for what version 2 tells of the client's TLS. Then what follows the addresses must be well formed.
     """
     if buffer.startswith(_SIGNATURE[: len(buffer)]):
         return _parse_binary(buffer, tls) if len(buffer) >= _FIXED_OCTETS else None
@@ -143,7 +143,7 @@ def _parse_binary(buffer: bytes, tls: bool) -> ProxyHeader | None:
 
 
 def _tls_of(vectors: bytes) -> str:
-    """What the vectors behind the addresses tell of the client's TLS."""
+    """What the vectors after the addresses tell of the client's TLS."""
     for kind, value in _vectors(vectors):
         if kind == _SSL:
             if len(value) < _SSL_FIXED_OCTETS:

@@ -10,9 +10,9 @@ from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.envelope import report_late
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, is_later, owes_an_end
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
-from twisted_smtpguard.engine.port import FAULTS
+from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply

@@ -23,7 +23,7 @@ _EMPTY = b"="
 
 @attrs.frozen
 class Login:
-    """Who somebody says to be. The password is shown nowhere."""
+    """The credentials that a client has sent. The password is never shown."""
 
     username: bytes
     password: bytes = attrs.field(repr=False)
@@ -36,7 +36,7 @@ Mechanism: TypeAlias = Callable[[bytes | None], Generator[bytes, bytes, Login]]
 
 
 def parse_auth(argument: bytes) -> tuple[str, bytes | None]:
-    """What stands behind AUTH: the mechanism, and the initial response (RFC 4954 4)."""
+    """The argument of AUTH: the mechanism, and the initial response (RFC 4954 4)."""
     match = _COMMAND.fullmatch(argument)
     if match is None:
         raise Refused(replies.BAD_ARGUMENTS)

@@ -101,7 +101,7 @@ class Wait:
             engine.input(self._forget)
         elif self.handle is not None and not self.expired:
             engine.input(self._take)
-        # Else whoever is calling the host, or cancelling, takes the answer.
+        # Otherwise `wait_for` or `_expire` is running, and takes the answer.
 
     def cancel(self) -> None:
         """The answer is not wanted any more. The hook may go on in spite of that."""

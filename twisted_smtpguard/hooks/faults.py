@@ -1,4 +1,4 @@
-"""Somebody else's code that is called while something ends: what it raises is logged, and keeps nobody waiting.
+"""Somebody else's code that is called while something ends: what it raises is logged and goes no further.
 
 Between the moment when a session, a message or a stop is over and the moment when what it held is given back, the guard
 calls cancellers of Deferreds, `abort()`, `session_ended()`, transports and others. All of them are called through here.
@@ -36,7 +36,7 @@ def safely(report: Report, what: str, call: Callable[..., object], *args: object
         failure = Failure()
         try:
             report(failure, what)
-        except BaseException:  # noqa: BLE001 - the same holds for whoever is told of it
+        except BaseException:  # noqa: BLE001 - the same holds for the report
             at_debug(Failure(), "a failure could not be reported")
         return False
     return True

@@ -11,42 +11,24 @@ import asyncio
 import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from functools import lru_cache, partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.engine.port import FAULTS, Cancelled
+from twisted_smtpguard.engine.port import FAULTS, Cancellable, Cancelled, is_later
 from twisted_smtpguard.hooks.faults import Report, at_debug, cancel
 
 T = TypeVar("T")
 
 
-class Timer(Protocol):
-    """A call to come, of which a caller may think better."""
-
-    def cancel(self) -> None:
-        """Let it never come."""
-
-
-CallLater: TypeAlias = Callable[[float, Callable[[], object]], Timer]
+CallLater: TypeAlias = Callable[[float, Callable[[], object]], Cancellable]
 """How a part that knows no reactor gets at time: `Deadlines.call_later`."""
 
 
-def is_later(answer: Any) -> bool:
-    """Whether a hook answered with a Deferred or something else to await, and not with its value."""
-    return _can_be_awaited(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
-
-
-@lru_cache(maxsize=256)
-def _can_be_awaited(kind: type) -> bool:
-    # A Deferred can, too. It is an abstract type, of which to ask with isinstance() costs more.
-    return hasattr(kind, "__await__")
-
-
 class HookCancelledError(CancelledError, Cancelled):
-    """A hook has ended with asyncio's CancelledError. Where nobody has cancelled it, it did so by itself."""
+    """A hook has ended with asyncio's CancelledError. Where the guard has not cancelled it, it did so by itself."""
 
     def __str__(self) -> str:
         return "it ended with asyncio's CancelledError"
@@ -134,7 +116,7 @@ _tasks: set[asyncio.Task[Any]] = set()
 
 
 def _task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-    """A task of its own, and not one of the loop's factory, which may make what it likes."""
+    """A plain task, and not one of the loop's factory, which may make what it likes."""
     # As far as it comes at once, where Python can: a hook that never waits costs no turn of the loop.
     eager: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
     task = asyncio.Task(_run(coroutine, loop), loop=loop, **eager)
@@ -181,7 +163,7 @@ def _step_by_step(
 
 
 def _fired(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, None]:
-    """Wait until it has fired. It keeps its result, which who awaits it takes from there. To cancel the task cancels
+    """Wait until it has fired. It keeps its result, which the coroutine takes from there. To cancel the task cancels
     it, and what comes of that is told to the coroutine, as without a task."""
     while True:
         future = loop.create_future()
@@ -278,9 +260,9 @@ def within(
     """What `promised` fires with, or TimeoutError after `seconds`; 0: it may take as long as it likes.
 
     `promised` is cancelled at the time limit, and when what is returned here is cancelled. It may go on in spite of
-    that: nobody waits for it, and what comes of it is dropped. `report` is told of a canceller that raises.
+    that: what comes of it is dropped. `report` is told of a canceller that raises.
     """
-    timer: Timer | None = None
+    timer: Cancellable | None = None
 
     def settle(outcome: Any) -> None:
         nonlocal timer

@@ -37,8 +37,8 @@ def in_thread(
 
 
 class OneThread:
-    """Work that is done in one of the reactor's threads and never in two, so that what a disk holds up for ever does
-    not take them all."""
+    """Work that is done in one of the reactor's threads and never in two, so that what a disk holds up indefinitely
+    does not take them all."""
 
     def __init__(self, reactor: ThreadedReactor) -> None:
         self._reactor = reactor
@@ -46,7 +46,7 @@ class OneThread:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Call `function` when what was asked for before has ended. To cancel it keeps it from beginning; what has
-        begun goes on in its thread, and nobody hears of it."""
+        begun goes on in its thread, and its result is dropped."""
 
         def begin(busy: DeferredLock) -> Deferred[T]:
             working: Deferred[T] = maybeDeferred(lambda: in_thread(self._reactor, function, *args, **kwargs))

@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import Interface, Invalid
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.hooks.later import as_deferred, is_later
+from twisted_smtpguard.engine.port import is_later
+from twisted_smtpguard.hooks.later import as_deferred
 
 
 def require(condition: bool, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""What grows old: everything has the same time, so that the first that came is the next whose time is over.
+"""One time limit for many: all have the same, so that the one added first is the next whose time is over.
 
 One deadline for all of them: thousands of sessions need no timer each.
 """
@@ -39,7 +39,7 @@ class ExpiryQueue:
                 self._deadline = self._deadlines.call_later(self._seconds, self._look)
 
     def remove(self, gone: Ageing) -> None:
-        """Nobody is interested in its time any more. May be called twice."""
+        """Its time does not matter any more. May be called twice."""
         self._ends.pop(gone, None)
         if not self._ends and self._deadline is not None:
             self._deadline.cancel()

@@ -1,4 +1,4 @@
-"""Who has a connection: the cap on all of them, and what they share. One factory serves any number of ports."""
+"""The live connections: the cap on all of them, and what they share. One factory serves any number of ports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _SILENT_SECONDS = 10
 """While a drain waits the log says every so often what for."""
 
 _CROWDED = 0.8
-"""Of the connection cap. Above it nobody is kept waiting for a greeting: that would hold a slot."""
+"""The part of the connection cap above which there is no greet delay: a client that waits holds a slot."""
 
 
 class SMTPGuardFactory(ServerFactory):
@@ -297,7 +297,7 @@ class SMTPGuardFactory(ServerFactory):
             )
 
     def _tell_of_waiting(self) -> None:
-        """Say what the drain waits for, so that who looks at the log knows why it takes its time."""
+        """Log what the drain waits for, so that an operator sees why it takes its time."""
         verdicts = self.context.orphans + sum(protocol.engine.awaits_verdict for protocol in self._open)
         self.context.events.draining(len(self._open), verdicts)
         self._next_word = self.deadlines.call_later(_SILENT_SECONDS, self._tell_of_waiting)

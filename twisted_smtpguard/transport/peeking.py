@@ -1,4 +1,4 @@
-"""Whether a client has sent something that nobody has read yet."""
+"""Whether a client has sent something that has not been read yet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def input_waits(transport: Any) -> bool:
     told, and of octets that were sent to begin TLS.
 
     FIONREAD: a recv() that finds nothing would raise, which takes twice as long. It counts up to an urgent octet
-    (MSG_OOB), which no mail client sends: what stands behind one is seen when it is read.
+    (MSG_OOB), which no mail client sends: what follows one is seen when it is read.
     """
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection: from Twisted's addresses to names for the log and Peer values."""
+"""The other end of a connection: from Twisted's addresses to names for the log and Peer values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet import address
 from twisted.internet.interfaces import IAddress
 
-from twisted_smtpguard.engine.proxyheader import End, ProxyHeader
+from twisted_smtpguard.engine.proxyheader import ProxyHeader
 from twisted_smtpguard.values import Address, Peer, unmapped
 
 
@@ -47,14 +47,9 @@ def peer_address(peer: IAddress | None) -> Address | None:
 
 
 def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
-    """Whether the connection is the proxy's own, such as a health check: its header names nobody, or, as HAProxy's of
-    version 1 does, the proxy's own end of it."""
+    """Whether the connection is the proxy's own, such as a health check: its header names no client, or, as HAProxy's
+    of version 1 does, the proxy's own end of it."""
     return header.client is None or header.client == _split(peer)
-
-
-def announced_peer(client: End, server: End, tls: bool) -> Peer:
-    """The Peer of a connection as a proxy in front tells it."""
-    return Peer(*client, *server, tls=tls, proxied=True)
 
 
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:

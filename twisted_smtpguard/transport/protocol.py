@@ -176,7 +176,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         self.engine.end_announced_by_host()
 
     def connection_broken(self) -> None:
-        """Nobody is there any more, while nothing is read."""
+        """The connection is gone in both directions, while nothing is read."""
         self.engine.abort()
 
     @property

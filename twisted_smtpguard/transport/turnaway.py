@@ -26,7 +26,7 @@ class TurnAway:
         """For the log; made once, for floods end here."""
 
     def makeConnection(self, transport: Any) -> None:
-        """Say why, and close. Nobody else knows the connection: it need not wait for a turn of the reactor."""
+        """Say why, and close. Nothing else knows the connection: it need not wait for a turn of the reactor."""
         if type(transport) is tcp.Server:
             say_before_close(transport, self.refusal.reply.wire)
             transport.connectionLost(_DONE)
