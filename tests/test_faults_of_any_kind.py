@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import Conversation, FakeDelivery, FakeFilter, Guard, codes
+from fakes import Conversation, FakeDelivery, FakeFilter, FakeTransport, Guard, codes
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import ISessionDelivery
+from twisted_smtpguard.values import refuse
 
 SAID = ("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "DATA", "text", ".")
 HOOKS = {"begin": SAID[:1], "recipient": SAID[:2], "data": SAID[:3], "write": SAID, "finish": SAID}
@@ -150,3 +152,32 @@ def test_a_late_answer_that_is_none_leaves_no_circle_of_references_to_its_connec
         assert connection() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("hook", ["transaction.abort", "sink.abort"])
+def test_end_of_input_within_a_hook_that_ends_the_session(hook: str) -> None:
+    guard = Guard(delivery_timeout=0)
+    client = guard.greeted()
+    guard.delivery.answers[hook] = client.half_close
+    client.say(*SAID[:2] if hook == "transaction.abort" else SAID[:4])
+    with capturedLogs() as events:
+        guard.factory.end_now()
+        guard.factory.drain()
+    assert not [event for event in events if "log_failure" in event]
+    assert client.closed
+    assert guard.factory.connections == 0
+
+
+def test_end_of_input_within_a_filter_that_refuses() -> None:
+    def hook(_: object) -> Any:
+        transport.protocol.readConnectionLost()
+        return refuse()
+
+    guard = Guard(ip_filters=[FakeFilter(hook)])
+    transport = FakeTransport()
+    transport.protocol = guard.factory.buildProtocol(transport.getPeer())
+    with capturedLogs() as events:
+        transport.protocol.makeConnection(transport)
+    assert not [event for event in events if "log_failure" in event]
+    assert transport.lost
+    assert guard.factory.connections == 0

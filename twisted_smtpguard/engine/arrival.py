@@ -213,7 +213,7 @@ def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
 
 def _delay_over(engine: Engine) -> None:
     engine.delay = None
-    if not _refuses_early_talker(engine):
+    if engine.stage is Stage.GREET_DELAY and not _refuses_early_talker(engine):
         _let_in(engine)
         engine.advance()
 

@@ -107,7 +107,10 @@ class Engine(Connection):
             self.input(self._ended)
 
     def _ended(self) -> None:
-        if not self.name:
+        if self.stage in ENDED:
+            # So it was not when the end came, within a hook.
+            self.host.close(Close.PLAIN)
+        elif not self.name:
             # Before the greeting no reply is due, whatever was sent ahead.
             self.close(Close.PLAIN)
         elif self.held or self.pending is not None:
