@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fakes import Guard
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.engine.datarate import DataRate
@@ -124,3 +125,15 @@ def test_nothing_is_left_when_it_is_stopped(bench: Bench) -> None:
     bench.rate.run()
     bench.rate.stop()
     assert bench.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("end", ["RSET", "EHLO client.example", "HELO client.example"])
+def test_a_message_that_ends_between_its_chunks_demands_no_more_octets(end: str) -> None:
+    client = Guard(min_data_rate=500).greeted()
+    client.say("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
+    client.send(b"BDAT 1\r\nx")
+    client.say(end)
+    client.heard()
+    for _ in range(3):
+        client.guard.clock.advance(WINDOW + 1)
+    assert client.heard() == ""

@@ -181,3 +181,30 @@ def test_end_of_input_within_a_filter_that_refuses() -> None:
     assert not [event for event in events if "log_failure" in event]
     assert transport.lost
     assert guard.factory.connections == 0
+
+
+class Unlookable:
+    """Raises when it is asked for an attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(name)
+
+
+@pytest.mark.parametrize("when", ["as it is cancelled", "after it has expired"])
+def test_an_answer_that_comes_too_late_and_cannot_be_looked_at_changes_no_reply(when: str) -> None:
+    def canceller(pending: Deferred[Any]) -> None:
+        if when == "after it has expired":
+            raise ValueError("a hook that goes on")
+        pending.callback(Unlookable())
+
+    later: Deferred[Any] = Deferred(canceller)
+    guard = Guard(delivery_timeout=20)
+    guard.delivery.answers["begin"] = lambda *_: later
+    client = guard.greeted()
+    client.say(*HOOKS["begin"])
+    client.heard()
+    guard.clock.advance(21)
+    assert codes(client.heard()) == [451]
+    if not later.called:
+        later.callback(Unlookable())
+    assert codes(client.heard() + client.say("NOOP")) == [250]

@@ -321,6 +321,8 @@ class Connection:
         self.abort_mail()
         self.message = None
         self.utf8 = False
+        if self.rate is not None:
+            self.rate.end()
         self.phase = Phase.READY if self.helo else Phase.CONNECTED
 
     def abort_mail(self) -> None:

@@ -66,8 +66,7 @@ class DataRate:
     def watch(self, *, in_message: bool, held: bool) -> None:
         """Called when either has changed: message data is due, and the client is held back."""
         if not in_message:
-            if self.watches:
-                self.end()
+            self.end()
         elif held:
             self.hold()
         else:
@@ -81,9 +80,10 @@ class DataRate:
             self._left = max(0.0, self._left - (self._context.seconds() - self._began_at))
 
     def end(self) -> None:
-        """The message is over; the next one gets its own grace."""
-        self._runs = self.watches = False
-        self._begin()
+        """The message is over; the next one gets its own grace. May be called when none is watched."""
+        if self.watches:
+            self._runs = self.watches = False
+            self._begin()
 
     def stop(self) -> None:
         """Nothing more is watched."""

@@ -120,8 +120,8 @@ class Wait:
         self.expired = True
         self.cancel()
         late = self.there and self.error is None and not self.finishes
-        if late and self.late is not None:
-            self.late(self._engine, self.value, None)
+        if late:
+            self._tell_late()
         if late or not self.there or isinstance(self.error, Cancelled | TimeoutError):
             self.value, self.error = None, Expired(at_work=not self.there)
         self._take()
@@ -155,11 +155,16 @@ class Wait:
 
     def _forget(self) -> None:
         """The hook has answered after its answer was no longer wanted."""
-        try:
-            if self.late is not None:
+        self._tell_late()
+        self._over()
+
+    def _tell_late(self) -> None:
+        """Give an answer that is not wanted to `late`. What that raises answers no command, and is only logged."""
+        if self.late is not None:
+            try:
                 self.late(self._engine, self.value, self.error)
-        finally:
-            self._over()
+            except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+                self._engine.delivery_failed(error, "an answer that came too late could not be taken")
 
     def _over(self) -> None:
         if self.is_delivery:
