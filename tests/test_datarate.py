@@ -137,3 +137,12 @@ def test_a_message_that_ends_between_its_chunks_demands_no_more_octets(end: str)
     for _ in range(3):
         client.guard.clock.advance(WINDOW + 1)
     assert client.heard() == ""
+
+
+def test_an_empty_chunk_out_of_sequence_demands_no_octets() -> None:
+    client = Guard(min_data_rate=500).greeted()
+    client.say("BDAT 0")
+    client.heard()
+    for _ in range(3):
+        client.guard.clock.advance(WINDOW + 1)
+    assert client.heard() == ""

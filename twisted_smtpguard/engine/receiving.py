@@ -154,6 +154,8 @@ def _watch_rate_of(engine: Engine) -> None:
         )
     if engine.rate is not None:
         engine.rate.run()
+        # A BDAT 0 enters no stage, and out of sequence it begins no message.
+        engine.unsettled = True
 
 
 # Octets.
