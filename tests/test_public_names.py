@@ -91,6 +91,7 @@ INTERFACES = [
 SERVICE = [
     "drain",
     "factory",
+    "failed_endpoint",
     "on_listening",
     "ports",
     "ready",
