@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard import CallableDelivery, FilterEntry, Rate, SMTPGuardService
-from twisted_smtpguard.hooks.later import AsyncioUnavailableError, HookCancelledError, as_deferred, asked
+from twisted_smtpguard.hooks.later import AsyncioUnavailableError, HookCancelledError, as_deferred, call_hook
 from twisted_smtpguard.interfaces import PASS, ICounterStore, IIPFilter, IReloadable, refuse
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import FakeDelivery, FakeFilter, Guard
@@ -484,7 +484,7 @@ LOOP = asyncio.new_event_loop()
 @pytest.mark.parametrize("hook", [sleeps, of_no_loop, awaits_one_of_no_loop, begins_a_task])
 def test_without_a_loop_the_error_says_that_the_asyncio_reactor_is_needed(hook: Callable[[], Any]) -> None:
     failures: list[Any] = []
-    asked(hook).addErrback(failures.append)
+    call_hook(hook).addErrback(failures.append)
     assert failures[0].type is AsyncioUnavailableError
     assert "--reactor=asyncio" in failures[0].getErrorMessage()
     delivery = FakeDelivery()
@@ -503,10 +503,10 @@ def test_in_a_loop_a_coroutine_in_a_deferred_is_told_from_one_that_is_not() -> N
         as_deferred(Deferred.fromCoroutine(sleeps())).addErrback(failures.append)
         return failures[0]
 
-    assert "not through Deferred.fromCoroutine()" in asyncio.run(run()).getErrorMessage()
+    assert "not with Deferred.fromCoroutine()" in asyncio.run(run()).getErrorMessage()
 
 
 def test_cancelled_by_itself_it_is_told_from_one_that_was_cancelled() -> None:
     failures: list[Failure] = []
-    asked(raises).addErrback(failures.append)
+    call_hook(raises).addErrback(failures.append)
     assert failures[0].type is HookCancelledError

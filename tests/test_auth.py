@@ -696,8 +696,8 @@ def test_what_is_wrong_with_the_options_is_told() -> None:
     [
         ("nosuch:o-so-secret", "--auth: one of "),
         ("file:/no/such/file", "--auth: there is no file '/no/such/file'"),
-        ("file", "--auth: file: what stands behind the colon is expected to be: The path of a file"),
-        ("memory:o-so-secret", "--auth: memory: what stands behind the colon is expected to be: A colon-sep"),
+        ("file", "--auth: file: the argument after the colon must be: The path of a file"),
+        ("memory:o-so-secret", "--auth: memory: the argument after the colon must be: A colon-sep"),
         ("anonymous", "--auth: anonymous does not check user names with passwords"),
     ],
 )

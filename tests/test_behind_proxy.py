@@ -482,7 +482,9 @@ def test_the_networks_are_options() -> None:
 
 
 def test_what_is_no_network_is_a_mistake() -> None:
-    assert mistake("--proxy-protocol-from", "any").startswith("--proxy-protocol-from: 'any' is no network; ")
+    assert mistake("--proxy-protocol-from", "any").startswith(
+        "--proxy-protocol-from: 'any' is not a network; "
+    )
 
 
 def test_without_the_option_nobody_is_believed() -> None:

@@ -124,7 +124,7 @@ def test_what_a_password_may_have_in_it_is_told(capsys: pytest.CaptureFixture[st
     [
         (b"ann:pw\nsecret\n", " line 2: a line `user:password` is expected, and there is no colon"),
         (b"", " there is no user in it"),
-        (b"ann:pw\nann:secret\n", " line 2: the user 'ann' stands on line 1 already"),
+        (b"ann:pw\nann:secret\n", " line 2: the user 'ann' is on line 1 already"),
     ],
 )
 def test_a_password_file_with_a_wrong_line_is_a_mistake(tmp_path: Path, octets: bytes, problem: str) -> None:
@@ -149,12 +149,12 @@ def test_a_path_may_begin_with_the_home_directory(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("argument", ["", ":", ":ann", ":ann:", "::pw", ":ann:with:colon", ":ann:pw:"])
 def test_memory_takes_pairs_and_nothing_is_empty(argument: str) -> None:
     assert problem_of(f"memory{argument}").startswith(
-        "--auth: memory: what stands behind the colon is expected to be: A colon-separated list"
+        "--auth: memory: the argument after the colon must be: A colon-separated list"
     )
 
 
 def test_memory_takes_each_user_once_and_letters_beyond_ascii() -> None:
-    assert problem_of("memory:ann:pw:ann:pw") == "--auth: memory: a user stands there twice"
+    assert problem_of("memory:ann:pw:ann:pw") == "--auth: memory: a user is given twice"
     assert tried(guard_with("memory:jörg:päss"), "jörg", "päss") == YES
 
 
@@ -165,7 +165,7 @@ def test_an_account_without_a_password_is_nobodys(accounts: dict[str, str]) -> N
     guard = guard_with("unix")
     assert [tried(guard, name, "pw") for name in accounts] == [YES, NO, NO, LATER]
     assert tried(guard, "ann", b"p\xe4ss") == NO
-    assert problem_of("unix:x") == "--auth: unix: what stands behind the colon is expected to be: Nothing."
+    assert problem_of("unix:x") == "--auth: unix: the argument after the colon must be: Nothing."
 
 
 def test_a_hash_of_an_unknown_kind_is_ours_to_log(accounts: dict[str, str]) -> None:
@@ -185,7 +185,7 @@ def test_where_unix_cannot_work_it_says_why(
         why = "/no/such/shadow: No such file or directory; only a process that can read it"
     else:
         monkeypatch.setitem(sys.modules, missing, None)
-        why = f"this Python has no module {missing}, as none has since 3.13"
+        why = f"this Python has no module {missing}, which Python 3.13 removed"
     assert problem_of("unix").startswith(f"--auth: unix: {why}")
     assert f"unix    Not here: {why}" in printed(capsys, "--help-auth")
     assert f"It cannot be used here: {why}" in printed(capsys, "--help-auth-type", "unix")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.admission.clientkey import client_key
+from twisted_smtpguard.admission.clients import client_key
 
 DEPRECATED = 2**32
 """Below it the C library writes an IPv6 address with an IPv4 address in it (RFC 4291 2.5.5.1)."""

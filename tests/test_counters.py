@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.admission.clientkey import client_key
+from twisted_smtpguard.admission.clients import client_key
 from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.interfaces import ICounterStore
 

@@ -156,8 +156,8 @@ def test_a_wrong_filter_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
     [
         (
             [Plugin("fail-open")],
-            "the plugin test_filter_options.Plugin has the name 'fail-open', which says what is done when a "
-            "filter fails",
+            "the plugin test_filter_options.Plugin has the name 'fail-open', which is reserved for filters "
+            "that fail open",
         ),
         (
             [Plugin("No Name")],
@@ -215,8 +215,8 @@ def test_a_file_may_deny_and_trust_and_the_command_line_replaces_each_of_them(tm
     assert [says(entry, f"192.0.2.{last}") for last in (1, 2, 3, 4)] == [PASS, PASS, TRUST, refuse()]
 
 
-NO_NETWORK = "{!r} is no network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected"
-PREFIX = "{!r} must have a number from 0 to {} behind its slash"
+NO_NETWORK = "{!r} is not a network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected"
+PREFIX = "{!r} must have a number from 0 to {} after its slash"
 
 
 @pytest.mark.parametrize("option", ["deny", "trust"])
@@ -226,7 +226,7 @@ PREFIX = "{!r} must have a number from 0 to {} behind its slash"
         *((text, NO_NETWORK.format(text)) for text in ("", "pest.example", "192.0.2", "192.0.2.1,192.0.2.2")),
         ("192.0.2.1/33", PREFIX.format("192.0.2.1/33", 32)),
         ("::/129", PREFIX.format("::/129", 128)),
-        ("192.0.2.1/24", "'192.0.2.1/24' has bits set behind its prefix; 192.0.2.0/24 is expected"),
+        ("192.0.2.1/24", "'192.0.2.1/24' has bits set after its prefix; 192.0.2.0/24 is expected"),
     ],
 )
 def test_what_is_no_network_is_told_by_its_option_and_value(option: str, network: str, told: str) -> None:

@@ -10,12 +10,12 @@ import pytest
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.cli.options import Options, make_service
-from twisted_smtpguard.service import heaptrim
+from twisted_smtpguard.service import process
 
 # Blocks of an arrival, each with something small behind it that stays.
 HOLES = """
 import os, sys
-from twisted_smtpguard.service.heaptrim import trim_heap
+from twisted_smtpguard.service.process import trim_heap
 
 def resident():
     with open("/proc/self/statm") as statm:
@@ -39,8 +39,8 @@ def test_holes_in_the_heap_are_given_back() -> None:
 
 
 def test_a_c_library_that_cannot_is_left_alone() -> None:
-    with patch.object(heaptrim.ctypes, "CDLL", return_value=object()):
-        heaptrim.trim_heap()
+    with patch.object(process.ctypes, "CDLL", return_value=object()):
+        process.trim_heap()
 
 
 def test_the_process_of_twist_does_so_again_and_again_while_it_runs() -> None:
@@ -48,13 +48,13 @@ def test_the_process_of_twist_does_so_again_and_again_while_it_runs() -> None:
     options.parseOptions(["--deliver=discard", "--listen=tcp:0:interface=127.0.0.1"])
     clock = Clock()
     times: list[float] = []
-    with patch.object(heaptrim, "trim_heap", lambda: times.append(clock.seconds())):
-        service = heaptrim.heap_trimmer(clock)
+    with patch.object(process, "trim_heap", lambda: times.append(clock.seconds())):
+        service = process.heap_trimmer(clock)
     service.startService()
-    clock.advance(heaptrim.TRIM_SECONDS)
-    assert times == [0, heaptrim.TRIM_SECONDS]
+    clock.advance(process.TRIM_SECONDS)
+    assert times == [0, process.TRIM_SECONDS]
     service.stopService()
-    clock.advance(heaptrim.TRIM_SECONDS)
+    clock.advance(process.TRIM_SECONDS)
     assert len(times) == 2
     names = [type(each).__name__ for each in make_service(options, Clock())]
     assert "TimerService" in names

@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.engine.port import is_later
 from twisted_smtpguard.hooks.later import as_deferred, within
+from twisted_smtpguard.values import is_later
 
 
 def waiting(promised: Deferred[Any], seconds: float = 10) -> tuple[Clock, Deferred[Any], list[Any]]:

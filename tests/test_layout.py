@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,197 @@ def names_reactor(name: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("engine/")))
-def test_the_engine_knows_neither_twisted_nor_the_other_rooms(name: str) -> None:
-    known = ("engine", "inputs", "limits", "replies", "values")
-    for imported in imports(MODULES[name]):
-        first, _, rest = imported.partition(".")
-        assert first not in ("twisted", "zope", "OpenSSL"), imported
-        assert first != "twisted_smtpguard" or rest.partition(".")[0] in known, imported
+ROOMS: dict[str, str] = {
+    "__init__": "admission checkers delivery filters limits log replies service tls transport upstream values",
+    "admission": "engine hooks inputs interfaces limits log replies values",
+    "checkers": "engine hooks inputs interfaces log values",
+    "cli": "admission checkers delivery engine filters hooks inputs interfaces limits log service tls transport",
+    "delivery": "engine hooks inputs interfaces limits replies upstream values",
+    "engine": "inputs limits replies values",
+    "filters": "hooks inputs interfaces limits replies values",
+    "hooks": "engine values",
+    "inputs": "",
+    "interfaces": "replies values",
+    "limits": "inputs",
+    "log": "hooks inputs limits replies tls",
+    "replies": "inputs",
+    "service": "admission hooks inputs interfaces limits log tls transport values",
+    "testing": "admission delivery hooks inputs interfaces limits replies transport values",
+    "tls": "engine hooks inputs interfaces",
+    "transport": "admission checkers engine filters hooks inputs interfaces limits log replies tls values",
+    "upstream": "hooks inputs limits log replies tls values",
+    "values": "inputs replies",
+}
+"""What each room may import. docs/explanation/architecture.md has it as a table."""
+
+OF_THE_ENGINE = {
+    "admission": {"engine/refusal.py"},
+    "checkers": {"engine/port.py", "engine/sasl.py"},
+    "cli": {"engine/hostnames.py"},
+    "delivery": {"engine/grammar.py", "engine/hostnames.py"},
+    "hooks": {"engine/port.py"},
+    "tls": {"engine/hostnames.py"},
+}
+"""What each room but transport may know of the engine: never a session."""
+
+AT_THE_TOP = {"__init__.py", "interfaces.py", "values.py", "replies.py"}
+"""Whatever else there is stands in a room."""
+
+MOST_LINES, FEW_LINES, MOST_SMALL_FILES = 400, 40, 5
+
+
+def room_of(name: str) -> str:
+    """The room of a file. Those at the top are rooms of their own."""
+    return name.partition("/")[0].removesuffix(".py")
+
+
+def files_imported(tree: ast.AST) -> set[str]:
+    """The files of the package that a file imports: what only a type checker sees, and what a function imports, too."""
+    found = set()
+    for imported in imports(tree):
+        top, _, rest = imported.partition(".")
+        if top == PACKAGE.name:
+            path = rest.replace(".", "/")
+            # A module, a name of one, a package, or a name of one.
+            candidates = [
+                f"{each}{end}" for each in (path, path.rpartition("/")[0]) for end in (".py", "/__init__.py")
+            ]
+            found.add(next((each for each in candidates if each in MODULES), "__init__.py"))
+    return found
+
+
+GRAPH = {name: files_imported(tree) for name, tree in MODULES.items()}
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Each set of nodes that can all be reached from each other."""
+
+    def reached(node: str) -> set[str]:
+        found: set[str] = set()
+        new = set(graph[node])
+        while new:
+            found |= new
+            new = {other for each in new for other in graph[each]} - found
+        return found
+
+    reach = {node: reached(node) for node in graph}
+    members = {
+        frozenset(other for other in reach[node] if node in reach[other])
+        for node in graph
+        if node in reach[node]
+    }
+    return sorted(map(sorted, members))
+
+
+def test_no_file_imports_another_that_imports_it() -> None:
+    assert circles(GRAPH) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": "b", "b": "c", "c": "bd", "d": ""}) == [["b", "c"]]
+    source = """
+if TYPE_CHECKING:
+    from twisted_smtpguard.engine.stages import Stage
+    from twisted_smtpguard import Limits, replies
+def function():
+    import twisted_smtpguard.values
+    from twisted_smtpguard.engine import table
+    from zope.interface import Interface
+"""
+    files = {"engine/stages.py", "__init__.py", "replies.py", "values.py", "engine/table.py"}
+    assert files_imported(ast.parse(source)) == files
+
+
+@each_module
+def test_a_room_imports_those_that_it_may(name: str) -> None:
+    allowed = {room_of(name), *ROOMS[room_of(name)].split()}
+    assert {other for other in GRAPH[name] if room_of(other) not in allowed} == set()
+
+
+@each_module
+def test_nobody_but_the_transport_knows_a_session(name: str) -> None:
+    room = room_of(name)
+    if room not in ("engine", "transport"):
+        known = {other for other in GRAPH[name] if room_of(other) == "engine"}
+        assert known - OF_THE_ENGINE.get(room, set()) == set()
+
+
+def test_the_rooms_are_those_that_there_are_and_none_is_allowed_what_it_does_not_need() -> None:
+    needed: dict[str, set[str]] = {room_of(name): set() for name in MODULES}
+    for name, others in GRAPH.items():
+        needed[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
+    assert needed.keys() == ROOMS.keys()
+    spare = {room: {*allowed.split()} - needed[room] for room, allowed in ROOMS.items()}
+    # It may check an argument, and has none to check.
+    spare["engine"] -= {"inputs"}
+    assert {room: others for room, others in spare.items() if others} == {}
+
+
+def test_the_table_of_rooms_says_what_each_imports() -> None:
+    text = (ROOT / "docs/explanation/architecture.md").read_text()
+    rows = re.findall(r"(?m)^\| \[(\w+)\]\(\S+/__init__\.py\) \|[^|]*\| (.*) \|$", text)
+    written = {room: set(allowed.replace("nothing", "").replace(",", " ").split()) for room, allowed in rows}
+    folders = {room for room in ROOMS if f"{room}.py" not in AT_THE_TOP}
+    assert written == {room: {*ROOMS[room].split()} for room in folders}
+
+
+def test_no_room_is_allowed_what_leads_back_to_it() -> None:
+    assert circles({room: allowed.split() for room, allowed in ROOMS.items()}) == []
+
+
+def test_at_the_top_stands_what_everybody_asks_for_and_nothing_else() -> None:
+    assert {name for name in MODULES if "/" not in name} == AT_THE_TOP
+
+
+def lines_of(name: str) -> int:
+    """How long a file is, all in all."""
+    return len((PACKAGE / name).read_text().splitlines())
+
+
+def test_no_file_is_long_but_the_catalogue_of_replies() -> None:
+    assert {name for name in MODULES if lines_of(name) > MOST_LINES} <= {"replies.py"}
+
+
+def test_few_files_are_so_short_that_another_could_hold_them() -> None:
+    short = [name for name in MODULES if lines_of(name) < FEW_LINES and not name.endswith("__init__.py")]
+    assert len(short) <= MOST_SMALL_FILES, sorted(short)
+
+
+def test_the_plugin_for_twist_alone_imports_the_command_line() -> None:
+    assert [name for name in MODULES if room_of(name) != "cli" and "cli" in map(room_of, GRAPH[name])] == []
+    # `twist` imports it when it is chosen.
+    plugins = [
+        path.name for path in (ROOT / "twisted").rglob("*.py") if "twisted_smtpguard.cli" in path.read_text()
+    ]
+    assert plugins == ["twisted_smtpguard.py"]
+
+
+def of_room(*rooms: str) -> pytest.MarkDecorator:
+    """Each file of these rooms."""
+    return pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in rooms))
+
+
+@of_room("engine")
+def test_the_engine_knows_no_clock_no_logger_no_transport_and_no_interface(name: str) -> None:
+    unknown = {"twisted", "zope", "time", "datetime", "logging", "warnings", "socket", "ssl", "threading"}
+    assert {imported.partition(".")[0] for imported in imports(MODULES[name])} & unknown == set()
+
+
+@of_room("values", "replies", "limits", "inputs")
+def test_what_the_engine_stands_on_needs_no_twisted(name: str) -> None:
+    tops = {
+        imported.partition(".")[0]
+        for node in MODULES[name].body
+        for imported in imports(node)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert tops & {"twisted", "zope"} == set()
+
+
+@of_room("admission")
+def test_admission_knows_nothing_of_the_network_but_answers_that_come_later(name: str) -> None:
+    of_network = [each for each in imports(MODULES[name]) if each.startswith("twisted.internet")]
+    assert [each for each in of_network if not each.startswith("twisted.internet.defer.")] == []
 
 
 @each_module
@@ -58,7 +243,7 @@ def test_only_events_logs_at_info(name: str) -> None:
         "log/events.py": {"self._log.info"},
         "log/eventlog.py": {"logger.observer"},
         # What Twisted itself would log, warnings and above.
-        "transport/acceptlog.py": {"theirs.observer"},
+        "transport/listener.py": {"theirs.observer"},
     }
     assert informs == allowed.get(name, set())
 
@@ -71,16 +256,31 @@ def test_events_are_made_in_three_files_to_which_the_reference_is_held() -> None
     assert sorted(makers) == ["checkers/passwordfile.py", "log/events.py", "upstream/notices.py"]
 
 
+WRITES = ("write", "writeSequence", "writeSomeData", "send", "sendall")
+
+
 @each_module
 def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport(name: str) -> None:
-    # What the mail server behind is told is written in one place too.
+    # What an upstream server is told is written in one place too.
     if name in ("transport/output.py", "transport/turnaway.py", "upstream/connection.py"):
         return
     for call in calls(MODULES[name]):
         receiver, _, method = call.rpartition(".")
-        if method in ("write", "writeSequence", "writeSomeData", "send", "sendall"):
-            assert not name.startswith("transport/"), call
+        if method in WRITES:
+            # Files are written to, and not transports.
+            assert room_of(name) != "transport" or receiver in ("file", "named"), call
             assert "transport" not in receiver.lower(), call
+
+
+@of_room("engine")
+def test_the_engine_writes_to_its_host_and_to_a_message_in_few_places(name: str) -> None:
+    writes = [call for call in calls(MODULES[name]) if call.rpartition(".")[2] in WRITES]
+    allowed = {
+        "engine/connection.py": {"self.host.write"},
+        "engine/engine.py": {"self.host.write", "host.write"},
+        "engine/receiving.py": {"engine.sink.write"},
+    }
+    assert set(writes) == allowed.get(name, set())
 
 
 @each_module

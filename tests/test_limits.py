@@ -9,7 +9,8 @@ import pytest
 from reference_pages import assert_rows
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.limits.limits import Limits, dry_runnable, parse_dry_run
+from twisted_smtpguard.cli.settings import parse_dry_run
+from twisted_smtpguard.limits.limits import Limits, dry_runnable
 from twisted_smtpguard.limits.spec import LimitSpec
 from twisted_smtpguard.limits.units import NO_RATE, Rate
 
@@ -156,7 +157,7 @@ def test_a_rate_of_0_is_no_limit() -> None:
     ],
 )
 def test_what_bounds_memory_disk_or_time_held_is_always_enforced(bound: str) -> None:
-    with pytest.raises(ValueError, match=f"^dry_run: '{bound}' cannot be tried without being enforced$"):
+    with pytest.raises(ValueError, match=f"^dry_run: '{bound}' has no dry run$"):
         Limits(dry_run=[bound])
 
 

@@ -15,9 +15,9 @@ from processes import LOCAL, TWIST, GuardProcess, eventually
 from rawclient import RawClient
 from shell import Shell, free_port
 
+from twisted_smtpguard.hooks.endpointfaults import escape_hint
 from twisted_smtpguard.service import startwarnings
 from twisted_smtpguard.service.startwarnings import warning_of_hostname, warnings_of_process
-from twisted_smtpguard.transport.endpointfaults import escape_hint
 
 USAGE = 64
 
@@ -150,12 +150,12 @@ def test_an_option_of_twist_behind_smtpguard_is_told_to_stand_before_it(tmp_path
     line = told("--log-file=x", cwd=tmp_path)
     assert (
         line
-        == "--log-file is an option of twist: it stands before smtpguard, as in twist --log-file=… smtpguard"
+        == "--log-file is an option of twist: it must come before smtpguard, as in twist --log-file=… smtpguard"
     )
     (tmp_path / "guard.conf").write_text("log-format = text\n")
     line = told("--config=guard.conf", cwd=tmp_path)
     assert line == (
-        "--config guard.conf line 1: --log-format is an option of twist, which is given on the command line before "
+        "--config guard.conf line 1: --log-format is an option of twist, and must be given on the command line before "
         "smtpguard"
     )
 

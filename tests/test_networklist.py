@@ -109,14 +109,16 @@ NO_LENGTHS = [
 
 @pytest.mark.parametrize("text", NO_NETWORKS)
 def test_what_is_no_network_is_told_with_what_is_expected(text):
-    with pytest.raises(ValueError, match=r"^'.*' is no network; one such as 192.0.2.0/24, .* is expected$"):
+    with pytest.raises(
+        ValueError, match=r"^'.*' is not a network; one such as 192.0.2.0/24, .* is expected$"
+    ):
         parse_network(text)
 
 
 @pytest.mark.parametrize("text", NO_LENGTHS)
 def test_a_prefix_length_is_a_plain_number_in_range(text):
     bits = 128 if ":" in text else 32
-    message = rf"^'{re.escape(text)}' must have a number from 0 to {bits} behind its slash$"
+    message = rf"^'{re.escape(text)}' must have a number from 0 to {bits} after its slash$"
     with pytest.raises(ValueError, match=message):
         parse_network(text)
 
@@ -134,7 +136,7 @@ def test_a_prefix_length_is_a_plain_number_in_range(text):
     ],
 )
 def test_a_network_with_host_bits_is_an_error_that_tells_the_right_one(text, right):
-    message = f"^'{re.escape(text)}' has bits set behind its prefix; {re.escape(right)} is expected$"
+    message = f"^'{re.escape(text)}' has bits set after its prefix; {re.escape(right)} is expected$"
     with pytest.raises(ValueError, match=message):
         parse_network(text)
 
@@ -158,7 +160,7 @@ def test_what_is_taken_for_a_network_is_one(text):
 
 
 def test_a_long_word_is_not_repeated_whole():
-    with pytest.raises(ValueError, match="is no network") as error:
+    with pytest.raises(ValueError, match="is not a network") as error:
         parse_network("x" * 100_000)
     assert len(str(error.value)) < 200
 
@@ -205,7 +207,7 @@ def test_a_code_that_does_not_close_the_connection_is_an_error(code):
     ],
 )
 def test_an_enhanced_code_of_another_class_is_an_error(text, code, enhanced):
-    message = f"^an enhanced code beginning with {code[0]} is expected behind {code}, not {enhanced}$"
+    message = f"^an enhanced code beginning with {code[0]} is expected after {code}, not {enhanced}$"
     with pytest.raises(ValueError, match=message):
         parse_reply(text)
 
@@ -254,13 +256,13 @@ def test_a_list_may_be_empty(read, content):
         ),
         ("deny", "deny needs a network, such as deny 192.0.2.0/24"),
         ("trust # 192.0.2.1", "trust needs a network, such as trust 192.0.2.0/24"),
-        ("allow 192.0.2.1 welcome", "nothing but a comment is expected behind the network of allow"),
-        ("trust 192.0.2.1 192.0.2.2", "nothing but a comment is expected behind the network of trust"),
+        ("allow 192.0.2.1 welcome", "nothing but a comment is expected after the network of allow"),
+        ("trust 192.0.2.1 192.0.2.2", "nothing but a comment is expected after the network of trust"),
         (
             "deny 192.0.2.1#x",
-            "'192.0.2.1#x' is no network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected",
+            "'192.0.2.1#x' is not a network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected",
         ),
-        ("deny 192.0.2.1/24", "'192.0.2.1/24' has bits set behind its prefix; 192.0.2.0/24 is expected"),
+        ("deny 192.0.2.1/24", "'192.0.2.1/24' has bits set after its prefix; 192.0.2.0/24 is expected"),
         ("deny 192.0.2.1 550 No", "a connection is refused with 421 or 521, not 550"),
         ("# a\0b", "neither NUL nor a CR within a line is expected"),
         ("# a\rdeny 192.0.2.1", "neither NUL nor a CR within a line is expected"),

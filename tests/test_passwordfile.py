@@ -168,7 +168,7 @@ def test_with_a_wrong_line_in_it_the_users_of_before_stay_and_the_log_says_so_on
         assert [try_to_log_in(guard) for _ in range(3)] == [YES] * 3
         (line,) = book.take("reload_failed")
     assert line.startswith(f"reload_failed what=checker option=--auth file={users} ")
-    assert line.endswith("; those who were in it before stay")
+    assert line.endswith("; the old users stay in force")
     written(users, b"ann:new\n", OLD_SECONDS + 2)
     assert try_to_log_in(guard, b"new") == YES
 

@@ -56,10 +56,10 @@ def test_the_first_user_stands_behind_a_mark_of_the_encoding() -> None:
         (b"b\xf6b:secret", "the user's name is not UTF-8"),
         (b"bob:sec\0ret", "there is a NUL in the password, as in a file of UTF-16"),
         (b"bob:secret\r\r", "there is a CR in the password"),
-        (b"bob:$6$secretsalt$secrethash", "this is a hash, while passwords are written as they are"),
-        (b"bob:$2y$05$secretsecretsecret", "this is a hash, while passwords are written as they are"),
-        (b"bob:{SSHA}secretsecret", "this is a hash, while passwords are written as they are"),
-        (b"bob:$6$secretsalt$secrethash:19000:0:::::", "this is a hash, while passwords are written as they"),
+        (b"bob:$6$secretsalt$secrethash", "this is a hash, while passwords must be in clear"),
+        (b"bob:$2y$05$secretsecretsecret", "this is a hash, while passwords must be in clear"),
+        (b"bob:{SSHA}secretsecret", "this is a hash, while passwords must be in clear"),
+        (b"bob:$6$secretsalt$secrethash:19000:0:::::", "this is a hash, while passwords must be in clear"),
         (
             b"bob:x:1000:1000:secret:/home/bob:/bin/sh",
             "this is a line of /etc/passwd, which has no passwords",
@@ -75,7 +75,7 @@ def test_what_cannot_be_a_line_is_told_by_its_number_without_a_password(line: by
 
 
 def test_two_lines_for_one_user_and_a_file_without_users_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^line 3: the user 'bob' stands on line 1 already$"):
+    with pytest.raises(ValueError, match=r"^line 3: the user 'bob' is on line 1 already$"):
         parse_users(b"bob:a\nann:b\nbob:c\n")
     for octets in (b"", b"\xef\xbb\xbf", b"\n# nobody\n"):
         with pytest.raises(ValueError, match=r"^there is no user in it$"):

@@ -138,7 +138,7 @@ def test_the_command_line_replaces_every_limit_to_try_of_the_file(tmp_path: Path
 )
 def test_what_cannot_be_tried_is_told_with_what_can(text: str, tmp_path: Path) -> None:
     can = ", ".join(sorted(name.replace("_", "-") for name in dry_runnable()))
-    told = f"all, or some of {can} with a comma between is expected, not {text!r}"
+    told = f"all, or some of {can} with commas between them, is expected, not {text!r}"
     assert mistake("--dry-run", text) == f"--dry-run: {told}"
     if text:
         path = written(tmp_path, f"dry-run = {text}\n")
@@ -155,4 +155,4 @@ def test_show_limits_marks_exactly_what_is_tried(capsys: pytest.CaptureFixture[s
 
 def test_show_limits_says_that_ip_filters_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--show-limits", "--dry-run", "ip-filter")
-    assert text.endswith("\n\nIP filters: what they refuse is only logged (dry run).\n")
+    assert text.endswith("\n\nIP filters: their refusals are logged and not enforced (dry run).\n")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.delivery.upstream import DotStuffer
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream import announcing, login
-from twisted_smtpguard.upstream.dotstuffing import DotStuffer
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello, parse_hello
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.options import UpstreamOptions, parse_upstream

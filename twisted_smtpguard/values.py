@@ -1,11 +1,13 @@
-"""What hooks are told and what they answer: values, which know neither Twisted nor a session."""
+"""The values that hooks get and answer with. They know neither Twisted nor sessions."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -14,10 +16,24 @@ from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
+FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
+"""What is caught of a hook, which is somebody else's code. The last three are no Exceptions."""
+
+
+def is_later(answer: Any) -> bool:
+    """Whether a hook answered with a Deferred or another awaitable instead of its value."""
+    return _is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
+
+
+@lru_cache(maxsize=256)
+def _is_awaitable(kind: Any) -> bool:
+    # A Deferred has this method too. isinstance(answer, Awaitable) would cost more, since Awaitable is abstract.
+    return hasattr(kind, "__await__")
+
 
 def unmapped(address: Address | None, name: str = "address") -> Address | None:
-    """An IPv4-mapped IPv6 address as the IPv4 address that it is (RFC 4291 2.5.5.2); any other as it is. TypeError,
-    for the argument `name`, where it is none."""
+    """`address`, with an IPv4-mapped IPv6 address turned into the IPv4 address that it stands for (RFC 4291 2.5.5.2).
+    TypeError, which names the argument `name`: it is not an address."""
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     if address is None or isinstance(address, IPv4Address):
@@ -26,7 +42,7 @@ def unmapped(address: Address | None, name: str = "address") -> Address | None:
 
 
 class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook says
-    """Raised by a hook to refuse with `reply`, a 4xx or 5xx. Anything else is our fault: `451 4.3.0`."""
+    """Raised by a hook to refuse with `reply`, a 4xx or 5xx. With any other code it is a fault: `451 4.3.0`."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply)
@@ -35,10 +51,10 @@ class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook
 
 class CheckerUnavailable(Exception):  # noqa: N818 - what it says of the checker
     """Raised by a checker that cannot judge credentials now: its file cannot be read, its database is down, or it does
-    not know the format of a password. The client gets `454 4.7.0`, and it counts as nobody's failure.
+    not know the format of a password. The client gets `454 4.7.0`, and no failure of it is counted.
 
-    The message is logged, so it must hold no password. Of any other exception but UnauthorizedLogin the log has the
-    type and the traceback only.
+    The message is logged, so it must contain no password. Of any other exception but UnauthorizedLogin the log has only
+    the type and the traceback.
     """
 
 
@@ -48,20 +64,21 @@ def _local(address: Address | None) -> Address | None:
 
 @attrs.frozen
 class Peer:
-    """Who connects, as far as it is known before the greeting."""
+    """The client of a connection, as it is known before the greeting."""
 
     address: Address | None = attrs.field(converter=unmapped)
-    """None: a UNIX socket. An IPv4-mapped IPv6 address becomes IPv4."""
+    """The client's address; None for a UNIX socket. An IPv4-mapped IPv6 address becomes an IPv4 address."""
     port: int | None
     local_address: Address | None = attrs.field(converter=_local)
     local_port: int | None
     tls: bool = False
-    """Implicit TLS, whose handshake may still be going on, or TLS that a trusted proxy in front has ended."""
+    """Whether the client uses implicit TLS, whose handshake may still be going on, or TLS that ends at a trusted
+    proxy."""
     proxied: bool = False
-    """The values are the real client's, told by a trusted proxy in front."""
+    """Whether a trusted proxy announced the client. Then the values are those of the client, not of the proxy."""
     certificate: bytes | None = None
-    """What the client has shown in the TLS handshake, in DER form. None before the handshake, and where it was not
-    asked for one or has none."""
+    """The client's certificate, in DER form. None before the TLS handshake, and if the client was not asked for one or
+    has none."""
 
     def __attrs_post_init__(self) -> None:
         if not (
@@ -72,23 +89,23 @@ class Peer:
 
 @attrs.frozen
 class Client:
-    """The session at MAIL: a value, never the session itself."""
+    """The client and its session, as they are at MAIL."""
 
     peer: Peer
     session: str
-    """The id in the log."""
+    """The id of the session in the log."""
     helo: str
-    """What the client called itself, as sent: any one printable word. Not verified."""
+    """The name that the client gave in HELO or EHLO, as sent: one printable word. It is not verified."""
     protocol: str
     """The "with" word of RFC 3848 and RFC 6531: SMTP, ESMTP, ESMTPS, UTF8SMTP and so on."""
     identity: str | None
-    """The authenticated user."""
+    """The authenticated user. None: the client has not logged in."""
     trusted: bool
-    """An IP filter said so."""
+    """Whether an IP filter trusts the client."""
     tls: str = ""
-    """How the session is encrypted: version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`. "": it is not."""
+    """The TLS version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`; "" without TLS."""
     avatar_id: object = attrs.field(default=None, eq=False, repr=False)
-    """What a checker of twisted.cred answered for that user, for a realm to take. None: nobody has logged in."""
+    """The answer of a twisted.cred checker for that user, which a realm can use. None: the client has not logged in."""
 
     def __attrs_post_init__(self) -> None:
         texts = type(self.session) is type(self.helo) is type(self.protocol) is type(self.tls) is str
@@ -100,12 +117,13 @@ class Client:
 
 @attrs.frozen
 class Path:
-    """The address of a MAIL or RCPT command with its parameters."""
+    """The address of a MAIL or RCPT command, with its parameters."""
 
     address: str
-    """"" is the null sender; quoting is kept as sent; non-ASCII only under SMTPUTF8."""
+    """The address; "" is the null sender. Quoting is kept as sent. It is ASCII unless SMTPUTF8 is in use."""
     parameters: Mapping[str, str | None]
-    """Upper-case keyword to value, None for a keyword without one. Only what was advertised."""
+    """The value of each keyword, which is in upper case; None for a keyword without a value. There are only parameters
+    that were advertised."""
 
     def __attrs_post_init__(self) -> None:
         if type(self.address) is not str or type(self.parameters) is not MappingProxyType:
@@ -114,16 +132,16 @@ class Path:
 
 @attrs.frozen
 class Verdict:
-    """What an IP filter says of a peer: PASS (no opinion), TRUST or `refuse(reply)`, which decide.
+    """The verdict of an IP filter on a peer: PASS (no opinion), or TRUST or `refuse(reply)`, which decide.
 
-    Build it with these three names. A ValueError where it is none of them.
+    Use these three names to make one. Anything else is a ValueError.
     """
 
     kind: str
     reply: Reply | None = None
     rule: str = attrs.field(default="", eq=False)
-    """What led to a refusal, for the log, such as the network or the list: never the client's to see. Of two verdicts
-    that differ in nothing else both mean the same."""
+    """The rule that led to a refusal, such as the network or the list. It is for the log, and never sent to the client.
+    Verdicts that differ only in it are equal."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.rule, str):
@@ -136,17 +154,18 @@ class Verdict:
 
 
 def _short(lines: object) -> bool:
-    """A few lines, which leave in one packet or so: whoever is refused is not waited for."""
+    """Whether these are few lines, which fit in about one packet: the guard does not wait for a client that it
+    refuses."""
     return isinstance(lines, tuple) and len(lines) <= 10 and all(isinstance(line, str) for line in lines)
 
 
 PASS = Verdict("pass")
-"""No opinion: the next filter is asked."""
+"""The filter has no opinion, and the next one is asked."""
 
 TRUST = Verdict("trust")
-"""Let in, and exempt from limits per client, rates, greet delay, early-talker and error limits."""
+"""The client is admitted, and exempt from limits per client, rates, greet delay, early-talker and error limits."""
 
 
 def refuse(reply: Reply = CONNECTION_REFUSED, rule: str = "") -> Verdict:
-    """The verdict that refuses a connection with `reply`, a 421 or 521. `rule` says in the log what led to it."""
+    """The verdict that refuses a connection with `reply`, a 421 or 521. `rule` is logged as the cause."""
     return Verdict("refuse", reply, rule)

@@ -389,6 +389,8 @@ class PureHost:
         """What the client has read."""
         self.reads = True
         """The client reads. Where it does not, replies wait."""
+        self.late_turns = False
+        """A connection that has had its share is read once more before it has its next turn."""
         self.paused = False
         self.gone = False
         self.encrypted = False
@@ -500,10 +502,15 @@ class PureHost:
         arrival.begin(self.engine, **how)
         self.settle()
 
-    def send(self, octets: bytes) -> None:
-        """The client sends octets, or its end where there are none."""
-        self._unread += octets
-        self._ends |= octets == FIN
+    def send(self, *pieces: bytes) -> None:
+        """The client sends octets, or its end where a piece has none. Pieces come one after another, whether or not all
+        that follows from one of them has happened."""
+        for octets in pieces[:-1]:
+            self._unread += octets
+            if not self.gone:
+                self._step()
+        self._unread += pieces[-1]
+        self._ends |= pieces[-1] == FIN
         self.settle()
 
     def settle(self) -> None:
@@ -513,10 +520,11 @@ class PureHost:
 
     def _step(self) -> bool:
         engine = self.engine
-        if self._turn:
+        readable = self._unread and not self.paused and not self.in_handshake
+        if self._turn and not (readable and self.late_turns):
             self._turn = False
             engine.take_turn()
-        elif self._unread and not self.paused and not self.in_handshake:
+        elif readable:
             octets, self._unread = self._unread[:65536], self._unread[65536:]
             engine.received(octets)
         elif self._ends and not self._unread and not self.paused and not self._told_of_end:

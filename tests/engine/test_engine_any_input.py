@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import attrs
@@ -17,6 +18,8 @@ from twisted_smtpguard.engine.stages import Stage
 
 HELLO = b"EHLO client.example\r\n"
 MAIL, RCPT = b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example>\r\n"
+MANY = b"NOOP\r\n" * 120
+"""More than the share of a turn."""
 BODY = b"Subject: x\r\n\r\n..y\r\n.\r\n"
 PROXY = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 25\r\n"
 
@@ -46,6 +49,7 @@ WORDS = [
     b"noop\nquit\r\n",
     b"HELP\rx\r\n",
     b"x" * 70 + b"\r\n",
+    b"\n" * 70,
     b"BREW x\r\n",
     b"QUIT\r\n",
     b"\r\n",
@@ -58,7 +62,7 @@ WORDS = [
 ]
 OCTETS = st.builds(
     lambda begin, words: b"".join([*begin, *words]),
-    st.sampled_from([[], [HELLO], [HELLO, MAIL + RCPT], [HELLO, MAIL + RCPT + b"DATA\r\n"]]),
+    st.sampled_from([[], [HELLO], [HELLO, MANY], [HELLO, MAIL + RCPT], [HELLO, MAIL + RCPT + b"DATA\r\n"]]),
     st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=3)), max_size=6),
 )
 
@@ -168,14 +172,20 @@ class Run:
         """The hooks that are to answer before the end."""
         return [each for each in self.delivery.pending if each.name not in ("never", "stubborn")]
 
-    def happen(self, pieces: list[bytes], answers: Iterator[int]) -> dict[str, Any]:
-        """Send the pieces, with so many answers after each of them; then come the end, and the answers that are left.
-        What became of it."""
+    def happen(
+        self, pieces: list[bytes], answers: Sequence[int] = (), *, rush: bool = False
+    ) -> dict[str, Any]:
+        """Send the pieces, with so many answers after each of them, or in a `rush`; then come the end, and the answers
+        that are left. What became of it."""
         host = self.guard.connect(behind_proxy=self.case.proxied, reads=self.case.reads)
-        for piece in pieces:
-            if not host.gone and piece:
+        host.late_turns = rush
+        pieces = [piece for piece in pieces if piece]
+        if rush and pieces:
+            host.send(*pieces)
+        for piece, number in zip_longest(() if rush else pieces, answers):
+            if piece and not host.gone:
                 host.send(piece)
-            for _ in range(next(answers, 0)):
+            for _ in range(number or 0):
                 self.answer_one(host)
         host.read_all()
         while self.due():
@@ -243,10 +253,15 @@ def test_any_octets_in_any_split_have_the_effects_that_they_have_when_each_comes
     # The binary PROXY header begins with empty lines, which are answered where they come alone.
     assume(not octets.startswith(b"\r\n\r\n\0"))
     reference = Run(case)
-    alone = reference.happen([octets[i : i + 1] for i in range(len(octets))], iter([1] * len(octets)))
-    for pieces, in_between in ((split(octets, cuts), answers), ([octets], ())):
+    alone = reference.happen([octets[i : i + 1] for i in range(len(octets))], [1] * len(octets))
+    pieces = split(octets, cuts)
+    for how in (
+        partial(Run.happen, pieces=pieces, answers=answers),
+        partial(Run.happen, pieces=pieces, rush=True),
+        partial(Run.happen, pieces=[octets]),
+    ):
         run = Run(case)
-        assert run.happen(pieces, iter(in_between)) == alone
+        assert how(run) == alone
         for one, other in zip(run.aborted, reference.aborted, strict=True):
             assert one.startswith(other) or other.startswith(one)
 
@@ -318,10 +333,17 @@ class AnyOrder(RuleBasedStateMachine):
             self.guard.connect(early, reads=reads, **how)
 
     @precondition(lambda self: self.open())
-    @rule(which=WHICH, words=st.lists(st.sampled_from([*WORDS, b"STARTTLS\r\n"]), max_size=3), plan=PLANS)
-    def send(self, which: int, words: list[bytes], plan: dict[tuple[str, int], str]) -> None:
+    @rule(
+        which=WHICH,
+        words=st.lists(st.sampled_from([*WORDS, MANY, MANY, b"STARTTLS\r\n"]), max_size=3),
+        plan=PLANS,
+        rush=st.booleans(),
+    )
+    def send(self, which: int, words: list[bytes], plan: dict[tuple[str, int], str], rush: bool) -> None:
         self.plan = {hook: outcome for (hook, _), outcome in plan.items()}
-        self.one(which).send(b"".join([HELLO, *words]))
+        host = self.one(which)
+        host.late_turns = rush
+        host.send(*[HELLO, *words] if rush else [b"".join([HELLO, *words])])
 
     @precondition(lambda self: self.open())
     @rule(

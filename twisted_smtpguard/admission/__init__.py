@@ -1,1 +1,1 @@
-"""Who may come in: IP filters, and what each client may have and do. Knows no transport and no session."""
+"""Admission: IP filters, and the limits per client. It knows neither transports nor sessions."""

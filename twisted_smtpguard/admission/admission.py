@@ -1,4 +1,4 @@
-"""Whether a connection may come in: the IP filters first, then what its client may have at once and how often."""
+"""The decision whether a connection is admitted: the IP filters first, then the limits per client."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from twisted.python.failure import Failure
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits, Place
-from twisted_smtpguard.admission.guest import Guest, stays
+from twisted_smtpguard.admission.pendingconnection import PendingConnection, require_connected
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
-from twisted_smtpguard.hooks.later import CallLater, answer_of, begun
+from twisted_smtpguard.hooks.later import CallLater, answer_of, start_coroutine
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.replies import Reply
 
 
 class Admission:
-    """One for a guard and all its listeners."""
+    """Decides about connections. A guard has one for all its listeners."""
 
     def __init__(
         self,
@@ -34,62 +34,64 @@ class Admission:
         self._clients = clients
         self._events = events
         self.asks_nothing = not (entries or limits.max_connections_per_client or limits.connection_rate)
-        """There is nothing to ask: every connection is let in, and none is trusted."""
+        """Whether every client is admitted, and none is trusted, without a question to a filter or a store."""
 
-    def decide(self, guest: Guest) -> Refusal | Deferred[Refusal | None] | None:
-        """Why the guest is not let in; None where it is, trusted or not. A Deferred where somebody takes time to
-        answer: it is cancelled when the guest leaves."""
+    def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
+        """Why the connection is refused; None: it is admitted, trusted or not. The answer is a Deferred if a filter or
+        the store answers later; it is cancelled when the client disconnects."""
         try:
-            answer = begun(self._decide(guest))
+            answer = start_coroutine(self._decide(connection))
         except NotAdmitted as decision:
             return decision.refusal
         return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
 
-    async def _decide(self, guest: Guest) -> None:
-        """NotAdmitted where the guest is refused.
+    async def _decide(self, connection: PendingConnection) -> None:
+        """Decide. NotAdmitted: the connection is refused.
 
-        While a filter takes its time the guest already counts among its client's connections: else one client
-        could have any number of filters at work.
+        While a filter answers later, the connection counts among those of its client already. Otherwise one client
+        could keep any number of filters at work.
         """
         counted = False
 
         async def count() -> None:
             nonlocal counted
             counted = True
-            await self._count(guest)
+            await self._count(connection)
 
-        trusted = await self.chain.judge(guest, count)
+        trusted = await self.chain.judge(connection, count)
         if not (trusted or counted):
-            await self._count(guest)
+            await self._count(connection)
         if trusted and counted:
-            self._take_back(guest)
-        guest.trusted = trusted
+            self._uncount(connection)
+        connection.trusted = trusted
 
-    def _take_back(self, guest: Guest) -> None:
-        """Who turns out to be trusted should not have been counted."""
-        if guest.place is not None:
-            guest.place.give_back()
+    def _uncount(self, connection: PendingConnection) -> None:
+        """Undo the counting of a client that turned out to be trusted."""
+        if connection.place is not None:
+            connection.place.give_back()
         if self._limits.connection_rate:
-            self._clients.count("connection_rate", guest.key, -1)
+            self._clients.count("connection_rate", connection.key, -1)
 
-    async def _count(self, guest: Guest) -> None:
+    async def _count(self, connection: PendingConnection) -> None:
         limits, clients = self._limits, self._clients
         cap, rate = limits.max_connections_per_client, limits.connection_rate
         if cap:
-            guest.place = Place(clients, guest.key)
+            connection.place = Place(clients, connection.key)
             enforced = limits.enforced("max_connections_per_client")
-            held = await answer_of(clients.take_place(guest.place, enforced))
-            self._hold(guest, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held, cap)
+            held = await answer_of(clients.take_place(connection.place, enforced))
+            self._check_limit(connection, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held, cap)
         if rate:
-            count = await answer_of(clients.count("connection_rate", guest.key))
-            self._hold(guest, replies.CONNECTION_RATE_EXCEEDED, count, rate.events)
+            count = await answer_of(clients.count("connection_rate", connection.key))
+            self._check_limit(connection, replies.CONNECTION_RATE_EXCEEDED, count, rate.events)
 
-    def _hold(self, guest: Guest, reply: Reply, count: int | None, limit: int) -> None:
-        """Hold the guest to `limit`. No count: the store has failed."""
-        stays(guest)
+    def _check_limit(
+        self, connection: PendingConnection, reply: Reply, count: int | None, limit: int
+    ) -> None:
+        """Refuse the connection if `count` is above `limit`. None: the store has failed."""
+        require_connected(connection)
         if count is None or count > limit:
             refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
-            refusal.enforce(self._events, self._limits, guest, replies.reason_of(reply))
+            refusal.enforce(self._events, self._limits, connection, replies.reason_of(reply))
 
 
 def _refusal_of(failure: Failure) -> Refusal:

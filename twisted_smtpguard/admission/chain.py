@@ -1,4 +1,4 @@
-"""IP filters in their order: each is asked in its turn until one decides."""
+"""The chain of IP filters: each is asked in its order until one decides."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.admission.guest import Guest, stays
-from twisted_smtpguard.engine.port import FAULTS, is_later
+from twisted_smtpguard.admission.pendingconnection import PendingConnection, require_connected
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal
 from twisted_smtpguard.hooks.later import CallLater, as_deferred, explained, within
 from twisted_smtpguard.inputs.arguments import check_fields
 from twisted_smtpguard.interfaces import IIPFilter
 from twisted_smtpguard.limits.limits import IP_FILTER, Limits
 from twisted_smtpguard.log.events import Events
-from twisted_smtpguard.values import TRUST, Verdict
+from twisted_smtpguard.values import FAULTS, TRUST, Verdict, is_later
 
 
 @attrs.frozen
 class FilterEntry:
-    """An IP filter, and what the operator decided about it."""
+    """An IP filter and its configuration."""
 
     filter: IIPFilter
     name: str = attrs.field(default=attrs.Factory(lambda self: type(self.filter).__name__, takes_self=True))
-    """What the log calls it; by default the name of its class."""
+    """Its name in the log; by default the name of its class."""
     fail_open: bool = False
-    """Where it cannot judge, the next filter is asked. By default the client is refused."""
+    """If it cannot judge, the next filter is asked. By default the client is refused."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
 
 
 Ruling: TypeAlias = Refusal | bool
-"""What came of asking one filter. True: the client is trusted; False: the next one is asked."""
+"""The outcome of one filter. True: the client is trusted; False: the next filter is asked."""
 
 
 class FilterChain:
@@ -51,21 +50,24 @@ class FilterChain:
         self._call_later = call_later
         self._events = events
 
-    async def judge(self, guest: Guest, before_waiting: Callable[[], Awaitable[None]]) -> bool:
-        """Whether a filter trusts the guest. NotAdmitted where one refuses it, or fails and is not to fail open.
+    async def judge(
+        self, connection: PendingConnection, before_waiting: Callable[[], Awaitable[None]]
+    ) -> bool:
+        """Whether a filter trusts the connection. NotAdmitted: a filter refuses it, or fails without fail-open.
 
-        `before_waiting` is called when the first filter does not answer at once; what it raises ends the asking.
+        `before_waiting` is called when the first filter does not answer at once. If it raises, no further filter is
+        asked.
         """
         waited = False
         for entry in self.entries:
             try:
-                answer: Any = entry.filter.check(guest.peer)
+                answer: Any = entry.filter.check(connection.peer)
                 if is_later(answer):
                     promise = within(
                         self._limits.ip_filter_timeout,
                         self._call_later,
                         as_deferred(answer),
-                        partial(self._canceller_raised, entry, guest),
+                        partial(self._canceller_raised, entry, connection),
                     )
                     if not (waited or promise.called):
                         waited = True
@@ -74,42 +76,44 @@ class FilterChain:
             except NotAdmitted:
                 raise
             except FAULTS:
-                stays(guest)
-                ruling = self._failed(entry, guest, explained(Failure()))
+                require_connected(connection)
+                ruling = self._failed(entry, connection, explained(Failure()))
             else:
-                stays(guest)
-                ruling = self._read(entry, guest, answer)
+                require_connected(connection)
+                ruling = self._read(entry, connection, answer)
             if isinstance(ruling, Refusal):
-                ruling.enforce(self._events, self._limits, guest, IP_FILTER)
+                ruling.enforce(self._events, self._limits, connection, IP_FILTER)
             elif ruling:
                 return True
         return False
 
-    def _read(self, entry: FilterEntry, guest: Guest, verdict: object) -> Ruling:
+    def _read(self, entry: FilterEntry, connection: PendingConnection, verdict: object) -> Ruling:
         if not isinstance(verdict, Verdict):
             self._events.failure(
                 Failure(TypeError(f"{verdict!r} is no Verdict")),
                 f"IP filter {entry.name}",
-                peer=guest.peer_name,
+                peer=connection.peer_name,
             )
-            return self._cannot_judge(entry, guest, "no_verdict")
+            return self._cannot_judge(entry, connection, "no_verdict")
         if verdict.reply is not None:
             reply = replies.with_enhanced_code(verdict.reply)
             return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
         return verdict == TRUST
 
-    def _canceller_raised(self, entry: FilterEntry, guest: Guest, failure: Failure, what: str) -> None:
-        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=guest.peer_name)
+    def _canceller_raised(
+        self, entry: FilterEntry, connection: PendingConnection, failure: Failure, what: str
+    ) -> None:
+        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=connection.peer_name)
 
-    def _failed(self, entry: FilterEntry, guest: Guest, failure: Failure) -> Ruling:
+    def _failed(self, entry: FilterEntry, connection: PendingConnection, failure: Failure) -> Ruling:
         if isinstance(failure.value, TimeoutError):
-            return self._cannot_judge(entry, guest, "timeout")
-        self._events.failure(failure, f"IP filter {entry.name}", peer=guest.peer_name)
-        return self._cannot_judge(entry, guest, "exception")
+            return self._cannot_judge(entry, connection, "timeout")
+        self._events.failure(failure, f"IP filter {entry.name}", peer=connection.peer_name)
+        return self._cannot_judge(entry, connection, "exception")
 
-    def _cannot_judge(self, entry: FilterEntry, guest: Guest, problem: str) -> Ruling:
+    def _cannot_judge(self, entry: FilterEntry, connection: PendingConnection, problem: str) -> Ruling:
         let_in = entry.fail_open or IP_FILTER in self._limits.dry_run
-        self._events.filter_failed(entry.name, guest.peer_name, problem, let_in=let_in)
+        self._events.filter_failed(entry.name, connection.peer_name, problem, let_in=let_in)
         if entry.fail_open:
             return False
         reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"
@@ -117,7 +121,7 @@ class FilterChain:
 
 
 async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> None:
-    """Wait for `limits`. Where they refuse the guest, or it leaves, the filter's promise is cancelled."""
+    """Wait for `limits`. If they refuse the connection, or the client disconnects, the filter's answer is cancelled."""
     try:
         await limits
     except BaseException:
@@ -127,4 +131,4 @@ async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> No
 
 
 def _drop(_: Failure) -> None:
-    """The promise was cancelled: what comes of it is dropped."""
+    """Drop the outcome of an answer that was cancelled."""

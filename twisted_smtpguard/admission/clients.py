@@ -1,15 +1,14 @@
-"""What each client may have and do, in all its connections together: the counts stand in a counter store."""
+"""The limits per client, over all its connections. The counts are in a counter store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.admission.clientkey import client_key
-from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.hooks.later import (
     CallLater,
     HookCancelledError,
@@ -21,21 +20,21 @@ from twisted_smtpguard.hooks.later import (
 from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
-from twisted_smtpguard.values import Address
+from twisted_smtpguard.values import FAULTS, Address, is_later
 
 Count: TypeAlias = int | Deferred[int | None] | None
-"""None: the store has failed."""
+"""The answer of the store. None: it has failed."""
 
 _CONNECTIONS = "max_connections_per_client"
 
 _STORE_SECONDS = 10
-"""For a store to answer: as long as an IP filter has by default, but never without end."""
+"""The time limit of a store: that of an IP filter by default, and never 0."""
 
 
 class ClientLimits:
-    """Asks the store. A store that fails, or does not answer in time, is logged, and its answer is None.
+    """Asks the store. If it fails, or does not answer in time, that is logged, and the answer is None.
 
-    `settled()` is called whenever a store that took its time has answered.
+    `settled()` is called whenever a later answer of the store has come.
     """
 
     def __init__(
@@ -56,26 +55,26 @@ class ClientLimits:
         self._events = events
         self._settled = settled
         self.pending = 0
-        """Answers that the store still owes: what was taken or given back is not known to be."""
+        """How many answers of the store are pending."""
 
     def key_of(self, address: Address | None) -> str:
-        """The client that an address belongs to."""
+        """The key of the client at `address`."""
         limits = self._limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
     def count(self, rate: str, key: str, events: int = 1) -> Count:
-        """Count events of the client against `rate`, a field of Limits; how many there were in its window. -1 takes
-        one back."""
+        """Count events of the client against `rate`, a field of Limits, and return how many there were in its window.
+        -1 takes one back."""
         try:
             answer = self._store.add(rate, key, events, self._windows[rate], self._seconds())
         except FAULTS:
             self._failed(explained(Failure()))
             return None
-        # Plainly: it is asked at every recipient.
+        # The usual case is short, since this is called at every recipient.
         return answer if type(answer) is int else self._read(_whole, answer)
 
     def take_place(self, place: Place, limit: int) -> Count:
-        """Take one more of `limit` places (0: of any number); how many the client then holds."""
+        """Take one more of `limit` places (0: of any number), and return how many the client then holds."""
 
         def took(answer: object) -> int:
             count = _whole(answer)
@@ -85,7 +84,7 @@ class ClientLimits:
         return self._ask(took, self._store.acquire, _CONNECTIONS, place.key, limit)
 
     def give_place_back(self, key: str) -> None:
-        """A place that was taken is free."""
+        """Give back a place that was taken."""
         self._ask(lambda _: 0, self._store.release, _CONNECTIONS, key)
 
     def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
@@ -97,7 +96,8 @@ class ClientLimits:
         return self._read(read, answer)
 
     def _read(self, read: Callable[[object], int], answer: Any) -> Count:
-        """What `read` makes of the answer. It is called even if the answer is not wanted any more."""
+        """The result of `read` on the answer. `read` is called even if the answer comes after the time limit or a
+        cancellation."""
         try:
             if not is_later(answer):
                 return read(answer)
@@ -105,7 +105,7 @@ class ClientLimits:
             later: Deferred[Any] = as_deferred(answer).addCallback(read)
             later = shielded(later.addBoth(self._answered))
             return within(_STORE_SECONDS, self._call_later, later).addErrback(self._failed)
-        except Exception:  # noqa: BLE001 - an answer that is none
+        except Exception:  # noqa: BLE001 - the answer is no whole number
             self._failed(Failure())
             return None
 
@@ -120,7 +120,7 @@ class ClientLimits:
 
 
 class Place:
-    """What one connection takes of the connections that its client may have at once; given back exactly once."""
+    """The place of one connection among those that its client may have at once. It is given back exactly once."""
 
     __slots__ = ("_clients", "_held", "_over", "key")
 
@@ -130,14 +130,15 @@ class Place:
         self._held = self._over = False
 
     def answered(self, *, taken: bool) -> None:
-        """The store has answered. If the place is not needed any more it goes back at once."""
+        """Called when the store has answered. If the connection has ended meanwhile, the place is given back at
+        once."""
         if taken and self._over:
             self._clients.give_place_back(self.key)
         else:
             self._held = taken
 
     def give_back(self) -> None:
-        """The connection needs it no more. May be called twice, and before the store has answered."""
+        """Give the place back. May be called twice, and before the store has answered."""
         self._over = True
         if self._held:
             self._held = False
@@ -148,3 +149,27 @@ def _whole(answer: object) -> int:
     if not isinstance(answer, int):
         raise TypeError(f"{answer!r} is no whole number")
     return answer
+
+
+UNIX = "unix"
+"""All peers on UNIX sockets are one client."""
+
+
+def client_key(address: Address | None, ipv4_bits: int, ipv6_bits: int) -> str:
+    """The key of the client at `address`, made of its leading bits: `192.0.2.1` with all of them, else `192.0.2.0/24`
+    or `2001:db8::/64`.
+
+    A Peer's address is never IPv4-mapped. The zone of a link-local address (`%eth0`) is left out. The key is made for
+    every connection: str() of an IPv6Address would take three times as long, and ip_network() six times.
+    """
+    if address is None:
+        return UNIX
+    number = int(address)
+    family, length, bits = AF_INET, 32, ipv4_bits
+    if address.version == 6:
+        family, length, bits = AF_INET6, 128, ipv6_bits
+    if bits == length:
+        return inet_ntop(family, number.to_bytes(length // 8, "big"))
+    rest = length - bits
+    network = number >> rest << rest
+    return f"{inet_ntop(family, network.to_bytes(length // 8, 'big'))}/{bits}"

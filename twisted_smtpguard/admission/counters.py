@@ -1,4 +1,4 @@
-"""What clients hold and do, counted in the memory of this process: no more is kept than the operator allows."""
+"""The counter store in the memory of this process. Its size is bounded."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ _ONE_EVENT = 1j
 
 @implementer(ICounterStore)
 class LocalCounterStore:
-    """Counts at once, and never with a Deferred. Of each `counter` it remembers `max_clients` clients; 0: all.
+    """A store that answers at once, and never with a Deferred. For each `counter` it remembers `max_clients` clients;
+    0: all.
 
-    The client forgotten first is the one that was least recently given to `acquire` or `add`: whoever goes on
-    trying is remembered, however many strangers come. One that is forgotten starts anew, with no places. In a
-    full table a client costs up to 400 octets with its key, in Python 3.10 up to 500. For one process and thread.
+    The first client to be forgotten is the one for which `acquire` or `add` was called least recently: a client that
+    goes on trying is remembered, however many strangers come. A forgotten client starts anew, with no places. In a full
+    table a client costs up to 400 octets with its key, in Python 3.10 up to 500. The store is for one process and one
+    thread.
     """
 
     def __init__(self, max_clients: int) -> None:
         self._max_clients = max_clients
         self._places: defaultdict[str, OrderedDict[str, int]] = defaultdict(OrderedDict)
-        # A window is one number: real is when it began, imag its events. A tuple of two costs 64 octets more, a
-        # list 80, and the garbage collector would walk through all of them.
+        # A window is one complex number: its beginning is the real part, its events are the imaginary part. A tuple
+        # would cost 64 octets more, a list 80, and the garbage collector would visit all of them.
         self._windows: defaultdict[str, OrderedDict[str, complex]] = defaultdict(OrderedDict)
 
     def acquire(self, counter: str, client: str, limit: int) -> int:
-        """Take a place, and answer how many `client` holds with it; above `limit` (0: none) nothing is taken."""
+        """Take a place, and return how many `client` then holds. Above `limit` (0: no limit) nothing is taken."""
         places = self._places[counter]
         held = places.get(client, 0)
         if held:
@@ -41,7 +43,7 @@ class LocalCounterStore:
         return held + 1
 
     def release(self, counter: str, client: str) -> None:
-        """Give a place back. It may be that of a client forgotten since: then there is nothing to do."""
+        """Give back a place. If the client was forgotten meanwhile, nothing happens."""
         places = self._places[counter]
         held = places.get(client, 0)
         if held > 1:
@@ -50,12 +52,13 @@ class LocalCounterStore:
             del places[client]
 
     def add(self, counter: str, client: str, events: int, seconds: float, now: float) -> int:
-        """Count `events`, and answer how many there were in this window of `seconds`, these included. Never less than
-        0: what is taken back may be of a window that has ended, or of a client forgotten since."""
+        """Count `events`, and return how many there were in this window of `seconds`, these included. The result is
+        never below 0: an event that is taken back may be of a window that has ended, or of a client that was
+        forgotten."""
         windows = self._windows[counter]
         window = windows.get(client)
         if window is not None and 0 <= now - window.real < seconds:
-            # As nearly always.
+            # The usual case.
             window += events * _ONE_EVENT
             if window.imag < 0:
                 window = complex(window.real, 0)
@@ -63,10 +66,10 @@ class LocalCounterStore:
         else:
             before = 0.0
             if window is not None and now < window.real:
-                # A clock that was set back neither forgives nor holds anybody for longer than one window.
+                # The clock was set back. The client keeps its events, for no longer than one more window.
                 before = window.imag
             elif events <= 0:
-                # A window begins with an event, and there was none.
+                # A window begins with an event, and there is none to count.
                 return 0
             window = complex(now, max(0, before + events))
             self._put(windows, client, window)

@@ -1,1 +1,1 @@
-"""Who may log in: the checkers of `--auth`, and how a checker of twisted.cred is asked."""
+"""Authentication: the checkers of `--auth`, and how a checker of twisted.cred is asked."""

@@ -1,7 +1,7 @@
 """The checkers of `--auth` that come with the guard.
 
-Twisted has some of the same names, which do less: its `file` splits a password at its second colon, its `memory` lets
-nobody in, and its `unix` computes hashes in the reactor's own thread.
+Twisted's own checkers of the same names do less: its `file` cuts a password at its second colon, its `memory` accepts
+nobody, and its `unix` computes hashes in the reactor's own thread.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class _Make(Protocol):
 
 @attrs.frozen
 class BuiltinChecker:
-    """What `--auth` may name."""
+    """A checker that `--auth` may name."""
 
     name: str
     argument_format: str
-    """What stands after the colon, in a line."""
+    """The argument after the colon, described in one line."""
     help: str
-    """All that --help-auth-type says."""
+    """The text of --help-auth-type."""
     make: _Make
-    """ValueError: a sentence that does not repeat the argument, which may be a password."""
+    """Makes the checker. ValueError is a sentence that does not repeat the argument, which may be a password."""
     why_unusable: str = ""
-    """Why it cannot work in this process. "": it can."""
+    """Why the checker cannot work in this process; "" if it can."""
 
 
 def _make_file(argument: str, reactor: Any) -> PasswordFile:
@@ -48,7 +48,7 @@ def _make_memory(argument: str, reactor: object) -> InMemoryUsernamePasswordData
         raise ValueError(_expected("memory", _MEMORY_FORMAT))
     users = dict(zip(words[::2], words[1::2], strict=True))
     if len(users) < len(words) / 2:
-        raise ValueError("memory: a user stands there twice")
+        raise ValueError("memory: a user is given twice")
     checker = InMemoryUsernamePasswordDatabaseDontUse()
     checker.users = users
     return checker
@@ -64,7 +64,7 @@ def _make_unix(argument: str, reactor: Any) -> UnixUsers:
 
 
 def _expected(name: str, argument_format: str) -> str:
-    return f"{name}: what stands behind the colon is expected to be: {argument_format}"
+    return f"{name}: the argument after the colon must be: {argument_format}"
 
 
 _FILE_FORMAT = "The path of a file with a line user:password for each user."
@@ -72,35 +72,35 @@ _MEMORY_FORMAT = "A colon-separated list (name:password:...), none of them empty
 _UNIX_FORMAT = "Nothing."
 
 _FILE_HELP = """
-Each line of the file is `user:password`, the password as it is. A line that begins
+Each line of the file is `user:password`, with the password in clear. A line that begins
 with # is a comment, and empty lines are skipped. A line ends with LF or CRLF, and the
 file may begin with a BOM.
 
-All after the first colon is the password, octet for octet: it may have colons, blanks
-(also at its ends), any character of UTF-8 and any other octet but NUL, CR and LF. It has
-at least one octet. The name of a user is UTF-8; it has no colon and no control
+Everything after the first colon is the password, octet for octet: it may contain colons,
+blanks (also at its ends), any character of UTF-8 and any other octet but NUL, CR and LF.
+It has at least one octet. The name of a user is UTF-8; it has no colon and no control
 character, no blank at its ends, and does not begin with #.
 
-What is no such line is refused at start, and so are two lines for one user, a hash for
-a password, and a file without users. The file is read again when it has changed; with a
-wrong line in it then, the users of before stay, and the log says so. While it cannot be
-read, AUTH is answered with 454.
+A wrong line is refused at start, and so are two lines for one user, a hash instead of a
+password, and a file without users. The file is read again when it has changed; if it has
+a wrong line then, the old users stay in force, and the log says so. While the file
+cannot be read, AUTH is answered with 454.
 """
 
 _MEMORY_HELP = """
-Users and passwords on the command line, where everybody on the host can read them: for a
-try only. Neither may have a colon in it, for which there is file.
+Users and passwords on the command line, where everybody on the host can read them: for
+tests only. Neither may contain a colon; use file for those that do.
 """
 
 _UNIX_HELP = """
 The accounts of this host, with the passwords in /etc/shadow. The guard must be able to
-read that file, as root can, and Python must have the modules crypt and spwd, which it
-had until 3.12. The system's own PAM is not asked.
+read that file, as root can, and Python must have the modules crypt and spwd, which
+Python 3.12 was the last to have. The system's PAM is not used.
 """
 
 
 def builtin_checkers() -> Sequence[BuiltinChecker]:
-    """Those that come with the guard."""
+    """The checkers that come with the guard."""
     return (
         BuiltinChecker("file", _FILE_FORMAT, _FILE_HELP, _make_file),
         BuiltinChecker("memory", _MEMORY_FORMAT, _MEMORY_HELP, _make_memory),

@@ -1,4 +1,4 @@
-"""Whether credentials are right: what twisted.cred's checkers say."""
+"""The verdict on credentials, which checkers of twisted.cred give."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.checkers.credentials import AskedChecker
 from twisted_smtpguard.engine.sasl import Login
-from twisted_smtpguard.hooks.later import begun
+from twisted_smtpguard.hooks.later import start_coroutine
 
 
 @attrs.frozen
 class User:
-    """Who has logged in."""
+    """A user who has logged in."""
 
     name: str
     avatar_id: object
-    """What the checker answered, as it is."""
+    """The checker's own answer."""
 
 
 @attrs.frozen
 class Judgement:
-    """What all checkers together say of credentials."""
+    """The verdict of all checkers together."""
 
     user: User | None = None
-    """Who it is. None: no checker knows the user by this password."""
+    """The user. None: no checker accepts the credentials."""
     failures: Sequence[Failure] = ()
-    """Of checkers that could not judge. Where there is no user either, nobody can say whether the credentials are
-    right."""
+    """The failures of checkers that could not judge. If there is no user either, it is unknown whether the credentials
+    are valid."""
 
 
 class Checkers:
-    """Asks each checker in its order until one knows the user. ValueError for one that checks no passwords."""
+    """Asks each checker in its order until one accepts the credentials. ValueError: a checker takes no passwords."""
 
     def __init__(self, checkers: Sequence[Any]) -> None:
         for checker in checkers:
@@ -46,12 +46,12 @@ class Checkers:
         self._checkers = tuple(AskedChecker(checker) for checker in checkers)
 
     def identify(self, login: Login) -> Judgement | Deferred[Judgement]:
-        """Who has these credentials; a Deferred where a checker takes its time. One that cannot judge keeps nobody from
-        asking the next."""
-        return begun(self._identify(login))
+        """The verdict on the credentials; a Deferred if a checker answers later. If one cannot judge, the next is
+        asked."""
+        return start_coroutine(self._identify(login))
 
     async def _identify(self, login: Login) -> Judgement:
-        # Some user databases take an empty password for no wish to log in, and say yes.
+        # Some user databases accept an empty password, as a request for anonymous access.
         if not login.username or not login.password or login.acts_for not in (b"", login.username):
             return Judgement()
         failures: list[Failure] = []
@@ -61,9 +61,9 @@ class Checkers:
             except UnauthorizedLogin:
                 continue
             except CancelledError:
-                # Nobody waits for an answer.
+                # The client has left.
                 raise
-            except Exception:  # noqa: BLE001 - a checker is somebody else's code
+            except Exception:  # noqa: BLE001 - a checker is foreign code
                 failures.append(Failure())
                 continue
             name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
@@ -73,6 +73,6 @@ class Checkers:
 
 
 def takes_passwords(checker: Any) -> bool:
-    """Whether a checker, or a factory of such, has anything to say about a user name and a password."""
+    """Whether a checker, or a factory of checkers, takes a user name and a password."""
     interfaces = getattr(checker, "credentialInterfaces", ())
     return any(each in (IUsernamePassword, IUsernameHashedPassword) for each in interfaces)

@@ -1,5 +1,5 @@
-"""What a checker of twisted.cred is given: a user's name and password as octets, as Twisted has it, or as text where
-the checker shows that it keeps text."""
+"""The credentials that a checker of twisted.cred gets: the user's name and password as octets, as in Twisted, or as
+text if the checker shows that it stores text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.sasl import Login
-from twisted_smtpguard.hooks.later import asked
+from twisted_smtpguard.hooks.later import call_hook
 
 _WRONG_KIND = (TypeError, AttributeError, LookupError, UnicodeError)
-"""What code raises that is given octets for text, or text for octets."""
+"""The exceptions of code that gets octets instead of text, or text instead of octets."""
 
 
 class _Octets(bytes):
-    """Octets that notice whether they are compared with text. They never equal it, as all octets do."""
+    """Octets that notice when they are compared with text. Like all octets, they are never equal to text."""
 
     noticed: bool = False
 
@@ -32,20 +32,20 @@ class _Octets(bytes):
         return not self == other
 
     def __hash__(self) -> int:
-        # A table of text is asked for text of the same hash, which only ASCII has as octets too.
+        # In a dict with keys of text the comparison happens only if the hashes are equal, as they are for ASCII alone.
         if not self.isascii():
             self.noticed = True
         return bytes.__hash__(self)
 
 
 class _Credentials(UsernamePassword):
-    """A name and a password of one kind. The password that is kept may be of the other."""
+    """A name and a password, both octets or both text. The stored password may be of the other type."""
 
     def __init__(self, username: Any, password: Any) -> None:
         super().__init__(username, password)
 
     def checkPassword(self, password: bytes | str) -> bool:  # noqa: N802 - Twisted's name
-        """Called by a checker with the password that it keeps."""
+        """Called by a checker with the password that it stores."""
         return compare_digest(_octets(self.password), _octets(password))
 
 
@@ -54,17 +54,16 @@ def _octets(password: bytes | str) -> bytes:
 
 
 class AskedChecker:
-    """One checker, and what is known of what it keeps."""
+    """One checker, which is asked with octets or with text, whichever it stores."""
 
     def __init__(self, checker: Any) -> None:
         self._checker = checker
         self._keeps_text: bool | None = None
-        """None: it has not shown it yet."""
+        """None: that is not known yet."""
 
     async def avatar_id(self, login: Login) -> object:
-        """What the checker answers. UnauthorizedLogin: it does not know the user, or the password is another.
-
-        Any other exception is the checker's: it cannot judge.
+        """The checker's answer. UnauthorizedLogin: it does not know the user, or the password is wrong. Any other
+        exception is a failure of the checker, which cannot judge.
         """
         if self._keeps_text:
             return await self._ask_with_text(login)
@@ -77,7 +76,7 @@ class AskedChecker:
                 raise
         except _WRONG_KIND:
             verdict = Failure()
-        # What it keeps may be text.
+        # The checker may store text.
         try:
             avatar_id = await self._ask_with_text(login)
         except UnauthorizedLogin:
@@ -96,5 +95,5 @@ class AskedChecker:
         return await self._ask(credentials)
 
     async def _ask(self, credentials: _Credentials) -> object:
-        answer: object = await asked(self._checker.requestAvatarId, credentials)
+        answer: object = await call_hook(self._checker.requestAvatarId, credentials)
         return bytes(answer) if isinstance(answer, _Octets) else answer

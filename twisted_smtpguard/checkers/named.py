@@ -1,4 +1,5 @@
-"""What `--auth` may name: the guard's own checkers, and those that Twisted's strcred finds of other distributions."""
+"""The checkers that `--auth` may name: the guard's own, and those of other distributions that Twisted's strcred
+finds."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from twisted_smtpguard.checkers.checking import takes_passwords
 
 
 def make_checker(specification: str, reactor: Any) -> Any:
-    """The checker that NAME[:ARGS] asks for. ValueError is a sentence; it does not repeat ARGS, which may be a
-    password."""
+    """Make the checker for NAME[:ARGS]. ValueError is a sentence that does not repeat ARGS, which may be a password."""
     name, _, argument = specification.partition(":")
     factory = _factory(name)
     if isinstance(factory, BuiltinChecker):
@@ -22,12 +22,12 @@ def make_checker(specification: str, reactor: Any) -> Any:
     try:
         return factory.generateChecker(argument)
     except Exception as error:  # whatever a plugin raises
-        detail = f"what stands behind the colon is expected to be: {factory.argStringFormat}"
+        detail = f"the argument after the colon must be: {factory.argStringFormat}"
         raise ValueError(f"{name}: {detail}") from error
 
 
 def checkers_table() -> str:
-    """A line for each, with what may stand after its colon, or why it cannot be used here."""
+    """One line for each checker, with the argument after its colon, or why it cannot be used here."""
     lines = {name: factory.argStringFormat for name, factory in _others().items()}
     for each in builtin_checkers():
         lines[each.name] = f"Not here: {each.why_unusable}." if each.why_unusable else each.argument_format
@@ -36,7 +36,7 @@ def checkers_table() -> str:
 
 
 def checker_description(name: str) -> str:
-    """All that one of them says of itself."""
+    """The help text of one checker."""
     factory = _factory(name)
     if isinstance(factory, BuiltinChecker):
         about, text = factory.argument_format, factory.help
@@ -48,7 +48,7 @@ def checker_description(name: str) -> str:
 
 
 def _others() -> dict[str, Any]:
-    """Those of other distributions that take passwords. Of two with one name strcred takes the first."""
+    """The checkers of other distributions that take passwords. Of two with one name strcred uses the first."""
     ours = {each.name for each in builtin_checkers()}
     found: dict[str, Any] = {}
     for factory in strcred.findCheckerFactories():

@@ -26,10 +26,10 @@ from twisted_smtpguard.log.eventlog import EventLog, of_file
 from twisted_smtpguard.values import CheckerUnavailable
 
 _SECONDS = 5
-"""How long the file may take to be looked at, or read. After that the disk counts as hanging."""
+"""How long a look at the file, or reading it, may take. After that the disk counts as hanging."""
 
 _UNSETTLED_SECONDS = 0.1
-"""A file that was written so shortly before it was read may change again without a newer time."""
+"""A file that was written less than this before it was read may change again without a newer time."""
 
 Users: TypeAlias = "dict[bytes, bytes]"
 _Version: TypeAlias = "tuple[int, ...]"
@@ -41,24 +41,24 @@ class _Reactor(ThreadedReactor, Protocol):
 
 @attrs.frozen
 class _Reading:
-    """What was found in the file."""
+    """The result of reading the file."""
 
     version: _Version | None
-    """Which state of the file it is. None: it may change again without a newer time."""
+    """The version of the file. None: it may change again without a newer time."""
     users: Users | None
     """None: a line is wrong."""
     problem: str = ""
-    """Which line, and what is wrong with it."""
+    """The line that is wrong, and why."""
 
 
 @implementer(ICredentialsChecker, IPreparedReload, IReadsFiles)
 class PasswordFile:
-    """Logs in who is in the file `path`, with lines `user:password`: see docs/reference/checkers.md.
+    """Accepts the users in the file `path`, with lines `user:password`: see docs/reference/checkers.md.
 
-    The file is read at once; ValueError says why it cannot be read, or which line is wrong. At each try it is looked
-    at, and read again where it has changed, in one of the threads of `reactor`. Where a line of it is wrong then, those
-    who were in it before stay, and the log says so once. Where it cannot be read, or does not answer within 5 seconds,
-    credentials cannot be judged: CheckerUnavailable.
+    The file is read at once; ValueError says why it cannot be read, or which line is wrong. At each login the checker
+    looks whether it has changed, and reads it again then, in one of the threads of `reactor`. If a line is wrong then,
+    the old users stay in force, and the log says so once. If the file cannot be read, or the disk does not answer
+    within 5 seconds, credentials cannot be judged: CheckerUnavailable.
     """
 
     credentialInterfaces = (IUsernamePassword,)  # noqa: N815 - Twisted's name
@@ -80,17 +80,17 @@ class PasswordFile:
         self._version = reading.version
         self._log = EventLog(reactor.seconds)
         self._looking = False
-        """A thread is at work."""
+        """Whether a thread is at work on the file."""
         self._timer: Cancellable | None = None
-        """Ends the patience with that thread. None while one works: it is over."""
+        """The time limit of that thread. None while a thread works: the limit has passed."""
         self._waiting: list[Deferred[Users]] = []
-        """They came before that thread began to look."""
+        """The logins that came before that thread began to look."""
         self._next: list[Deferred[Users]] = []
-        """They came later: the file may have changed since."""
+        """The logins that came later, for which the file may have changed since."""
 
     @property
     def files(self) -> Mapping[str, str]:
-        """What a reload reads."""
+        """The file that a reload reads."""
         return {self.path: "auth"}
 
     def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:  # noqa: N802 - Twisted's name
@@ -99,7 +99,7 @@ class PasswordFile:
         return self._current_users().addCallback(_judge, user, password)
 
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        """Called at a reload. ValueError: a line is wrong."""
+        """Read the file for a reload. ValueError: a line is wrong."""
         reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, yield_gil)
 
         def prepared(reading: _Reading) -> Callable[[], None]:
@@ -110,11 +110,11 @@ class PasswordFile:
         return reading.addCallback(prepared)
 
     def reload(self) -> Deferred[None]:
-        """As `prepare_reload`, for who reloads nothing else."""
+        """As `prepare_reload`, for a caller that reloads nothing else."""
         return self.prepare_reload().addCallback(lambda take: take())
 
     def _current_users(self) -> Deferred[Users]:
-        """Those who are in the file now. One thread looks for all who ask meanwhile."""
+        """The users in the file now. One thread looks for all logins that come meanwhile."""
         waiting: Deferred[Users] = Deferred(self._forget)
         if self._looking and self._timer is None:
             return _failed(waiting, self._hanging())
@@ -124,7 +124,7 @@ class PasswordFile:
         return waiting
 
     def _forget(self, waiting: Deferred[Users]) -> None:
-        """Its client is gone."""
+        """Called when a login was cancelled, since its client has left."""
         for each in (self._waiting, self._next):
             if waiting in each:
                 each.remove(waiting)
@@ -132,10 +132,10 @@ class PasswordFile:
     def _look(self) -> None:
         self._waiting, self._next = self._next, []
         self._looking = True
-        self._timer = self._reactor.callLater(_SECONDS, self._lose_patience)
+        self._timer = self._reactor.callLater(_SECONDS, self._time_out)
         self._thread.run(_read, self.path, self._version, yield_gil).addBoth(self._looked)
 
-    def _lose_patience(self) -> None:
+    def _time_out(self) -> None:
         self._timer = None
         waiting = [*self._waiting, *self._next]
         self._waiting, self._next = [], []
@@ -160,7 +160,7 @@ class PasswordFile:
                 each.callback(self._users)
             else:
                 _failed(each, unreadable)
-        # One of those may have asked again, and so begun it.
+        # A callback above may have asked again, and so have begun the next look.
         if self._next and not self._looking:
             self._look()
 
@@ -169,7 +169,7 @@ class PasswordFile:
         if reading.users is not None:
             self._users = reading.users
         else:
-            problem = f"{reading.problem}; those who were in it before stay"
+            problem = f"{reading.problem}; the old users stay in force"
             self._log.warn("reload_failed", of_file("checker", "auth", self.path), problem)
 
     def _hanging(self) -> CheckerUnavailable:
@@ -182,7 +182,7 @@ def _failed(waiting: Deferred[Users], error: Exception) -> Deferred[Users]:
 
 
 def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
-    # Comparing takes as long for an unknown user, and says nothing of how much of a password is right.
+    # The comparison takes as long for an unknown user, and its time does not tell how much of a password is right.
     right = compare_digest(users.get(user, b""), password)
     if not right or user not in users:
         raise UnauthorizedLogin
@@ -190,9 +190,9 @@ def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
 
 
 def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], object] = lambda: None) -> Any:
-    """Called in a thread. What is in the file; None: it is still the version that is `known`. OSError: it cannot be
-    read, or is no regular file."""
-    if known is not None and _version(os.stat(path)) == known:  # noqa: PTH116 - so it costs less
+    """Read the file; None: it is still the version `known`. Called in a thread. OSError: it cannot be read, or is no
+    regular file."""
+    if known is not None and _version(os.stat(path)) == known:  # noqa: PTH116 - it costs less
         return None
     with open_regular(path) as file:
         status = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""The lines of a password file, `user:password`. Pure: octets in, users and passwords out, or the line that is wrong.
+"""The parser of a password file, with lines `user:password`. Pure: octets in, users and passwords out, or a ValueError.
 
     # A line that begins with # is a comment. Empty lines are skipped.
     ann:correct horse
@@ -18,15 +18,15 @@ _LINES_AT_ONCE = 256
 _EXPECTED = "a line `user:password` is expected"
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _CRYPT_HASH = re.compile(rb"\$[0-9a-z-]{1,16}\$\S{16,}|\{[A-Z][A-Z0-9.-]+\}\S{8,}")
-"""What crypt(3), htpasswd, LDAP and Dovecot write: `$6$…` and `{SSHA}…`."""
+"""The hashes that crypt(3), htpasswd, LDAP and Dovecot write: `$6$…` and `{SSHA}…`."""
 _PASSWD_FIELDS = re.compile(rb"x:\d+:\d+:[^:]*:[^:]*:[^:]*")
-"""What stands after the name in /etc/passwd."""
+"""The fields after the name in /etc/passwd."""
 
 
 def parse_users(octets: bytes, yield_gil: Callable[[], object] = lambda: None) -> dict[bytes, bytes]:
     """The password of each user. `yield_gil` is called after each short piece of work.
 
-    ValueError names the line that is wrong, and never repeats a password. A file without any user is wrong too.
+    ValueError names the line that is wrong, and never repeats a password. A file without users is wrong too.
     """
     users: dict[bytes, bytes] = {}
     lines: dict[bytes, int] = {}
@@ -41,9 +41,7 @@ def parse_users(octets: bytes, yield_gil: Callable[[], object] = lambda: None) -
             continue
         user, password = parsed
         if user in users:
-            raise ValueError(
-                f"line {number}: the user {user.decode()!r} stands on line {lines[user]} already"
-            )
+            raise ValueError(f"line {number}: the user {user.decode()!r} is on line {lines[user]} already")
         users[user] = password
         lines[user] = number
     if not users:
@@ -52,9 +50,9 @@ def parse_users(octets: bytes, yield_gil: Callable[[], object] = lambda: None) -
 
 
 def parse_line(line: bytes) -> tuple[bytes, bytes] | None:
-    """User and password of a line, whose final LF has been cut off. None: the line is empty, or a comment.
+    """The user and the password of a line without its LF. None: the line is empty, or a comment.
 
-    ValueError says why it can be no line.
+    ValueError says why the line is wrong.
     """
     line = line.removesuffix(b"\r")
     if not line.strip() or line.startswith(b"#"):
@@ -89,7 +87,7 @@ def _wrong_password(password: bytes) -> str:
     if b"\r" in password:
         return "there is a CR in the password"
     if _CRYPT_HASH.fullmatch(password.partition(b":")[0]):
-        return "this is a hash, while passwords are written as they are"
+        return "this is a hash, while passwords must be in clear"
     if _PASSWD_FIELDS.fullmatch(password):
         return "this is a line of /etc/passwd, which has no passwords"
     return ""

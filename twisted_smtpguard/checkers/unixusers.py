@@ -1,4 +1,4 @@
-"""`--auth unix`: the accounts of this host, where their passwords can be checked."""
+"""`--auth unix`: the accounts of this host, if their passwords can be checked."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from twisted_smtpguard.values import CheckerUnavailable
 
 _SHADOW = "/etc/shadow"
 _LOCKED = ("", "*", "!", "x")
-"""With these, or with what begins with one of the middle two, nobody logs in by password."""
+"""Entries with which nobody logs in by password; so are those that begin with "*" or "!"."""
 
 
 def why_unusable() -> str:
-    """Why no password of the system can be checked in this process. "": it can be."""
+    """Why no password of the system can be checked in this process; "" if it can be."""
     for module in ("crypt", "spwd"):
         try:
             _imported(module)
         except ImportError:
-            return f"this Python has no module {module}, as none has since 3.13, so that no password can be checked"
+            return f"this Python has no module {module}, which Python 3.13 removed, so no password can be checked"
     try:
-        with open(_SHADOW, "rb"):  # noqa: PTH123 - whether it can be
+        with open(_SHADOW, "rb"):  # noqa: PTH123 - only whether it can be opened
             return ""
     except OSError as error:
         return f"{_SHADOW}: {error.strerror}; only a process that can read it, such as root's, can check passwords"
@@ -36,9 +36,9 @@ def why_unusable() -> str:
 
 @implementer(ICredentialsChecker)
 class UnixUsers:
-    """Logs in who has an account with a password on this host. To compute a hash takes some milliseconds, in one of the
-    threads of `reactor`, one at a time. Where the shadow file cannot be read, or has a hash of an unknown kind,
-    credentials cannot be judged: CheckerUnavailable.
+    """Accepts the users who have an account with a password on this host. Hashes, which take some milliseconds, are
+    computed in one of the threads of `reactor`, one at a time. If the shadow file cannot be read, or has a hash of an
+    unknown kind, credentials cannot be judged: CheckerUnavailable.
     """
 
     credentialInterfaces = (IUsernamePassword,)  # noqa: N815 - Twisted's name
@@ -56,7 +56,7 @@ def _judge(user: bytes, password: bytes) -> bytes | tuple[()]:
     try:
         name, word = user.decode(), password.decode()
     except UnicodeDecodeError:
-        # crypt() of Python takes text only.
+        # Python's crypt() takes text only.
         raise UnauthorizedLogin from None
     kept = _kept(name)
     if kept in _LOCKED or kept.startswith(("*", "!")):
@@ -87,6 +87,6 @@ def _kept(name: str) -> str:
 
 def _imported(module: str) -> Any:
     with warnings.catch_warnings():
-        # That it is gone in 3.13 is not the operator's to see.
+        # The operator need not see that the module is deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         return import_module(module)

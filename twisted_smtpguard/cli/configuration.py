@@ -1,13 +1,13 @@
-"""The `--config` file: one `option = value` a line. Reads it, and says what is wrong with it.
+"""The `--config` file, with one `option = value` on each line: how it is read, and what is said about mistakes.
 
-    # A line that begins with # is a comment, and so is what stands behind a # that follows a space.
+    # A line that begins with # is a comment; so is the text from a # that follows a space.
     listen = tcp:25
     listen = tcp:587
     max-message-size = 25M
     strict-enhanced-codes = yes
 
-Names are those of the command line, without or with their dashes. An option that may be repeated there may
-stand on several lines here.
+The names are those of the command line, without or with dashes. An option that may be repeated there may be on several
+lines here.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 
 @attrs.frozen
 class Setting:
-    """An option that the operator gave, and where."""
+    """An option that the operator gave, and its place."""
 
     option: str
-    """Its name, without dashes."""
+    """The name, without dashes."""
     text: str
     line: str = ""
-    """`FILE line N` where it stands in a file, "" where it was given on the command line."""
+    """`FILE line N` if the option is in a file; "" if it is on the command line."""
 
     def value(self, parse: Callable[[str], T]) -> T:
-        """What `parse` makes of the text. A ValueError of `parse`, which says what is expected, becomes the
-        error for the operator."""
+        """The text, parsed by `parse`. A ValueError of `parse`, which says what is expected, becomes a usage error."""
         try:
             return parse(self.text)
         except ValueError as error:
@@ -50,22 +49,22 @@ class Setting:
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """A ValueError raised inside, which is a sentence, becomes the error for the operator."""
+        """Turn a ValueError, which is a sentence, into a usage error about this option."""
         try:
             yield
         except ValueError as error:
             raise self.wrong(str(error)) from error
 
     def wrong(self, problem: str) -> UsageError:
-        """The error to raise: one sentence that says which option, and where it was written."""
+        """The usage error for `problem`: one sentence with the option and its place."""
         where = f"--config {self.line}: {self.option}" if self.line else f"--{self.option}"
         return UsageError(f"{where}: {problem}")
 
 
 def read_configuration(path: str, options: Collection[str], repeatable: Collection[str]) -> list[Setting]:
-    """Every setting of the file at `path` in its order. `options` is every name that may stand in it.
+    """Every setting of the file at `path`, in order. `options` has every name that the file may contain.
 
-    UsageError names the file, and the line and the option if there are any. Values are not looked at.
+    UsageError names the file, and the line and the option if there are any. Values are not checked.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -76,7 +75,7 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
 
     settings: list[Setting] = []
     seen: dict[str, int] = {}
-    # Not splitlines(): only a line feed makes a line that an editor would count.
+    # splitlines() would also split at characters that do not end a line in an editor.
     for number, line in enumerate(text.split("\n"), 1):
         content = _COMMENT.sub("", line).strip()
         if not content:
@@ -90,9 +89,9 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
             raise UsageError(f"--config {place}: {_unknown(option, options)}")
         setting = Setting(option, value, place)
         if not value:
-            raise setting.wrong("a value is missing behind the =")
+            raise setting.wrong("there is no value after the =")
         if option in seen and option not in repeatable:
-            raise setting.wrong(f"it stands on line {seen[option]} already")
+            raise setting.wrong(f"it is on line {seen[option]} already")
         seen[option] = number
         settings.append(setting)
     return settings
@@ -100,18 +99,18 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
 
 def _unknown(option: str, options: Collection[str]) -> str:
     if option in OF_TWIST:
-        return f"--{option} is an option of twist, which is given on the command line before smtpguard"
+        return f"--{option} is an option of twist, and must be given on the command line before smtpguard"
     close = difflib.get_close_matches(option, options, 1)
     hint = f", did you mean {close[0]!r}?" if close else ""
-    return f"there is no option {option!r} for a file{hint}"
+    return f"there is no option {option!r} for a configuration file{hint}"
 
 
 def explained(problem: str, options: Collection[str]) -> str:
-    """What `getopt` says of the command line, `problem`, with what the operator may have meant."""
+    """The error of `getopt` about the command line, `problem`, with what the operator may have meant."""
     unknown = re.fullmatch(r"option --(.+) not recognized", problem)
     if unknown and unknown[1] in OF_TWIST:
         word = f"--{unknown[1]}"
-        return f"{word} is an option of twist: it stands before smtpguard, as in twist {word}=… smtpguard"
+        return f"{word} is an option of twist: it must come before smtpguard, as in twist {word}=… smtpguard"
     if unknown:
         close = difflib.get_close_matches(unknown[1], options, 1)
         return problem + (f", did you mean --{close[0]}?" if close else "")

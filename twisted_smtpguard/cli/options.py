@@ -1,22 +1,19 @@
-"""The command line of `twist smtpguard`: its options, and the service that they ask for.
+"""The command line of `twist smtpguard`: its options, and the service that is made from them.
 
-`twist` makes an `Options`, lets it parse, and gives it to `makeService`. Every limit is an option because it is
-a field of `Limits`. Whatever is wrong ends the process with one sentence before anything listens.
+`twist` makes an `Options`, lets it parse, and gives it to `makeService`. Every field of `Limits` is an option. A
+mistake ends the process with one sentence before anything listens.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import LogLevel
 from twisted.python import usage
@@ -24,31 +21,26 @@ from twisted.python.usage import UsageError
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
-from twisted_smtpguard.cli import plugins
+from twisted_smtpguard.cli import plugins, settings
 from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration
 from twisted_smtpguard.cli.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
-from twisted_smtpguard.delivery.domainlist import parse_domain
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
-from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilterFactory
-from twisted_smtpguard.limits.limits import PROFILES, Limits, parse_dry_run
+from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
+from twisted_smtpguard.limits.limits import PROFILES, Limits
 from twisted_smtpguard.limits.units import FLAG, one_of, parse_path
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.service.heaptrim import heap_trimmer
-from twisted_smtpguard.service.process import ignore_signals
+from twisted_smtpguard.service.process import heap_trimmer, ignore_signals
 from twisted_smtpguard.service.standalone import StandaloneService
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.tls.names import files_of_names
-from twisted_smtpguard.transport.endpointfaults import wrong_string
-from twisted_smtpguard.transport.proxynetworks import UNIX
 
 EX_USAGE = 64
-"""The exit status of a wrong command line, as sysexits.h has it. `os.EX_USAGE` is not on every system."""
+"""The exit status of a wrong command line, as in sysexits.h. Not every system has `os.EX_USAGE`."""
 
 _LIMITS = list(Limits.specs())
 _REPEATABLE = frozenset(
@@ -72,16 +64,16 @@ _FLAGS = ("auth-without-tls", "require-auth", "require-tls", "proxy-protocol-tls
 _CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
 _QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
 _DENY_TRUST = "deny/trust"
-"""What the log calls the filter that --deny and --trust make."""
+"""The name in the log of the filter that --deny and --trust make."""
 
 
 class Options(usage.Options):
-    """What was asked for, checked as far as it can be without a reactor.
+    """The parsed options, checked as far as possible without a reactor.
 
     Under `twist` a mistake ends the process. Used alone, `parseOptions` raises UsageError.
     """
 
-    # No defaults here: None, or for a flag 0, tells an option that was not given.
+    # There are no defaults here: None, or for a flag 0, means that an option was not given.
     optParameters = [  # noqa: RUF012 - the base class wants a list
         *(
             [option, None, None, OPTIONS[option][1]]
@@ -100,7 +92,7 @@ class Options(usage.Options):
         self["config"] = None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """As the base class, but `twist` gets no chance to print a page of help behind an error."""
+        """Parse as the base class does, but exit on an error, after which `twist` would print a page of help."""
         try:
             try:
                 super().parseOptions(options)
@@ -114,7 +106,7 @@ class Options(usage.Options):
             _exit(error)
 
     def parseArgs(self, *words: str) -> None:
-        """Whatever is not an option is a mistake."""
+        """Refuse arguments that are not options."""
         if words:
             raise UsageError(f"{words[0]!r} is not an option, and nothing but options is expected")
 
@@ -160,15 +152,16 @@ class Options(usage.Options):
         _answer(f"twisted_smtpguard {version('twisted_smtpguard')}")
 
     def postOptions(self) -> None:
-        """Join the command line with the file, check every value, and answer questions."""
+        """Merge the command line with the configuration file, check every value, and print the help that was asked
+        for."""
         given = self._given()
-        # The last one counts.
+        # If an option is given several times, the last one counts.
         single = {option: settings[-1] for option, settings in given.items()}
         profile = single["profile"].value(one_of(*PROFILES).parse) if "profile" in single else "base"
         self.limits = Limits.for_profile(
             profile,
             dry_run=frozenset[str]().union(
-                *(setting.value(parse_dry_run) for setting in given.get("dry-run", []))
+                *(setting.value(settings.parse_dry_run) for setting in given.get("dry-run", []))
             ),
             **{
                 spec.name: single[spec.option].value(spec.unit.parse)
@@ -176,7 +169,9 @@ class Options(usage.Options):
                 if spec.option in single
             },
         )
-        self.hostname = single["hostname"].value(parse_hostname) if "hostname" in single else _own_name()
+        self.hostname = (
+            single["hostname"].value(parse_hostname) if "hostname" in single else settings.own_name()
+        )
         self.listen_tls = given.get("listen-tls", [])
         self.listen = given.get("listen", [] if self.listen_tls else [Setting("listen", DEFAULT_LISTEN)])
         self.certificate_files = {option: given[option] for option in _CERTIFICATE_FILES if option in given}
@@ -191,17 +186,17 @@ class Options(usage.Options):
         self.accept_domain = given.get("accept-domain", [])
         for setting in self.accept_domain:
             if "/" not in setting.text:
-                _check_domain(setting)
+                settings.check_domain(setting)
         self.ip_filter = given.get("ip-filter", [])
         self.auth = given.get("auth", [])
         self.flags = {
             option.replace("-", "_"): option in single and bool(single[option].value(FLAG.parse))
             for option in _FLAGS
         }
-        self.proxies = [_proxies(setting) for setting in given.get("proxy-protocol-from", [])]
+        self.proxies = [settings.proxies(setting) for setting in given.get("proxy-protocol-from", [])]
         self._check_security(single)
-        self.deny = [_network(setting) for setting in given.get("deny", [])]
-        self.trust = [_network(setting) for setting in given.get("trust", [])]
+        self.deny = [settings.network(setting) for setting in given.get("deny", [])]
+        self.trust = [settings.network(setting) for setting in given.get("trust", [])]
         self._answer_questions(limits_table(self.limits, single, profile))
 
     def _check_security(self, given: Mapping[str, Setting]) -> None:
@@ -222,7 +217,7 @@ class Options(usage.Options):
             _answer(plugins.table(self._deliveries(Setting("help-deliveries", ""))))
         if self["help-delivery"] is not None:
             asked = Setting("help-delivery", self["help-delivery"])
-            _answer(_description("delivery", asked, self._deliveries(asked)))
+            _answer(settings.description("delivery", asked, self._deliveries(asked)))
         if self["help-auth"]:
             _answer(checkers_table())
         if self["help-auth-type"] is not None:
@@ -230,29 +225,29 @@ class Options(usage.Options):
             with asked.blamed():
                 _answer(checker_description(asked.text))
         if self["help-ip-filters"]:
-            _answer(plugins.table(_filters(Setting("help-ip-filters", ""))))
+            _answer(plugins.table(settings.filter_factories(Setting("help-ip-filters", ""))))
         if self["help-ip-filter"] is not None:
             asked = Setting("help-ip-filter", self["help-ip-filter"])
-            _answer(_description("IP filter", asked, _filters(asked)))
+            _answer(settings.description("IP filter", asked, settings.filter_factories(asked)))
 
     def getSynopsis(self) -> str:
         """The first line of --help."""
         return "Usage: twist [options of twist] smtpguard [options]"
 
     def getUsage(self, width: int | None = None) -> str:
-        """The text of --help behind its first line."""
+        """The text of --help after its first line."""
         return usage_text(width or shutil.get_terminal_size().columns)
 
     def endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
-        """What to listen on."""
-        return [_endpoint(setting, reactor) for setting in self.listen]
+        """The endpoints to listen on."""
+        return [settings.endpoint(setting, reactor) for setting in self.listen]
 
     def tls_endpoints(self, reactor: object) -> list[IStreamServerEndpoint]:
-        """What to listen on with implicit TLS."""
-        return [_endpoint(setting, reactor) for setting in self.listen_tls]
+        """The endpoints to listen on with implicit TLS."""
+        return [settings.endpoint(setting, reactor) for setting in self.listen_tls]
 
     def certificate(self, reactor: Any) -> CertificateFiles | None:
-        """What TLS is spoken with."""
+        """The certificates for TLS; None if there are none."""
         if not self.certificate_files:
             return None
         files = {
@@ -269,12 +264,12 @@ class Options(usage.Options):
             )
         except FaultyFileError as error:
             named = self.certificate_files[error.option]
-            # A file in a directory is not named itself.
+            # For a file in a directory the operator has named the directory.
             setting = next((each for each in named if parse_path(each.text) == error.file), named[-1])
             raise setting.wrong(str(error)) from error
 
     def checkers(self, reactor: object) -> list[object]:
-        """Who is asked about credentials, in this order."""
+        """The checkers of credentials, in the order in which they are asked."""
         made = []
         for setting in self.auth:
             with setting.blamed():
@@ -282,7 +277,7 @@ class Options(usage.Options):
         return made
 
     def delivery(self, reactor: Any) -> IDelivery:
-        """Where messages go."""
+        """The delivery, with --accept-domain applied to it."""
         factories = self._deliveries(self.deliver)
         with self.deliver.blamed():
             delivery = plugins.make_delivery(self.deliver.text, reactor, factories)
@@ -293,7 +288,7 @@ class Options(usage.Options):
             return AcceptedDomains(delivery, domains, reactor)
 
     def secret_files(self) -> tuple[list[str], list[str]]:
-        """Files that may have a private key in them, and files with passwords."""
+        """The files that may have a private key in them, and the files with passwords."""
         keys = [parse_path(file.text) for files in self.certificate_files.values() for file in files]
         keys += [each for folder in keys for each in files_of_names(folder)]
         passwords = []
@@ -308,19 +303,20 @@ class Options(usage.Options):
         return keys, passwords
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
-        """Who is asked about a connection, in this order. All --deny and --trust are the first."""
+        """The IP filters, in the order in which they are asked. All --deny and --trust make the first."""
         entries = []
         if self.deny or self.trust:
             entries.append(FilterEntry(NetworksFilter(self.deny, self.trust), _DENY_TRUST))
-        # Plugins that nobody asked for are not looked for: a faulty one is no reason not to start.
-        factories = _filters(self.ip_filter[0]) if self.ip_filter else {}
+        # Plugins are searched for only if one is named, so that a faulty one that is not used keeps nothing from
+        # starting.
+        factories = settings.filter_factories(self.ip_filter[0]) if self.ip_filter else {}
         for setting in self.ip_filter:
             with setting.blamed():
                 entries.append(plugins.make_filter(setting.text, reactor, factories))
         return entries
 
     def _given(self) -> dict[str, list[Setting]]:
-        """What the operator set, by option. The command line replaces what the file says of an option."""
+        """The operator's settings, by option. An option on the command line replaces the settings of it in the file."""
         given: dict[str, list[Setting]] = {}
         if self["config"] is not None:
             for setting in read_configuration(self["config"], _CONFIGURABLE, _REPEATABLE):
@@ -338,17 +334,6 @@ class Options(usage.Options):
             return plugins.delivery_factories(self.hostname, self.limits)
 
 
-def _check_domain(setting: Setting) -> None:
-    """A file whose path lacks its slash would be a domain that nobody has, and all mail be refused."""
-    name = setting.text
-    if os.path.isfile(name):  # noqa: PTH113 - Path's own raises for a name that no file can have
-        raise setting.wrong(
-            f"there is a file {name!r} here: write ./{name} for the domains in it, or start in another directory"
-        )
-    with setting.blamed():
-        parse_domain(name)
-
-
 def makeService(options: Options) -> IService:
     """Called by `twist` once, after it has chosen the reactor."""
     from twisted.internet import reactor  # noqa: PLC0415
@@ -363,8 +348,8 @@ def makeService(options: Options) -> IService:
 
 
 def make_service(options: Options, reactor: Any) -> StandaloneService:
-    """The service that parsed options ask for. UsageError where it cannot be made."""
-    # The delivery last: what is wrong elsewhere must not leave a new Maildir behind.
+    """Make the service from parsed options. UsageError: it cannot be made."""
+    # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
     endpoints, tls_endpoints = options.endpoints(reactor), options.tls_endpoints(reactor)
     certificate = options.certificate(reactor)
     ip_filters, checkers = options.ip_filters(reactor), options.checkers(reactor)
@@ -397,46 +382,8 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     return service
 
 
-def _filters(asked: Setting) -> Mapping[str, IIPFilterFactory]:
-    with asked.blamed():
-        return plugins.filter_factories()
-
-
-def _description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
-    with asked.blamed():
-        return plugins.description(plugins.look_up(kind, asked.text, factories))
-
-
-def _network(setting: Setting) -> str:
-    with setting.blamed():
-        parse_network(setting.text)
-    return setting.text
-
-
-def _proxies(setting: Setting) -> str:
-    """What names proxies: a network, or `unix` for UNIX sockets."""
-    return UNIX if setting.text == UNIX else _network(setting)
-
-
-def _endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:
-    try:
-        kind, colon, place = setting.text.partition(":")
-        text = f"{kind}{colon}{parse_path(place) if kind == 'unix' else place}"
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
-    except Exception as error:  # parsers, which may be plugins, raise what they like
-        raise setting.wrong(wrong_string(setting.text, error)) from error
-    return endpoint
-
-
-def _own_name() -> str:
-    try:
-        return parse_hostname(socket.getfqdn())
-    except ValueError:
-        return "localhost"
-
-
 def _answer(text: str) -> NoReturn:
-    print(text)  # noqa: T201 - what was asked for
+    print(text)  # noqa: T201 - the operator asked for it
     sys.exit()
 
 

@@ -1,7 +1,8 @@
-"""From `NAME:ARGS` to what it names: built-ins from our own tables, others by Twisted's plugin discovery.
+"""The deliveries and IP filters that `NAME:ARGS` can name: the guard's own, and those that Twisted's plugin discovery
+finds.
 
-Everything wrong, the plugins of other distributions included, is a ValueError of one sentence for the person
-who starts the guard. Nothing here is called once the guard listens.
+Every mistake, also in a plugin of another distribution, is a ValueError of one sentence for the operator. Nothing here
+is called after the guard has begun to listen.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter,
 from twisted_smtpguard.limits.limits import Limits
 
 _FAIL_OPEN = "fail-open"
-"""What the operator writes before the name of an IP filter that lets in whom it cannot judge."""
+"""The prefix of an IP filter that lets a client pass if it cannot judge."""
 
 _CALLED = "name="
-"""What the operator writes before it, with a word for the log."""
+"""The prefix with an IP filter's name in the log."""
 
 _LOG_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile("[a-z][a-z0-9-]*")
 
 
 class Factory(Protocol):
-    """What every kind of factory has."""
+    """The attributes of every kind of factory."""
 
     name: str
     summary: str
@@ -47,14 +48,14 @@ def builtin_deliveries(hostname: str, limits: Limits) -> list[IDeliveryFactory]:
 
 
 def delivery_factories(hostname: str, limits: Limits) -> dict[str, IDeliveryFactory]:
-    """Every delivery that `--deliver` can name, ours and those of other distributions."""
+    """Every delivery that `--deliver` can name: the guard's own, and those of other distributions."""
     return by_name([*builtin_deliveries(hostname, limits), *discover(IDeliveryFactory)])
 
 
 def make_delivery(
     specification: str, reactor: object, factories: Mapping[str, IDeliveryFactory]
 ) -> IDelivery:
-    """The delivery that `specification`, such as `maildir:./Maildir`, asks for."""
+    """Make the delivery for `specification`, such as `maildir:./Maildir`."""
     name, argument = split_specification(specification)
     factory = look_up("delivery", name, factories)
     return _made(IDelivery, factory, lambda: factory.make_delivery(argument, reactor))
@@ -66,12 +67,12 @@ def builtin_filters() -> list[IIPFilterFactory]:
 
 
 def filter_factories() -> dict[str, IIPFilterFactory]:
-    """Every IP filter that `--ip-filter` can name, ours and those of other distributions."""
+    """Every IP filter that `--ip-filter` can name: the guard's own, and those of other distributions."""
     factories = by_name([*builtin_filters(), *discover(IIPFilterFactory)])
     if _FAIL_OPEN in factories:
         raise ValueError(
-            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which says what is done "
-            "when a filter fails"
+            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which is reserved for filters "
+            "that fail open"
         )
     return factories
 
@@ -79,9 +80,9 @@ def filter_factories() -> dict[str, IIPFilterFactory]:
 def make_filter(
     specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]
 ) -> FilterEntry:
-    """The IP filter that `specification` asks for, such as `networks:/etc/smtpguard/networks`. Before it may stand
-    `fail-open:`, and before that `name=WORD:` with its name in the log, which else is that of the plugin. Its
-    argument, which may hold a key, is in no log."""
+    """Make the IP filter for `specification`, such as `networks:/etc/smtpguard/networks`. It may begin with
+    `fail-open:`, and before that with `name=WORD:`, which is its name in the log; by default that is the name of the
+    plugin. The argument, which may contain a key, is never logged."""
     name, argument = split_specification(specification)
     called = ""
     if name.startswith(_CALLED):
@@ -102,13 +103,13 @@ def make_filter(
 
 
 def shown_filter(entry: FilterEntry) -> str:
-    """`entry` for the log of the start: its name, with `fail-open:` before it where it fails open."""
+    """The name of `entry` for the log at start, with `fail-open:` before it if it fails open."""
     return f"{_FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name
 
 
 def shown_delivery(specification: str) -> str:
-    """`specification` for the log: whole where the delivery is one of ours, which take no secret there, else its
-    name alone."""
+    """`specification` for the log: whole if the delivery is one of the guard's own, whose arguments have no secrets,
+    else its name alone."""
     name, _ = split_specification(specification)
     ours = {factory.name for factory in builtin_deliveries("localhost", Limits())}
     return specification if name in ours else name
@@ -116,13 +117,14 @@ def shown_delivery(specification: str) -> str:
 
 def discover(interface: Any) -> list[Any]:
     """The plugins of all installed distributions that provide `interface`."""
-    from twisted.plugin import getPlugins  # noqa: PLC0415 - slow, and an embedded guard needs none
+    from twisted.plugin import getPlugins  # noqa: PLC0415 - slow, and an embedded guard does not need it
 
     return list(getPlugins(interface))
 
 
 def by_name(factories: Iterable[F]) -> dict[str, F]:
-    """`factories` by their names. Two of one name, a name that is none, or no help text is a ValueError."""
+    """`factories` by their names. ValueError: two have the same name, a name is not valid, or a help text is
+    missing."""
     named: dict[str, F] = {}
     for factory in factories:
         name = getattr(factory, "name", None)
@@ -141,31 +143,31 @@ def by_name(factories: Iterable[F]) -> dict[str, F]:
 
 
 def split_specification(specification: str) -> tuple[str, str]:
-    """`NAME:ARGS` at its first colon only: what stands behind it may have colons of its own."""
+    """Split `NAME:ARGS` at its first colon. ARGS may contain colons too."""
     name, _, argument = specification.partition(":")
     return name, argument
 
 
 def look_up(kind: str, name: str, factories: Mapping[str, F]) -> F:
-    """The factory called `name`. ValueError lists those that there are; `kind` says what they make."""
+    """The factory called `name`. ValueError lists the known names; `kind` says what the factories make."""
     if name not in factories:
         raise ValueError(f"there is no {kind} called {name!r}; known are {', '.join(sorted(factories))}")
     return factories[name]
 
 
 def table(factories: Mapping[str, Factory]) -> str:
-    """One line each, name and summary: the text of --help-deliveries and --help-ip-filters."""
+    """One line for each factory, with its name and summary: the text of --help-deliveries and --help-ip-filters."""
     width = max(map(len, factories), default=0)
     return "\n".join(f"{name:{width}}  {factories[name].summary}" for name in sorted(factories))
 
 
 def description(factory: Factory) -> str:
-    """What may stand behind the colon: the text of --help-delivery NAME and --help-ip-filter NAME."""
+    """The description of one factory and its argument: the text of --help-delivery NAME and --help-ip-filter NAME."""
     return f"{factory.name}: {factory.summary}\n\n{factory.argument_format}"
 
 
 def _made(interface: type[T], factory: Factory, make: Callable[[], T]) -> T:
-    """What `make` makes. A ValueError if it is not what `interface` says, or the plugin is at fault."""
+    """The result of `make`. ValueError: it does not provide `interface`, or the plugin failed."""
     try:
         made = make()
     except ValueError:

@@ -8,9 +8,10 @@ from typing import Any
 
 from zope.interface import implementer
 
-from twisted_smtpguard.delivery.domainlist import is_for, parse_domain, read_domains
-from twisted_smtpguard.engine.port import is_later
+from twisted_smtpguard.delivery.domainlist import is_for, read_domains
+from twisted_smtpguard.engine.hostnames import parse_domain
 from twisted_smtpguard.hooks.later import answer_of, as_deferred
+from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
@@ -28,8 +29,7 @@ from twisted_smtpguard.interfaces import (
     Later,
 )
 from twisted_smtpguard.replies import RELAY_DENIED, SENDER_OK, Reply
-from twisted_smtpguard.service.parts import PartsOwner
-from twisted_smtpguard.values import Client, Path, Refused
+from twisted_smtpguard.values import Client, Path, Refused, is_later
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)

@@ -8,8 +8,8 @@ from twisted.internet.endpoints import clientFromString
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
+from twisted_smtpguard.hooks.endpointfaults import client_hint
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
-from twisted_smtpguard.transport.endpointfaults import client_hint
 from twisted_smtpguard.upstream.options import parse_upstream
 
 KEYS = """\

@@ -20,12 +20,11 @@ from zope.interface import implementer
 from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.engine.port import FAULTS
-from twisted_smtpguard.hooks.later import asked, shielded
+from twisted_smtpguard.hooks.later import call_hook, shielded
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Client, Path, Refused
+from twisted_smtpguard.values import FAULTS, Client, Path, Refused
 
 T = TypeVar("T")
 
@@ -103,7 +102,7 @@ class TwistedMailDelivery:
             delivery = await session.delivery(client, address)
             if delivery is None:
                 raise smtp.SMTPBadSender(address)
-            origin = await asked(delivery.validateFrom, helo, address)
+            origin = await call_hook(delivery.validateFrom, helo, address)
         if not origin:
             # twisted.mail would go on and refuse every recipient.
             raise ValueError(f"validateFrom() answered {origin!r}, not the sender's address")
@@ -136,7 +135,7 @@ class _Session:
             if not self._pending:
                 self.log_out()
             await self._log_in(self._portal, client, sender)
-        return await asked(self._source.getMessageDelivery) if self._is_factory else self._source
+        return await call_hook(self._source.getMessageDelivery) if self._is_factory else self._source
 
     async def _log_in(self, portal: Portal, client: Client, sender: object) -> None:
         interfaces = (IMessageDeliveryFactory, IMessageDelivery)
@@ -144,10 +143,10 @@ class _Session:
         avatar_id: Any = client.avatar_id
         try:
             if client.identity is None:
-                login = asked(portal.login, Anonymous(), None, *interfaces)
+                login = call_hook(portal.login, Anonymous(), None, *interfaces)
             else:
                 # This is the second half of Portal.login(). The password was checked at AUTH and is not kept.
-                login = asked(portal.realm.requestAvatar, avatar_id, None, *interfaces)
+                login = call_hook(portal.realm.requestAvatar, avatar_id, None, *interfaces)
             interface, avatar, logout = await _or_returned_late(login, _log_out_again)
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
@@ -196,7 +195,7 @@ class _Mail:
         with _addresses(replies.BAD_RECIPIENT_ADDRESS):
             user = _smtp().User(address, self._helo, self._session.protocol, self._origin)
         with _refusals():
-            make_message = await asked(self._delivery.validateTo, user)
+            make_message = await call_hook(self._delivery.validateTo, user)
         self._recipients.append((user, make_message))
 
     async def data(self) -> IMessageSink:
@@ -205,9 +204,9 @@ class _Mail:
         try:
             with _refusals():
                 for user, make_message in self._recipients:
-                    message: Any = await _or_returned_late(asked(make_message), _discard)
+                    message: Any = await _or_returned_late(call_hook(make_message), _discard)
                     messages.append(message)
-                    received = await asked(ask_received, self._helo, self._origin, [user])
+                    received = await call_hook(ask_received, self._helo, self._origin, [user])
                     if received:
                         message.lineReceived(received)
         except BaseException:
@@ -293,7 +292,7 @@ def _end(message: Any) -> Deferred[Any]:
         # The object is no IMessage.
         _discard(message)
         return fail()
-    return asked(end)
+    return call_hook(end)
 
 
 def _discard_all(messages: Sequence[Any]) -> None:
@@ -302,7 +301,7 @@ def _discard_all(messages: Sequence[Any]) -> None:
 
 
 def _discard(message: Any) -> None:
-    ended = asked(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
+    ended = call_hook(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
     ended.addErrback(_report, "connectionLost")
 
 
@@ -311,7 +310,7 @@ def _log_out_again(login: tuple[object, object, Callable[[], object]]) -> None:
 
 
 def _log_out(logout: Callable[[], object]) -> None:
-    asked(logout).addErrback(_report, "logout")
+    call_hook(logout).addErrback(_report, "logout")
 
 
 def _or_returned_late(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:

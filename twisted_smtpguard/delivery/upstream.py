@@ -29,7 +29,6 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler
-from twisted_smtpguard.upstream.dotstuffing import DotStuffer
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
@@ -369,3 +368,28 @@ class _ChunkSink(_Sink):
 
     def _end(self, piece: bytes, verdicts: int) -> None:
         self._lease.current.chunk(piece, last=True, verdicts=verdicts)
+
+
+class DotStuffer:
+    """The data of one message. Call `encode` for each piece, then `end` once.
+
+    A dot after any LF is doubled, not only after CRLF. So the server finds no early end of the message, even if it
+    takes a bare LF for a line end: that is SMTP smuggling.
+    """
+
+    def __init__(self) -> None:
+        self._tail = b"\r\n"
+
+    def encode(self, data: bytes) -> bytes:
+        """The octets to send for `data`."""
+        if not data:
+            return b""
+        stuffed = data.replace(b"\n.", b"\n..")
+        if data[:1] == b"." and self._tail[-1:] == b"\n":
+            stuffed = b"." + stuffed
+        self._tail = (self._tail + data[-2:])[-2:]
+        return stuffed
+
+    def end(self) -> bytes:
+        """The octets that end the message. They end the last line first, if it has no line end."""
+        return b".\r\n" if self._tail == b"\r\n" else b"\r\n.\r\n"

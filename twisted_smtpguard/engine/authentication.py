@@ -15,11 +15,10 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, sasl
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import CheckerUnavailable, Refused
+from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_later
 
 
 @attrs.frozen

@@ -9,11 +9,10 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
-from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, Phase
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Client, Path
+from twisted_smtpguard.values import FAULTS, Client, Path, is_later
 
 
 def mail(engine: Engine, sender: Path) -> Reply | None:

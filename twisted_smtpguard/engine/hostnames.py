@@ -1,13 +1,21 @@
-"""What a guard may call itself."""
+"""Names of hosts and domains: how they are written, what a guard may call itself, and when two are the same."""
 
 from __future__ import annotations
+
+import re
+from functools import lru_cache
+from ipaddress import ip_address
+
+import idna
 
 from twisted_smtpguard.engine.grammar import parse_rcpt
 from twisted_smtpguard.values import Refused
 
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+
 
 def parse_hostname(text: str) -> str:
-    """A hostname is what may follow the @ of an address (RFC 5321 4.1.2). ValueError: it is none."""
+    """A hostname is what may stand after the @ of an address (RFC 5321 4.1.2). ValueError: it is none."""
     address = f"postmaster@{text}"
     try:
         path = parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8=False)
@@ -24,3 +32,41 @@ def check_hostname(hostname: str) -> str:
         return parse_hostname(hostname)
     except ValueError as error:
         raise ValueError(f"hostname: {error}, not {hostname!r}") from None
+
+
+@lru_cache(maxsize=10_000)
+def canonical(domain: str) -> str:
+    """The one spelling of a domain that is compared: lower case, A-labels for U-labels, an address literal without
+    leading zeros."""
+    if domain.startswith("["):
+        return _canonical_literal(domain)
+    domain = domain.lower().removesuffix(".")
+    if domain.isascii():
+        return domain
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        # The text is not a domain of the DNS, and is equal only to itself.
+        return domain
+
+
+def _canonical_literal(literal: str) -> str:
+    text = literal[1:-1].lower()
+    if ":" not in text:
+        # The numbers are decimal (RFC 5321 4.1.3). Python refuses leading zeros, which mean octal elsewhere.
+        text = _LEADING_ZEROS.sub("", text)
+    try:
+        return f"[{ip_address(text.removeprefix('ipv6:'))}]"
+    except ValueError:
+        return f"[{text}]"
+
+
+def parse_domain(text: str) -> str:
+    """The canonical spelling of a domain or address literal. ValueError: `text` is neither."""
+    address = f"postmaster@{text}"
+    try:
+        if parse_rcpt(f"TO:<{address}>".encode(), frozenset(), utf8=True).address != address:
+            raise ValueError
+        return canonical(text)
+    except (Refused, ValueError):
+        raise ValueError(f"a domain such as example.org is expected, not {text!r}") from None

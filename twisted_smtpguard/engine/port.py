@@ -5,27 +5,11 @@ A host moves octets, keeps time and speaks TLS. The Twisted protocol is one, a t
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Protocol
 
 from twisted_smtpguard.values import Address, Peer
-
-FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
-"""What is caught of a hook, which is somebody else's code. The last three are no Exceptions."""
-
-
-def is_later(answer: Any) -> bool:
-    """Whether a hook answered with a Deferred or something else to await, and not with its value."""
-    return _can_be_awaited(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
-
-
-@lru_cache(maxsize=256)
-def _can_be_awaited(kind: Any) -> bool:
-    # A Deferred has it too. It is an abstract type, of which to ask with isinstance() costs more.
-    return hasattr(kind, "__await__")
 
 
 class Close(enum.Enum):

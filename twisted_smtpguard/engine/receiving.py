@@ -12,10 +12,10 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.envelope import report_late
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
-from twisted_smtpguard.engine.port import FAULTS, is_later
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import FAULTS, is_later
 
 MAX_WRITE_OCTETS = 64 * 1024
 """What a sink's write() is given at most."""

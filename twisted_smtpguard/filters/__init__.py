@@ -1,1 +1,1 @@
-"""The IP filters that come with the guard. They know no session and no wire."""
+"""The IP filters that come with the guard. They know neither sessions nor transports."""

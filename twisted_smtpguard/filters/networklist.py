@@ -1,7 +1,7 @@
-"""What a list of networks says, line by line. Everything wrong in it is a ValueError of one sentence.
+"""The parser of a list of networks. Every mistake in a list is a ValueError of one sentence.
 
-A line is `allow NETWORK`, `trust NETWORK` or `deny NETWORK [reply]`. Blank lines count for nothing, nor does what
-stands from a `#` on that begins a line or follows a space.
+A line is `allow NETWORK`, `trust NETWORK` or `deny NETWORK [reply]`. Blank lines are skipped. A comment begins with a
+`#` at the beginning of a line or after a space.
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ _LINES_AT_ONCE = 256
 
 
 def parse_network(text: str) -> tuple[int, int, int]:
-    """An address or CIDR as IPV4_BITS or IPV6_BITS, first address, prefix length. What is IPv4-mapped is IPv4."""
+    """Parse an address or CIDR into IPV4_BITS or IPV6_BITS, first address, and prefix length. An IPv4-mapped network is
+    an IPv4 network."""
     address, slash, prefix = text.partition("/")
     family, bits = (AF_INET6, IPV6_BITS) if ":" in address else (AF_INET, IPV4_BITS)
     try:
         start = int.from_bytes(inet_pton(family, address), "big")
     except (OSError, ValueError):
         raise ValueError(
-            f"{_shown(text)} is no network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected"
+            f"{_shown(text)} is not a network; one such as 192.0.2.0/24, 192.0.2.1 or 2001:db8::/32 is expected"
         ) from None
     length = _LENGTHS.get(prefix, IPV6_BITS + 1) if slash else bits
     if length > bits:
-        raise ValueError(f"{_shown(text)} must have a number from 0 to {bits} behind its slash")
+        raise ValueError(f"{_shown(text)} must have a number from 0 to {bits} after its slash")
     if bits == IPV6_BITS and length >= 96 and start >> 32 == MAPPED:
         bits, start, length = IPV4_BITS, start & 0xFFFFFFFF, length - 96
     if start & ((1 << bits - length) - 1):
         network = (IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length), strict=False)
-        raise ValueError(f"{_shown(text)} has bits set behind its prefix; {network} is expected")
+        raise ValueError(f"{_shown(text)} has bits set after its prefix; {network} is expected")
     return bits, start, length
 
 
 def parse_reply(text: str) -> Reply:
-    """The reply that `text` asks for: `521 5.7.1 Go away`, or without its codes, which then are 421 and 4.7.0."""
+    """The reply in `text`, such as `521 5.7.1 Go away`. Without codes they are 421 and 4.7.0."""
     match = _REPLY.fullmatch(text)
     assert match is not None
     code = match[1] or "421"
@@ -66,7 +67,7 @@ def parse_reply(text: str) -> Reply:
         raise ValueError(f"a connection is refused with 421 or 521, not {code}")
     if enhanced[0] != code[0]:
         raise ValueError(
-            f"an enhanced code beginning with {code[0]} is expected behind {code}, not {enhanced}"
+            f"an enhanced code beginning with {code[0]} is expected after {code}, not {enhanced}"
         )
     return Reply(int(code), enhanced, (match[3],) if match[3] else CONNECTION_REFUSED.lines)
 
@@ -74,7 +75,7 @@ def parse_reply(text: str) -> Reply:
 def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = lambda: None) -> NetworkTable:
     """The table of the list in the file `path`. `yield_gil` is called after each short piece of work.
 
-    ValueError names the file, and the line where one is wrong.
+    ValueError names the file, and the line that is wrong.
     """
     try:
         with open_regular(path) as file:
@@ -86,7 +87,7 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
 def _read(path: str, file: BinaryIO, yield_gil: Callable[[], object]) -> NetworkTable:
     reader = _Reader()
     number = 0
-    # Never more than one octet too many of a line: there may be no end of it.
+    # At most one octet more than a line may have is read, since a line may never end.
     while line := file.readline(MAX_LINE_OCTETS + 1):
         number += 1
         if number == 1:
@@ -101,29 +102,29 @@ def _read(path: str, file: BinaryIO, yield_gil: Callable[[], object]) -> Network
 
 
 class _Reader:
-    """Turns lines into networks of a table."""
+    """Reads lines into the networks of a table."""
 
     def __init__(self) -> None:
         self.builder = TableBuilder()
-        # By what stands behind the network: most lines of a list have the same there.
+        # The index of each reply text: most lines of a list have the same text.
         self._refusals: dict[str, int] = {}
 
     def read(self, octets: bytes) -> None:
         line = _text(octets)
         if "#" in line:
             line = _COMMENT.sub("", line)
-        # Only spaces are left as what `split` takes for spaces.
+        # After this check, ordinary spaces are the only characters that `split` takes for spaces.
         if not line.isprintable():
             raise ValueError("control characters and spaces other than ordinary ones are not expected")
         words = line.split(None, 2)
         if not words:
             return
-        keyword, *behind = words
-        text = behind[1].rstrip() if len(words) == 3 else ""
+        keyword, *arguments = words
+        text = arguments[1].rstrip() if len(words) == 3 else ""
         index = self._index(keyword, text)
-        if not behind:
+        if not arguments:
             raise ValueError(f"{keyword} needs a network, such as {keyword} 192.0.2.0/24")
-        self.builder.add(*parse_network(behind[0]), index)
+        self.builder.add(*parse_network(arguments[0]), index)
 
     def _index(self, keyword: str, text: str) -> int:
         if keyword == "deny":
@@ -134,7 +135,7 @@ class _Reader:
         if keyword not in ("allow", "trust"):
             raise ValueError(f"allow, trust or deny is expected, not {_shown(keyword)}")
         if text:
-            raise ValueError(f"nothing but a comment is expected behind the network of {keyword}")
+            raise ValueError(f"nothing but a comment is expected after the network of {keyword}")
         return ALLOWED if keyword == "allow" else TRUSTED
 
 
@@ -145,7 +146,7 @@ def _text(octets: bytes) -> str:
         line = octets.rstrip(b"\r\n").decode()
     except UnicodeDecodeError:
         raise ValueError("UTF-8 is expected") from None
-    # A CR within a line is the line end of other systems: a comment would hide all lines behind it.
+    # A CR within a line is the line end of other systems: a comment would hide all lines after it.
     if "\0" in line or "\r" in line:
         raise ValueError("neither NUL nor a CR within a line is expected")
     return line.replace("\t", " ")

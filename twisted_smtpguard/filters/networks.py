@@ -1,4 +1,4 @@
-"""IP filters that know networks: those that the operator named, and a file of them that is read anew on reload."""
+"""The IP filters of networks: those on the command line, and those in a file, which is read again at a reload."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
 
 @implementer(IIPFilter)
 class NetworksFilter:
-    """Refuses the networks `deny` and trusts the networks `trust`, the longest prefix deciding; of one that is
-    in both, `deny`. Each is an address or CIDR; ValueError names one that is not."""
+    """Refuses the networks `deny` and trusts the networks `trust`. The longest prefix decides; a network in both is
+    refused. Each is an address or CIDR; ValueError names one that is not."""
 
     @checked
     def __init__(self, deny: Iterable[str] = (), trust: Iterable[str] = ()) -> None:
@@ -38,16 +38,16 @@ class NetworksFilter:
 
 @implementer(IIPFilter, IPreparedReload, IReadsFiles)
 class NetworksFile:
-    """Does what the list of networks in the file `path` says: see docs/reference/filters.md.
+    """Decides by the list of networks in the file `path`: see docs/reference/filters.md.
 
-    The file is read at once, and again on reload, in one of the reactor's threads. ValueError: it cannot be
-    read, or a line of it is wrong; on reload the old list then stays.
+    The file is read at once, and again at a reload, in one of the reactor's threads. ValueError: the file cannot be
+    read, or a line of it is wrong; at a reload the old list then stays in force.
     """
 
     @checked
     def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
         self._path = path
-        # A later reading never ends before an earlier one, and takes no thread meanwhile.
+        # One thread, so that a later reading never ends before an earlier one.
         self._thread = OneThread(reactor)
         self._table = read_table(path)
 
@@ -76,9 +76,9 @@ class NetworksFactory:
     name = "networks"
     summary = "Allow, trust or deny the networks of a file."
     argument_format = (
-        "The path of the file, such as networks:/etc/smtpguard/networks, which is read again on SIGHUP. Its "
-        "lines are `allow NETWORK`, `trust NETWORK` and `deny NETWORK [reply]`, the network being an address "
-        "or CIDR; the longest prefix decides."
+        "The path of the file, such as networks:/etc/smtpguard/networks. It is read again on SIGHUP. Its lines are "
+        "`allow NETWORK`, `trust NETWORK` and `deny NETWORK [reply]`; a network is an address or CIDR, and the "
+        "longest prefix decides."
     )
 
     def make_filter(self, argument: str, reactor: object) -> IIPFilter:

@@ -1,7 +1,7 @@
-"""The verdict on an address, out of any number of networks: the one with the longest prefix decides.
+"""A table of networks that gives the verdict on an address: the network with the longest prefix decides.
 
 Nested networks are flattened once into ranges that do not overlap, in sorted arrays. A look-up is one bisection,
-however many networks there are, and a range takes 8 octets (IPv4) or 20 (IPv6).
+whatever the number of networks, and a range takes 8 octets (IPv4) or 20 (IPv6).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ TRUSTED = 1
 FIRST_REFUSAL = 2
 
 MAPPED = 0xFFFF
-"""What stands before the last 32 bits of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
+"""The bits before the last 32 of an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2)."""
 
 _INDEX_BITS = 24
-"""Of what is kept of a range: the index of its verdict. The length of its network's prefix stands above, so that a
-refusal can name the network."""
+"""The low bits of a range's entry, which are the index of its verdict. The bits above are the prefix length of its
+network, so that a refusal can name the network."""
 _MASK_INDEX = (1 << _INDEX_BITS) - 1
 
 _MASK_32 = (1 << 32) - 1
 _MASK_64 = (1 << 64) - 1
 
-# So many networks are sorted, or worked on, in less than a millisecond.
+# The numbers of networks that are sorted, or processed, in less than a millisecond.
 _RUN = 2048
 _WORK = 256
 
 
 class NetworkTable:
-    """Tells the verdict on any address. Made by `TableBuilder`; never changes."""
+    """Gives the verdict on any address. It is made by `TableBuilder`, and never changes."""
 
     def __init__(self, verdicts: list[Verdict], ipv4: _IPv4Ranges, ipv6: _IPv6Ranges) -> None:
         self._verdicts = verdicts
@@ -50,8 +50,8 @@ class NetworkTable:
         self._ipv6 = ipv6
 
     def verdict(self, address: Address) -> Verdict:
-        """PASS where no network has `address`, which is a Peer's and so never IPv4-mapped. A refusal has the network
-        for its rule."""
+        """The verdict on `address`; PASS if it is in no network. It is a Peer's address, and so never IPv4-mapped. The
+        rule of a refusal is the network."""
         found = (self._ipv4 if address.version == 4 else self._ipv6).find(int(address))
         index = found & _MASK_INDEX
         verdict = self._verdicts[index]
@@ -60,14 +60,14 @@ class NetworkTable:
 
 @lru_cache(maxsize=1024)
 def _by_network(verdict: Verdict, address: Address, length: int) -> Verdict:
-    """A client that is refused comes again and again."""
+    """The refusal with the network as its rule. It is cached, since a client that is refused tries again and again."""
     kind = IPv4Network if address.version == 4 else IPv6Network
     return attrs.evolve(verdict, rule=str(kind((int(address), length), strict=False)))
 
 
 class TableBuilder:
-    """Collects networks in any order. Of one that comes twice a refusal stands, else trust, else allow; of two
-    refusals the one whose verdict was added first."""
+    """Collects networks in any order. If one is added twice, a refusal wins over trust, and trust over allow; of two
+    refusals the one whose verdict was added first wins."""
 
     def __init__(self) -> None:
         self._verdicts = [PASS, TRUST]
@@ -75,22 +75,23 @@ class TableBuilder:
         self._runs = {IPV4_BITS: _Runs(), IPV6_BITS: _Runs()}
 
     def index(self, verdict: Verdict) -> int:
-        """What `add` wants for `verdict`: ALLOWED, TRUSTED, or a number from FIRST_REFUSAL on. Equal verdicts
-        are held once."""
+        """The index of `verdict` for `add`: ALLOWED, TRUSTED, or a number from FIRST_REFUSAL on. Equal verdicts are
+        kept once."""
         index = self._indexes.setdefault(verdict, len(self._verdicts))
         if index > _MASK_INDEX:
-            raise ValueError(f"no more than {_MASK_INDEX} different replies are expected")
+            raise ValueError(f"at most {_MASK_INDEX} different replies are expected")
         if index == len(self._verdicts):
             self._verdicts.append(verdict)
         return index
 
     def add(self, bits: int, start: int, length: int, index: int) -> None:
-        """The network of `bits` (IPV4_BITS or IPV6_BITS) that begins with the address `start`, no bit of which
-        is set behind the first `length`."""
+        """Add the network of `bits` (IPV4_BITS or IPV6_BITS) that begins with the address `start`, of which only the
+        first `length` bits may be set."""
         self._runs[bits].add(start << 40 | length << 32 | index)
 
     def build(self, yield_gil: Callable[[], object]) -> NetworkTable:
-        """The table of what was added; the builder is used up. `yield_gil` is called after each short piece of work."""
+        """Make the table; the builder cannot be used afterwards. `yield_gil` is called after each short piece of
+        work."""
         ipv4, ipv6 = _IPv4Ranges(), _IPv6Ranges()
         for bits, ranges in ((IPV4_BITS, ipv4), (IPV6_BITS, ipv6)):
             last = -1
@@ -104,7 +105,7 @@ class TableBuilder:
 
 
 class _Runs:
-    """Numbers to be sorted, a run at a time: to sort a million at once would stop every other thread."""
+    """Numbers that are sorted a run at a time: sorting a million at once would block every other thread."""
 
     def __init__(self) -> None:
         self._runs: list[list[int]] = [[]]
@@ -117,7 +118,7 @@ class _Runs:
             self._runs.append([])
 
     def drain(self) -> Iterator[int]:
-        """All of them in ascending order. Their memory is given back on the way."""
+        """All numbers in ascending order. Their memory is freed on the way."""
         self._runs[-1].sort(reverse=True)
         return merge(*map(_popped, self._runs))
 
@@ -128,10 +129,10 @@ def _popped(run: list[int]) -> Iterator[int]:
 
 
 def _flattened(keys: Iterable[int], bits: int) -> Iterator[tuple[int, int]]:
-    """Where each range begins and what is kept of it, over all addresses from 0 on. `keys` are sorted, so that a
-    network comes before those within it."""
+    """The beginning and the entry of each range, over all addresses from 0 on. `keys` are sorted, so that a network
+    comes before those within it."""
     everything = 1 << bits
-    # The ends and indexes of the networks that we are in, the narrowest last.
+    # The ends and indexes of the networks around the current address, the narrowest last.
     around = [(everything + 1, ALLOWED)]
     begin, index = 0, ALLOWED
     previous = -1
@@ -169,7 +170,7 @@ class _IPv4Ranges:
 
 
 class _IPv6Ranges:
-    """No array takes 128 bits: two take 64 each."""
+    """Two arrays hold 64 bits each, since no array holds 128."""
 
     def __init__(self) -> None:
         self._high = array("Q")

@@ -1,1 +1,1 @@
-"""Hooks that answer later, and hooks that raise."""
+"""How hooks are called: those that answer later, those that raise, and work in threads."""

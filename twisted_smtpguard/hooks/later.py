@@ -1,8 +1,8 @@
-"""Answers that come later: what a hook may answer with instead of its value, and waiting no longer than agreed.
+"""Answers of hooks that come later, and time limits for them.
 
-A hook may answer with a Deferred or with whatever else can be awaited. Where an event loop of asyncio runs, as under
-the asyncio reactor, a coroutine is run as a task of that loop: it may await whatever asyncio has, and Deferreds too.
-Elsewhere it may await Deferreds only, and an error says so.
+A hook may answer with a Deferred or another awaitable. If an event loop of asyncio runs, as under the asyncio reactor,
+a coroutine is run as a task of that loop: it may await everything that asyncio has, and Deferreds too. Under another
+reactor it may await Deferreds only, and an error says so.
 """
 
 from __future__ import annotations
@@ -17,56 +17,63 @@ from typing import Any, TypeAlias, TypeVar
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.engine.port import FAULTS, Cancellable, Cancelled, is_later
+from twisted_smtpguard.engine.port import Cancellable, Cancelled
 from twisted_smtpguard.hooks.faults import Report, at_debug, cancel
+from twisted_smtpguard.values import FAULTS, is_later
 
 T = TypeVar("T")
 
 
 CallLater: TypeAlias = Callable[[float, Callable[[], object]], Cancellable]
-"""How a part that knows no reactor gets at time: `Deadlines.call_later`."""
+"""Schedules a call, for parts that know no reactor: `Deadlines.call_later`."""
 
 
 class HookCancelledError(CancelledError, Cancelled):
-    """A hook has ended with asyncio's CancelledError. Where the guard has not cancelled it, it did so by itself."""
+    """A hook has ended with asyncio's CancelledError. If the guard has not cancelled it, that came from the hook
+    itself."""
 
     def __str__(self) -> str:
         return "it ended with asyncio's CancelledError"
 
 
 class AsyncioUnavailableError(RuntimeError):
-    """A hook has used asyncio where that cannot work. Its text says what would."""
+    """A hook has used asyncio in a way that cannot work. The text says what would work."""
 
 
-_NOT_HERE = (
+_WRONG_REACTOR = (
     "asyncio is available to hooks on the asyncio reactor only, which `twist --reactor=asyncio` or "
-    "asyncioreactor.install() chooses; on any other they may await Deferreds only"
+    "asyncioreactor.install() chooses; on any other reactor they may await Deferreds only"
 )
-_NOT_THIS_WAY = (
-    "a coroutine that awaits something of asyncio is to be the answer of its hook as it is, or as a task of the event "
-    "loop, but not through Deferred.fromCoroutine(), which knows Deferreds only"
+_WRONG_WRAPPER = (
+    "a hook must answer with a coroutine that awaits something of asyncio as it is, or with a task of the event loop, "
+    "and not with Deferred.fromCoroutine(), which knows Deferreds only"
 )
 
 
 def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
-    """The Deferred that a hook has answered with, or one of a coroutine, of a future of asyncio, of another awaitable.
+    """The Deferred that a hook has answered with, or a Deferred for its coroutine, future of asyncio or other
+    awaitable.
 
-    To cancel it cancels that, which may go on in spite of it. It fails with Exceptions only.
+    Cancelling it cancels the answer, which may go on in spite of that. It fails with Exceptions only.
     """
     if isinstance(answer, Deferred):
         return answer.addErrback(_explained)
     loop = _running_loop()
     if asyncio.isfuture(answer):
-        # That of another loop never fires here, or fires in another thread.
-        return fail(AsyncioUnavailableError(_NOT_HERE)) if answer.get_loop() is not loop else _end_of(answer)
-    coroutine = answer if isinstance(answer, types.CoroutineType) else _awaited(answer)
+        # A future of another loop never fires here, or fires in another thread.
+        return (
+            fail(AsyncioUnavailableError(_WRONG_REACTOR))
+            if answer.get_loop() is not loop
+            else _outcome_of(answer)
+        )
+    coroutine = answer if isinstance(answer, types.CoroutineType) else _as_coroutine(answer)
     if loop is None:
         return Deferred.fromCoroutine(coroutine).addErrback(_explained)
-    return _end_of(_task(coroutine, loop)).addErrback(_explained)
+    return _outcome_of(_task(coroutine, loop)).addErrback(_explained)
 
 
-def asked(hook: Callable[..., Any], *args: object) -> Deferred[Any]:
-    """The answer of a hook, whenever it comes. What it raises is the Deferred's failure."""
+def call_hook(hook: Callable[..., Any], *args: object) -> Deferred[Any]:
+    """Call a hook. The Deferred fires with its answer, whenever that comes, or fails with its exception."""
     try:
         answer = hook(*args)
     except FAULTS:
@@ -75,13 +82,14 @@ def asked(hook: Callable[..., Any], *args: object) -> Deferred[Any]:
 
 
 def explained(failure: Failure) -> Failure:
-    """A failure of a hook, with an Exception in the place of what is none, or does not say what to do."""
+    """The failure of a hook, in a form that can be handled and logged: with an Exception instead of asyncio's
+    CancelledError, and with a text that says what to do instead of asyncio's own."""
     error = failure.value
     if isinstance(error, asyncio.CancelledError):
         return _replaced(failure, HookCancelledError())
     if type(error) is RuntimeError and str(error).startswith(_ASYNCIO_WORDS):
         return _replaced(
-            failure, AsyncioUnavailableError(_NOT_HERE if _running_loop() is None else _NOT_THIS_WAY)
+            failure, AsyncioUnavailableError(_WRONG_REACTOR if _running_loop() is None else _WRONG_WRAPPER)
         )
     return failure
 
@@ -105,31 +113,31 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def _awaited(answer: Awaitable[T]) -> T:
+async def _as_coroutine(answer: Awaitable[T]) -> T:
     return await answer
 
 
 # On an event loop of asyncio.
 
 _tasks: set[asyncio.Task[Any]] = set()
-"""Those that run. The loop itself keeps none from being collected."""
+"""The running tasks. The loop itself does not keep them from being garbage-collected."""
 
 
 def _task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-    """A plain task, and not one of the loop's factory, which may make what it likes."""
-    # As far as it comes at once, where Python can: a hook that never waits costs no turn of the loop.
+    """A task for `coroutine`. The loop's task factory is not used, since it may make anything."""
+    # With eager_start, a hook that never waits costs no turn of the loop.
     eager: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
     task = asyncio.Task(_run(coroutine, loop), loop=loop, **eager)
     if not task.done():
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
-        # Cancelled before its first step, it leaves a coroutine that was never awaited.
+        # A task that is cancelled before its first step leaves a coroutine that was never awaited.
         task.add_done_callback(lambda _: coroutine.close())
     return task
 
 
 async def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T | Failure:
-    """What it returns, or how it failed: a task that raises SystemExit would end the loop."""
+    """The result of the coroutine, or its failure as a value: a task that raises SystemExit would end the loop."""
     outcome: T | Failure = await _step_by_step(coroutine, loop)
     return outcome
 
@@ -138,33 +146,33 @@ async def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoo
 def _step_by_step(
     coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 ) -> Generator[Any, Any, Any]:
-    """Inside a task, which waits for what asyncio has; for Deferreds it is waited here."""
+    """Run `coroutine` inside a task. The task itself waits for asyncio's futures; Deferreds are waited for here."""
     step: Callable[[], Any] = partial(coroutine.send, None)
     while True:
         try:
             waits_for = step()
         except StopIteration as end:
             return end.value
-        except BaseException:  # noqa: BLE001 - it is told to whoever waits for the hook
+        except BaseException:  # noqa: BLE001 - the caller of the hook gets it
             return Failure()
         try:
             result = None
             if isinstance(waits_for, Deferred):
-                yield from _fired(waits_for, loop)
+                yield from _wait_for(waits_for, loop)
             else:
                 result = yield waits_for
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as error:  # noqa: BLE001 - a cancellation, too, is the coroutine's to deal with
+        except BaseException as error:  # noqa: BLE001 - the coroutine handles a cancellation too
             step = partial(coroutine.throw, error)
         else:
             step = partial(coroutine.send, result)
 
 
-def _fired(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, None]:
-    """Wait until it has fired. It keeps its result, which the coroutine takes from there. To cancel the task cancels
-    it, and what comes of that is told to the coroutine, as without a task."""
+def _wait_for(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, None]:
+    """Wait until `deferred` has fired. It keeps its result, which the coroutine takes from it. Cancelling the task
+    cancels the Deferred, and the coroutine gets the outcome, as it would without a task."""
     while True:
         future = loop.create_future()
         deferred.addBoth(partial(_wake, future))
@@ -182,8 +190,8 @@ def _wake(future: asyncio.Future[None], result: Any) -> Any:
     return result
 
 
-def _end_of(future: asyncio.Future[T]) -> Deferred[T]:
-    """What a future ends with."""
+def _outcome_of(future: asyncio.Future[T]) -> Deferred[T]:
+    """A Deferred with the outcome of `future`."""
     settled = False
 
     def end(_: object) -> None:
@@ -195,14 +203,14 @@ def _end_of(future: asyncio.Future[T]) -> Deferred[T]:
     def cancelled(failure: Failure) -> Any:
         if settled:
             return failure
-        # It is the future's to say what comes of it.
+        # The future decides what its cancellation leads to.
         future.cancel()
-        return _end_of(future)
+        return _outcome_of(future)
 
     outcome: Deferred[T] = Deferred()
     outcome.addErrback(cancelled)
     if future.done():
-        # A task that never waited.
+        # The task never waited.
         end(future)
     else:
         future.add_done_callback(end)
@@ -212,33 +220,34 @@ def _end_of(future: asyncio.Future[T]) -> Deferred[T]:
 def _settle_as(future: asyncio.Future[T], outcome: Deferred[T]) -> None:
     try:
         value = future.result()
-    except BaseException:  # noqa: BLE001 - it is told to whoever waits for the hook
+    except BaseException:  # noqa: BLE001 - the caller of the hook gets it
         outcome.errback(explained(Failure()))
     else:
         outcome.callback(value)
 
 
-# Without one.
+# Without an event loop of asyncio.
 
 
-def begun(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
-    """Run a coroutine as far as it comes. What it returns or raises, if it never waits: then no Deferred is made."""
+def start_coroutine(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
+    """Run a coroutine up to its first wait. If it never waits, its result is returned or its exception raised, and no
+    Deferred is made."""
     try:
         waits_for = coroutine.send(None)
     except StopIteration as end:
         value: T = end.value
         return value
-    return Deferred.fromCoroutine(_go_on(coroutine, waits_for))
+    return Deferred.fromCoroutine(_continue(coroutine, waits_for))
 
 
-def _go_on(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+def _continue(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     while True:
         try:
             result = yield waits_for
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as error:  # noqa: BLE001 - a cancellation, too, is the coroutine's to deal with
+        except BaseException as error:  # noqa: BLE001 - the coroutine handles a cancellation too
             step = partial(coroutine.throw, error)
         else:
             step = partial(coroutine.send, result)
@@ -250,17 +259,17 @@ def _go_on(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, 
 
 
 async def answer_of(answer: Any) -> Any:
-    """The value that a hook answered with, whenever it comes."""
+    """The value of a hook's answer, awaited if it comes later."""
     return await as_deferred(answer) if is_later(answer) else answer
 
 
 def within(
     seconds: float, call_later: CallLater, promised: Deferred[T], report: Report = at_debug
 ) -> Deferred[T]:
-    """What `promised` fires with, or TimeoutError after `seconds`; 0: it may take as long as it likes.
+    """The outcome of `promised`, or TimeoutError after `seconds`; 0 is no limit.
 
-    `promised` is cancelled at the time limit, and when what is returned here is cancelled. It may go on in spite of
-    that: what comes of it is dropped. `report` is told of a canceller that raises.
+    `promised` is cancelled at the time limit, and when the returned Deferred is cancelled. If it goes on in spite of
+    that, its outcome is dropped. `report` gets the exception of a canceller that raises.
     """
     timer: Cancellable | None = None
 
@@ -293,7 +302,7 @@ def within(
 
 
 def shielded(promised: Deferred[T]) -> Deferred[T]:
-    """Fires as `promised` does. To cancel it does not cancel that: somebody else is to hear what comes of it."""
+    """A Deferred that fires as `promised` does. Cancelling it does not cancel `promised`, whose outcome others need."""
     shield: Deferred[T] = Deferred()
 
     def pass_on(outcome: Any) -> None:
@@ -304,8 +313,8 @@ def shielded(promised: Deferred[T]) -> Deferred[T]:
     return shield
 
 
-class Waiting:
-    """An answer that somebody waits for."""
+class PendingAnswer:
+    """The handle of a pending answer, by which it can be cancelled."""
 
     __slots__ = ("_promised", "_report")
 
@@ -314,15 +323,15 @@ class Waiting:
         self._report = report
 
     def cancel(self) -> None:
-        """It is not wanted any more. Its hook may go on in spite of that."""
+        """Cancel the answer. Its hook may go on in spite of that."""
         cancel(self._promised, self._report)
 
 
 def when_answered(
     answer: Any, answered: Callable[[Any, BaseException | None], None], report: Report
-) -> Waiting:
-    """Call `answered` once: with what a hook answers, or with None and what it has raised; `Cancelled` where that is
-    its own kind of cancellation. `report` is told of a canceller that raises."""
+) -> PendingAnswer:
+    """Call `answered` once: with the value of a hook's answer, or with None and its exception. The exception is
+    `Cancelled` for every kind of cancellation. `report` gets the exception of a canceller that raises."""
 
     def failed(failure: Failure) -> None:
         error = failure.value
@@ -334,4 +343,4 @@ def when_answered(
     promised = as_deferred(answer)
     promised.addCallbacks(lambda value: answered(value, None), failed)
     promised.addErrback(report, "an answer could not be taken")
-    return Waiting(promised, report)
+    return PendingAnswer(promised, report)

@@ -1,4 +1,4 @@
-"""Work that would hold up the reactor: in one of its threads."""
+"""Work that would block the reactor, and so is done in one of its threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REST_SECONDS = 0.00005
 
 
 class ThreadedReactor(Protocol):
-    """What deliveries and filters use of a reactor: its clock, which tells seconds since 1970, and its threads."""
+    """The part of a reactor that deliveries and filters use: its clock, in seconds since 1970, and its threads."""
 
     def seconds(self) -> float: ...
 
@@ -37,16 +37,16 @@ def in_thread(
 
 
 class OneThread:
-    """Work that is done in one of the reactor's threads and never in two, so that what a disk holds up indefinitely
-    does not take them all."""
+    """Work that is done in one of the reactor's threads at a time, so that a disk which hangs indefinitely does not
+    block all threads."""
 
     def __init__(self, reactor: ThreadedReactor) -> None:
         self._reactor = reactor
         self._busy = DeferredLock()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call `function` when what was asked for before has ended. To cancel it keeps it from beginning; what has
-        begun goes on in its thread, and its result is dropped."""
+        """Call `function` in a thread, after all earlier calls have ended. Cancelling the Deferred keeps the call from
+        beginning; a call that has begun goes on in its thread, and its outcome is dropped."""
 
         def begin(busy: DeferredLock) -> Deferred[T]:
             working: Deferred[T] = maybeDeferred(lambda: in_thread(self._reactor, function, *args, **kwargs))
@@ -62,7 +62,9 @@ def _leave(outcome: Any, busy: DeferredLock) -> Any:
 
 
 def yield_gil() -> None:
-    """Called in a thread, after each short piece of work: let the reactor have the interpreter. It would get it back
-    only 5 ms after each of its system calls, and do a few hundred of them a second; a sleep of 0 gives it back to us
-    at once."""
+    """Let the reactor's thread run. Called in a thread, after each short piece of work.
+
+    Otherwise the reactor would get the interpreter back only 5 ms after each of its system calls, and make a few
+    hundred of them in a second. A sleep of 0 would return to this thread at once.
+    """
     time.sleep(_REST_SECONDS)

@@ -1,1 +1,1 @@
-"""What others give: arguments of applications, files of operators, text of strangers."""
+"""The checks of input: arguments from applications, files of operators, text from strangers."""

@@ -1,5 +1,5 @@
-"""Arguments that do not fit their annotation are refused at once, by name, where Python would take them and fail later,
-or never."""
+"""The check of arguments against their annotations. A wrong argument is refused at once and by name, where Python would
+take it and fail later, or never."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ANYTHING = object()
-"""Of an annotation that says nothing, or that only a type checker can resolve."""
+"""Stands for a missing annotation, or one that only a type checker can resolve."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, but a TypeError names the argument that does not fit its annotation. For what is called seldom: an
-    argument takes about a microsecond.
+    """Wrap `function` so that a TypeError names an argument that does not fit its annotation. The check takes about a
+    microsecond for each argument, so this is for functions that are called seldom.
 
-    A str is no collection of str here, and True no number. An interface is fitted by what provides it, one of
-    Twisted's also by what has all its methods, a typing.Protocol by what has any of its attributes.
+    A str is no collection of str here, and True is no number. An object fits an interface if it provides it; an
+    interface of Twisted also if it has all its methods; a typing.Protocol if it has any of its attributes.
     """
     signature = inspect.signature(function)
     variadic = {
@@ -54,8 +54,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_fields(value: Any) -> None:
-    """The same for the fields of `value`, whose class is attrs'. What is made for each command asks for its usual case
-    itself first."""
+    """The same check for the fields of `value`, an attrs object. A class whose objects are made for each command tests
+    the usual case itself first."""
     kind: Any = type(value)
     hints = _hints_of(kind)
     for field in attrs.fields(kind):
@@ -64,12 +64,13 @@ def check_fields(value: Any) -> None:
 
 
 def unfit(name: str, expected: str, value: object) -> TypeError:
-    """What is raised for the argument `name`. For what is called often, and does its own checking."""
+    """The TypeError for the argument `name`, for functions that do their own check."""
     return TypeError(f"{name} must be {expected}, not {_SHOWN.repr(value)}")
 
 
 class _Hints:
-    """Annotations by name, resolved when they are first needed: a module may name what it imports further down."""
+    """Annotations by name. Each is resolved when it is first needed, since a module may define the type further
+    down."""
 
     def __init__(self, annotations: Mapping[str, Any], names: Mapping[str, Any]) -> None:
         self._annotations = annotations
@@ -131,7 +132,8 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _is_interface(hint: object) -> bool:
-    """Whether it is one of zope.interface, which this file does not import: values use it too."""
+    """Whether `hint` is an interface of zope.interface. This file does not import that, since the values use this file
+    too."""
     return not isinstance(hint, type) and hasattr(hint, "providedBy")
 
 
@@ -149,13 +151,14 @@ def _is_a(value: object, kind: Any) -> bool:
     if kind in (int, (int, float)) and isinstance(value, bool):
         return False
     if getattr(kind, "_is_protocol", False) and kind.__module__.startswith("twisted_smtpguard."):
-        # One is enough: a test's Clock has no threads, and never comes to need them.
+        # One attribute is enough: a test's Clock has no threads, and does not need them.
         return any(hasattr(value, name) for name in vars(kind) if not name.startswith("_"))
     return isinstance(value, kind) if isinstance(kind, type | tuple) else True
 
 
 def _is_collection(value: object, kind: type) -> bool:
-    """Of a Sequence no order is asked: whatever can be gone through as often as one likes. A str is never meant."""
+    """Whether `value` is a collection of `kind`. For a Sequence any collection is accepted, in any order; a str never
+    is."""
     if isinstance(value, str | bytes):
         return False
     if issubclass(kind, list | frozenset | Mapping):
@@ -164,7 +167,7 @@ def _is_collection(value: object, kind: type) -> bool:
 
 
 def _is_list(origin: Any) -> bool:
-    """Whether it has any number of things of one kind."""
+    """Whether `origin` is a collection with any number of items of one type."""
     return (
         isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, tuple | Mapping)
     )
@@ -172,7 +175,7 @@ def _is_list(origin: Any) -> bool:
 
 def _each_fits(values: Any, hints: tuple[Any, ...]) -> bool:
     if not isinstance(values, Collection):
-        # It can be gone through only once.
+        # An iterator can be iterated only once, so its items are not checked.
         return True
     if len(hints) == 2 and hints[1] is ...:
         return all(_fits(each, hints[0]) for each in values)

@@ -1,4 +1,4 @@
-"""How text that a stranger chose becomes safe to show: in a reply, in a log line."""
+"""The escaping of text that a stranger chose, for replies and log lines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ _is_word = re.compile(r"[!#-\[\]-~]*").fullmatch
 
 
 def escape_text(text: str) -> str:
-    """Printable ASCII: controls become `\\xNN`, other characters Python's backslash escapes. Spaces stay."""
+    """`text` as printable ASCII: control characters become `\\xNN`, non-ASCII characters Python's backslash escapes.
+    Spaces stay."""
     if text.isascii() and text.isprintable():
         return text
     return text.translate(_CONTROLS).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def escape_word(text: str) -> str:
-    """One word of printable ASCII: as `escape_text`, and space, quote and backslash are escaped too.
+    """`text` as one word of printable ASCII: as `escape_text`, and space, quote and backslash are escaped too.
 
     A log line is `name=value name=value`. No value that a client sent can end early or forge another name.
     """

@@ -1,4 +1,5 @@
-"""Files that are read again while the guard runs: those that have an end, and can be read twice."""
+"""The opening of files that are read again while the guard runs. Only regular files are allowed: they have an end, and
+can be read twice."""
 
 from __future__ import annotations
 
@@ -8,19 +9,21 @@ import stat
 from typing import BinaryIO
 
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
-"""A pipe would be waited for, at a reload without end, until somebody opens it to write."""
+"""The flag with which opening a pipe does not block. Otherwise a reload would block until somebody opens the pipe to
+write."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file, or a symbolic link to one, to be read. OSError: there is none, or it is something else."""
-    # Looked at when it is open: by then the name may stand for another file.
+    """Open a regular file, or a symbolic link to one, for reading. OSError: there is none, or it is not a regular
+    file."""
+    # The kind is checked after the opening, since the name may be given to another file before.
     return open(path, "rb", opener=_opened)
 
 
 def _opened(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | _NEVER_WAIT)
     mode = os.fstat(descriptor).st_mode
-    # A directory has a message of its own, from open().
+    # For a directory open() has its own error.
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return descriptor
     os.close(descriptor)
@@ -28,11 +31,11 @@ def _opened(path: str, flags: int) -> int:
 
 
 class FaultyFileError(ValueError):
-    """Something is wrong with a file: which, which option of the command line names it, and what is wrong."""
+    """A file is faulty. The exception has the file, the command-line option that names it, and the problem."""
 
     def __init__(self, option: str, file: str, problem: str, text: str = "") -> None:
         super().__init__(text or f"{file}: {problem}")
         self.option = option
-        """Without its dashes."""
+        """The option, without dashes."""
         self.file = file
         self.problem = problem

@@ -1,1 +1,1 @@
-"""The numbers of a guard: their values, units, options and help."""
+"""The limits of a guard: their values, units, options and help."""

@@ -1,4 +1,5 @@
-"""How a limit is declared: a field of Limits that knows its unit, its words, its replies and its edge value."""
+"""The declaration of a limit: a field of Limits with its unit, its help, its replies and its value in the profile
+edge."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ _N = TypeVar("_N")
 
 @attrs.frozen
 class LimitSpec:
-    """What is known of a limit besides its value. `Limits.specs()` lists them."""
+    """The declaration of a limit, without its value. `Limits.specs()` lists all of them."""
 
     name: str
-    """The field of Limits. Where a refusal has this reason, the log gives the limit's value with it."""
+    """The name of the field of Limits. If a refusal has this reason, the log has the limit's value too."""
     default: Any
     edge: Any
     """Its default in the profile edge."""
     unit: Unit
     help: str
     replies: tuple[str, ...]
-    """Names in smtp/replies.py: what the client gets. Empty where nothing can be or need be said."""
+    """The names in replies.py of the replies that the client gets. Empty if there is none."""
     dry_run: bool
-    """Whether it can be tried without being enforced. What bounds memory, disk or time held cannot."""
+    """Whether the limit has a dry run. A limit that bounds memory, disk or time has none."""
 
     @property
     def option(self) -> str:
@@ -43,8 +44,8 @@ def limit(
     dry_run: bool = False,
     converter: Callable[[Any], _N] | None = None,
 ) -> _N:
-    """A field of Limits. `replies` are names in smtp/replies.py; `edge` is the default of that profile, where it is
-    another; `dry_run` says whether the limit can be tried without being enforced."""
+    """A field of Limits. `replies` are names in replies.py; `edge` is the default of that profile, if it differs;
+    `dry_run` says whether the limit has a dry run."""
     field: _N = attrs.field(
         default=default,
         validator=_check,

@@ -1,4 +1,4 @@
-"""What the values of limits are measured in: how each kind is written by an operator, checked and shown."""
+"""The units of limits: how an operator writes each kind of value, and how it is checked and shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -19,14 +19,15 @@ _NO = {"no", "false", "off", "0"}
 
 
 def parse_count(text: str) -> int:
-    """`20` as a whole number of things. ValueError says what is expected."""
+    """Parse a whole number such as `20`. ValueError says what is expected."""
     if re.fullmatch(r"[0-9]{1,18}", text) is None:
         raise ValueError("a whole number such as 20 is expected")
     return int(text)
 
 
 def parse_octets(text: str) -> int:
-    """`10485760`, `64k`, `10M` or `1G` as octets; k, M and G are powers of 1024, also as kB, MB, GB, KiB, MiB, GiB."""
+    """Parse `10485760`, `64k`, `10M` or `1G` into octets. k, M and G (also kB, MB, GB, KiB, MiB, GiB) are powers of
+    1024."""
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError("a size such as 10M, 64k or 10485760 is expected")
@@ -34,7 +35,7 @@ def parse_octets(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """`300`, `1.5`, `30s`, `5m`, `2h` or `1d` as seconds."""
+    """Parse `300`, `1.5`, `30s`, `5m`, `2h` or `1d` into seconds."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError("a time such as 300, 1.5 or 5m is expected")
@@ -43,13 +44,13 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_path(text: str) -> str:
-    """`~/users` and `~ann/users` as the path that a shell makes of them: it does not where they stand in a file, or
-    after `=` or a colon."""
-    return os.path.expanduser(text)  # noqa: PTH111 - Path's own raises where there is no such user
+    """Expand `~/users` and `~ann/users`, as a shell does. A shell does not expand them in a file, or after `=` or a
+    colon."""
+    return os.path.expanduser(text)  # noqa: PTH111 - Path's own raises if there is no such user
 
 
 def parse_flag(text: str) -> bool:
-    """`yes` or `no`."""
+    """Parse `yes` or `no`."""
     if text.lower() in _YES:
         return True
     if text.lower() in _NO:
@@ -81,7 +82,7 @@ def _check_flag(value: object) -> str | None:
 
 @attrs.frozen
 class Rate:
-    """So many events in a window of so many seconds, which begins with the first of them. `Rate(0, 0)`: any number."""
+    """At most `events` in a window of `seconds`, which begins with the first of them. `Rate(0, 0)` is no limit."""
 
     events: int
     seconds: float
@@ -97,7 +98,7 @@ NO_RATE = Rate(0, 0)
 
 
 def parse_rate(text: str) -> Rate:
-    """`60/60` or `600/1h` as so many events in so much time; `0` is no limit."""
+    """Parse `60/60` or `600/1h`, which is a number of events in a time; `0` is no limit."""
     events, slash, seconds = text.partition("/")
     try:
         rate = Rate(parse_count(events), parse_seconds(seconds if slash else "0"))
@@ -118,15 +119,15 @@ def _check_rate(value: object) -> str | None:
 
 @attrs.frozen
 class Unit:
-    """How the values of a limit are read, checked and shown."""
+    """How the values of a limit are parsed, checked and shown."""
 
     name: str
     parse: Callable[[str], Any]
     check: Callable[[object], str | None]
-    """What is wrong with a value given from Python, or None."""
+    """Returns what is wrong with a value given in Python, or None."""
     format: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
-    """All values that there are, where they are words."""
+    """All possible values, if they are words."""
 
 
 COUNT = Unit("a count", parse_count, _check_count)
@@ -138,7 +139,7 @@ FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value e
 
 
 def one_of(*choices: str) -> Unit:
-    """A setting whose values are words."""
+    """The unit of a setting whose values are words."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -152,7 +153,7 @@ def one_of(*choices: str) -> Unit:
 
 
 def prefix_length(longest: int) -> Unit:
-    """How many leading bits of an address count."""
+    """The unit of a number of leading bits of an address."""
 
     def check(value: object) -> str | None:
         right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= longest
@@ -167,5 +168,10 @@ def prefix_length(longest: int) -> Unit:
 
 
 def no_limit(value: float) -> float:
-    """A limit as a number to compare with: where 0 stands for none, infinity."""
+    """A limit as a number to compare with: infinity for 0, which means no limit."""
     return value or math.inf
+
+
+def rate_or_none(value: Rate | Literal[0]) -> Rate:
+    """The rate that a field of Limits gets: 0 is no limit, as everywhere."""
+    return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]

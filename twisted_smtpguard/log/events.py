@@ -17,9 +17,10 @@ from twisted_smtpguard.hooks.later import explained
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.budget import LineBudget
-from twisted_smtpguard.log.eventlog import EventLog, of_file, short_word, word, words
+from twisted_smtpguard.log.eventlog import EventLog, of_file, short_word, word
+from twisted_smtpguard.log.fields import counted, encryption, item, place, said, words_of_reply
 from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.replies import Reply, words_of
+from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Events:
         problem."""
         fields: dict[str, object] = {"reason": doubt.reason, "option": f"--{doubt.option}"}
         fields |= {"file": word(doubt.file), "subject": word(doubt.subject)}
-        names = ",".join([_item(each) for each in doubt.names[:MAX_NAMES_SHOWN]])
+        names = ",".join([item(each) for each in doubt.names[:MAX_NAMES_SHOWN]])
         fields |= {"names": names, "ends": f"{doubt.ends:%Y-%m-%dT%H:%M:%SZ}"}
         self._log.warn("doubtful_certificate", fields, doubt.problem)
 
@@ -127,7 +128,7 @@ class Events:
         self._log.info(
             "draining",
             {"sessions": sessions, "verdicts": verdicts},
-            f"waiting for {_number(sessions, 'session')}, {_number(verdicts, 'verdict')}",
+            f"waiting for {counted(sessions, 'session')}, {counted(verdicts, 'verdict')}",
         )
 
     def setup_warning(self, what: str, problem: str) -> None:
@@ -171,7 +172,7 @@ class Events:
             fields: dict[str, object] = {"session": session, "peer": peer}
             if trusted:
                 fields["trusted"] = True
-            fields.update(_said(tls=_encryption(tls)), **_place(port, listener))
+            fields.update(said(tls=encryption(tls)), **place(port, listener))
             self._inform("connect", fields, silent)
 
     def hangup(
@@ -183,7 +184,7 @@ class Events:
         `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
         self.statistics.hangups += 1
         if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
-            fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **_place(port, listener)}
+            fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **place(port, listener)}
             self._inform("hangup", self._with_suppressed(fields), silent)
 
     def accept_failed(self, problem: str) -> None:
@@ -285,20 +286,20 @@ class Events:
             fields["dry_run"] = True
         if session:
             fields["session"] = session
-        fields.update(_said(filter=ip_filter, rule=rule))
+        fields.update(said(filter=ip_filter, rule=rule))
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number
-        fields |= _words(reply)
+        fields |= words_of_reply(reply)
         for name, given in (("command", command), ("parameter", parameter)):
             if given:
                 fields[name] = short_word(given)
-        for name, said in (("sender", sender), ("recipient", recipient), ("user", user)):
-            if said is not None:
-                fields[name] = word(said)
+        for name, text in (("sender", sender), ("recipient", recipient), ("user", user)):
+            if text is not None:
+                fields[name] = word(text)
         if client_gone:
             fields["client_gone"] = True
-        fields.update(_said(helo=helo, tls=_encryption(tls)), **_place(port, listener), **_said(hint=hint))
+        fields.update(said(helo=helo, tls=encryption(tls)), **place(port, listener), **said(hint=hint))
         self._log.info("reject", self._with_suppressed(fields))
 
     def accept(
@@ -333,18 +334,18 @@ class Events:
             "peer": peer,
             "sender": word(sender),
             "recipients": len(recipients),
-            "first_recipients": ",".join([_item(each) for each in recipients[:MAX_RECIPIENTS_SHOWN]]),
+            "first_recipients": ",".join([item(each) for each in recipients[:MAX_RECIPIENTS_SHOWN]]),
             "octets": octets,
             "seconds": round(seconds, 3),
         }
-        fields |= _words(reply)
+        fields |= words_of_reply(reply)
         if user is not None:
             fields["user"] = word(user)
         if client_gone:
             fields["client_gone"] = True
         if late:
             fields["late"] = True
-        fields.update(_said(helo=helo, tls=_encryption(tls)))
+        fields.update(said(helo=helo, tls=encryption(tls)))
         self._log.info("accept", fields)
 
     def failure(self, failure: Failure | BaseException, text: str, session: str = "", peer: str = "") -> None:
@@ -382,39 +383,3 @@ class Events:
         if suppressed:
             fields["suppressed"] = suppressed
         return fields
-
-
-def _words(reply: Reply | None) -> dict[str, object]:
-    """The field for the words of a reply that a delivery, a filter or an upstream server chose; empty for a reply of
-    the catalogue."""
-    said = "" if reply is None else words_of(reply)
-    return {"reply": words(said)} if said else {}
-
-
-def _place(port: int | None, listener: str) -> dict[str, object]:
-    """The fields for the client's port and the listener, as far as they are known."""
-    place: dict[str, object] = {}
-    if port is not None:
-        place["port"] = port
-    if listener:
-        place["listener"] = word(listener)
-    return place
-
-
-def _encryption(tls: str) -> str:
-    """TLS version and cipher as one word."""
-    return tls.replace(" ", ":")
-
-
-def _said(**texts: str) -> dict[str, object]:
-    """The texts that are not empty, as fields."""
-    return {name: word(text) for name, text in texts.items() if text}
-
-
-def _item(text: str) -> str:
-    """A word of a list with commas. A quoted local part may contain a comma (RFC 5321 4.1.2), which is escaped."""
-    return word(text).replace(",", "\\x2c")
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}{'s' * (count != 1)}"

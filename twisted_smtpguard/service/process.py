@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -9,16 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any
 
+from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from twisted_smtpguard.hooks.endpointfaults import why_not
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
 from twisted_smtpguard.service.systemd import READY, STOPPING, notify, reloading
-from twisted_smtpguard.transport.endpointfaults import why_not
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None on systems without this signal (Windows)."""
@@ -213,3 +215,22 @@ def _end_now() -> None:
         seconds=_THREADS_SECONDS,
     )
     os._exit(1)
+
+
+TRIM_SECONDS = 30
+
+
+def trim_heap() -> None:
+    """Return free memory to the operating system. Without malloc_trim (musl, and systems other than Linux) it does
+    nothing."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(0))
+
+
+def heap_trimmer(clock: Any) -> TimerService:
+    """A service that trims the heap every TRIM_SECONDS, by `clock`. `twist smtpguard` has one, since the heap belongs
+    to the whole process."""
+    service = TimerService(TRIM_SECONDS, trim_heap)
+    service.clock = clock
+    return service

@@ -10,11 +10,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
-from twisted_smtpguard.engine.port import FAULTS
-from twisted_smtpguard.hooks.later import CallLater, HookCancelledError, asked, explained, within
+from twisted_smtpguard.hooks.later import CallLater, HookCancelledError, call_hook, explained, within
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles, IReloadable
 from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.values import FAULTS
 
 _SECONDS = 120
 """How long one part may take to read its data. One that never answers must not keep the others from changing."""
@@ -126,7 +126,7 @@ class Reloader:
         """Begin to read. Fires with the function that switches to the new data, or with the exception."""
         prepared = IPreparedReload.providedBy(part)
         # Looking up the hook can fail too.
-        reading = asked(lambda: part.prepare_reload() if prepared else part.reload())
+        reading = call_hook(lambda: part.prepare_reload() if prepared else part.reload())
         return within(_SECONDS, self._call_later, reading).addCallbacks(
             lambda switch: switch if prepared else _already_switched, lambda failure: failure.value
         )

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
+from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import (
     IConnectingDelivery,
@@ -30,13 +31,11 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.service.parts import PartsOwner
 from twisted_smtpguard.service.reloading import Part, Reloader
 from twisted_smtpguard.service.startwarnings import warning_of_hostname
 from twisted_smtpguard.tls.files import CertificateFiles
-from twisted_smtpguard.transport.acceptlog import bound_accept_log
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
-from twisted_smtpguard.transport.listener import Listener
+from twisted_smtpguard.transport.listener import Listener, bound_accept_log
 
 _BACKLOG = 1024
 """How many connections may wait to be accepted. With four times as many, in a flood of resets, a new client waited for

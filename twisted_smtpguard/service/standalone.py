@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from twisted_smtpguard.hooks.endpointfaults import why_not
 from twisted_smtpguard.service.process import ProcessSignals
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
-from twisted_smtpguard.transport.endpointfaults import why_not
 from twisted_smtpguard.transport.listener import Listener
 
 

@@ -1,6 +1,6 @@
-"""For people who write deliveries and IP filters, and for applications that have them.
+"""The test kit for authors of deliveries and IP filters, and for applications that use them.
 
-The checks do to one what a guard and its clients can do to it:
+The checks do to a delivery or a filter what a guard and its clients can do to it:
 
 async def test_delivery():
     await check_delivery(MyDelivery())
@@ -9,13 +9,13 @@ async def test_delivery():
 async def test_filter():
     await check_filter(MyFilter())
 
-A Guard holds conversations with it, without a socket and without waiting:
+A Guard holds SMTP conversations in a test, without sockets and without waiting:
 
 def test_a_stranger_is_told_so():
     client = Guard(MyDelivery(), max_recipients=10).greeted()
     assert client.say("MAIL FROM:<stranger@example.org>") == "550 5.7.1 I do not know you\r\n"
 
-The fakes answer what a test says.
+The fakes give the answers that a test sets.
 """
 
 from twisted_smtpguard.testing.conversation import Clients, Conversation, Guard, codes

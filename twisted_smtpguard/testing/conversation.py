@@ -1,4 +1,4 @@
-"""Conversations with a guard without sockets and reactor: its time is a Clock, and its clients do what a test says.
+"""SMTP conversations with a guard in a test, without sockets and without a reactor: its time is a Clock.
 
 guard = Guard(MyDelivery())
 client = guard.greeted()
@@ -24,9 +24,9 @@ from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 
 class Clients:
-    """Clients of an application's own `factory`, which was made on `clock`: for a service `service.factory`.
+    """Makes clients of an application's own `factory`, which uses `clock`. For a service that is `service.factory`.
 
-    Nothing happens between two calls of the test. What is to happen later happens when it advances the clock.
+    Nothing happens between two calls of the test. What is scheduled for later happens when the test advances the clock.
     """
 
     @checked
@@ -37,8 +37,8 @@ class Clients:
 
     @checked
     def connect(self, host: str = "192.0.2.1") -> Conversation:
-        """A client connects from the address `host`. What it is greeted with, if at once, is the first thing it
-        hears."""
+        """Connect a client from the address `host`. If the greeting comes at once, it is the first thing that `heard`
+        returns."""
         transport = FakeTransport(host)
         protocol = self.factory.buildProtocol(transport.getPeer())
         transport.protocol = protocol
@@ -47,18 +47,18 @@ class Clients:
 
     @checked
     def greeted(self, host: str = "192.0.2.1") -> Conversation:
-        """A client that has heard its greeting and the answer to its EHLO, where those come at once."""
+        """Connect a client that has sent EHLO. The greeting and the answer are already read, if they come at once."""
         client = self.connect(host)
         client.say("EHLO client.example")
         return client
 
 
 class Guard(Clients):
-    """A guard of a test's own, with clients. It calls itself guard.example.
+    """A guard for a test, and its clients. Its hostname is guard.example.
 
-    `delivery` is by default a FakeDelivery, and `clock` a new one; `limits` are fields of Limits, the rest is as for
-    SMTPGuardFactory, but that AUTH is offered in clear: no TLS is spoken here. A delivery or filter that is a service
-    has to be started by the test.
+    `delivery` is by default a FakeDelivery, and `clock` a new one. `limits` are fields of Limits. The other arguments
+    are those of SMTPGuardFactory, except that AUTH is offered without TLS, since there is no TLS here. The test has to
+    start a delivery or filter that is a service.
     """
 
     @checked
@@ -94,7 +94,7 @@ class Guard(Clients):
 
 
 class Conversation:
-    """One client's side of a connection."""
+    """The client's side of one connection."""
 
     @checked
     def __init__(self, guard: Clients, protocol: Any, transport: FakeTransport) -> None:
@@ -104,48 +104,47 @@ class Conversation:
 
     @checked
     def send(self, octets: bytes, *, bytewise: bool = False) -> str:
-        """Send octets as they are, all at once or a byte at a time. What is said to them, as `heard` tells it."""
+        """Send octets as they are, all at once or a byte at a time. Returns the guard's answer, as `heard` does."""
         for piece in (octets[i : i + 1] for i in range(len(octets))) if bytewise else (octets,):
             if self.transport.lost:
                 break
             self.protocol.dataReceived(piece)
-            # A long burst takes several turns of the reactor.
+            # The guard needs several turns of the reactor for a long burst.
             self.guard.clock.advance(0)
         return self.heard()
 
     @checked
     def say(self, *lines: str, bytewise: bool = False) -> str:
-        """Send lines in one piece: each gets its CRLF here, so none has to be written. What the guard says to them, as
-        `heard` tells it."""
+        """Send lines in one piece; a CRLF is added to each. Returns the guard's answer, as `heard` does."""
         return self.send("".join(f"{line}\r\n" for line in lines).encode(), bytewise=bytewise)
 
     def heard(self) -> str:
-        """All that the guard has said since this was last asked, each line with its CRLF."""
+        """Everything that the guard has sent since the last call, each line with its CRLF."""
         said: str = self.transport.value().decode("ascii")
         self.transport.clear()
         return said
 
     @checked
     def codes(self, *lines: str) -> list[int]:
-        """Send lines as `say` does; the codes of the replies to them."""
+        """Send lines as `say` does. Returns the codes of the replies."""
         return codes(self.say(*lines))
 
     def half_close(self) -> str:
-        """The client says no more, and goes on reading; what the guard says to that."""
+        """Close the client's sending side; the client goes on reading. Returns the guard's answer."""
         self.protocol.readConnectionLost()
         return self.heard()
 
     def disconnect(self) -> None:
-        """The client is gone."""
+        """Close the connection from the client's side."""
         self.transport.lose()
 
     @property
     def closed(self) -> bool:
-        """The guard says no more."""
+        """Whether the guard has closed its side of the connection."""
         return self.transport.half_closed or self.transport.lost
 
 
 @checked
 def codes(said: str) -> list[int]:
-    """The code of each reply in what the guard said. A reply of several lines is one."""
+    """The code of each reply in `said`. A reply of several lines has one code."""
     return [int(line[:3]) for line in said.split("\r\n") if line[3:4] == " "]

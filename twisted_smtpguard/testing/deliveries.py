@@ -38,13 +38,13 @@ _ADDRESSES = (
 
 
 def check_delivery(delivery: IDelivery, *, recipient: str = "user@example.com") -> Deferred[int]:
-    """Hold `delivery` to its contract: the interfaces of all three objects, nasty envelopes and bodies, and
-    an end at every stage. `recipient` is an address that it accepts. Each message is in a session of its own;
-    an ISessionDelivery hears of the end of each.
+    """Check that `delivery` keeps its contract: the interfaces of all three objects, difficult envelopes and bodies,
+    and an end at every stage. `recipient` is an address that it accepts. Each message is in its own session;
+    `session_ended()` of an ISessionDelivery is called for each.
 
-    Fires with the number of messages that it accepted; an AssertionError says what it did wrong, and where.
-    It may refuse whatever it likes but the first plain message to `recipient`. A message whose verdict is
-    cancelled, as at the time limit, may or may not have been stored, and is not in the number.
+    Fires with the number of messages that it accepted; an AssertionError says what it did wrong, and where. It may
+    refuse any message but the first plain one to `recipient`. A message whose verdict is cancelled, as at the time
+    limit, may or may not have been stored, and is not counted.
     """
     return Deferred.fromCoroutine(_check(delivery, Path(recipient, {})))
 
@@ -122,69 +122,69 @@ def _bodies(extensions: frozenset[str]) -> dict[str, list[bytes]]:
     return bodies
 
 
-class _Farewell:
-    """Calls `say` once: when the session has ended and none of its hooks is at work any more.
+class _SessionEnd:
+    """Calls `notify` once: when the session has ended and all its hooks have answered.
 
-    A hook is at work until it answers, though its time may be over and nobody wait for it.
+    A hook counts as pending until it answers, also after it was cancelled.
     """
 
-    def __init__(self, say: Callable[[], None]) -> None:
-        self._say = say
-        self._at_work = 0
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._pending = 0
         self._session_ended = False
 
     def hook_called(self) -> None:
-        """Of any transaction of the session."""
-        self._at_work += 1
+        """Called when a hook of any transaction of the session is called."""
+        self._pending += 1
 
     def hook_answered(self) -> None:
-        """And whatever follows from the answer has been done."""
-        self._at_work -= 1
-        self._say_if_over()
+        """Called when a hook has answered, and the answer has been handled."""
+        self._pending -= 1
+        self._notify_if_over()
 
     def session_ended(self) -> None:
-        """No hook is called from now on. Called once."""
+        """Called once, after the last hook of the session was called."""
         self._session_ended = True
-        self._say_if_over()
+        self._notify_if_over()
 
-    def _say_if_over(self) -> None:
-        if self._session_ended and not self._at_work:
-            self._say()
+    def _notify_if_over(self) -> None:
+        if self._session_ended and not self._pending:
+            self._notify()
 
 
 class _Session:
-    """One session of a delivery. Its end is said when all its hooks have answered."""
+    """One session of a delivery. Its end is reported when all its hooks have answered."""
 
     def __init__(self, delivery: IDelivery, client: Client) -> None:
         self.client = client
         self._delivery = delivery
-        self._farewell = _Farewell(self._say_farewell)
-        self.end = self._farewell.session_ended
+        self._end = _SessionEnd(self._report_end)
+        self.end = self._end.session_ended
 
     def call(self, hook: Callable[..., Any], *args: object) -> Deferred[Any]:
-        """What the hook answers or raises, however it does."""
-        self._farewell.hook_called()
+        """Call a hook. The Deferred has its answer or its exception."""
+        self._end.hook_called()
         return maybeDeferred(lambda: later(hook(*args))).addBoth(self._answered)
 
     async def answer(self, what: str, hook: Callable[..., Any], *args: object) -> Any:
-        """The answer of a hook, at once or later. `Refused` goes through; anything else is a fault."""
+        """The answer of a hook, at once or later. `Refused` is raised as it is; any other exception is a fault."""
         try:
             return await self.call(hook, *args)
         except Exception as error:
             raise _checked_error(what, error) from error
 
     def _answered(self, outcome: Any) -> Any:
-        self._farewell.hook_answered()
+        self._end.hook_answered()
         return outcome
 
-    def _say_farewell(self) -> None:
+    def _report_end(self) -> None:
         if ISessionDelivery.providedBy(self._delivery):
             end = ISessionDelivery(self._delivery).session_ended
             _tell_end("session_ended()", end, self.client.session)
 
 
 class _Checks:
-    """One delivery under check. `accepted` counts its messages."""
+    """The checks of one delivery. `accepted` counts its messages."""
 
     def __init__(self, delivery: IDelivery, recipient: Path) -> None:
         self.accepted = 0
@@ -199,7 +199,7 @@ class _Checks:
         )
 
     async def message(self, envelope: _Envelope, pieces: list[bytes]) -> Reply | None:
-        """A whole message. What refused it, or None."""
+        """Deliver a whole message. Returns the refusal, or None."""
         with self._session(envelope) as session:
             try:
                 sink = await self._sink(session, envelope)
@@ -211,7 +211,7 @@ class _Checks:
         return None
 
     async def aborts(self) -> None:
-        """An end at every stage, and in the middle of every write that waits."""
+        """End a transaction at every stage, and during every write that waits."""
         with self._session(self._plain) as session:
             _abort(await self._mail(session, self._plain), "after begin()")
         with self._session(self._plain) as session:
@@ -224,7 +224,7 @@ class _Checks:
             with self._session(self._plain) as session:
                 sink = await self._sink(session, self._plain)
                 limit = self._delivery.max_message_octets
-                # It may refuse. It is aborted like any other.
+                # The delivery may refuse; the sink is aborted all the same.
                 with suppress(Refused):
                     for _ in range(min(5, limit // PIECE_OCTETS) if limit else 5):
                         written = session.call(sink.write, b"x" * PIECE_OCTETS)
@@ -233,7 +233,7 @@ class _Checks:
                 _abort(sink, "after or during write()")
 
     async def cancelled_hooks(self) -> None:
-        """The client leaves while a hook is pending, or the time limit passes while the verdict is."""
+        """Let the client leave while a hook is pending, and the time limit pass while the verdict is pending."""
         with self._session(self._plain) as session:
             begun = session.call(self._delivery.begin, session.client, self._plain.sender)
             for mail in _come("begin()", begun, cancel=True):
@@ -245,7 +245,7 @@ class _Checks:
                 self._count(reply, "finish()")
 
     async def two_at_once(self) -> None:
-        """Sessions are independent of each other."""
+        """Deliver two messages at the same time: sessions must be independent of each other."""
         what = "two messages at once"
         with self._session(self._plain) as one, self._session(self._plain) as other:
             sinks: list[tuple[_Session, IMessageSink]] = []
@@ -264,7 +264,7 @@ class _Checks:
 
     @contextmanager
     def _session(self, envelope: _Envelope) -> Iterator[_Session]:
-        """Of an id of its own. A refusal ends it like anything else that is no fault."""
+        """A session with its own id. A refusal ends it without a fault."""
         client = attrs.evolve(envelope.client, session=f"1-{next(self._sessions)}")
         session = _Session(self._delivery, client)
         with suppress(Refused):
@@ -318,14 +318,14 @@ class _Checks:
 
 
 def _check_reply(reply: object, what: str) -> None:
-    """`Refused` where it says no."""
+    """Check the type of `reply`. `Refused`: it is a refusal."""
     require(reply is None or isinstance(reply, Reply), f"{what} answered {reply!r}, neither None nor a Reply")
     if isinstance(reply, Reply) and reply.code >= 300:
         raise Refused(reply)
 
 
 def _checked_error(what: str, error: Exception) -> Exception:
-    """The fault that a hook's exception is, or the refusal."""
+    """The AssertionError for a hook's exception, or the exception itself if it is a valid refusal."""
     if not isinstance(error, Refused):
         return AssertionError(f"{what} raised {error!r}")
     code = error.reply.code
@@ -347,7 +347,7 @@ def _tell_end(what: str, end: Callable[..., object], *args: object) -> None:
 
 
 def _come(what: str, pending: Deferred[Any], *, cancel: bool) -> list[Any]:
-    """What a hook has answered already. If nothing, its Deferred is cancelled, or let go."""
+    """The answer of a hook, if it has come already. If not, the Deferred is cancelled, or left pending."""
     outcomes: list[Any] = []
     pending.addBoth(outcomes.append)
     cancelled = cancel and not outcomes

@@ -1,4 +1,4 @@
-"""What the checks have in common: saying what is wrong, and taking an answer however it comes."""
+"""The common parts of the checks: the assertions, and the answers of hooks, at once or later."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import Interface, Invalid
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.engine.port import is_later
 from twisted_smtpguard.hooks.later import as_deferred
+from twisted_smtpguard.values import is_later
 
 
 def require(condition: bool, problem: str) -> None:
-    """AssertionError with `problem` as its text, unless `condition`."""
+    """Raise AssertionError with the text `problem` unless `condition` is true."""
     if not condition:
         raise AssertionError(problem)
 
 
 def verify(interface: type[Interface], candidate: object, what: str) -> None:
-    """AssertionError unless `candidate` provides `interface`, with all its methods and attributes."""
+    """Raise AssertionError unless `candidate` provides `interface`, with all its methods and attributes."""
     try:
         verifyObject(interface, candidate)
     except Invalid as error:
@@ -27,5 +27,5 @@ def verify(interface: type[Interface], candidate: object, what: str) -> None:
 
 
 def later(answer: Any) -> Deferred[Any]:
-    """The answer of a hook, now, later or to be awaited, as a Deferred."""
+    """The answer of a hook as a Deferred, whether it is a value, a Deferred or another awaitable."""
     return as_deferred(answer) if is_later(answer) else succeed(answer)

@@ -1,4 +1,4 @@
-"""Conversations that have to go the same way however their octets arrive."""
+"""Conversations that must have the same result however their octets arrive."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from twisted_smtpguard.testing.demands import require
 from twisted_smtpguard.testing.fakes import FakeDelivery
 
 Turn: TypeAlias = tuple[str | bytes, str]
-"""What the client sends (text is lines, and gets its line ends; octets go as they are), and what it hears: the
-reply lines joined with `\\n`, "" for nothing yet."""
+"""What the client sends, and the replies that it must get. Text is sent as lines, to which CRLF is added; octets are
+sent as they are. The reply lines are joined with `\\n`; "" means that there is no reply yet."""
 
 _LARGE_REPLY = 4096
-"""Characters. What is said to one arrival leaves in one write unless it is longer."""
+"""How many characters the replies to one arrival may have to be sent in one write."""
 
 
 @checked
@@ -29,10 +29,11 @@ def dialogue(
 ) -> Conversation:
     """Hold a conversation turn by turn, then byte by byte, then with all turns in one arrival.
 
-    AssertionError unless the replies are `turns`' each time, in one write an arrival. `delivery` makes a delivery
-    for each time; where it is a FakeDelivery it has to see the same calls with the same octets. `closed` says whether
-    the guard says no more at the end. `hello` comes first, unheard; "" leaves it out. `bytewise` False leaves out that
-    way. `limits` are fields of Limits. The conversation of the first time is returned.
+    AssertionError: the replies differ from those in `turns`, or the replies to one arrival are not in one write.
+    `delivery` makes a delivery for each conversation; a FakeDelivery must see the same calls with the same octets each
+    time. `closed` says whether the guard must have closed its side at the end. `hello` is sent first, and its reply is
+    ignored; "" leaves it out. `bytewise=False` leaves out the conversation byte by byte. `limits` are fields of Limits.
+    Returns the first conversation.
     """
     first = None
     ways = (_by_turns, _bytewise, _at_once) if bytewise else (_by_turns, _at_once)
@@ -71,7 +72,7 @@ def _at_once(client: Conversation, turns: tuple[Turn, ...]) -> None:
 
 def _require_one_write(client: Conversation, before: int) -> None:
     written = client.transport.writes[before:]
-    require(len(written) <= 1, f"what is said to one arrival left in several writes: {written}")
+    require(len(written) <= 1, f"the replies to one arrival were sent in several writes: {written}")
 
 
 def _octets(said: str | bytes) -> bytes:
@@ -92,7 +93,7 @@ def _seen(client: Conversation) -> object:
     delivery = client.guard.delivery
     if not isinstance(delivery, FakeDelivery):
         return None
-    # How often write() is called depends on the arrivals; of a message that is refused, whether it is called.
+    # The number of write() calls depends on the arrivals; for a refused message there may be none.
     calls = [hook for hook in delivery.calls if hook != "write"]
     return calls, [(m.sender, m.recipients, m.octets) for m in delivery.messages]
 

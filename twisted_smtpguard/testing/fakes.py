@@ -1,4 +1,4 @@
-"""A delivery and IP filters that answer as a test says, and remember what they were asked."""
+"""A delivery and IP filters that give the answers that a test sets, and record their calls."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twisted_smtpguard.values import PASS, Client, Path, Peer
 
 @attrs.define
 class Delivered:
-    """A message that `finish()` was called for."""
+    """A message for which `finish()` was called."""
 
     client: Client
     sender: Path
     recipients: list[Path]
-    """All that were asked about, those that an answer of the test's refused too."""
+    """All recipients that the delivery was asked about, also those that the test refused."""
     octets: bytes
 
     def __attrs_post_init__(self) -> None:
@@ -29,10 +29,10 @@ class Delivered:
 
 @implementer(IDelivery)
 class FakeDelivery:
-    """Accepts everything and keeps it in `messages`.
+    """A delivery that accepts everything and keeps it in `messages`.
 
-    A test makes one hook answer otherwise by `answers[hook]`: it is called with the hook's arguments, and what it
-    returns is the hook's answer; so it may return a Deferred or a coroutine, or raise. The hooks are `begin`,
+    A test sets another answer for a hook by `answers[hook]`, a function: it is called with the hook's arguments, and
+    its result is the hook's answer. So it may return a Deferred or a coroutine, or raise. The hooks are `begin`,
     `recipient`, `data`, `write`, `finish`, `transaction.abort` and `sink.abort`.
     """
 
@@ -41,9 +41,9 @@ class FakeDelivery:
 
     def __init__(self) -> None:
         self.messages: list[Delivered] = []
-        """A message is here from the call of `finish()` on, whatever that is made to answer."""
+        """The messages for which `finish()` was called, whatever its answer."""
         self.calls: list[str] = []
-        """The hooks that were called, in their order."""
+        """The hooks that were called, in order."""
         self.answers: dict[str, Any] = {}
 
     def _answer(self, hook: str, default: Any, *args: object) -> Any:
@@ -57,7 +57,7 @@ class FakeDelivery:
 
 @implementer(IMailTransaction)
 class FakeTransaction:
-    """What a FakeDelivery answers at MAIL. Its hooks are the delivery's to answer."""
+    """The transaction of a FakeDelivery. The delivery's `answers` apply to its hooks."""
 
     def __init__(self, delivery: FakeDelivery, client: Client, sender: Path) -> None:
         self.delivery, self.client, self.sender = delivery, client, sender
@@ -76,7 +76,7 @@ class FakeTransaction:
 
 @implementer(IMessageSink)
 class FakeSink:
-    """What a FakeTransaction answers at DATA. `octets` is what came so far."""
+    """The sink of a FakeTransaction. `octets` is the message so far."""
 
     def __init__(self, transaction: FakeTransaction) -> None:
         self.transaction = transaction
@@ -97,8 +97,8 @@ class FakeSink:
 
 @implementer(IIPFilter)
 class FakeFilter:
-    """Answers every peer with `answer`, a verdict or something to await; a callable one is called with the peer, and
-    may raise. `peers` are those that it was asked about."""
+    """A filter that gives `answer` for every peer: a verdict or an awaitable. If `answer` is callable it is called with
+    the peer, and may raise. `peers` has the peers that it was asked about."""
 
     def __init__(self, answer: Any = PASS) -> None:
         self.answer = answer
@@ -110,9 +110,10 @@ class FakeFilter:
 
 
 class SlowFilter(FakeFilter):
-    """Answers with a Deferred, kept in `asked`: a test fires it with the verdict, or lets the time pass.
+    """A filter that answers with Deferreds, which are kept in `asked`. A test fires one with a verdict, or lets the
+    time limit pass.
 
-    It is cancelled as any other, and `cancelled` counts that.
+    `cancelled` counts those that were cancelled.
     """
 
     def __init__(self) -> None:

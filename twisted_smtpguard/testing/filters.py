@@ -20,12 +20,12 @@ from twisted_smtpguard.testing.demands import later, require, verify
 from twisted_smtpguard.values import Peer, Verdict
 
 MAX_BLOCKING_SECONDS = 0.25
-"""A check that takes longer keeps every other client of the guard waiting."""
+"""The longest time that a check may block. A longer one keeps every other client of the guard waiting."""
 MAX_STALLS = 5
-"""So many checks may take longer all the same: the machine may have been busy with something else. A filter that blocks
-does so each time, or, if it remembers what it looked up, once for each of more addresses than this."""
+"""How many checks may block for longer, since the machine may have been busy. A filter that blocks does so each time,
+or, if it caches its look-ups, once for each address, of which there are more than this."""
 AT_ONCE = 10
-"""Clients at each address, in the check of many at once."""
+"""The number of clients at each address, in the check of many at once."""
 
 _PEER = Peer(IPv4Address("192.0.2.1"), 40000, IPv4Address("192.0.2.25"), 25, tls=False, proxied=False)
 _IPV6 = attrs.evolve(_PEER, address=IPv6Address("2001:db8::1"), local_address=IPv6Address("2001:db8::25"))
@@ -50,16 +50,17 @@ PEERS = {
     "the lowest IPv6 address": attrs.evolve(_IPV6, address=IPv6Address(0)),
     "the highest IPv6 address": attrs.evolve(_IPV6, address=IPv6Address(2**128 - 1)),
 }
-"""Everything that a Peer can be. An IPv4-mapped IPv6 address is not among it: the guard makes it IPv4."""
+"""Every kind of Peer. There is no IPv4-mapped IPv6 address, since the guard turns it into an IPv4 address."""
 
 
 def check_filter(ip_filter: IIPFilter, *, seconds: Callable[[], float] = perf_counter) -> Deferred[int]:
-    """Hold `ip_filter` to its contract: every kind of peer, many at once, clients that leave while they wait, and a
-    reload where it can. One that is a service must have been started. `seconds` tells the time.
+    """Check that `ip_filter` keeps its contract: with every kind of peer, with many at once, with clients that leave
+    while they wait, and with a reload if it has one. A filter that is a service must have been started. `seconds` tells
+    the time.
 
-    Fires with the number of verdicts that it gave; an AssertionError says what it did wrong, and with which peer.
-    It may judge as it likes, at once or later. It never fires where a check that was not cancelled never answers.
-    What it does not see: one slow check among many, and work that goes on for clients that have left.
+    Fires with the number of verdicts that it gave; an AssertionError says what it did wrong, and with which peer. It
+    may give any verdict, at once or later. This never fires if a check that was not cancelled never answers. It does
+    not notice one slow check among many, or work that goes on for clients that have left.
     """
     return Deferred.fromCoroutine(_check(ip_filter, seconds))
 
@@ -74,7 +75,7 @@ async def _check(ip_filter: IIPFilter, seconds: Callable[[], float]) -> int:
 
 @contextmanager
 def _unhandled_errors() -> Iterator[list[BaseException]]:
-    """The errors of Deferreds that nobody took before they were thrown away while the block ran."""
+    """The errors of Deferreds that were garbage-collected without an errback while the block ran."""
     errors: list[BaseException] = []
 
     @provider(ILogObserver)
@@ -92,7 +93,7 @@ def _unhandled_errors() -> Iterator[list[BaseException]]:
 
 
 class _Question:
-    """A check that was begun, and what comes of it."""
+    """A call of check(), and its outcome."""
 
     def __init__(self, what: str, answer: Deferred[Any]) -> None:
         self.what = what
@@ -112,7 +113,7 @@ class _Question:
         require(isinstance(outcome, Verdict), f"{self.what} answered {outcome!r}, not a Verdict")
 
     def cancel(self) -> None:
-        """Of one that is over: nothing."""
+        """Cancel the answer. After the answer has come this does nothing."""
         try:
             self._answer.cancel()
         except Exception as error:
@@ -120,7 +121,7 @@ class _Question:
 
 
 class _Checks:
-    """One filter under check."""
+    """The checks of one filter."""
 
     def __init__(self, ip_filter: Any, seconds: Callable[[], float]) -> None:
         self._filter = ip_filter
@@ -130,7 +131,7 @@ class _Checks:
         self._given: dict[int, Deferred[Any]] = {}
 
     async def all(self) -> int:
-        """How many verdicts there were."""
+        """Run all checks. Returns the number of verdicts."""
         for peer in PEERS:
             await self._judged([self._ask(peer)])
         await self._judged(self._many(", many at once"))
@@ -146,8 +147,8 @@ class _Checks:
         return self._verdicts
 
     async def _some_leave(self) -> None:
-        """Of the clients at each address all but one leave; what is looked up for that one goes on. What was taken
-        for those who left is free again."""
+        """Let all clients at each address but one leave. The look-up for that one must go on, and what was taken for
+        the others must be freed."""
         leaving = self._many()
         staying = [self._ask(peer, ", of whom others were cancelled") for peer in PEERS]
         for question in leaving:
@@ -158,7 +159,7 @@ class _Checks:
             require(question.over, f"{question.what} was cancelled, and has not ended")
 
     async def _meanwhile(self, what: str, hook: Callable[[], Any]) -> Any:
-        """The answer of a hook that takes new data. Clients come while it does, and afterwards."""
+        """The answer of a hook that reloads data. Clients come meanwhile and afterwards."""
         pending = Deferred.fromCoroutine(_answer(what, hook))
         await self._judged([self._ask(peer, f" during {what}") for peer in PEERS])
         answer = await pending
@@ -180,7 +181,7 @@ class _Checks:
         self._stalls += blocked > MAX_BLOCKING_SECONDS
         require(
             self._stalls <= MAX_STALLS,
-            f"{what} blocked for {blocked:.2f} s, as {MAX_STALLS} did before it: nobody was served meanwhile",
+            f"{what} blocked for {blocked:.2f} s, as {MAX_STALLS} did before it: no client was served meanwhile",
         )
         require(id(answer) not in self._given, f"{what} answered with a Deferred that it gave before")
         if isinstance(answer, Deferred):

@@ -1,4 +1,4 @@
-"""A network in memory: one end of a TCP connection, and a client at the other that reads as the test says."""
+"""A TCP connection in memory, with a client that reads as the test says."""
 
 # ruff: noqa: N802 - Twisted's own method names
 
@@ -14,14 +14,15 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.inputs.arguments import checked
 
 _FULL_OCTETS = 64 * 1024
-"""Above it Twisted pauses a producer that goes on by itself."""
+"""The buffer size above which Twisted pauses a streaming producer."""
 
 
 class FakeTransport(StringTransport):
-    """A TCP connection as Twisted's own behaves, with a client that reads all at once unless `reads` is False.
+    """A transport that behaves as Twisted's TCP transport, with a client that reads everything at once unless `reads`
+    is False.
 
-    `host` and `port` are the client's; it has connected to 198.51.100.1, port 25. Give it its `protocol`, then call the
-    protocol's `makeConnection` with it. What the client has read is `value()`, since the last `clear()`.
+    `host` and `port` are the client's; it is connected to 198.51.100.1, port 25. Set its `protocol`, then call the
+    protocol's `makeConnection` with it. `value()` is what the client has read since the last `clear()`.
     """
 
     @checked
@@ -30,18 +31,19 @@ class FakeTransport(StringTransport):
         super().__init__(IPv4Address("TCP", "198.51.100.1", 25), kind("TCP", host, port), lenient=True)
         self.protocol: Any = None
         self.reads = True
-        """Set it to False for a client that reads nothing. Set back, it reads at the next `drain()`."""
+        """False is a client that reads nothing. After it is set to True again, the client reads at the next
+        `drain()`."""
         self.writes: list[bytes] = []
-        """One entry for every call of write()."""
+        """The data of each call of write()."""
         self.half_closed = False
-        """The guard says no more."""
+        """Whether the guard has closed its sending side."""
         self.aborted = False
-        """The guard has ended the connection without waiting for what was still to be sent."""
+        """Whether the guard has aborted the connection, without sending what still waited."""
         self.lost = False
-        """The connection is gone."""
+        """Whether the connection has ended."""
         self._untaken = b""
 
-    # What the guard does.
+    # Called by the guard.
 
     def write(self, data: bytes) -> None:
         if self.half_closed or self.lost:
@@ -73,10 +75,11 @@ class FakeTransport(StringTransport):
         self.aborted = True
         self.lose(ConnectionAborted())
 
-    # What the client and the network do.
+    # Called by the test, for the client and the network.
 
     def drain(self) -> None:
-        """The client reads all that was written, and what is written because it reads, unless `reads` is False."""
+        """Make the client read everything that was written, and what is written because it reads, unless `reads` is
+        False."""
         while self.reads and self.producer is not None and not (self.streaming or self.lost):
             self.io.write(self._untaken)
             self._untaken = b""
@@ -90,14 +93,14 @@ class FakeTransport(StringTransport):
                 self.lose(ConnectionDone())
 
     def take(self, octets: int) -> None:
-        """A client that reads slowly reads so many octets of what was written."""
+        """Make the client read `octets` octets of what was written."""
         self.io.write(self._untaken[:octets])
         self._untaken = self._untaken[octets:]
         if not self._untaken and self.producer is not None:
             self.producer.resumeProducing()
 
     def lose(self, reason: BaseException | None = None) -> None:
-        """The connection is gone, by default because the network or the client let it go. Once counts."""
+        """End the connection, by default as if the network or the client had closed it. Further calls do nothing."""
         if not self.lost:
             self.lost = True
             self.connected = False

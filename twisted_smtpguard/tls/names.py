@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar
 
-from twisted_smtpguard.delivery.domainlist import parse_domain
+from twisted_smtpguard.engine.hostnames import parse_domain
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.tls.certificates import KeyPair, read_pair
 

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ServerFactory
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
+from zope.interface import provider
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.transport.peers import socket_name
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.turnaway import TurnAwayUnsaid
 
@@ -42,3 +46,23 @@ class Listener(ServerFactory):
         if self.implicit_tls and not isinstance(protocol, SMTPGuardProtocol):
             return self._unsaid
         return protocol
+
+
+def bound_accept_log(port: Any, events: Events) -> None:
+    """Twisted logs a line for each connection that it drops because the process has no file descriptor left, and two
+    for each turn in which it does so. Have `port` tell `events` of each, and log nothing more of it."""
+    # Twisted has no public way to this, and a release without it logs as it likes.
+    theirs = getattr(port, "_logger", None)
+    if not isinstance(theirs, Logger):
+        return
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if "address" in event:
+            events.reject(socket_name(event["address"]), "out_of_descriptors")
+        elif "acceptError" in event:
+            events.accept_failed(str(event["acceptError"]))
+        elif event["log_level"] > LogLevel.info:
+            theirs.observer(event)
+
+    port._logger = Logger(theirs.namespace, observer=observe)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
+import socket
+import termios
 from functools import lru_cache
 from typing import Any
 
-from twisted.internet import address
-from twisted.internet.interfaces import IAddress
+from twisted.internet import address, tcp
+from twisted.internet.interfaces import IAddress, ISSLTransport
 
 from twisted_smtpguard.engine.proxyheader import ProxyHeader
 from twisted_smtpguard.values import Address, Peer, unmapped
@@ -62,3 +65,32 @@ def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
 def _address(host: str) -> Address | None:
     """The same clients come again and again, and always to the same few addresses."""
     return unmapped(ipaddress.ip_address(host))
+
+
+_NONE = bytes(4)
+
+
+def input_waits(transport: Any) -> bool:
+    """Whether the kernel has input of the connection: what came with it is early, too. False where it cannot be
+    told, and of octets that were sent to begin TLS.
+
+    FIONREAD: a recv() that finds nothing would raise, which takes twice as long. It counts up to an urgent octet
+    (MSG_OOB), which no mail client sends: what stands behind one is seen when it is read.
+    """
+    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+        return False
+    try:
+        return fcntl.ioctl(transport.socket, termios.FIONREAD, _NONE) != _NONE
+    except OSError:
+        return False
+
+
+def waiting_octets(transport: Any, most: int) -> bytes:
+    """The first octets of what `input_waits` has found, which stay where they are."""
+    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+        return b""
+    try:
+        octets: bytes = transport.socket.recv(most, socket.MSG_PEEK)
+    except OSError:
+        return b""
+    return octets

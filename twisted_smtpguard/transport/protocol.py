@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
@@ -17,22 +17,48 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard.engine import arrival
+from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, NoHost
 from twisted_smtpguard.engine.proxyheader import ProxyHeader
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.tls.files import certificate_shown, spoken
-from twisted_smtpguard.transport.deadlines import Deadline
-from twisted_smtpguard.transport.output import Output
-from twisted_smtpguard.transport.peeking import input_waits, waiting_octets
-from twisted_smtpguard.transport.peers import is_own, make_peer, peer_address, peer_name
+from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
+from twisted_smtpguard.transport.endwatcher import EndWatcher
+from twisted_smtpguard.transport.fairness import FairScheduler
+from twisted_smtpguard.transport.output import Output, OutputRules
+from twisted_smtpguard.transport.peers import (
+    input_waits,
+    is_own,
+    make_peer,
+    peer_address,
+    peer_name,
+    waiting_octets,
+)
+from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
+from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import turn_away
 from twisted_smtpguard.values import Address, Peer
 
 if TYPE_CHECKING:
     from twisted_smtpguard.tls.layer import TLSLayer
-    from twisted_smtpguard.transport.factory import SMTPGuardFactory
+
+
+class Shared(Protocol):
+    """What the connections of one guard share. It is an SMTPGuardFactory, which imports this file."""
+
+    context: ServerContext
+    output_rules: OutputRules
+    proxies: ProxyNetworks | None
+    socket_buffers: SocketBuffers
+    ends: EndWatcher
+    turns: FairScheduler
+    deadlines: Deadlines
+    tls: Any
+
+    def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
+        """The connection is gone. Called once."""
 
 
 class _Gone(NoHost):
@@ -56,7 +82,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
 
     def __init__(
         self,
-        factory: SMTPGuardFactory,
+        factory: Shared,
         peer: IAddress | None,
         listener: str = "",
         *,
@@ -216,7 +242,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         return self._read_deadline if seconds else None
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
-        self.do_not_delay()
+        safely(self.failed, "a reply may be delayed", self.do_not_delay)
         return when_answered(later, answered, self.failed)
 
     def next_turn(self) -> None:

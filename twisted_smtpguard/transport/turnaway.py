@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard.engine.refusal import refusal_of
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.transport.peeking import input_waits
+from twisted_smtpguard.transport.peers import input_waits
 
 _DONE = Failure(ConnectionDone())
 

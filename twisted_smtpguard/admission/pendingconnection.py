@@ -1,0 +1,45 @@
+"""A connection that waits to be admitted, as admission sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.internet.defer import CancelledError
+
+from twisted_smtpguard.values import Peer
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.admission.clients import Place
+
+
+class PendingConnection(Protocol):
+    """A connection that has not been greeted."""
+
+    peer_name: str
+    """The client's name in the log."""
+    port: int | None
+    """The client's port; None for a UNIX socket."""
+    listener: str
+    """The name of its listener in the log."""
+    trusted: bool
+    """Whether an IP filter trusts the client."""
+    place: Place | None
+    """Its place among the connections that the client may have at once."""
+
+    @property
+    def peer(self) -> Peer:
+        """The peer that filters are asked about."""
+
+    @property
+    def key(self) -> str:
+        """The key of the client, for the limits per client."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended or was refused."""
+
+
+def require_connected(connection: PendingConnection) -> None:
+    """CancelledError: the connection has ended, and a hook went on in spite of its cancellation."""
+    if connection.gone:
+        raise CancelledError
