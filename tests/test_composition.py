@@ -619,10 +619,10 @@ def test_another_projects_twist_command_heeds_sighup_and_a_second_sigterm_and_te
             assert twist._process.wait(PATIENCE_SECONDS) == -signal.SIGTERM
 
 
-def refused_start(directory: Path, plugin: Path, endpoint: str) -> str:
-    """What `twist mailroom` says where it cannot listen."""
+def refused_start(directory: Path, plugin: Path, endpoint: str, *options: str) -> str:
+    """What `twist mailroom` says where it cannot start."""
     done = subprocess.run(
-        [TWIST, "mailroom", f"--listen={endpoint}"],
+        [TWIST, "mailroom", f"--listen={endpoint}", *options],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(plugin / "src")},
         capture_output=True,
@@ -655,6 +655,21 @@ def test_that_sentence_names_the_endpoint_whatever_is_wrong_with_it(
     endpoint: str, why: str, plugin: Path, tmp_path: Path
 ) -> None:
     assert refused_start(tmp_path, plugin, endpoint) == f"cannot listen on {endpoint}: {why}\n"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "options", "why"),
+    [
+        ("tcp:x", (), "invalid literal for int() with base 10: 'x'"),
+        (LOCAL, ("--max-connections=-1",), "max_connections must be 0 or more, not -1"),
+        (LOCAL, ("--networks=/nope",), "/nope"),
+    ],
+)
+def test_a_mistake_in_the_options_of_that_command_is_one_sentence_too(
+    endpoint: str, options: Sequence[str], why: str, plugin: Path, tmp_path: Path
+) -> None:
+    said = refused_start(tmp_path, plugin, endpoint, *options)
+    assert re.fullmatch(rf"mailroom: .*{re.escape(why)}.*\n", said)
 
 
 class ClosedPart(Service):

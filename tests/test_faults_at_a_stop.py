@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -61,6 +63,13 @@ class Part(FakeDelivery, Service):
     def stopService(self) -> None:
         self.stopped += 1
         raise Fault
+
+
+@pytest.fixture(autouse=True)
+def told_here_and_not_in_another_test() -> Iterator[None]:
+    """Twisted tells of a part that did not stop when the garbage collector finds its Deferred."""
+    yield
+    gc.collect()
 
 
 def test_a_listener_that_cannot_be_closed_keeps_nobody_from_a_proper_stop() -> None:

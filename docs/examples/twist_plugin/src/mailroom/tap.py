@@ -37,8 +37,13 @@ def makeService(options: Options) -> ProcessService:  # noqa: N802 - Twisted's n
     """Called by `twist`, which has chosen the reactor."""
     from twisted.internet import reactor  # noqa: PLC0415 - not before it is chosen
 
+    try:
+        guard = make_guard(options, reactor)
+    except (ValueError, OSError) as error:
+        # One sentence and status 1, not a traceback.
+        raise SystemExit(f"mailroom: {error}") from error
     # Your other services, such as a database, are parts: started before the guard, stopped after its last session.
-    return ProcessService(reactor, [make_guard(options, reactor)], parts=[])
+    return ProcessService(reactor, [guard], parts=[])
 
 
 def make_guard(options: Options, reactor: Any) -> SMTPGuardService:
