@@ -189,6 +189,15 @@ def test_one_that_was_cancelled_from_within_stops_no_later_reload() -> None:
         ]
 
 
+def test_a_file_that_is_not_there_is_named_as_a_file_and_without_an_error_number() -> None:
+    def answer() -> None:
+        open("/missing/file")  # noqa: PTH123, SIM115 - it does not open
+
+    assert reload(service(Reloadable(answer))) == [
+        "reload_failed what=f0 option=--ip-filter file=/missing/file No such file or directory"
+    ]
+
+
 def test_an_exception_that_has_no_text_stops_no_later_reload() -> None:
     class Speechless(Exception):
         def __str__(self) -> str:

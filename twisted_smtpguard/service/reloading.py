@@ -119,6 +119,8 @@ class Reloader:
         error = failure.value
         if isinstance(error, FaultyFileError):
             self._events.reload_failed(part.what, error.option or part.option, error.problem, error.file)
+        elif isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+            self._events.reload_failed(part.what, part.option, error.strerror, error.filename)
         else:
             self._events.reload_failed(part.what, part.option, safe_str(error) or type(error).__name__)
 
