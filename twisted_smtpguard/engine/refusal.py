@@ -1,4 +1,4 @@
-"""Why a connection is not let in."""
+"""Why a connection is refused before its greeting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.replies import Reply
 
 
-class Guest(Protocol):
-    """A connection that has not been greeted, for the log."""
+class Arrival(Protocol):
+    """What the log has of a connection that has not been greeted."""
 
     peer_name: str
     port: int | None
@@ -29,14 +29,14 @@ class NotAdmitted(Exception):  # noqa: N818 - a decision, not a fault
 
 @attrs.frozen
 class Refusal:
-    """Why a connection is not let in, for the client and for the log."""
+    """Why a connection is refused: the reply for the client, and the fields for the log."""
 
     reply: Reply
     reason: str
     value: int | None = None
     ip_filter: str = ""
     rule: str = ""
-    """What of the filter's rules it was, in the filter's words."""
+    """The rule of the filter that matched, in the filter's words."""
 
     def log(
         self,
@@ -49,7 +49,7 @@ class Refusal:
         dry_run: bool = False,
         value: int | None = None,
     ) -> None:
-        """Count and log it. `dry_run`: nothing is refused, and nothing said. `value` stands in for its own."""
+        """Count and log the refusal. `dry_run`: it is not enforced. `value` replaces the value of this refusal."""
         events.reject(
             peer,
             self.reason,
@@ -64,17 +64,19 @@ class Refusal:
             hint=replies.hint_of(self.reason, peer),
         )
 
-    def log_of(self, guest: Guest, events: Any, limits: Limits, *, dry_run: bool = False) -> None:
-        """The same of a guest."""
-        self.log(events, limits, guest.peer_name, port=guest.port, listener=guest.listener, dry_run=dry_run)
+    def log_of(self, arrival: Arrival, events: Any, limits: Limits, *, dry_run: bool = False) -> None:
+        """Count and log the refusal of `arrival`."""
+        self.log(
+            events, limits, arrival.peer_name, port=arrival.port, listener=arrival.listener, dry_run=dry_run
+        )
 
-    def enforce(self, events: Any, limits: Limits, guest: Guest, limit: str) -> None:
-        """NotAdmitted, or a line in the log where `limit` is only tried."""
+    def enforce(self, events: Any, limits: Limits, arrival: Arrival, limit: str) -> None:
+        """Raise NotAdmitted, or only log the refusal if `limit` is in dry run."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)
-        self.log_of(guest, events, limits, dry_run=True)
+        self.log_of(arrival, events, limits, dry_run=True)
 
 
 def refusal_of(reply: Reply, value: int | None = None) -> Refusal:
-    """The refusal by one of our own replies, for the reason that the catalogue gives."""
+    """The refusal with a reply of the catalogue, which has its reason."""
     return Refusal(reply, replies.reason_of(reply), value)
