@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.mail.interfaces import IMessageDelivery
 from zope.interface import implementer
 
@@ -65,26 +64,22 @@ class Part(FakeDelivery, Service):
         raise Fault
 
 
-@pytest.fixture(autouse=True)
-def told_here_and_not_in_another_test() -> Iterator[None]:
-    """Twisted tells of a part that did not stop when the garbage collector finds its Deferred."""
-    yield
-    gc.collect()
-
-
 def test_a_listener_that_cannot_be_closed_keeps_nobody_from_a_proper_stop() -> None:
     clock, good, part = Clock(), GoodPort(), Part()
     service = SMTPGuardService(clock, [Endpoint(Port()), Endpoint(good)], part)
     service.startService()
     client = Clients(service.factory, clock).greeted()
     stopped: list[object] = []
-    service.stopService().addBoth(stopped.append)
-    clock.advance(0)
-    assert good.closed
-    assert codes(client.heard())[-1] == 421
-    client.disconnect()
+    with capturedLogs() as logged:
+        service.stopService().addBoth(stopped.append)
+        clock.advance(0)
+        assert good.closed
+        assert codes(client.heard())[-1] == 421
+        client.disconnect()
     assert stopped == [None]
     assert part.stopped == 1
+    texts = [event["text"] for event in logged if event.get("event") == "failure"]
+    assert sum("stopping a filter or the delivery" in text for text in texts) == 1
     # And it can be started again.
     service._listeners = []
     service.startService()
@@ -93,8 +88,9 @@ def test_a_listener_that_cannot_be_closed_keeps_nobody_from_a_proper_stop() -> N
 def test_a_start_that_fails_closes_every_listener_though_one_cannot_be_closed() -> None:
     clock, good, part = Clock(), GoodPort(), Part()
     service = SMTPGuardService(clock, [Endpoint(Port()), Endpoint(good), Busy()], part)
-    with pytest.raises(CannotListenError):
+    with capturedLogs() as logged, pytest.raises(CannotListenError):
         service.startService()
+    assert sum("stopping a filter or the delivery" in event.get("text", "") for event in logged) == 1
     assert good.closed
     assert part.stopped == 1
     assert service.ports == ()

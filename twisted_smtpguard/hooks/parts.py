@@ -3,7 +3,13 @@ connections."""
 
 from __future__ import annotations
 
-from twisted.application.service import IService, MultiService
+from typing import Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.hooks.faults import at_debug
 
 
 class PartsOwner(MultiService):
@@ -24,3 +30,20 @@ class PartsOwner(MultiService):
                 f"{type(part).__name__} belongs to another guard already, which would stop it; a part that several "
                 "guards share needs its own parent, by setServiceParent(), before the first guard is made"
             )
+
+    def stopService(self) -> Deferred[Any]:  # noqa: N802 - Twisted's name
+        """Stop every part, also if one of them fails. Fires when all have ended: with None, or with the first failure.
+        Further failures are logged at debug.
+
+        MultiService itself would drop the failures, and the log would have them when the garbage collector runs.
+        """
+        Service.stopService(self)
+        stopping = [maybeDeferred(part.stopService) for part in reversed(list(self))]
+        return DeferredList(stopping, consumeErrors=True).addCallback(_first_failure)
+
+
+def _first_failure(outcomes: list[tuple[bool, Any]]) -> Failure | None:
+    failures = [outcome for succeeded, outcome in outcomes if not succeeded]
+    for failure in failures[1:]:
+        at_debug(failure, "another part could not be stopped")
+    return failures[0] if failures else None

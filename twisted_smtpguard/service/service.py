@@ -326,10 +326,13 @@ class SMTPGuardService(PartsOwner):
         stopped.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
         return stopped.addCallback(lambda _: self.factory.context.events.stopped())
 
-    def _end_parts(self) -> Any:
+    def _end_parts(self) -> Deferred[Any] | None:
         self._reloader.stop()
         # Each start is followed by one stop of the parts, however often the service is stopped.
-        return super().stopService() if self.running else None
+        if not self.running:
+            return None
+        stopping = super().stopService()
+        return stopping.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
 
 
 def endpoint_name(endpoint: object) -> str:
