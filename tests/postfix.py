@@ -127,6 +127,17 @@ class Postfix:
         )
         return [path.read_bytes() for path in self._files()]
 
+    def stored_with(self, words: bytes) -> bytes:
+        """The message in `box` that contains `words`, once it is there. Names of files do not tell which came last."""
+        found: list[bytes] = []
+
+        def look() -> bool:
+            found[:] = [text for text in (path.read_bytes() for path in self._files()) if words in text]
+            return bool(found)
+
+        eventually(look, f"no message with {words!r}\n{self.log[-3000:]}")
+        return found[0]
+
     def _files(self) -> list[Path]:
         return sorted((self.box / "new").glob("*")) if (self.box / "new").exists() else []
 

@@ -67,7 +67,6 @@ Both = tuple[GuardProcess, Postfix]
 
 def test_mail_goes_through_and_the_verdicts_are_postfix_s(plain: Both) -> None:
     guard, postfix = plain
-    already = len(postfix._files())
     message = b"Subject: through\r\n\r\n.a dot\r\n..\r\n" + bytes(range(128, 256)) + b"\r\n"
     with RawClient(guard.address) as client:
         client.ask("EHLO client.example")
@@ -76,7 +75,7 @@ def test_mail_goes_through_and_the_verdicts_are_postfix_s(plain: Both) -> None:
         assert client.ask("DATA").startswith("354 ")
         client.send(stuffed(message))
         assert re.fullmatch(r"250 2\.0\.0 Ok: queued as [0-9A-F]+", client.reply())
-    mail = postfix.stored(already + 1)[-1]
+    mail = postfix.stored_with(b"\nSubject: through\n")
     assert mail.endswith(message.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n"))
     # Postfix's own field, and below it ours, which tells of the client.
     fields = re.findall(rb"^Received: .*\n(?:[ \t].*\n)*", mail, re.MULTILINE)
@@ -170,7 +169,6 @@ def test_a_message_above_postfix_s_size_is_refused_at_mail(plain: Both) -> None:
 
 def test_dsn_parameters_reach_postfix(plain: Both) -> None:
     guard, postfix = plain
-    already = len(postfix._files())
     with RawClient(guard.address) as client:
         client.ask("EHLO c")
         assert client.ask("MAIL FROM:<user@example.org> RET=HDRS ENVID=QQ+2B314").startswith("250 ")
@@ -180,15 +178,13 @@ def test_dsn_parameters_reach_postfix(plain: Both) -> None:
         client.ask("DATA")
         client.send(b"Subject: x\r\n\r\n.\r\n")
         assert client.reply().startswith("250 ")
-    report = postfix.stored(already + 1)[-1]
+    report = postfix.stored_with(b"\nOriginal-Envelope-Id: QQ+314\n")
     assert b"Subject: Successful Mail Delivery Report" in report
-    assert b"\nOriginal-Envelope-Id: QQ+314\n" in report
     assert b"\nOriginal-Recipient: rfc822;First+Last@example.org\n" in report
 
 
 def test_an_original_recipient_in_utf_8_reaches_postfix_under_smtputf8(plain: Both) -> None:
     guard, postfix = plain
-    already = len(postfix._files())
     with RawClient(guard.address) as client:
         client.ask("EHLO c")
         assert client.ask("MAIL FROM:<user@example.org> SMTPUTF8 RET=HDRS").startswith("250 ")
@@ -199,8 +195,8 @@ def test_an_original_recipient_in_utf_8_reaches_postfix_under_smtputf8(plain: Bo
         client.ask("DATA")
         client.send(b"Subject: x\r\n\r\n.\r\n")
         assert client.reply().startswith("250 ")
-    report = postfix.stored(already + 1)[-1]
-    assert "\nOriginal-Recipient: utf-8;j\u00f6rg@example.org\n".encode() in report
+    report = postfix.stored_with("\nOriginal-Recipient: utf-8;j\u00f6rg@example.org\n".encode())
+    assert b"Subject: Successful Mail Delivery Report" in report
 
 
 # Who the client is.
