@@ -1,4 +1,4 @@
-"""What a command line says: octets in, values out, `Refused` for what SMTP does not allow.
+"""The grammar of command lines: octets in, values out, `Refused` for a line that SMTP does not allow.
 
 Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 3461, 6152 and 6531). The session calls them, once a command.
 No regular expression here may need more than linear time: a client writes the line.
@@ -54,14 +54,15 @@ plain_line = re.compile(
     + _PLAIN_MAILBOX
     + rb"|([!-~]{1,255})))?\r\n"
 ).match
-"""What nearly every command line looks like, its CRLF included, and nothing else. It is read in one step, without
-decoding. The groups are the verb, the address of MAIL and RCPT where it is a plain one, and any other argument of one
-word. Whatever is not like that goes the long way, by `parse_command`."""
+"""Matches the form of nearly every command line, with its CRLF, and reads it in one step without decoding. The groups
+are the verb, the plain address of MAIL or RCPT, and any other argument of one word. `parse_command` reads all other
+lines, and these with the same result."""
 
 _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 _GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
 
+_WORD = re.compile(r"[^ \t]+")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{_UTF8}]+))?")
 # RFC 3461 4: the digits are upper case. A control that is decoded would end a line wherever the value is written to.
 _XTEXT = r"(?:[!-*,-<>-~]|\+(?!7F)[2-9A-F][0-9A-F])+"
@@ -164,7 +165,7 @@ def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
         if path["bare"] is not None:
             raise Refused(replies.BAD_SENDER_ADDRESS)
         address = ""
-    parameters = _parse_parameters(rest, offered, _MAIL_DSN, nobody="AUTH")
+    parameters = _parse_parameters(rest, offered, _MAIL_DSN, ignorable="AUTH")
     if not path[0].isascii() and "SMTPUTF8" not in parameters:
         raise Refused(replies.NON_ASCII_ADDRESS)
     return Path(address, parameters)
@@ -217,11 +218,14 @@ def _is_address_literal(text: str) -> bool:
 
 
 def _parse_parameters(
-    rest: str, offered: frozenset[str], dsn: frozenset[str], nobody: str = "", *, utf8: bool = False
+    rest: str, offered: frozenset[str], dsn: frozenset[str], ignorable: str = "", *, utf8: bool = False
 ) -> Mapping[str, str | None]:
-    """What follows a path: blanks and ESMTP parameters, upper-case keyword to value. `dsn` are those that may
-    be used if DSN is offered; `nobody` is one that says nothing where it is not offered and its value is <>. `utf8`: an
-    ORCPT of type utf-8 may hold UTF-8 as it is."""
+    """The ESMTP parameters after a path, by upper-case keyword.
+
+    `offered` are the parameters that may be used, and `dsn` those that may be used if DSN is among them. `ignorable` is
+    a parameter that is dropped if it is not offered and its value is <>. `utf8`: an ORCPT of type utf-8 may contain
+    UTF-8.
+    """
     if not rest:
         return NO_PARAMETERS
     if rest[0] not in " \t":
@@ -229,23 +233,23 @@ def _parse_parameters(
     if "DSN" in offered:
         offered |= dsn
     parameters: dict[str, str | None] = {}
-    ignored = False
-    # Not split(): it would also split at what a parameter must not contain.
-    for word in filter(None, rest.replace("\t", " ").split(" ")):
-        match = _PARAMETER.fullmatch(word)
+    dropped = False
+    # One at a time: a line of many parameters is refused at its first faulty one, before the others are made.
+    for word in _WORD.finditer(rest):
+        match = _PARAMETER.fullmatch(word[0])
         if match is None:
             raise Refused(replies.BAD_ARGUMENTS)
         keyword, value = match[1].upper(), match[2]
-        ignorable = keyword == nobody and value == "<>" and keyword not in offered
-        if not ignorable and (keyword not in offered or keyword not in _VALUES):
+        drop = keyword == ignorable and value == "<>" and keyword not in offered
+        if not drop and (keyword not in offered or keyword not in _VALUES):
             raise UnsupportedParameter(match[1])
-        if keyword in parameters or (ignorable and ignored):
+        if keyword in parameters or (drop and dropped):
             raise Refused(replies.BAD_ARGUMENTS)
         if value is not None and not value.isascii() and not (utf8 and keyword == "ORCPT"):
             # Before anything is made upper case: of some letters that makes ASCII.
             raise Refused(replies.BAD_ARGUMENTS)
-        if ignorable:
-            ignored = True
+        if drop:
+            dropped = True
             continue
         parameters[keyword] = _parse_value(keyword, value, offered)
     return MappingProxyType(parameters) if parameters else NO_PARAMETERS
@@ -266,6 +270,6 @@ def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> st
     if keyword == "ORCPT" and len(value.encode()) > _MAX_ORCPT_OCTETS:
         raise Refused(replies.BAD_ARGUMENTS)
     if keyword == "NOTIFY":
-        # A word that stands twice says nothing more, and some servers refuse it.
+        # Some servers refuse a word that is repeated.
         return ",".join(dict.fromkeys(value.upper().split(",")))
     return value if keyword in _CASE_COUNTS else value.upper()
