@@ -17,12 +17,12 @@ from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
 Address: TypeAlias = IPv4Address | IPv6Address
 
 FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
-"""What is caught of a hook, which is somebody else's code. The last three are no Exceptions."""
+"""The exceptions that are caught of a hook, which is foreign code. The last three are not subclasses of Exception."""
 
 
 def is_later(answer: Any) -> bool:
     """Whether a hook answered with a Deferred or another awaitable instead of its value."""
-    return _is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
+    return _is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable
 
 
 @lru_cache(maxsize=256)

@@ -138,7 +138,7 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
             engine.set_deadline("")
         return
     if engine.name:
-        # What was said in clear may have been anybody's; what was counted stays (RFC 3207 4.2).
+        # What the client said in clear is forgotten (RFC 3207 4.2); what was counted stays.
         engine.user = engine.auth = engine.known_client = None
         engine.helo = ""
         engine.offered = frozenset()

@@ -244,7 +244,7 @@ class Connection:
 
     @property
     def awaits_verdict(self) -> bool:
-        """The delivery is deciding on a message, and the client is still there to hear of it."""
+        """Whether a verdict is pending whose client is still connected."""
         return self.pending is not None and self.pending.finishes and self.stage not in ENDED
 
     @property

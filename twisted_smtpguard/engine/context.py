@@ -63,17 +63,17 @@ class ServerContext:
     session_times: Any
     """`ExpiryQueue` of engines whose session has a time limit."""
     orphan_settled: Callable[[], object]
-    """Called when a verdict has come whose client is gone."""
+    """Called when a verdict has come after its client disconnected."""
     is_relay: Callable[[Any], bool]
     """Whether a mail transaction is one with another server, with a reply to MAIL and BDAT of its own."""
     offers_chunking: Callable[[], bool]
     """Whether the delivery takes BDAT now."""
     session_ended: Callable[[str], object] | None = None
-    """The delivery's, where it wants to hear of the end of sessions."""
+    """The `session_ended()` of the delivery, if it is an ISessionDelivery."""
     starttls: bool = False
-    """There is a certificate: TLS may be asked for."""
+    """Whether there is a certificate, so that STARTTLS is possible."""
     asks_for_certificates: bool = False
-    """Clients are asked for a certificate that IP filters are to see."""
+    """Whether clients are asked for a certificate, which IP filters get."""
     proxy_tls: bool = False
     """What a trusted proxy says of its client's TLS is taken for true."""
     identify: Callable[[Any], Any] | None = None

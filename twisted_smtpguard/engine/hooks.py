@@ -45,5 +45,5 @@ def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Repl
 def _shown(answer: Any) -> str:
     try:
         return repr(answer)
-    except Exception:  # noqa: BLE001 - it is somebody else's code, too
+    except Exception:  # noqa: BLE001 - it is foreign code too
         return f"a {type(answer).__name__}"

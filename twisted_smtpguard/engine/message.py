@@ -192,10 +192,10 @@ def _normalize(piece: bytes) -> bytes:
 
 
 class IncomingMessage(MessageCheck):
-    """What a session knows of its message besides whether it may be taken."""
+    """The message that a session receives: the checks, and how far it has come."""
 
     chunked = False
-    """It comes by BDAT."""
+    """Whether it comes by BDAT."""
     ended = False
     """What the client sends now does not belong to the message, or not yet."""
     last = True

@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: the client that a proxy connects for. Octets in, a value out.
 
-haproxy.org's proxy-protocol.txt. Nothing is kept, and nothing is looked at beyond the bounds: a caller gives what has
-come so far, as often as it likes.
+The source is haproxy.org's proxy-protocol.txt. The functions keep no state, and look at no more octets than a header
+may have: a caller calls them again with all octets so far when more have come.
 
 Why no library: proxy-protocol of PyPI takes +25 and 4_7 for ports, raises struct.error at a short header, sets no bound
 to what it asks for, and does not tell how long the header was. Twisted's parsers are private, and behind its haproxy:
@@ -59,21 +59,21 @@ End: TypeAlias = tuple[Address, int]
 
 
 class HeaderError(ValueError):
-    """What comes is no PROXY header, or too long to be one."""
+    """The octets are no PROXY header, or too many for one."""
 
 
 @attrs.frozen
 class ProxyHeader:
-    """What a header says. `client` and `server` None: nothing of the client, so the connection is the proxy's own, such
-    as its health check, or that of somebody it cannot name."""
+    """The contents of a header. `client` and `server` are None if it names no client: the connection is the proxy's
+    own, such as a health check, or the proxy does not know the client's address."""
 
     octets: int
-    """How long it is."""
+    """The length of the header."""
     client: End | None = None
     server: End | None = None
     tls: str = ""
-    """How the client's connection to the proxy was encrypted: version and cipher as far as they are told. "": it was
-    not, nobody has asked, or the header names no client."""
+    """TLS version and cipher of the client's connection to the proxy, as far as the header has them. Empty if that
+    connection is not encrypted, the caller did not ask, or the header names no client."""
 
 
 def begins_header(octets: bytes) -> bool:

@@ -1,6 +1,6 @@
-"""What the AUTH mechanisms say: PLAIN (RFC 4616) and LOGIN. Octets in, a challenge or credentials out.
+"""The dialogues of the AUTH mechanisms PLAIN (RFC 4616) and LOGIN: octets in, a challenge or credentials out.
 
-Pure: whether credentials are right is somebody else's question.
+The checkers decide whether credentials are right.
 """
 
 from __future__ import annotations

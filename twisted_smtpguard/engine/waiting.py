@@ -74,14 +74,14 @@ class Wait:
         self._engine = engine
         self.then = then
         self.late = late
-        """What becomes of an answer that is not wanted any more."""
+        """Called with an answer that comes after the wait is over."""
         self.is_delivery = is_delivery
-        """The hook is the delivery's, which hears of the end of the session only after its last answer."""
+        """Whether the hook is one of the delivery. `session_ended()` is called only after its last answer."""
         self.finishes = finishes
-        """The delivery is deciding on a whole message: neither the client nor a stop cancels it."""
+        """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
         self.handle: Cancellable | None = None
         self.there = False
-        """It has answered: `value` or `error` says what."""
+        """Whether the answer has come. It is `value` or `error`."""
         self.value: Any = None
         self.error: BaseException | None = None
         self.expired = False

@@ -94,7 +94,7 @@ class EventLog:
         failure, error = _escaped(failure)
         try:
             self._logger.failure(LINE, failure, text=line, event=event, **fields, error=error)
-        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+        except Exception:  # noqa: BLE001 - an observer is foreign code
             self._observer_raised()
 
     def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
@@ -114,7 +114,7 @@ class EventLog:
                     "log_time": self._seconds(),
                 }
             )
-        except Exception:  # noqa: BLE001 - an observer is somebody else's code
+        except Exception:  # noqa: BLE001 - an observer is foreign code
             self._observer_raised()
 
     def _observer_raised(self) -> None:

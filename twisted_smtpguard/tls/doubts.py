@@ -54,8 +54,8 @@ class Authorities:
             self._store.add_cert(crypto.X509.from_cryptography(each))
 
     def miss_issuer_of(self, pair: KeyPair) -> bool:
-        """Whether the issuer of the server's own certificate is neither in its file nor one of these. Where the chain
-        goes on, nobody can tell whether its end is a root that clients have."""
+        """Whether the issuer of the server's own certificate is neither in its file nor one of these. A chain that goes
+        on is not judged: which roots clients have is unknown."""
         from OpenSSL import crypto  # noqa: PLC0415
 
         if any(_has_issued(each, pair.certificate) for each in (*pair.chain, pair.certificate)):

@@ -134,4 +134,4 @@ class TLSLayer:
 
 
 def _nothing() -> None:
-    """Our own FIN has been sent: nobody half-closes under TLS."""
+    """Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows."""

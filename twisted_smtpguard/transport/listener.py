@@ -49,9 +49,11 @@ class Listener(ServerFactory):
 
 
 def bound_accept_log(port: Any, events: Events) -> None:
-    """Twisted logs a line for each connection that it drops because the process has no file descriptor left, and two
-    for each turn in which it does so. Have `port` tell `events` of each, and log nothing more of it."""
-    # Twisted has no public way to this, and a release without it logs as it likes.
+    """Log connections that `port` drops for lack of a file descriptor as refusals, which `max_log_lines` bounds.
+
+    Twisted itself logs a line for each of them, and two for each turn of the reactor.
+    """
+    # Twisted has no public way to this. If a release lacks the attribute, Twisted's own lines stay.
     theirs = getattr(port, "_logger", None)
     if not isinstance(theirs, Logger):
         return

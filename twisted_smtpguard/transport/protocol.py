@@ -166,11 +166,11 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         self.lost(reason)
 
     def lost(self, reason: Failure | None = None) -> None:
-        """The connection is gone, or nothing can be done with it. Once counts."""
+        """Called when the connection is gone or unusable. Only the first call has an effect."""
         if self._lost:
             return
         self._lost = True
-        # Each step has somebody else's code in it, and none is to keep the next one from its turn.
+        # Each step calls foreign code. An exception in one must not prevent the next.
         for step in (partial(self._lose_handshake, reason), self._lose_transport, self.engine.lost):
             safely(self.failed, "a connection could not be ended", step)
         # No circle of references, or the garbage collector would have to find it.
@@ -192,7 +192,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
             self._tls_layer = None
 
     def failed(self, failure: Failure, what: str) -> None:
-        """Log a fault of ours, or of somebody else's code, with its traceback."""
+        """Log an exception of the guard or of foreign code, with its traceback."""
         self.factory.context.events.failure(failure, what, self.engine.name, self.engine.peer_name)
 
     # Called by the watcher of ends, and by the TLS layer.

@@ -14,8 +14,8 @@ UNIX = "unix"
 
 
 class ProxyNetworks:
-    """Where proxies are that speak the PROXY protocol: networks, and `unix` for UNIX sockets. Anybody else could say
-    what they like. ValueError for what is neither."""
+    """The proxies whose PROXY header is believed: networks, and `unix` for UNIX sockets. ValueError: an entry is
+    neither."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks: list[IPv4Network | IPv6Network] = []
