@@ -192,25 +192,55 @@ class Output:
             self._backlog = None
 
 
-@implementer(IPullProducer)
-class Backlog:
-    """Replies that a client has not made room for. There is one only while some wait."""
+class _Producer:
+    """The replies that wait, as the transport knows them, and their time limit."""
 
-    __slots__ = ("_deadline", "_output", "_waiting", "empty", "socket")
+    __slots__ = ("_deadline", "_output", "_waiting", "empty")
 
-    def __init__(self, output: Output, own: socket | None) -> None:
+    def __init__(self, output: Output, *, empty: bool) -> None:
         self._output = output
         self._waiting = b""
         self._deadline: Deadline | None = None
-        self.empty = False
+        self.empty = empty
+
+    def stopProducing(self) -> None:
+        """Called by the transport: the connection is gone; connectionLost follows."""
+
+    def leave(self) -> None:
+        """Called when nothing waits any more."""
+        self.lost()
+        self._output.transport.unregisterProducer()
+
+    def lost(self) -> None:
+        """Called when the connection is gone."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _begin_time_limit(self) -> None:
+        rules = self._output.output_rules
+        if rules.timeout:
+            self._deadline = rules.deadlines.call_later(rules.timeout, self._time_out)
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        self._output.engine.stalled()
+
+
+@implementer(IPullProducer)
+class Backlog(_Producer):
+    """Replies that wait because the client does not read. There is one only while some wait."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, output: Output, own: socket | None) -> None:
+        super().__init__(output, empty=False)
         self.socket = own
         """By which replies leave again when none waits."""
 
     def begin(self, octets: bytes) -> None:
         """The transport takes these when it can."""
-        rules = self._output.output_rules
-        if rules.timeout:
-            self._deadline = rules.deadlines.call_later(rules.timeout, self._time_out)
+        self._begin_time_limit()
         self.add(octets)
         self._output.transport.registerProducer(self, False)
 
@@ -236,40 +266,19 @@ class Backlog:
             self.leave()
             output.backlog_taken()
 
-    def stopProducing(self) -> None:
-        """Called by the transport: the connection is gone; connectionLost follows."""
-
-    def leave(self) -> None:
-        """Nothing waits any more."""
-        self.lost()
-        self._output.transport.unregisterProducer()
-
-    def lost(self) -> None:
-        """The connection is gone."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _time_out(self) -> None:
-        self._deadline = None
-        self._output.engine.stalled()
-
 
 @implementer(IPushProducer)
-class SecureBacklog:
+class SecureBacklog(_Producer):
     """Replies that wait under TLS, where everything has to pass through the encryption. Made when TLS has begun.
 
-    Twisted takes 64 KiB without a word, and then says that more has to wait. How fast the client reads them cannot be
-    seen: it has the time limit on writing for all of them.
+    Twisted takes 64 KiB before it pauses the producer. How fast the client reads them cannot be seen, so one time limit
+    on writing holds for all of them.
     """
 
-    __slots__ = ("_deadline", "_output", "_waiting", "empty")
+    __slots__ = ()
 
     def __init__(self, output: Output) -> None:
-        self._output = output
-        self._waiting = b""
-        self._deadline: Deadline | None = None
-        self.empty = True
+        super().__init__(output, empty=True)
         output.transport.registerProducer(self, True)
 
     def add(self, octets: bytes) -> None:
@@ -284,9 +293,7 @@ class SecureBacklog:
         if self.empty:
             self.empty = False
             self._output.congested = True
-            rules = self._output.output_rules
-            if rules.timeout:
-                self._deadline = rules.deadlines.call_later(rules.timeout, self._time_out)
+            self._begin_time_limit()
 
     def resumeProducing(self) -> None:
         """Called by the transport: it has sent all that it had."""
@@ -302,21 +309,3 @@ class SecureBacklog:
         if not self.empty:
             return
         output.drained()
-
-    def stopProducing(self) -> None:
-        """Called by the transport: the connection is gone; connectionLost follows."""
-
-    def leave(self) -> None:
-        """Nothing waits any more."""
-        self.lost()
-        self._output.transport.unregisterProducer()
-
-    def lost(self) -> None:
-        """The connection is gone."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _time_out(self) -> None:
-        self._deadline = None
-        self._output.engine.stalled()
