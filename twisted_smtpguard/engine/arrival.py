@@ -19,7 +19,7 @@ from twisted_smtpguard.values import Peer
 
 
 def begin(engine: Engine, *, behind_proxy: bool = False, tls_has_begun: bool = False) -> None:
-    """The connection has been accepted, and counts. `tls_has_begun`: by the endpoint."""
+    """Called when the connection has been accepted. `tls_has_begun`: the endpoint has begun the handshake."""
     engine.input(_begin, engine, behind_proxy, tls_has_begun)
 
 
@@ -41,7 +41,7 @@ def _begin(engine: Engine, behind_proxy: bool, tls_has_begun: bool) -> None:
 
 
 def take_proxy_header(engine: Engine) -> bool:
-    """The header of a trusted proxy, as far as it has come."""
+    """Take the header of a trusted proxy, if all of it has come."""
     try:
         header = parse_header(engine.buffer, tls=engine.context.proxy_tls)
     except HeaderError:
@@ -61,7 +61,7 @@ def take_proxy_header(engine: Engine) -> bool:
 
 
 def proxy_timed_out(engine: Engine) -> None:
-    """The header has not come in time."""
+    """Called when the header has not come in time."""
     _proxy_failed(engine, "proxy_header_timeout")
 
 
@@ -153,13 +153,13 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
 
 
 def handshake_timed_out(engine: Engine) -> None:
-    """The handshake has not been completed in time."""
+    """Called when the handshake has not been completed in time."""
     handshake_failed(engine, "tls_handshake_timeout")
     engine.abort()
 
 
 def handshake_failed(engine: Engine, reason: str) -> None:
-    """Nothing can be said: log it."""
+    """Log a handshake that has failed. No reply can be sent."""
     engine.handshaking = False
     engine.end_reason = reason
     if engine.name:
@@ -219,7 +219,7 @@ def _delay_over(engine: Engine) -> None:
 
 
 def take_early_input(engine: Engine) -> bool:
-    """What comes within the greet delay."""
+    """Take input within the greet delay."""
     if engine.buffer:
         _refuses_early_talker(engine)
     return False

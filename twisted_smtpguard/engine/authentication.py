@@ -51,7 +51,7 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
 
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
-    """The line after a challenge."""
+    """Take a line that answers a challenge."""
     exchange, engine.auth = engine.auth, None
     try:
         response = sasl.decode_response(line)

@@ -1,4 +1,4 @@
-"""What each command may do: one row a verb. No other file looks at verbs.
+"""The table of commands, with a row for each verb. No other file looks at verbs.
 
 A row says how the argument is read, in which phases the command is in sequence, what carries it out, and what kind of
 command it is. Handlers return the reply, or None where there is nothing to say yet; they never write.
@@ -28,25 +28,25 @@ class Command:
     """Reads the argument, with what the session was offered and whether its transaction has SMTPUTF8. Raises Refused
     where it is malformed."""
     phases: frozenset[Phase]
-    """Where the command is in sequence."""
+    """The phases in which the command is in sequence."""
     run: Callable[[Engine, Any], Reply | None]
-    """Carries it out with what `parse` returned."""
+    """Carries out the command with the result of `parse`."""
     junk: bool = False
-    """Counts as junk: it brings no message closer."""
+    """Whether the command counts as junk."""
     junk_again: bool = False
-    """Counts as junk once a HELO or EHLO has been answered."""
+    """Whether it counts as junk after the first HELO or EHLO."""
     ends_group: bool = False
-    """Has to be the last command of a pipelined group (RFC 2920 3.1)."""
+    """Whether it has to be the last command of a pipelined group (RFC 2920 3.1)."""
     has_path: bool = False
-    """Its argument begins with an address, which may be one that only --lenient-addresses takes."""
+    """Whether its argument begins with an address, to which --lenient-addresses applies."""
     malformed: Reply | None = None
-    """Ends the session after the reply to a malformed argument."""
+    """The reply that ends the session after the reply to a malformed argument."""
     phases_while_draining: frozenset[Phase] = frozenset()
-    """Where the command is still carried out while the service stops."""
+    """The phases in which it is still carried out while the service stops."""
     out_of_sequence: Callable[[Engine, Any], Reply | None] | None = None
-    """Carries out what has to be done even out of sequence."""
+    """Called if the command comes out of sequence; None: it is only refused."""
     special: bool = attrs.field(init=False)
-    """One of the first three."""
+    """Whether one of `junk`, `junk_again` and `ends_group` is set."""
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "special", self.junk or self.junk_again or self.ends_group)

@@ -72,11 +72,11 @@ class Connection:
         self.host = host
         self.peer_name = peer_name
         self.port = port
-        """The client's port; None where it came over a UNIX socket."""
+        """The client's port; None for a UNIX socket."""
         self.listener = listener
-        """What the log calls the listener that accepted the connection."""
+        """The name in the log of the listener that accepted the connection."""
         self.implicit_tls = implicit_tls
-        """TLS comes before the greeting."""
+        """Whether tLS comes before the greeting."""
         self.stage = Stage.ACCEPTED
         self.row = context.stages[Stage.ACCEPTED]
         self.stage_before = Stage.ACCEPTED
@@ -90,21 +90,21 @@ class Connection:
         self.said = b""
         """Replies that have not been written yet."""
         self.busy = False
-        """An input is being carried out."""
+        """Whether an input is being carried out."""
         self.queue: list[Callable[[], object]] | None = None
-        """Inputs that wait until the present one has been carried out; None where there are none."""
+        """Inputs that wait until the present one has been carried out; None if there are none."""
         self.held = 0
-        """Why nothing more may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 where it may."""
+        """The reasons why no more input may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 for none."""
         self.share = 0
-        """What is left of the connection's share of this turn of the reactor, in short commands."""
+        """The rest of the connection's share of this turn of the reactor, in short commands."""
         self.paused = False
-        """The client is not read."""
+        """Whether the client is not read."""
         self.input_ended = False
-        """The client has shut down its side."""
+        """Whether the client has shut down its side."""
         self.end_announced = False
-        """The client has shut down its side, but what it sent before that may still be unread."""
+        """Whether the client has shut down its side, although what it sent before that may still be unread."""
         self.progress = True
-        """The client has sent what was due, or a new stage was entered: the deadline is to be set back."""
+        """Whether the deadline is to be set back: the client has sent what was due, or a new stage was entered."""
         self.timed = ""
         """The name in `ServerContext.timeouts` of the time limit that runs."""
         self.timer: Any = NO_TIMER
@@ -112,51 +112,51 @@ class Connection:
         self.time_limit = 0.0
         """Seconds from the last progress to the deadline."""
         self.unsettled = True
-        """More than the deadline has to be seen to: the stage is new, the input has ended, or nothing may be taken."""
+        """Whether more than the deadline is to be settled, such as a new stage or an end of the input."""
         self.progress_octets = 0
         """Octets of message data without a line end since the last progress."""
         self.skipped = 0
-        """Octets that were thrown away of the line that is being skipped."""
+        """The number of octets of the skipped line that were thrown away."""
         self.skipped_for: Reply | None = None
-        """The reply when the skipped line has ended."""
+        """The reply at the end of the skipped line."""
         # The client, and how far it has been let in.
         self.behind_proxy = False
-        """The connection came from a trusted proxy: it begins with a PROXY header."""
+        """Whether the connection comes from a trusted proxy, and so begins with a PROXY header."""
         self.silent = False
-        """The connection is the proxy's own, such as a health check, and has said nothing yet."""
+        """Whether the connection is the proxy's own, such as a health check, and has sent nothing yet."""
         self.beginning = b""
         """Empty lines that were answered, and that may be the beginning of an unexpected PROXY header."""
         self.known_peer: Peer | None = None
         self.known_key = ""
         self.admitted = False
         self.trusted = False
-        """An IP filter said so."""
+        """Whether an IP filter trusts the client."""
         self.place: Any = None
         """The `Place` that the connection takes of those that its client may have at once."""
         self.tls = ""
-        """TLS version and cipher; "" in clear."""
+        """TLS version and cipher; "" without TLS."""
         self.secure = False
-        """The TLS handshake with the guard is complete. A proxy's handshake does not count."""
+        """Whether the TLS handshake with the guard is complete. A proxy's handshake does not count."""
         self.handshaking = False
-        """A TLS handshake has begun and is not complete."""
+        """Whether a TLS handshake has begun and is not complete."""
         self.delay: Cancellable | None = None
         """The call that ends the greet delay, while it runs."""
         self.refused = False
-        """The connection was not let in, and that has been logged."""
+        """Whether the connection was refused before its greeting. That has been logged."""
         self.holds_slot = True
-        """The connection counts against `Limits.max_connections`."""
+        """Whether the connection counts against `Limits.max_connections`."""
         self.hurried = False
-        """The grace of a stop is over: the service does not wait for a client that lingers."""
+        """Whether the grace of a stop is over, so that the service waits for no client that lingers."""
         self.lingers = False
-        """The connection counts against `Limits.max_lingering`."""
+        """Whether the connection counts against `Limits.max_lingering`."""
         self.end_reason = "lost"
-        """Why the connection ends, for the log."""
+        """The reason in the log for the end of the connection."""
         # The session.
         self.name = ""
         """The name of the session, from the greeting on; "" before."""
         self.helo = ""
         self.known_client: Client | None = None
-        """What the delivery is told of the session, for every message without SMTPUTF8."""
+        """The value for the delivery, for every message without SMTPUTF8."""
         self.offered = _NOTHING
         """The MAIL parameters that EHLO has offered; none before it."""
         self.user: Any = None
@@ -164,17 +164,17 @@ class Connection:
         self.auth: Any = None
         """The `Exchange` of AUTH, while a response is due."""
         self.failures = 0
-        """How often the credentials were wrong in this session."""
+        """The number of wrong credentials in this session."""
         self.messages = 0
-        """Accepted messages."""
+        """The number of accepted messages."""
         self.transactions = 0
-        """Mail transactions that were begun."""
+        """The number of mail transactions that were begun."""
         self.pending: Any = None
         """The `Wait` for a hook that has been asked and has not answered."""
         self.hooks_at_work = 0
-        """Hooks of the delivery that have not answered. One whose answer is not wanted any more counts too."""
+        """The number of hooks of the delivery that have not answered, cancelled ones included."""
         self.owes_farewell = False
-        """`begin()` has been called, and `session_ended()` has not."""
+        """Whether `session_ended()` has to be called: `begin()` has been."""
         # The mail transaction.
         self.mail: Any = None
         """The `IMailTransaction`, until its `data()` is called."""
@@ -186,17 +186,17 @@ class Connection:
         self.recipients = _NO_RECIPIENTS
         """The accepted recipients."""
         self.utf8 = False
-        """The transaction was begun with SMTPUTF8."""
+        """Whether the transaction was begun with SMTPUTF8."""
         self.mail_began_at = 0.0
         self.rate: DataRate | None = None
-        """Watches how fast message data comes."""
+        """The watch on the rate of message data; None if there is no limit."""
         # What is counted, and shown in the log.
         self.command: Any = None
-        """The row of the last command; None where the last line was none."""
+        """The row of the last command; None if the last line was no command."""
         self.phase_before = Phase.CONNECTED
         """The phase in which the last command came."""
         self.after_auth = False
-        """The last valid command was AUTH: a line after it that is no command may be a password, and is not logged."""
+        """Whether the last valid command was AUTH. An unknown line after it may be a password, and is not logged."""
         self.unknown = b""
         """The verb of a line that is no command."""
         self.parameter = ""
@@ -212,11 +212,11 @@ class Connection:
         self.errors = 0
         self.junk = 0
         self.is_junk = False
-        """The last command counts as junk."""
+        """Whether the last command counts as junk."""
         self.watched = False
-        """`account` sees the next reply, whatever it is."""
+        """Whether the next reply passes through `account`, whatever it is."""
         self.watches = False
-        """`account` sees every reply: the service stops, or the session has had its time."""
+        """Whether every reply passes through `account`: the service stops, or the session time is over."""
         self.closing_reply: Reply | None = None
         """The last line of the session after the next reply, whatever was counted."""
         self.closing_value: float | None = None
@@ -228,14 +228,14 @@ class Connection:
 
     @property
     def peer(self) -> Peer:
-        """The peer as filters and deliveries are told of it. Made when it is first needed: it costs a system call."""
+        """The peer, for filters and deliveries. It is made when it is first needed, since it costs a system call."""
         if self.known_peer is None:
             self.known_peer = self.host.peer()
         return self.known_peer
 
     @property
     def key(self) -> str:
-        """The client that the limits per client count against."""
+        """The key of the client, for the limits per client."""
         if not self.known_key:
             peer = self.known_peer
             address = self.host.address() if peer is None else peer.address
@@ -255,18 +255,18 @@ class Connection:
 
     @property
     def gone(self) -> bool:
-        """The connection is refused, ending or gone."""
+        """Whether the connection is refused, ending or gone."""
         return self.stage in ENDED
 
     @property
     def idle(self) -> bool:
-        """Greeted, between transactions, with nothing pending: the session may be ended."""
+        """Whether the session may be ended: it is greeted, between transactions, and nothing is pending."""
         busy = self.pending is not None or self.row.in_message or self.phase in IN_TRANSACTION
         return self.name != "" and not (busy or self.stage in ENDED)
 
     @property
     def buffer_is_full(self) -> bool:
-        """So much input waits that the client is not read."""
+        """Whether so much input waits that the client is not read."""
         return 0 < self.context.limits.max_input_buffer <= len(self.buffer) - self.offset
 
     # Steps.
@@ -280,7 +280,7 @@ class Connection:
         self.progress = self.unsettled = True
 
     def set_deadline(self, timeout: str) -> None:
-        """Let this time limit of `ServerContext.timeouts` run from now on; "" for none."""
+        """Start this time limit of `ServerContext.timeouts`; "" for none."""
         if self.handshaking and not timeout:
             # The time of a handshake that an endpoint has begun goes on beside what else is waited for.
             return
@@ -289,7 +289,7 @@ class Connection:
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
 
     def flush(self) -> None:
-        """Write what has been said."""
+        """Write the replies that have been said."""
         said, self.said = self.said, b""
         if self.host.write(said):
             self.held |= HELD_BY_OUTPUT
@@ -309,7 +309,7 @@ class Connection:
         return False
 
     def wait_for_turn(self) -> None:
-        """The connection has had its share: nothing more is taken before the others have had theirs."""
+        """Called when the connection has had its share: no more input is taken until its next turn."""
         self.held |= HELD_BY_TURN
         self.unsettled = True
         self.host.next_turn()

@@ -18,7 +18,7 @@ from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, is_later
 
 MAX_WRITE_OCTETS = 64 * 1024
-"""What a sink's write() is given at most."""
+"""The largest piece for write() of a sink, in octets."""
 
 _PIECE_OCTETS = 16 * 1024
 """Message data is copied out of the middle of the buffer in pieces of at most this size."""
@@ -30,7 +30,7 @@ _DATA_OCTETS_OF_A_COMMAND, _SLOW_DATA_OCTETS_OF_A_COMMAND = 1024, 128
 """So many octets count as one command in a share of a turn."""
 
 _PROGRESS_OCTETS = 1024
-"""What has to come of message data within the read timeout, where no line ends sooner."""
+"""The octets of message data that have to come within the read timeout if no line ends sooner."""
 
 Chunk = tuple[int, bool]
 """The octets that a BDAT announces, and whether it is the last."""
@@ -58,12 +58,12 @@ def bdat(engine: Engine, chunk: Chunk) -> Reply | None:
 
 
 def bdat_out_of_sequence(engine: Engine, chunk: Chunk) -> Reply | None:
-    """BDAT where none may come: its octets are swallowed all the same."""
+    """BDAT out of sequence: its octets are discarded all the same."""
     return _refuse_chunk(engine, chunk, replies.BAD_SEQUENCE)
 
 
 def _is_binary(engine: Engine) -> bool:
-    """The transaction was begun with BODY=BINARYMIME (RFC 3030)."""
+    """Whether the transaction was begun with BODY=BINARYMIME (RFC 3030)."""
     parameters = engine.sender.parameters
     return bool(parameters) and engine.phase in IN_TRANSACTION and parameters.get("BODY") == "BINARYMIME"
 
@@ -123,7 +123,7 @@ def _no_sink(engine: Engine, mail: Any, chunk: Chunk | None, error: BaseExceptio
 
 
 def _refuse_chunk(engine: Engine, chunk: Chunk, reply: Reply) -> Reply | None:
-    """A BDAT that cannot be taken: its octets are swallowed, then comes the reply (RFC 3030 2)."""
+    """Refuse a BDAT: discard its octets, then reply (RFC 3030 2)."""
     if engine.message is None:
         if reply is replies.BAD_SEQUENCE:
             engine.invalid_commands += 1
@@ -146,7 +146,7 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
 
 
 def _watch_rate_of(engine: Engine) -> None:
-    """A message begins: its rate is watched, where there is a limit."""
+    """Watch the data rate of the message that begins, if there is a limit."""
     limits = engine.context.limits
     if engine.rate is None and limits.min_data_rate and limits.data_rate_window:
         engine.rate = DataRate(
@@ -162,7 +162,7 @@ def _watch_rate_of(engine: Engine) -> None:
 
 
 def take_message(engine: Engine) -> bool:
-    """Message data, up to its end."""
+    """Take message data, up to its end."""
     buffer, start = engine.buffer, engine.offset
     if start >= len(buffer):
         engine.buffer, engine.offset = b"", 0

@@ -53,22 +53,22 @@ class Stage(enum.Enum):
 
 @attrs.frozen
 class StageRow:
-    """What a stage needs. The rows stand in table.py."""
+    """A row of the table of stages in table.py."""
 
     follows: frozenset[Stage]
     """The stages from which it may be entered."""
     take: Callable[[Any], bool]
-    """Takes some of what has arrived, given the engine: whether there may be more to take."""
+    """Called with the engine: takes some of the input, and returns whether there may be more to take."""
     timed_out: Callable[[Any], object]
-    """What follows when the stage has had its time, given the engine."""
+    """Called with the engine when the time limit of the stage is over."""
     timeout: str = ""
-    """Which of `ServerContext.timeouts` that is; "" for none."""
+    """The name in `ServerContext.timeouts` of the time limit; "" for none."""
     reads: bool = True
-    """The client is read: what is not taken is kept, up to the bound of the input buffer."""
+    """Whether the client is read. Input that is not taken is kept, up to the bound of the input buffer."""
     in_message: bool = False
-    """What the client sends is message data, not a command."""
+    """Whether the input is message data and not a command."""
     takes: bool = True
-    """What arrives is taken as it comes. Where it is not, an end of the input is not the end of the session."""
+    """Whether input is taken as it comes. If not, an end of the input is not the end of the session."""
 
 
 class Phase(enum.Enum):

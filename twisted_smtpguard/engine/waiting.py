@@ -88,12 +88,12 @@ class Wait:
         self._timer: Cancellable | None = None
 
     def begin(self, handle: Cancellable, timer: Cancellable | None) -> None:
-        """It has not answered at once."""
+        """Called if the hook has not answered at once."""
         self.handle = handle
         self._timer = timer
 
     def answered(self, value: Any, error: BaseException | None) -> None:
-        """Called by the host, once."""
+        """Called by the host once, with the answer."""
         self.there, self.value, self.error = True, value, error
         self._stop_timer()
         engine = self._engine
@@ -104,7 +104,7 @@ class Wait:
         # Otherwise `wait_for` or `_expire` is running, and takes the answer.
 
     def cancel(self) -> None:
-        """The answer is not wanted any more. The hook may go on in spite of that."""
+        """Cancel the hook: its answer is not wanted any more. It may go on in spite of that."""
         self._stop_timer()
         if self.handle is not None and not self.there:
             self.handle.cancel()
@@ -127,7 +127,7 @@ class Wait:
         self._take()
 
     def _take(self) -> None:
-        """The hook has answered, or has had its time: its command is replied to, and the session goes on."""
+        """Called when the hook has answered or its time is over: reply to its command, and go on with the session."""
         engine = self._engine
         answers_command = engine.stage is Stage.ANSWER and not self.finishes
         reply = self.reply()
@@ -141,7 +141,7 @@ class Wait:
             engine.advance()
 
     def reply(self) -> Reply | None:
-        """What the client is told of the answer; None where there is nothing to say yet."""
+        """The reply made from the answer; None if there is none yet."""
         engine = self._engine
         engine.pending = None
         if engine.stage is Stage.ANSWER:
@@ -154,7 +154,7 @@ class Wait:
         return reply
 
     def _forget(self) -> None:
-        """The hook has answered after its answer was no longer wanted."""
+        """Called when the hook has answered after its cancellation."""
         self._tell_late()
         self._over()
 
