@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import GuardProcess, eventually
 from rawclient import RawClient
-from test_clients import run
+from test_clients import missing, run
 from test_fail2ban import EXAMPLES, FILTER, INNOCENT
 
 ACTION = EXAMPLES / "action.d" / "twisted-smtpguard.conf"
@@ -55,7 +55,6 @@ MESSAGE={message}
 
 
 @pytest.mark.clients
-@pytest.mark.skipif(not JOURNAL_WRITER.exists(), reason="needs systemd-journal-remote and python3-systemd")
 def test_a_journal_is_read(tmp_path: Path) -> None:
     lines = ["reject peer=192.0.2.1 reason=not_smtp code=421", "connect session=1-1 peer=192.0.2.1"]
     now = int(time.time() * 1_000_000)
@@ -72,7 +71,7 @@ def test_a_journal_is_read(tmp_path: Path) -> None:
     assert written.returncode == 0, written.stderr.decode()
     told = run("fail2ban-regex", f"systemd-journal[journalfiles={journal}]", str(FILTER)).stdout.decode()
     if "systemd" in told and "not" in told and "Lines:" not in told:
-        pytest.skip("needs python3-systemd")
+        missing("python3-systemd")
     assert "Lines: 2 lines, 0 ignored, 1 matched, 1 missed" in told
 
 
