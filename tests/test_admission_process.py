@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from processes import LOCAL, PATIENCE_SECONDS, Address, GuardProcess, eventually
 from rawclient import RawClient
+from test_clients import missing
 from test_process import has_ipv6
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs all of 127.0.0.0/8")
@@ -169,7 +170,7 @@ def test_the_addresses_of_one_ipv6_64_are_one_client(tmp_path: Path) -> None:
     )
     in_own_network = ["unshare", "--map-root-user", "--net", "sh", "-ec"]
     if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("unshare or ip is not installed")
+        missing("unshare or ip")
     trial = subprocess.run([*in_own_network, f"ip link set lo up && {addresses}"], check=False)
     if trial.returncode:
         pytest.skip("networks cannot be made here")
