@@ -52,7 +52,7 @@ ROOMS: dict[str, str] = {
     "hooks": "engine values",
     "inputs": "",
     "interfaces": "replies values",
-    "limits": "inputs",
+    "limits": "inputs replies",
     "log": "hooks inputs limits replies tls",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log tls transport values",

@@ -1,8 +1,9 @@
 """Where would I add a limit on the names that HELO and EHLO bring? In four places, and everything else follows.
 
-1. limits/limits.py: a field of Limits, with its unit, its help and its reply. Its option, `--help`, `--show-limits`,
-   the profiles and dry run are made of that.
-2. replies.py: the reply, when it is sent, and the reason that the log gives, which is the name of the limit.
+1. limits/limits.py: a field of Limits, with its unit and its help. Its option, `--help`, `--show-limits`, the profiles
+   and dry run are made of that.
+2. replies.py: the reply, and the reason that the log gives, which is the name of the limit; a docstring says when it is
+   sent.
 3. engine/: the handler of the command in the table of commands asks `counts.trips`.
 4. docs/reference/: the rows of the limit and of the reply. The tests of the pages say which.
 """
@@ -36,21 +37,12 @@ from twisted_smtpguard.testing import conversation
 class NewLimits(Limits):
     """The first place."""
 
-    max_helo_name: int = limit(
-        0,
-        OCTETS,
-        "The name in HELO or EHLO.",
-        "HELO_NAME_TOO_LONG",
-        edge=100,
-        dry_run=True,
-    )
+    max_helo_name: int = limit(OCTETS(0, edge=100), "The name in HELO or EHLO.")
 
 
 def new_reply() -> Reply:
     """The second place."""
-    return replies._reply(
-        501, "5.5.4", "Name too long", "HELO or EHLO with a name above the limit", "max_helo_name"
-    )
+    return replies._reply("501 5.5.4 Name too long", "max_helo_name")
 
 
 def limited(run: Callable[[Any, Any], Reply | None]) -> Callable[[Any, Any], Reply | None]:
@@ -71,7 +63,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts each into its place."""
     for module in (limits_of_the_package, helptext, conversation):
         monkeypatch.setattr(module, "Limits", NewLimits)
-    monkeypatch.setattr(replies, "_WHEN", dict(replies._WHEN))
+    monkeypatch.setattr(replies, "_REASONS", dict(replies._REASONS))
     monkeypatch.setattr(replies, "HELO_NAME_TOO_LONG", new_reply(), raising=False)
     for verb in (b"HELO", b"EHLO"):
         monkeypatch.setitem(COMMANDS, verb, attrs.evolve(COMMANDS[verb], run=limited(COMMANDS[verb].run)))

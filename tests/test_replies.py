@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from itertools import pairwise
+from pathlib import Path
+
 import attrs
 import pytest
 from hypothesis import given
@@ -184,11 +188,29 @@ def test_a_delivery_s_own_reply_is_its_words() -> None:
     assert replies.words_of(Reply(550, "5.1.1", ("No such", "user"))) == "550 5.1.1 No such user"
 
 
+def sent_when() -> dict[str, str]:
+    """When each reply is sent, by its name: what the docstring after it in the catalogue says."""
+    body = ast.parse(Path(replies.__file__).read_text()).body
+    said: dict[str, str] = {}
+    for node, after in pairwise(body):
+        match node, after:
+            case ast.Assign(targets=[ast.Name(name)]), ast.Expr(ast.Constant(str(text))):
+                said[name] = " ".join(text.removeprefix("When: ").removesuffix(".").split())
+    return said
+
+
+WHEN = sent_when()
+
+
+def test_every_reply_says_when_it_is_sent() -> None:
+    assert {entry.name for entry in CATALOGUE} <= WHEN.keys()
+
+
 def row(entry: Entry) -> str:
     """The line of docs/reference/replies.md that is true of `entry`."""
     line = entry.reply.wire.decode().strip()
     reason = f"`{entry.reason}`" if entry.reason else "none"
-    return f"| `{line}` | {entry.when} | {reason} | `{entry.name}` |"
+    return f"| `{line}` | {WHEN.get(entry.name, '')} | {reason} | `{entry.name}` |"
 
 
 def test_the_reference_page_has_exactly_the_rows_that_are_true() -> None:

@@ -6,9 +6,11 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import attrs
+
+T = TypeVar("T")
 
 _SIZE = re.compile(r"([0-9]{1,18})(?:([kKmMgG])(?:i?[bB])?)?")
 _FACTOR = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
@@ -118,27 +120,48 @@ def _check_rate(value: object) -> str | None:
 
 
 @attrs.frozen
-class Unit:
-    """How the values of a limit are parsed, checked and shown."""
+class Unit(Generic[T]):
+    """How the values of a limit are parsed, checked and shown. A call makes the defaults of a limit that has this unit,
+    as in `COUNT(0, edge=20)`."""
 
     name: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], T]
     check: Callable[[object], str | None]
     """Returns what is wrong with a value given in Python, or None."""
     format: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
     """All possible values, if they are words."""
+    convert: Callable[[Any], Any] | None = None
+    """Makes the value of a field of Limits from what an application gives."""
+
+    def __call__(self, default: T, *, edge: T | None = None) -> Defaults[T]:
+        """`edge` is the default in that profile, if it differs."""
+        return Defaults(self, default, default if edge is None else edge)
+
+
+@attrs.frozen
+class Defaults(Generic[T]):
+    """The defaults of a limit in each profile, and their unit."""
+
+    unit: Unit[T]
+    base: T
+    edge: T
+
+
+def _rate_or_none(value: Rate | Literal[0]) -> Rate:
+    """The rate that a field of Limits gets: 0 is no limit, as everywhere."""
+    return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]
 
 
 COUNT = Unit("a count", parse_count, _check_count)
 OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
 OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
 SECONDS = Unit("seconds", parse_seconds, _check_seconds)
-RATE = Unit("events/seconds", parse_rate, _check_rate)
+RATE = Unit("events/seconds", parse_rate, _check_rate, convert=_rate_or_none)
 FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
 
 
-def one_of(*choices: str) -> Unit:
+def one_of(*choices: str) -> Unit[str]:
     """The unit of a setting whose values are words."""
 
     def parse(text: str) -> str:
@@ -152,7 +175,7 @@ def one_of(*choices: str) -> Unit:
     return Unit(" or ".join(choices), parse, check, choices=choices)
 
 
-def prefix_length(longest: int) -> Unit:
+def prefix_length(longest: int) -> Unit[int]:
     """The unit of a number of leading bits of an address."""
 
     def check(value: object) -> str | None:
@@ -170,8 +193,3 @@ def prefix_length(longest: int) -> Unit:
 def no_limit(value: float) -> float:
     """A limit as a number to compare with: infinity for 0, which means no limit."""
     return value or math.inf
-
-
-def rate_or_none(value: Rate | Literal[0]) -> Rate:
-    """The rate that a field of Limits gets: 0 is no limit, as everywhere."""
-    return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]
