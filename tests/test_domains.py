@@ -20,7 +20,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from twisted_smtpguard import AcceptedDomains, LmtpDelivery, SmtpDelivery, SMTPGuardService, UpstreamOptions
-from twisted_smtpguard.delivery.domainlist import is_for, read_domains
+from twisted_smtpguard.delivery.domains import is_for, read_domains
 from twisted_smtpguard.engine.hostnames import canonical, parse_domain
 from twisted_smtpguard.interfaces import TRUST, IPreparedReload, IReloadable, ISessionDelivery
 from twisted_smtpguard.testing import check_delivery

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path as FilePath
 from typing import Any
 
+from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
-from twisted_smtpguard.delivery.domainlist import is_for, read_domains
-from twisted_smtpguard.engine.hostnames import parse_domain
+from twisted_smtpguard.engine.hostnames import canonical, parse_domain
 from twisted_smtpguard.hooks.later import answer_of, as_deferred
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.inputs.regularfile import FaultyFileError
+from twisted_smtpguard.inputs.regularfile import FaultyFileError, open_regular
 from twisted_smtpguard.interfaces import (
     IConnectingDelivery,
     IDelivery,
     IMailTransaction,
-    IMessageSink,
     IPreparedReload,
     IReadsFiles,
     IRelayDelivery,
@@ -28,8 +29,15 @@ from twisted_smtpguard.interfaces import (
     ISessionDelivery,
     Later,
 )
-from twisted_smtpguard.replies import RELAY_DENIED, SENDER_OK, Reply
+from twisted_smtpguard.replies import RELAY_DENIED, Reply
 from twisted_smtpguard.values import Client, Path, Refused, is_later
+
+_OPTION = "accept-domain"
+_COMMENT = re.compile(r"(^|\s)#.*")
+_LINES_AT_ONCE = 256
+
+_ROUTING = frozenset("@%!")
+"""Characters by which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
@@ -58,19 +66,11 @@ class AcceptedDomains(PartsOwner):
         self.adopt(delivery)
 
     def _read(self, yield_gil: Callable[[], object] = lambda: None) -> frozenset[str]:
-        domains = self._named.union(*(self._read_file(file, yield_gil) for file in self._files))
+        domains = self._named.union(*(read_domains(file, yield_gil) for file in self._files))
         if not domains:
             # The file may be just being written. Without a domain no mail would be accepted.
-            file, problem = str(self._files[-1]), "there is no domain in it"
-            raise FaultyFileError("accept-domain", file, problem, f"{file}: {problem}")
+            raise FaultyFileError(_OPTION, str(self._files[-1]), "there is no domain in it")
         return domains
-
-    def _read_file(self, file: FilePath, yield_gil: Callable[[], object]) -> Iterable[str]:
-        try:
-            return read_domains(file, yield_gil)
-        except ValueError as error:
-            problem = str(error).removeprefix(str(file)).removeprefix(":").lstrip()
-            raise FaultyFileError("accept-domain", str(file), problem, str(error)) from error
 
     # What the wrapped delivery offers.
 
@@ -99,7 +99,7 @@ class AcceptedDomains(PartsOwner):
     @property
     def files(self) -> Mapping[str, str]:
         """The files of the domains, and those of the delivery."""
-        own = {str(file): "accept-domain" for file in self._files}
+        own = {str(file): _OPTION for file in self._files}
         return {**(IReadsFiles(self.delivery).files if IReadsFiles.providedBy(self.delivery) else {}), **own}
 
     async def prepare_reload(self) -> Callable[[], None]:
@@ -141,34 +141,61 @@ class AcceptedDomains(PartsOwner):
         return is_for(recipient.address, self._domains)
 
 
-@implementer(IMailTransaction)
-class _CheckedTransaction:
-    def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:
-        self._mail = mail
+class _Check:
+    """The part of a transaction that refuses recipients."""
+
+    def __init__(self, original: Any, accepts: Callable[[Path], bool]) -> None:
+        self.original = original
         self._accepts = accepts
 
     def recipient(self, recipient: Path) -> Later[Reply | None]:
         if not self._accepts(recipient):
             raise Refused(RELAY_DENIED)
-        answer: Later[Reply | None] = self._mail.recipient(recipient)
+        answer: Later[Reply | None] = self.original.recipient(recipient)
         return answer
 
-    def data(self) -> Later[IMessageSink]:
-        sink: Later[IMessageSink] = self._mail.data()
-        return sink
 
-    def abort(self) -> None:
-        self._mail.abort()
+class _CheckedTransaction(_Check, proxyForInterface(IMailTransaction)):  # type: ignore[misc]
+    pass
 
 
-@implementer(IRelayTransaction)
-class _CheckedRelayTransaction(_CheckedTransaction):
-    begun = SENDER_OK
+class _CheckedRelayTransaction(_Check, proxyForInterface(IRelayTransaction)):  # type: ignore[misc]
+    pass
 
-    def __init__(self, mail: Any, accepts: Callable[[Path], bool]) -> None:
-        super().__init__(mail, accepts)
-        self.begun = mail.begun
 
-    def data_in_chunks(self) -> Later[IMessageSink]:
-        sink: Later[IMessageSink] = self._mail.data_in_chunks()
-        return sink
+def is_for(address: str, domains: frozenset[str]) -> bool:
+    """Whether the recipient `address` is at one of `domains`, which are canonical. `Postmaster` without a domain always
+    is.
+
+    An address whose local part names another destination, such as `user%elsewhere@here`, never is.
+    """
+    local, at, domain = address.rpartition("@")
+    if not at:
+        return True
+    return not _ROUTING & set(local) and canonical(domain) in domains
+
+
+def read_domains(path: FilePath, yield_gil: Callable[[], object] = lambda: None) -> Iterable[str]:
+    """The domains of a file, one on each line. `yield_gil` is called after each short piece of work.
+
+    FaultyFileError names the file and the line.
+    """
+    try:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+            text = file.read()
+    except OSError as error:
+        raise FaultyFileError(_OPTION, str(path), str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise FaultyFileError(_OPTION, str(path), "the file is not UTF-8 text") from error
+    domains = []
+    for number, line in enumerate(text.split("\n"), 1):
+        content = _COMMENT.sub("", line).strip()
+        if content:
+            try:
+                domains.append(parse_domain(content))
+            except ValueError as error:
+                problem = f"line {number}: {error}"
+                raise FaultyFileError(_OPTION, str(path), problem, f"{path} {problem}") from error
+        if number % _LINES_AT_ONCE == 0:
+            yield_gil()
+    return domains

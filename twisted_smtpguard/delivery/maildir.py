@@ -8,13 +8,11 @@ happens in threads. Messages that are stored at the same time share one synchron
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import cast
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -44,36 +42,15 @@ from twisted_smtpguard.values import Client, Path, Refused
 _log = Logger()
 
 
-@attrs.define
-class _NewDirectory:
-    """The state of the directory new/, which all messages of a Maildir share."""
-
-    sync: SharedSync
-    storing: int = 0
-    """How many messages are being stored, until they are safe in new/."""
-
-
 @implementer(IMessageSink)
 class _MaildirSink:
-    """One message that is stored in the Maildir at `path`."""
+    """One message that is stored in `maildir`."""
 
-    def __init__(
-        self,
-        reactor: ThreadedReactor,
-        path: FilePath,
-        new_name: Callable[[], str],
-        hostname: str,
-        envelope: Envelope,
-        new: _NewDirectory,
-    ) -> None:
-        self._path = path
-        self._new_name = new_name
-        self._hostname = hostname
+    def __init__(self, maildir: MaildirDelivery, envelope: Envelope) -> None:
+        self._maildir = maildir
         self._envelope = envelope
-        self._new = new
-        self._reactor = reactor
-        self._when = reactor.seconds()
-        self._spool = Spool(reactor, self._open)
+        self._when = maildir._reactor.seconds()
+        self._spool = Spool(maildir._reactor, self._open)
 
     def write(self, data: bytes) -> Deferred[None] | None:
         return self._spool.write(data)
@@ -89,43 +66,32 @@ class _MaildirSink:
 
     async def _store(self) -> None:
         # A second call in a thread costs more than a synchronisation that no other message would share.
-        alone = not self._new.storing
-        self._new.storing += 1
+        alone = not self._maildir._storing
+        self._maildir._storing += 1
         try:
             file = await self._spool.finish(lambda file: self._deliver(file, sync=alone))
             if not alone:
-                await self._make_safe(file)
+                try:
+                    await self._maildir._sync.ask()
+                except OSError as error:
+                    await in_thread(self._maildir._reactor, file.take_back)
+                    refuse_if_full(error)
+                    raise
         finally:
-            self._new.storing -= 1
+            self._maildir._storing -= 1
 
     def _deliver(self, file: MessageFile, *, sync: bool) -> MessageFile:
         file.deliver(self._spool.keep, sync=sync)
         return file
 
-    async def _make_safe(self, file: MessageFile) -> None:
-        try:
-            await self._new.sync.ask()
-        except OSError as error:
-            await in_thread(self._reactor, file.take_back)
-            refuse_if_full(error)
-            raise
-
     def _open(self) -> MessageFile:
-        header = self._header()
+        maildir, envelope, to = self._maildir, self._envelope, self._envelope.recipients
+        trace = received(envelope.client, maildir._hostname, to, self._when)
+        header = b"".join([return_path(envelope.sender), *map(delivered_to, to), trace])
         while True:
             # Another process may use the same name; the next name is tried then.
             with suppress(FileExistsError):
-                return MessageFile(self._path, self._new_name(), header)
-
-    def _header(self) -> bytes:
-        to = self._envelope.recipients
-        return b"".join(
-            (
-                return_path(self._envelope.sender),
-                *map(delivered_to, to),
-                received(self._envelope.client, self._hostname, to, self._when),
-            )
-        )
+                return MessageFile(maildir._path, maildir._new_name(), header)
 
     def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
         """Pass on the outcome. If `answer` was cancelled the client has got a 451; if the message was stored all the
@@ -144,7 +110,7 @@ class _MaildirSink:
         _log.warn(
             "Maildir {path}: a message of session {session} was refused with a temporary error, but is in new/: "
             "it may come twice",
-            path=str(self._path),
+            path=str(self._maildir._path),
             session=self._envelope.client.session,
         )
 
@@ -174,30 +140,27 @@ class MaildirDelivery:
         self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
         new = self._path / "new"
-        self._new = _NewDirectory(SharedSync(reactor, partial(sync_directory, new)))
+        self._sync = SharedSync(reactor, partial(sync_directory, new))
+        self._storing = 0
+        """How many messages are being stored, until they are safe in new/."""
         # The free space of new/ is asked, not that of the Maildir, so that MAIL fails if the disk is no longer mounted.
         self._free_space = FreeSpace(reactor, new)
 
     def begin(self, client: Client, sender: Path) -> IMailTransaction | Deferred[IMailTransaction]:
+        mail = EnvelopeTransaction(client, sender, partial(_MaildirSink, self))
         if not self._min_free_space:
-            return self._transaction(client, sender)
+            return mail
         free = self._free_space.octets()
         if isinstance(free, Deferred):
-            return free.addCallback(self._begin_with, client, sender)
-        return self._begin_with(free, client, sender)
+            return free.addCallback(self._begin_with, mail, sender)
+        return self._begin_with(free, mail, sender)
 
-    def _begin_with(self, free: int | None, client: Client, sender: Path) -> IMailTransaction:
+    def _begin_with(self, free: int | None, mail: IMailTransaction, sender: Path) -> IMailTransaction:
         if free is None:
             raise Refused(LOCAL_ERROR)
         if free - int(sender.parameters.get("SIZE") or 0) < self._min_free_space:
             raise Refused(INSUFFICIENT_STORAGE)
-        return self._transaction(client, sender)
-
-    def _transaction(self, client: Client, sender: Path) -> IMailTransaction:
-        return EnvelopeTransaction(client, sender, self._sink)
-
-    def _sink(self, envelope: Envelope) -> IMessageSink:
-        return _MaildirSink(self._reactor, self._path, self._new_name, self._hostname, envelope, self._new)
+        return mail
 
 
 @implementer(IDeliveryFactory)

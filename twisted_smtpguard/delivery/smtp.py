@@ -28,29 +28,9 @@ idle=TIME                       how long an unused connection is kept. Default: 
 wait=TIME                       how long a client waits for a free connection. Default: 10.
 connect=TIME                    limit for TCP and for the greeting; three times that until MAIL. Default: 10.
 timeout=TIME                    limit for the reply to a command, and for room to send more data. Default: 60.
-verdict=TIME                    limit for the reply to a message. Default: 280."""
-
-
-def make_upstream_delivery(
-    kind: type[UpstreamDelivery], name: str, hostname: str, argument: str, reactor: Any
-) -> UpstreamDelivery:
-    """Make the delivery that `argument` describes. ValueError says what is wrong with it."""
-    upstream = parse_upstream(name, argument)
-    try:
-        endpoint = clientFromString(reactor, upstream.endpoint)
-    except Exception as error:  # parsers, which may be plugins, raise what they like
-        raise ValueError(
-            f"{upstream.endpoint!r} is no client endpoint such as tcp:127.0.0.1:25 "
-            f"({client_hint(upstream.endpoint) or error})"
-        ) from error
-    return kind(
-        endpoint,
-        reactor,
-        hostname=hostname,
-        options=upstream.options,
-        name=f"{name}:{upstream.endpoint}",
-        host=upstream.host,
-    )
+verdict=TIME                    limit for the reply to a message. Default: 280.
+announce=received|xclient|xforward|proxy|proxy-v1
+                                how the server learns who the client is. Default: received, a header field."""
 
 
 class SmtpDelivery(UpstreamDelivery):
@@ -61,17 +41,30 @@ class SmtpDelivery(UpstreamDelivery):
 class SmtpFactory:
     """`--deliver smtp:ENDPOINT[,key=value...]`."""
 
+    kind: type[UpstreamDelivery] = SmtpDelivery
     name = "smtp"
     summary = "Pass messages to an upstream SMTP server, and its replies to the client."
     argument_format = (
-        "ENDPOINT[,key=value...], such as smtp:tcp:10.0.0.5:25,tls=required,announce=xclient\n\n"
-        f"{KEYS}\n"
-        "announce=received|xclient|xforward|proxy|proxy-v1\n"
-        "                                how the server learns who the client is. Default: received, a header field."
+        "ENDPOINT[,key=value...], such as smtp:tcp:10.0.0.5:25,tls=required,announce=xclient\n\n" + KEYS
     )
 
     def __init__(self, hostname: str) -> None:
         self._hostname = hostname
 
-    def make_delivery(self, argument: str, reactor: object) -> IDelivery:
-        return make_upstream_delivery(SmtpDelivery, self.name, self._hostname, argument, reactor)
+    def make_delivery(self, argument: str, reactor: Any) -> IDelivery:
+        upstream = parse_upstream(self.name, argument)
+        try:
+            endpoint = clientFromString(reactor, upstream.endpoint)
+        except Exception as error:  # parsers, which may be plugins, raise what they like
+            raise ValueError(
+                f"{upstream.endpoint!r} is no client endpoint such as tcp:127.0.0.1:25 "
+                f"({client_hint(upstream.endpoint) or error})"
+            ) from error
+        return self.kind(
+            endpoint,
+            reactor,
+            hostname=self._hostname,
+            options=upstream.options,
+            name=f"{self.name}:{upstream.endpoint}",
+            host=upstream.host,
+        )

@@ -46,72 +46,6 @@ _HANGS_UP = frozenset({221, 421})
 _NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED})
 
 
-class Lease:
-    """The connection that one transaction holds, from MAIL until it is given back or dropped, whichever comes first."""
-
-    def __init__(self, pool: Pool, client: Client, options: UpstreamOptions) -> None:
-        self._pool = pool
-        self._seconds = options.timeout
-        self.client = client
-        self.connection: Connection | None = None
-        self.may_have_message = False
-        """Whether the server may have the message although a verdict is missing, for all recipients or for one."""
-        self._server_hangs_up = False
-
-    async def begin(self) -> Connection:
-        self.connection = await self._pool.take(self.client)
-        return self.connection
-
-    async def command(self, line: bytes) -> UpstreamReply:
-        """Send a command, and return its reply. `Refused`: there was none, and the connection is dropped."""
-        return self.checked(await self.current.command(line, self._seconds))
-
-    async def verdict(self, seconds: float) -> Reply:
-        """The server's verdict on the message, or in LMTP on the message for the next recipient: a 2xx, or
-        `Refused`."""
-        try:
-            reply = await self.current.answer(seconds)
-            # The connection is not dropped yet, since verdicts for other recipients may still come.
-            self._server_hangs_up |= reply.code in _HANGS_UP
-            if not reply.positive:
-                self.current.error_replies += 1
-                raise verdict_of(reply)
-            self.current.error_replies = 0
-        except Refused as refused:
-            self.may_have_message |= refused.reply in _NO_VERDICT
-            raise
-        return for_client(reply)
-
-    @property
-    def current(self) -> Connection:
-        """The connection. `Refused`: it was dropped."""
-        if self.connection is None:
-            raise Refused(replies.UPSTREAM_LOST)
-        return self.connection
-
-    def checked(self, reply: UpstreamReply) -> UpstreamReply:
-        """Return `reply`, and drop the connection if it is a 421 or 221, after which the server closes it."""
-        if reply.code >= 400:
-            self.current.error_replies += 1
-        if reply.code in _HANGS_UP:
-            self.drop(verdict_of(reply).reply)
-        return reply
-
-    def give_back(self) -> None:
-        """Give the connection back to the pool. No message on it is incomplete."""
-        if self._server_hangs_up:
-            self.drop()
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            self._pool.give_back(connection, self.client)
-
-    def drop(self, problem: Reply = replies.UPSTREAM_LOST) -> None:
-        """Abort the connection, so that a message that has begun is not delivered."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.end(problem)
-
-
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
 class UpstreamDelivery(Service):
     """Passes each message to the server at `endpoint` while it comes in. The client gets a 250 when the server has
@@ -209,20 +143,9 @@ class UpstreamDelivery(Service):
         (await self.prepare_reload())()
 
     async def begin(self, client: Client, sender: Path) -> IMailTransaction:
-        lease = Lease(self._pool, client, self.options)
-        try:
-            connection = await lease.begin()
-            reply = await lease.command(mail_command(sender, connection.hello))
-        except Refused:
-            lease.give_back()
-            raise
-        except Exception:
-            lease.drop()
-            raise
-        if not reply.positive:
-            lease.give_back()
-            raise verdict_of(reply)
-        return UpstreamTransaction(lease, self, for_client(reply))
+        mail = UpstreamTransaction(self, client)
+        await mail.begin(sender)
+        return mail
 
     def session_ended(self, session: str) -> None:
         self._pool.session_ended(session)
@@ -236,68 +159,136 @@ class UpstreamDelivery(Service):
             return b""
         return received(client, self._hostname, recipients, self._clock.seconds())
 
-    def check_recipients(self, recipients: int) -> None:
-        """`Refused`: a message with `recipients` recipients may have no further one."""
-
-    def verdicts_due(self, recipients: Sequence[Path]) -> int:
-        """How many replies the server gives to a whole message."""
-        return 1
-
-    async def verdict(self, lease: Lease, recipients: Sequence[Path]) -> Reply:
+    async def verdict(self, mail: UpstreamTransaction) -> Reply:
         """The server's verdict on the whole message: a 2xx, or `Refused`."""
-        return await lease.verdict(self.options.verdict)
+        return await mail.verdict()
 
 
 @implementer(IRelayTransaction)
 class UpstreamTransaction:
-    """One transaction with the server, on one connection."""
+    """One transaction with the server, on one connection: from MAIL until that is given back or dropped, whichever
+    comes first."""
 
-    def __init__(self, lease: Lease, delivery: UpstreamDelivery, begun: Reply) -> None:
-        self.begun = begun
-        self._lease = lease
-        self._delivery = delivery
-        self._recipients: list[Path] = []
+    begun: Reply
+
+    def __init__(self, delivery: UpstreamDelivery, client: Client) -> None:
+        self.delivery = delivery
+        self.client = client
+        self.recipients: list[Path] = []
+        """The accepted recipients."""
+        self.may_have_message = False
+        """Whether the server may have the message although a verdict is missing, for all recipients or for one."""
+        self._connection: Connection | None = None
+        self._server_hangs_up = False
+
+    async def begin(self, sender: Path) -> None:
+        """Take a connection and send MAIL. `Refused`: there is no transaction, and no connection is held."""
+        try:
+            self._connection = await self.delivery._pool.take(self.client)
+            self.begun = await self._accepted(mail_command(sender, self._connection.hello))
+        except Refused:
+            self.give_back()
+            raise
+        except Exception:
+            self.drop()
+            raise
 
     async def recipient(self, recipient: Path) -> Reply:
-        self._delivery.check_recipients(len(self._recipients))
-        reply = await self._lease.command(rcpt_command(recipient, self._lease.current.hello))
-        if not reply.positive:
-            raise verdict_of(reply)
-        self._recipients.append(recipient)
-        return for_client(reply)
+        if 0 < self.delivery.options.recipients <= len(self.recipients):
+            raise Refused(replies.TOO_MANY_LMTP_RECIPIENTS)
+        reply = await self._accepted(rcpt_command(recipient, self.connection.hello))
+        self.recipients.append(recipient)
+        return reply
 
     async def data(self) -> IMessageSink:
-        reply = await self._lease.command(b"DATA")
+        reply = await self._command(b"DATA")
         if reply.code == 354:
-            connection = self._lease.current
+            connection = self.connection
             if not connection.usable:
                 # The server sent a 421, or closed the connection, right after the 354.
                 raise Refused(connection.verdict)
             connection.start_data()
-            return _DataSink(self._lease, self._delivery, self._recipients)
+            return _Sink(self, DotStuffer())
         if reply.code < 400:
             # After such a reply the server may take the next input for message data.
-            self._lease.drop()
-        self._lease.give_back()
+            self.drop()
+        self.give_back()
         raise verdict_of(reply)
 
     async def data_in_chunks(self) -> IMessageSink:
-        if "CHUNKING" not in self._lease.current.hello:
-            return await self.data()
-        return _ChunkSink(self._lease, self._delivery, self._recipients)
+        return _Sink(self, None) if "CHUNKING" in self.connection.hello else await self.data()
 
     def abort(self) -> None:
-        self._lease.give_back()
+        self.give_back()
+
+    async def _accepted(self, line: bytes) -> Reply:
+        """Send MAIL or RCPT. Returns a 2xx for the client, or raises `Refused`."""
+        reply = await self._command(line)
+        if not reply.positive:
+            raise verdict_of(reply)
+        return for_client(reply)
+
+    async def _command(self, line: bytes) -> UpstreamReply:
+        """Send a command, and return its reply. `Refused`: there was none, and the connection is dropped."""
+        return self.checked(await self.connection.command(line, self.delivery.options.timeout))
+
+    # Called by the sink too.
+
+    @property
+    def connection(self) -> Connection:
+        """The connection. `Refused`: it was dropped."""
+        if self._connection is None:
+            raise Refused(replies.UPSTREAM_LOST)
+        return self._connection
+
+    def checked(self, reply: UpstreamReply) -> UpstreamReply:
+        """Return `reply`, and drop the connection if it is a 421 or 221, after which the server closes it."""
+        if reply.code >= 400:
+            self.connection.error_replies += 1
+        if reply.code in _HANGS_UP:
+            self.drop(verdict_of(reply).reply)
+        return reply
+
+    async def verdict(self) -> Reply:
+        """The server's verdict on the message, or in LMTP on the message for the next recipient: a 2xx, or
+        `Refused`."""
+        try:
+            reply = await self.connection.answer(self.delivery.options.verdict)
+            # The connection is not dropped yet, since verdicts for other recipients may still come.
+            self._server_hangs_up |= reply.code in _HANGS_UP
+            if not reply.positive:
+                self.connection.error_replies += 1
+                raise verdict_of(reply)
+            self.connection.error_replies = 0
+        except Refused as refused:
+            self.may_have_message |= refused.reply in _NO_VERDICT
+            raise
+        return for_client(reply)
+
+    def give_back(self) -> None:
+        """Give the connection back to the pool. No message on it is incomplete."""
+        if self._server_hangs_up:
+            self.drop()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.delivery._pool.give_back(connection, self.client)
+
+    def drop(self, problem: Reply = replies.UPSTREAM_LOST) -> None:
+        """Abort the connection, so that a message that has begun is not delivered."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end(problem)
 
 
+@implementer(IMessageSink)
 class _Sink:
-    """One message to the server. Subclasses send it, by `_send` and `_end`."""
+    """One message to the server. It is sent with DATA and `dots`, or with None as BDAT chunks, each of which is
+    answered before the next is sent."""
 
-    def __init__(self, lease: Lease, delivery: UpstreamDelivery, recipients: Sequence[Path]) -> None:
-        self._lease = lease
-        self._delivery = delivery
-        self._recipients = recipients
-        self._held = bytearray(delivery.trace_fields(lease.client, recipients))
+    def __init__(self, mail: UpstreamTransaction, dots: DotStuffer | None) -> None:
+        self._mail = mail
+        self._dots = dots
+        self._held = bytearray(mail.delivery.trace_fields(mail.client, mail.recipients))
 
     def write(self, data: bytes) -> Deferred[None] | None:
         if self._held or len(data) < _PIECE_OCTETS:
@@ -305,69 +296,44 @@ class _Sink:
             if len(self._held) < _PIECE_OCTETS:
                 return None
             data, self._held = bytes(self._held), bytearray()
-        return self._send(data)
+        if self._dots is None:
+            return Deferred.fromCoroutine(self._send_chunks(data))
+        return self._mail.connection.stream(self._dots.encode(data), self._mail.delivery.options.timeout)
 
-    def _send(self, piece: bytes) -> Deferred[None] | None:
-        raise NotImplementedError
-
-    def _end(self, piece: bytes, verdicts: int) -> None:
-        raise NotImplementedError
+    async def _send_chunks(self, piece: bytes) -> None:
+        connection = self._mail.connection
+        for start in range(0, len(piece), _PIECE_OCTETS):
+            # A whole piece would wait in the transport, and this is one of many sessions.
+            connection.chunk(piece[start : start + _PIECE_OCTETS])
+            reply = self._mail.checked(await connection.answer(self._mail.delivery.options.timeout))
+            if not reply.positive:
+                raise verdict_of(reply)
 
     async def finish(self) -> Reply:
+        mail, delivery = self._mail, self._mail.delivery
         piece, self._held = bytes(self._held), bytearray()
+        verdicts = len(mail.recipients) if delivery.lmtp else 1
         try:
-            self._end(piece, self._delivery.verdicts_due(self._recipients))
-            reply = await self._delivery.verdict(self._lease, self._recipients)
+            if self._dots is None:
+                mail.connection.chunk(piece, last=True, verdicts=verdicts)
+            else:
+                mail.connection.end_data(self._dots.encode(piece) + self._dots.end(), verdicts)
+            reply = await delivery.verdict(mail)
         except Refused:
-            if self._lease.may_have_message:
-                self._delivery.notices.may_come_twice(self._lease.client.session)
-            self._lease.give_back()
+            if mail.may_have_message:
+                delivery.notices.may_come_twice(mail.client.session)
+            mail.give_back()
             raise
         except Exception:
-            self._delivery.notices.may_come_twice(self._lease.client.session)
-            self._lease.drop()
+            delivery.notices.may_come_twice(mail.client.session)
+            mail.drop()
             raise
-        self._lease.give_back()
+        mail.give_back()
         return reply
 
     def abort(self) -> None:
         self._held = bytearray()
-        self._lease.drop()
-
-
-@implementer(IMessageSink)
-class _DataSink(_Sink):
-    """Sends a message with DATA."""
-
-    def __init__(self, lease: Lease, delivery: UpstreamDelivery, recipients: Sequence[Path]) -> None:
-        super().__init__(lease, delivery, recipients)
-        self._dots = DotStuffer()
-
-    def _send(self, piece: bytes) -> Deferred[None] | None:
-        return self._lease.current.stream(self._dots.encode(piece), self._delivery.options.timeout)
-
-    def _end(self, piece: bytes, verdicts: int) -> None:
-        self._lease.current.end_data(self._dots.encode(piece) + self._dots.end(), verdicts)
-
-
-@implementer(IMessageSink)
-class _ChunkSink(_Sink):
-    """Sends a message as BDAT chunks, each of which is answered before the next is sent."""
-
-    def _send(self, piece: bytes) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._send_chunk(piece))
-
-    async def _send_chunk(self, piece: bytes) -> None:
-        connection = self._lease.current
-        for start in range(0, len(piece), _PIECE_OCTETS):
-            # A whole piece would wait in the transport, and this is one of many sessions.
-            connection.chunk(piece[start : start + _PIECE_OCTETS])
-            reply = self._lease.checked(await connection.answer(self._delivery.options.timeout))
-            if not reply.positive:
-                raise verdict_of(reply)
-
-    def _end(self, piece: bytes, verdicts: int) -> None:
-        self._lease.current.chunk(piece, last=True, verdicts=verdicts)
+        self._mail.drop()
 
 
 class DotStuffer:
