@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import isawaitable
 from io import BytesIO
 from tempfile import TemporaryFile
@@ -31,24 +32,20 @@ class _TemporaryFile:
 
     def __init__(self) -> None:
         self.body: IO[bytes] = TemporaryFile()  # noqa: SIM115 - remove() closes it
-
-    def write(self, data: bytearray) -> None:
-        self.body.write(data)
+        self.write = self.body.write
+        self.remove = self.body.close
 
     def rewind(self) -> BinaryIO:
         self.body.seek(0)
         return self.body  # type: ignore[return-value]
 
-    def remove(self) -> None:
-        self.body.close()
-
 
 @implementer(IMessageSink)
 class _CallableSink:
-    def __init__(self, reactor: ThreadedReactor, function: DeliveryFunction, envelope: Envelope) -> None:
-        self._function = function
+    def __init__(self, delivery: CallableDelivery, envelope: Envelope) -> None:
+        self._function = delivery._function
         self._envelope = envelope
-        self._spool = Spool(reactor, _TemporaryFile)
+        self._spool = Spool(delivery._reactor, _TemporaryFile)
 
     def write(self, data: bytes) -> Deferred[None] | None:
         return self._spool.write(data)
@@ -103,7 +100,4 @@ class CallableDelivery:
         self._reactor = reactor
 
     def begin(self, client: Client, sender: Path) -> IMailTransaction:
-        return EnvelopeTransaction(client, sender, self._sink)
-
-    def _sink(self, envelope: Envelope) -> IMessageSink:
-        return _CallableSink(self._reactor, self._function, envelope)
+        return EnvelopeTransaction(client, sender, partial(_CallableSink, self))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from threading import Lock
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -18,36 +18,33 @@ class SharedSync:
         self._reactor = reactor
         self._sync = sync
         self._busy = False
-        self._lock = Lock()
-        """Guards the two lists, which the thread exchanges when its call begins."""
-        self._waiting: list[Deferred[None]] = []
-        self._to_answer: list[Deferred[None]] = []
+        self._waiting: deque[Deferred[None]] = deque()
+        """The requests that no call serves yet. The thread takes them when its call begins."""
 
     def ask(self) -> Deferred[None]:
         """Request a synchronisation. It fires after a call of `sync` that began after this request, so everything done
         before is safe. If that call fails, all requests that it serves fail, and no others. Called in the reactor's
         thread."""
         answer: Deferred[None] = Deferred()
-        with self._lock:
-            self._waiting.append(answer)
+        self._waiting.append(answer)
         if not self._busy:
             self._begin()
         return answer
 
     def _begin(self) -> None:
         self._busy = True
-        in_thread(self._reactor, self._work).addBoth(self._end)
+        served: list[Deferred[None]] = []
+        in_thread(self._reactor, self._work, served).addBoth(self._end, served)
 
-    def _work(self) -> None:
-        with self._lock:
-            # A request from here on may come too late for this call.
-            self._to_answer, self._waiting = self._waiting, []
+    def _work(self, served: list[Deferred[None]]) -> None:
+        # A request that is not taken here may come too late for this call.
+        while self._waiting:
+            served.append(self._waiting.popleft())
         self._sync()
 
-    def _end(self, result: Failure | None) -> None:
-        answered, self._to_answer = self._to_answer, []
+    def _end(self, result: Failure | None, served: list[Deferred[None]]) -> None:
         self._busy = False
         if self._waiting:
             self._begin()
-        for answer in answered:
+        for answer in served:
             answer.callback(result)

@@ -36,7 +36,7 @@ def refuse_if_full(error: BaseException) -> None:
 class SpoolFile(Protocol):
     """The file that a body is written to. Its methods are called in a thread, one call at a time."""
 
-    def write(self, data: bytearray) -> None:
+    def write(self, data: bytearray) -> object:
         """Write all of `data`."""
 
     def remove(self) -> None:
@@ -74,7 +74,7 @@ class Spool(Generic[F]):
         self._held += data
         if len(self._held) < MAX_HELD_OCTETS:
             return None
-        return self._work_in_thread(lambda file: None)
+        return self.finish(lambda file: None)
 
     def in_memory(self) -> bytearray | None:
         """The whole body, if nothing was written to the file; else None."""
@@ -85,7 +85,9 @@ class Spool(Generic[F]):
 
         Cancelling the Deferred stops nothing; `discard` does.
         """
-        return self._work_in_thread(complete)
+        self._threaded = True
+        data, self._held = self._held, bytearray()
+        return in_thread(self._reactor, self._work, data, complete)
 
     def keep(self) -> None:
         """Called by `complete` in its thread: from here on `discard` comes too late. `Discarded`: it came first."""
@@ -103,12 +105,7 @@ class Spool(Generic[F]):
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
-    def _work_in_thread(self, then: Callable[[F], T]) -> Deferred[T]:
-        self._threaded = True
-        data, self._held = self._held, bytearray()
-        return in_thread(self._reactor, self._work, data, then)
-
-    def _work(self, data: bytearray, then: Callable[[F], T]) -> T:
+    def _work(self, data: bytearray, complete: Callable[[F], T]) -> T:
         with self._working:
             if self._discarded:
                 raise Discarded
@@ -116,7 +113,7 @@ class Spool(Generic[F]):
                 if self._file is None:
                     self._file = self._open_file()
                 self._file.write(data)
-                return then(self._file)
+                return complete(self._file)
             except BaseException as error:
                 self._discarded = True
                 if self._file is not None:

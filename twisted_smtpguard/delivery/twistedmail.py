@@ -125,14 +125,16 @@ class _Session:
         self._user: Client | None = None
         """The client as it was at its login to the portal."""
         self._logouts: list[Callable[[], object]] = []
-        self._pending = 0
+        self.pending = 0
+        """How many verdicts are pending. After its time limit one may still be pending at the next MAIL; then nobody is
+        logged out."""
 
     async def delivery(self, client: Client, sender: object) -> Any:
         """The delivery for the next message, or None. SMTPBadSender: the portal refused the login."""
         if self._portal is not None and not _is_same_user(self._user, client):
             # If this login is refused the session must not go on as the user of before.
             self._user = self._source = None
-            if not self._pending:
+            if not self.pending:
                 self.log_out()
             await self._log_in(self._portal, client, sender)
         return await call_hook(self._source.getMessageDelivery) if self._is_factory else self._source
@@ -147,7 +149,7 @@ class _Session:
             else:
                 # This is the second half of Portal.login(). The password was checked at AUTH and is not kept.
                 login = call_hook(portal.realm.requestAvatar, avatar_id, None, *interfaces)
-            interface, avatar, logout = await _or_returned_late(login, _log_out_again)
+            interface, avatar, logout = await _or_returned_late(login, lambda late: _log_out(late[2]))
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
         except UnhandledCredentials as error:
@@ -159,21 +161,15 @@ class _Session:
         self._is_factory = interface.isOrExtends(IMessageDeliveryFactory)
         self._source, self._user = avatar, client
 
-    @contextmanager
-    def pending(self) -> Iterator[None]:
-        """Entered while a verdict is pending. After its time limit it may still be pending at the next MAIL, and then
-        nobody is logged out."""
-        self._pending += 1
-        try:
-            yield
-        finally:
-            self._pending -= 1
-
     def log_out(self) -> None:
         """Log out every login of the session."""
         logouts, self._logouts = self._logouts, []
         for logout in logouts:
             _log_out(logout)
+
+
+def _log_out(logout: Callable[[], object]) -> None:
+    call_hook(logout).addErrback(_report, "logout")
 
 
 def _is_same_user(before: Client | None, now: Client) -> bool:
@@ -260,9 +256,12 @@ class _Sink:
             except BaseException:
                 self.abort()
                 raise
-        with self._session.pending():
+        self._session.pending += 1
+        try:
             verdicts = [_end(message) for message in self._messages]
             outcomes = await DeferredList(verdicts, consumeErrors=True)
+        finally:
+            self._session.pending -= 1
         _raise_failures([outcome for succeeded, outcome in outcomes if not succeeded], len(outcomes))
 
     def abort(self) -> None:
@@ -303,14 +302,6 @@ def _discard_all(messages: Sequence[Any]) -> None:
 def _discard(message: Any) -> None:
     ended = call_hook(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
     ended.addErrback(_report, "connectionLost")
-
-
-def _log_out_again(login: tuple[object, object, Callable[[], object]]) -> None:
-    _log_out(login[2])
-
-
-def _log_out(logout: Callable[[], object]) -> None:
-    call_hook(logout).addErrback(_report, "logout")
 
 
 def _or_returned_late(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:
