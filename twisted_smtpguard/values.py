@@ -22,11 +22,12 @@ FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
 
 def is_later(answer: Any) -> bool:
     """Whether a hook answered with a Deferred or another awaitable instead of its value."""
-    return _is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable
+    return is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable
 
 
 @lru_cache(maxsize=256)
-def _is_awaitable(kind: Any) -> bool:
+def is_awaitable(kind: Any) -> bool:
+    """Whether instances of this class are awaitables."""
     # A Deferred has this method too. isinstance(answer, Awaitable) would cost more, since Awaitable is abstract.
     return hasattr(kind, "__await__")
 
@@ -128,6 +129,20 @@ class Path:
     def __attrs_post_init__(self) -> None:
         if type(self.address) is not str or type(self.parameters) is not MappingProxyType:
             check_fields(self)
+
+
+NO_PARAMETERS: Mapping[str, str | None] = MappingProxyType({})
+_set_address = vars(Path)["address"].__set__
+_set_parameters = vars(Path)["parameters"].__set__
+
+
+def plain_path(address: bytes) -> Path:
+    """The Path of an ASCII address without parameters. It is made for nearly every MAIL and RCPT, and takes a third of
+    the time of `Path()`, which checks what it is given."""
+    path = object.__new__(Path)
+    _set_address(path, address.decode("ascii"))
+    _set_parameters(path, NO_PARAMETERS)
+    return path
 
 
 @attrs.frozen

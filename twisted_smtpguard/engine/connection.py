@@ -275,9 +275,11 @@ class Connection:
         """The only way from one stage to another. What the new one needs is seen to when the input is done with."""
         row = self.context.stages[stage]
         assert self.stage in row.follows, f"{self.stage} -> {stage}"
+        if row.needs != self.row.needs:
+            self.unsettled = True
         self.stage = stage
         self.row = row
-        self.progress = self.unsettled = True
+        self.progress = True
 
     def set_deadline(self, timeout: str) -> None:
         """Start this time limit of `ServerContext.timeouts`; "" for none."""

@@ -13,9 +13,7 @@ from types import MappingProxyType
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Path, Refused
-
-NO_PARAMETERS: Mapping[str, str | None] = MappingProxyType({})
+from twisted_smtpguard.values import NO_PARAMETERS, Path, Refused
 
 _BLANKS = re.compile(rb"[ \t]+")
 _HELLO = re.compile(rb"[!-~]{1,255}")

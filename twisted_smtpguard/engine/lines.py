@@ -13,11 +13,10 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, grammar
 from twisted_smtpguard.engine.commands import COMMANDS, auth_response, carry_out, invalid_line
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.grammar import NO_PARAMETERS
 from twisted_smtpguard.engine.proxyheader import LONGEST_BEGINNING, begins_header, may_begin_header
 from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Path, Refused
+from twisted_smtpguard.values import Refused, plain_path
 
 _TLS_HELLO = b"\x16\x03"
 _is_hello = re.compile(rb"(?:EHLO|HELO) [!-~]{1,255}\r\n").match
@@ -29,43 +28,37 @@ _LINE_OCTETS_OF_A_COMMAND = 64
 def take_commands(engine: Engine) -> bool:
     """The commands that have come, until one needs another stage or waits."""
     buffer, start = engine.buffer, engine.offset
+    size = len(buffer)
     context = engine.context
-    plain_line, max_said, share = context.plain_line, context.max_said, engine.share
-    while True:
+    plain_line, max_said = context.plain_line, context.max_said
+    for left in range(engine.share - 1, -1, -1):
         plain = plain_line(buffer, start)
-        if plain is not None:
-            stop = engine.offset = plain.end()
-            verb, address, word = plain.groups()
-            argument = word or b"" if address is None else Path(address.decode("ascii"), NO_PARAMETERS)
-            reply = carry_out(engine, COMMANDS[verb], argument)
-        else:
-            end = buffer.find(b"\r\n", start, start + (engine.context.max_line or len(buffer)))
-            line = buffer[start:end]
-            if end < 0 or b"\n" in line or b"\r" in line:
-                return _take_odd_line(engine, engine.context.max_line)
-            stop = engine.offset = end + 2
-            reply = execute(engine, line)
+        if plain is None:
+            engine.share = left + 1
+            return take_line(engine)
+        stop = engine.offset = plain.end()
+        verb, address, word = plain.groups()
+        reply = carry_out(engine, COMMANDS[verb], word or b"" if address is None else plain_path(address))
         engine.progress = True
         if reply is not None:
             if reply.remarkable or engine.watched:
                 engine.account(reply)
             else:
                 engine.said += reply.wire
-        if engine.stage is not Stage.COMMAND:
-            engine.share = share
-            return True
-        if stop == len(buffer):
+        if stop == size:
+            # All has been taken, and STARTTLS alone begins something before more comes.
             engine.buffer, engine.offset = b"", 0
-            return False
-        share -= 1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND
-        if share <= 0:
-            engine.wait_for_turn()
-            return False
+            return engine.stage is Stage.STARTING_TLS
+        if engine.stage is not Stage.COMMAND:
+            engine.share = left
+            return True
         if len(engine.said) >= max_said:
             engine.flush()
             if engine.held:
                 return False
         start = stop
+    engine.wait_for_turn()
+    return False
 
 
 def take_first_line(engine: Engine) -> bool:
@@ -94,7 +87,7 @@ def take_first_line(engine: Engine) -> bool:
     carriage_return = buffer.find(b"\r", start, stop)
     if end < 0 and not 0 <= carriage_return < stop - 1:
         # Not whole, or over-long.
-        return _take_odd_line(engine, max_line)
+        return take_line(engine)
     line = engine.beginning + buffer[start : end + 1 if end >= 0 else stop]
     if grammar.is_not_smtp(line):
         engine.reply(replies.NOT_SMTP)
@@ -110,18 +103,40 @@ def take_first_line(engine: Engine) -> bool:
     return True
 
 
-def take_auth_response(engine: Engine) -> bool:
-    """The line after a challenge of AUTH."""
+def take_line(engine: Engine, max_line: int | None = None) -> bool:
+    """One line, whatever it is: a command, an answer to a challenge of AUTH, or no line at all. `max_line` is the
+    longest that it may be, by default that of a command."""
     buffer, start = engine.buffer, engine.offset
-    max_line = engine.context.max_auth_line or len(buffer)
-    stop = buffer.find(b"\r\n", start, start + max_line)
-    line = buffer[start:stop]
-    if stop < 0 or b"\n" in line or b"\r" in line:
-        return _take_odd_line(engine, engine.context.max_line)
-    engine.offset = stop + 2
-    engine.enter(Stage.COMMAND)
-    _say(engine, auth_response(engine, line))
-    return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
+    if max_line is None:
+        max_line = engine.context.max_line
+    stop = start + max_line if max_line else len(buffer) + 1
+    end = buffer.find(b"\n", start, stop)
+    carriage_return = buffer.find(b"\r", start, stop if end < 0 else end)
+    if end >= 0:
+        if start <= carriage_return == end - 1:
+            # A line of AUTH may be longer than others.
+            engine.offset = end + 1
+            engine.progress = True
+            line = buffer[start:carriage_return]
+            if engine.stage is Stage.AUTH_RESPONSE:
+                engine.enter(Stage.COMMAND)
+                _say(engine, auth_response(engine, line))
+            else:
+                _say(engine, execute(engine, line))
+            return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
+        # At the first of the two, as if the octets had come one by one.
+        _refuse_line(engine, (end if carriage_return < 0 else carriage_return) + 1)
+    elif 0 <= carriage_return < min(stop, len(buffer)) - 1:
+        _refuse_line(engine, carriage_return + 1)
+    elif len(buffer) >= stop:
+        max_auth = engine.context.max_auth_line
+        of_auth = engine.stage is Stage.AUTH_RESPONSE or buffer[start : start + 5].upper() == b"AUTH "
+        if of_auth and (max_line < max_auth or not max_auth):
+            return take_line(engine, max_auth)
+        _skip(engine, 0, replies.LINE_TOO_LONG)
+    else:
+        return False
+    return True
 
 
 def take_skipped_line(engine: Engine) -> bool:
@@ -150,39 +165,6 @@ def take_skipped_line(engine: Engine) -> bool:
     if endless and engine.stage is engine.stage_before:
         engine.reply(replies.TOO_MANY_INVALID_COMMANDS, "max_endless_line")
     return engine.has_share_left(1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND)
-
-
-def _take_odd_line(engine: Engine, max_line: int) -> bool:
-    """What is no whole line of the usual length that ends with CRLF."""
-    buffer, start = engine.buffer, engine.offset
-    stop = start + max_line if max_line else len(buffer) + 1
-    end = buffer.find(b"\n", start, stop)
-    carriage_return = buffer.find(b"\r", start, stop if end < 0 else end)
-    if end >= 0:
-        if start <= carriage_return == end - 1:
-            # A line of AUTH may be longer than others.
-            engine.offset = end + 1
-            engine.progress = True
-            line = buffer[start:carriage_return]
-            if engine.stage is Stage.AUTH_RESPONSE:
-                engine.enter(Stage.COMMAND)
-                _say(engine, auth_response(engine, line))
-            else:
-                _say(engine, execute(engine, line))
-            return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
-        # At the first of the two, as if the octets had come one by one.
-        _refuse_line(engine, (end if carriage_return < 0 else carriage_return) + 1)
-    elif 0 <= carriage_return < min(stop, len(buffer)) - 1:
-        _refuse_line(engine, carriage_return + 1)
-    elif len(buffer) >= stop:
-        max_auth = engine.context.max_auth_line
-        of_auth = engine.stage is Stage.AUTH_RESPONSE or buffer[start : start + 5].upper() == b"AUTH "
-        if of_auth and (max_line < max_auth or not max_auth):
-            return _take_odd_line(engine, max_auth)
-        _skip(engine, 0, replies.LINE_TOO_LONG)
-    else:
-        return False
-    return True
 
 
 def _refuse_line(engine: Engine, stop: int) -> None:

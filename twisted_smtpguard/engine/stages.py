@@ -67,8 +67,11 @@ class StageRow:
     """Whether the client is read. Input that is not taken is kept, up to the bound of the input buffer."""
     in_message: bool = False
     """Whether the input is message data and not a command."""
-    takes: bool = True
-    """Whether input is taken as it comes. If not, an end of the input is not the end of the session."""
+    needs: tuple[str, bool] = attrs.field(init=False)
+    """What the host has to be told when the stage is entered from one with other needs: `timeout` and `reads`."""
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "needs", (self.timeout, self.reads))
 
 
 class Phase(enum.Enum):

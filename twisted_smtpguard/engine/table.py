@@ -12,9 +12,9 @@ from twisted_smtpguard.engine.arrival import (
 )
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.lines import (
-    take_auth_response,
     take_commands,
     take_first_line,
+    take_line,
     take_skipped_line,
 )
 from twisted_smtpguard.engine.receiving import take_message
@@ -72,7 +72,7 @@ STAGES: dict[Stage, StageRow] = {
         "read",
     ),
     _S.SKIPPED_LINE: StageRow(_LINES - {_S.SKIPPED_LINE}, take_skipped_line, _read_timed_out, "read"),
-    _S.AUTH_RESPONSE: StageRow(frozenset({_S.COMMAND}), take_auth_response, _read_timed_out, "read"),
+    _S.AUTH_RESPONSE: StageRow(frozenset({_S.COMMAND}), take_line, _read_timed_out, "read"),
     _S.DATA: StageRow(
         frozenset({_S.COMMAND, _S.SINK}), take_message, _read_timed_out, "read", in_message=True
     ),
