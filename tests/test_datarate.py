@@ -51,14 +51,14 @@ def test_in_the_first_window_nothing_is_demanded(bench: Bench) -> None:
 def test_a_window_needs_its_octets_to_the_octet(bench: Bench, octets: int, cut_off: bool) -> None:
     bench.rate.run()
     bench.passes(WINDOW)
-    bench.rate.count(octets)
+    bench.rate.octets += octets
     bench.passes(WINDOW)
     assert bool(bench.cut_off) is cut_off
 
 
 def test_octets_of_one_window_do_not_count_in_the_next(bench: Bench) -> None:
     bench.rate.run()
-    bench.rate.count(10_000_000)
+    bench.rate.octets += 10_000_000
     bench.passes(WINDOW)
     bench.passes(WINDOW)
     assert bench.cut_off
@@ -80,7 +80,7 @@ def test_time_in_which_the_client_is_held_back_does_not_count(bench: Bench) -> N
 def test_being_held_back_again_and_again_buys_a_slow_client_nothing(bench: Bench) -> None:
     bench.rate.run()
     for _ in range(3 * WINDOW):
-        bench.rate.count(1)
+        bench.rate.octets += 1
         bench.rate.hold()
         bench.rate.run()
         bench.passes(1)
@@ -90,7 +90,7 @@ def test_being_held_back_again_and_again_buys_a_slow_client_nothing(bench: Bench
 def test_the_octets_of_an_interrupted_window_are_kept(bench: Bench) -> None:
     bench.rate.run()
     bench.passes(WINDOW)
-    bench.rate.count(500 * WINDOW)
+    bench.rate.octets += 500 * WINDOW
     bench.rate.hold()
     bench.rate.run()
     bench.passes(WINDOW)

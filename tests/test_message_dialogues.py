@@ -9,7 +9,7 @@ from fakes import Conversation, FakeDelivery, Guard, refusal
 from test_session_dialogues import ACCEPTED, DATA, MAIL, OK, RCPT, START_DATA
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.engine.message import IncomingMessage
+from twisted_smtpguard.engine import receiving
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.testing import Turn, dialogue
 
@@ -256,7 +256,7 @@ def test_after_a_fault_of_ours_while_the_delivery_takes_its_time_the_rest_of_the
     def fault(_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(IncomingMessage, "settle", fault)
+    monkeypatch.setattr(receiving, "_received", fault)
     client.send(b"RSET\r\nMAIL FROM:<smuggled@evil.example>\r\n")
     taking.callback(None)
     assert client.heard() == "421 4.3.0 Internal error, try again later\r\n"

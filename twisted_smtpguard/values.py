@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
@@ -22,14 +22,16 @@ FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
 
 def is_later(answer: Any) -> bool:
     """Whether a hook answered with a Deferred or another awaitable instead of its value."""
-    return is_awaitable(type(answer))  # type: ignore[arg-type]  # a class is hashable
+    return is_awaitable(type(answer))
 
 
-@lru_cache(maxsize=256)
-def is_awaitable(kind: Any) -> bool:
-    """Whether instances of this class are awaitables."""
+def _is_awaitable(kind: Any) -> bool:
     # A Deferred has this method too. isinstance(answer, Awaitable) would cost more, since Awaitable is abstract.
     return hasattr(kind, "__await__")
+
+
+is_awaitable: Callable[[type], bool] = lru_cache(maxsize=256)(_is_awaitable)
+"""Whether instances of a class are awaitables. It is asked for every answer of a hook."""
 
 
 def unmapped(address: Address | None, name: str = "address") -> Address | None:

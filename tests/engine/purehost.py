@@ -357,8 +357,21 @@ class PureClients:
     def key_of(self, address: object) -> str:
         return str(address)
 
-    def count(self, rate: str, key: str, events: int = 1) -> Any:
-        return self.counted(rate)
+    def rate(self, name: str) -> PureRate:
+        return PureRate(self, name)
+
+
+class PureRate:
+    """One of those limits. Nothing is too much."""
+
+    most = 0
+
+    def __init__(self, clients: PureClients, name: str) -> None:
+        self._clients = clients
+        self.name = name
+
+    def count(self, key: str, events: int = 1) -> Any:
+        return self._clients.counted(self.name)
 
 
 class PureAdmission:

@@ -32,6 +32,7 @@ class Admission:
         self.chain = FilterChain(entries, limits, call_later, events)
         self._limits = limits
         self._clients = clients
+        self._connection_rate = clients.rate("connection_rate")
         self._events = events
         self.asks_nothing = not (entries or limits.max_connections_per_client or limits.connection_rate)
         """Whether every client is admitted, and none is trusted, without a question to a filter or a store."""
@@ -69,20 +70,20 @@ class Admission:
         """Undo the counting of a client that turned out to be trusted."""
         if connection.place is not None:
             connection.place.give_back()
-        if self._limits.connection_rate:
-            self._clients.count("connection_rate", connection.key, -1)
+        if self._connection_rate is not None:
+            self._connection_rate.count(connection.key, -1)
 
     async def _count(self, connection: PendingConnection) -> None:
-        limits, clients = self._limits, self._clients
-        cap, rate = limits.max_connections_per_client, limits.connection_rate
+        limits, clients, rate = self._limits, self._clients, self._connection_rate
+        cap = limits.max_connections_per_client
         if cap:
             connection.place = Place(clients, connection.key)
             enforced = limits.enforced("max_connections_per_client")
             held = await answer_of(clients.take_place(connection.place, enforced))
             self._check_limit(connection, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held, cap)
-        if rate:
-            count = await answer_of(clients.count("connection_rate", connection.key))
-            self._check_limit(connection, replies.CONNECTION_RATE_EXCEEDED, count, rate.events)
+        if rate is not None:
+            count = await answer_of(rate.count(connection.key))
+            self._check_limit(connection, replies.CONNECTION_RATE_EXCEEDED, count, rate.most)
 
     def _check_limit(
         self, connection: PendingConnection, reply: Reply, count: int | None, limit: int

@@ -19,6 +19,7 @@ from twisted_smtpguard.hooks.later import (
 )
 from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.values import FAULTS, Address, is_later
 
@@ -47,8 +48,6 @@ class ClientLimits:
         settled: Callable[[], object],
     ) -> None:
         self._limits = limits
-        rates = ("connection_rate", "message_rate", "recipient_rate")
-        self._windows: dict[str, float] = {rate: getattr(limits, rate).seconds for rate in rates}
         self._store = store
         self._seconds = seconds
         self._call_later = call_later
@@ -62,16 +61,10 @@ class ClientLimits:
         limits = self._limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
-    def count(self, rate: str, key: str, events: int = 1) -> Count:
-        """Count events of the client against `rate`, a field of Limits, and return how many there were in its window.
-        -1 takes one back."""
-        try:
-            answer = self._store.add(rate, key, events, self._windows[rate], self._seconds())
-        except FAULTS:
-            self._failed(explained(Failure()))
-            return None
-        # The usual case is short, since this is called at every recipient.
-        return answer if type(answer) is int else self._read(_whole, answer)
+    def rate(self, name: str) -> ClientRate | None:
+        """The rate limit `name`, a field of Limits; None if there is no such limit."""
+        rate: Rate = getattr(self._limits, name)
+        return ClientRate(self, self._store, self._seconds, name, rate) if rate else None
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number), and return how many the client then holds."""
@@ -87,15 +80,19 @@ class ClientLimits:
         """Give back a place that was taken."""
         self._ask(lambda _: 0, self._store.release, _CONNECTIONS, key)
 
+    def failed(self) -> None:
+        """Called in the handler of an exception that the store has raised: log it."""
+        self._failed(explained(Failure()))
+
     def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
         try:
             answer = question(*args)
         except FAULTS:
-            self._failed(explained(Failure()))
+            self.failed()
             return None
-        return self._read(read, answer)
+        return self.read(read, answer)
 
-    def _read(self, read: Callable[[object], int], answer: Any) -> Count:
+    def read(self, read: Callable[[object], int], answer: Any) -> Count:
         """The result of `read` on the answer. `read` is called even if the answer comes after the time limit or a
         cancellation."""
         try:
@@ -117,6 +114,37 @@ class ClientLimits:
     def _failed(self, failure: Failure) -> None:
         if failure.check(HookCancelledError) or not failure.check(CancelledError):
             self._events.failure(failure, "the counter store failed")
+
+
+class ClientRate:
+    """One of the rate limits per client. `most` events may come in `seconds`, 0 in a window of their own."""
+
+    __slots__ = ("_add", "_clients", "_now", "_seconds", "most", "name")
+
+    def __init__(
+        self,
+        clients: ClientLimits,
+        store: ICounterStore,
+        now: Callable[[], float],
+        name: str,
+        rate: Rate,
+    ) -> None:
+        self._clients = clients
+        self._add = store.add
+        self._now = now
+        self.name = name
+        self.most = rate.events
+        self._seconds = rate.seconds
+
+    def count(self, key: str, events: int = 1) -> Count:
+        """Count events of the client with this key, and return how many there were in its window. -1 takes one back."""
+        try:
+            answer = self._add(self.name, key, events, self._seconds, self._now())
+        except FAULTS:
+            self._clients.failed()
+            return None
+        # The usual case is short, since this is called at every recipient.
+        return answer if type(answer) is int else self._clients.read(_whole, answer)
 
 
 class Place:

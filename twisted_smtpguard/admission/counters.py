@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from twisted_smtpguard.interfaces import ICounterStore
 T = TypeVar("T")
 
 _ONE_EVENT = 1j
+_NO_WINDOW = complex(-math.inf, 0)
 
 
 @implementer(ICounterStore)
@@ -56,8 +58,8 @@ class LocalCounterStore:
         never below 0: an event that is taken back may be of a window that has ended, or of a client that was
         forgotten."""
         windows = self._windows[counter]
-        window = windows.get(client)
-        if window is not None and 0 <= now - window.real < seconds:
+        window = windows.get(client, _NO_WINDOW)
+        if 0 <= now - window.real < seconds:
             # The usual case.
             window += events * _ONE_EVENT
             if window.imag < 0:
@@ -65,7 +67,7 @@ class LocalCounterStore:
             windows[client] = window
         else:
             before = 0.0
-            if window is not None and now < window.real:
+            if now < window.real:
                 # The clock was set back. The client keeps its events, for no longer than one more window.
                 before = window.imag
             elif events <= 0:

@@ -320,7 +320,8 @@ class Connection:
 
     def reset(self) -> None:
         """End the mail transaction; what the delivery has begun is aborted."""
-        self.abort_mail()
+        if self.sink is not None or self.mail is not None:
+            self.abort_mail()
         self.message = None
         self.utf8 = False
         if self.rate is not None:

@@ -15,6 +15,7 @@ from twisted_smtpguard.engine.port import Cancellable
 from twisted_smtpguard.engine.sasl import MECHANISMS
 from twisted_smtpguard.engine.stages import Stage, StageRow
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
 
 _MAX_SAID_OCTETS = 64 * 1024
@@ -107,8 +108,20 @@ class ServerContext:
     max_said: int = attrs.field(init=False)
     """Octets of replies that are said before they leave, and it is looked at whether the client reads them."""
     max_octets_of_ours: int = attrs.field(init=False)
+    max_messages: float = attrs.field(init=False)
+    """Of a session; infinity for no limit, as in the next two."""
+    max_recipients: float = attrs.field(init=False)
+    """Of a message."""
+    max_orphans: float = attrs.field(init=False)
+    """As many pending finish() calls whose clients are gone, and no new message is taken."""
+    message_rate: Any = attrs.field(init=False)
+    """`ClientRate`: counts the messages of each client; None for no limit, as in the next."""
+    recipient_rate: Any = attrs.field(init=False)
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
-    _rules: dict[tuple[int, bool], MessageRules] = attrs.field(factory=dict, init=False)
+    _rules: list[MessageRules] = attrs.field(factory=list, init=False)
+    """For messages that are not binary, and for those that are."""
+    _rules_made_for: int = attrs.field(default=-1, init=False)
+    """The delivery's largest message."""
 
     def __attrs_post_init__(self) -> None:
         limits = self.limits
@@ -132,6 +145,11 @@ class ServerContext:
         self.max_auth_line = (limits.max_auth_line or limits.max_endless_line) if has_auth else self.max_line
         self.max_said = limits.max_output_buffer or _MAX_SAID_OCTETS
         self.max_octets_of_ours = limits.enforced("max_message_size")
+        self.max_messages = no_limit(limits.max_messages)
+        self.max_recipients = no_limit(limits.max_recipients)
+        self.max_orphans = no_limit(limits.max_pending_deliveries)
+        self.message_rate = self.clients.rate("message_rate")
+        self.recipient_rate = self.clients.rate("recipient_rate")
 
     @property
     def max_octets(self) -> int:
@@ -139,17 +157,14 @@ class ServerContext:
         ours, theirs = self.max_octets_of_ours, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
 
-    def rules(self, *, binary: bool) -> MessageRules:
+    def rules(self, binary: bool) -> MessageRules:
         """What a message must satisfy now."""
-        octets = self.max_octets
-        rules = self._rules.get((octets, binary))
-        if rules is None:
-            # A delivery may change its mind on the largest message; the one before is over then.
-            self._rules.clear()
-            for each in (False, True):
-                self._rules[octets, each] = message_rules(self.limits, octets, binary=each)
-            rules = self._rules[octets, binary]
-        return rules
+        theirs = self.delivery.max_message_octets
+        if theirs != self._rules_made_for:
+            # A delivery may change its mind on the largest message.
+            self._rules_made_for = theirs
+            self._rules = [message_rules(self.limits, self.max_octets, binary=each) for each in (False, True)]
+        return self._rules[binary]
 
     def offer(self, tls: bool) -> Offer:
         """What EHLO advertises now, under TLS or in clear. A delivery may change its mind, but hardly ever does."""

@@ -79,12 +79,6 @@ def _too_much_junk(engine: Connection) -> bool:
     return over and trips(engine, "max_junk_commands", engine.junk, once=True)
 
 
-def message_accepted(engine: Connection) -> None:
-    """An accepted message makes up for errors and junk."""
-    engine.messages += 1
-    engine.errors = engine.junk = 0
-
-
 def trips(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
     """Whether the limit that `value` went against is enforced. One in dry run is logged instead: `once` in a session,
     where it would have ended it."""

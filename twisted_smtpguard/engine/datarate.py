@@ -24,11 +24,11 @@ class DataRate:
         "_deadline",
         "_demand",
         "_left",
-        "_octets",
         "_runs",
         "_spared",
         "_too_slow",
         "_window",
+        "octets",
         "watches",
     )
 
@@ -48,7 +48,8 @@ class DataRate:
 
     def _begin(self) -> None:
         self._spared = True
-        self._octets = 0
+        self.octets = 0
+        """Octets of message data in this window."""
         self._left = self._window
 
     def run(self) -> None:
@@ -58,10 +59,6 @@ class DataRate:
             self._began_at = self._context.seconds()
             if self._deadline is None:
                 self._deadline = self._context.call_later(self._left, self._look)
-
-    def count(self, octets: int) -> None:
-        """Octets of message data have come."""
-        self._octets += octets
 
     def watch(self, *, in_message: bool, held: bool) -> None:
         """Called when either has changed: message data is due, and the client is held back."""
@@ -99,7 +96,7 @@ class DataRate:
             return
         self.hold()
         if self._left < _ROUNDING_SECONDS:
-            if not self._spared and self._octets < self._demand:
+            if not self._spared and self.octets < self._demand:
                 self._too_slow()
                 return
             self._begin()

@@ -8,11 +8,11 @@ from typing import Any
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, no_end
 from twisted_smtpguard.engine.stages import ENDED, Phase
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import FAULTS, Client, Path, is_later
+from twisted_smtpguard.values import FAULTS, Client, Path, is_awaitable, is_later
 
 
 def mail(engine: Engine, sender: Path) -> Reply | None:
@@ -31,28 +31,31 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
         if 0 < max_octets < declared:
             engine.value = declared
             return replies.MESSAGE_TOO_LARGE
-    limits = context.limits
     number = engine.transactions + 1
-    if 0 < limits.max_messages < number and counts.trips(engine, "max_messages", number):
+    if number > context.max_messages and counts.trips(engine, "max_messages", number):
         return replies.TOO_MANY_MESSAGES
-    if 0 < limits.max_pending_deliveries <= context.orphans:
+    if context.orphans >= context.max_orphans:
         engine.value = context.orphans + 1
         return replies.TOO_MANY_PENDING
-    most = limits.message_rate.events
-    if most and not engine.trusted:
-        count = context.clients.count("message_rate", engine.known_key or engine.key)
-        if type(count) is not int or count > most:
-            return _over_rate(engine, "message_rate", replies.MESSAGE_RATE_EXCEEDED, count, _begin, sender)
+    rate = context.message_rate
+    if rate is not None and not engine.trusted:
+        count = rate.count(engine.known_key or engine.key)
+        if type(count) is not int or count > rate.most:
+            return _over_rate(engine, rate, replies.MESSAGE_RATE_EXCEEDED, count, _begin, sender)
     return _begin(engine, sender)
 
 
 def _begin(engine: Engine, sender: Path) -> Reply | None:
     context = engine.context
-    engine.owes_farewell = context.session_ended is not None
-    utf8 = bool(sender.parameters) and "SMTPUTF8" in sender.parameters
+    if context.session_ended is not None:
+        engine.owes_farewell = True
+    utf8 = "SMTPUTF8" in sender.parameters
+    client = engine.known_client
+    if client is None or utf8:
+        client = client_of(engine, utf8)
     try:
-        given = context.begin(client_of(engine, utf8), sender)
-        if not is_later(given):
+        given = context.begin(client, sender)
+        if not is_awaitable(type(given)):
             return _begun(engine, sender, utf8, given)
     except FAULTS as error:
         return hook_failed(engine, error)
@@ -69,8 +72,10 @@ def _begun_later(sender: Path, utf8: bool, engine: Engine, given: Any, error: Ba
 
 
 def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
-    owes_an_end(given)
-    if engine.context.is_relay(given):
+    if not hasattr(given, "abort"):
+        raise no_end(given)
+    context = engine.context
+    if context.is_relay(given):
         reply = answer_checked(engine, given.begun)
         if reply.code >= 300:
             engine.abort_given(given)
@@ -79,10 +84,9 @@ def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
         reply = replies.SENDER_OK
     engine.mail = given
     engine.transactions += 1
-    engine.mail_began_at = engine.context.seconds()
+    engine.mail_began_at = context.seconds()
     engine.utf8 = utf8
     engine.recipients = []
-    engine.message = None
     engine.phase = Phase.SENDER
     return reply
 
@@ -98,18 +102,16 @@ def abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
 def rcpt(engine: Engine, recipient: Path) -> Reply | None:
     """RCPT: the cap, then the delivery."""
     engine.recipient = recipient.address
-    limits = engine.context.limits
+    context = engine.context
     number = len(engine.recipients) + 1
-    if 0 < limits.max_recipients < number and counts.trips(engine, "max_recipients", number):
-        strict = limits.strict_enhanced_codes
+    if number > context.max_recipients and counts.trips(engine, "max_recipients", number):
+        strict = context.limits.strict_enhanced_codes
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
-    most = limits.recipient_rate.events
-    if most and not engine.trusted:
-        count = engine.context.clients.count("recipient_rate", engine.known_key or engine.key)
-        if type(count) is not int or count > most:
-            return _over_rate(
-                engine, "recipient_rate", replies.RECIPIENT_RATE_EXCEEDED, count, _ask, recipient
-            )
+    rate = context.recipient_rate
+    if rate is not None and not engine.trusted:
+        count = rate.count(engine.known_key or engine.key)
+        if type(count) is not int or count > rate.most:
+            return _over_rate(engine, rate, replies.RECIPIENT_RATE_EXCEEDED, count, _ask, recipient)
     return _ask(engine, recipient)
 
 
@@ -120,7 +122,7 @@ def _ask(engine: Engine, recipient: Path) -> Reply | None:
             engine.recipients.append(recipient.address)
             engine.phase = Phase.RECIPIENTS
             return replies.RECIPIENT_OK
-        if not is_later(answer):
+        if not is_awaitable(type(answer)):
             return _answered(recipient, engine, answer, None)
     except FAULTS as error:
         return _answered(recipient, engine, None, error)
@@ -153,21 +155,21 @@ def report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
 
 
 def _over_rate(
-    engine: Engine, limit: str, exceeded: Reply, count: Any, go_on: Any, path: Path
+    engine: Engine, rate: Any, exceeded: Reply, count: Any, go_on: Any, path: Path
 ) -> Reply | None:
-    """What `go_on(engine, path)` answers, unless the client's `limit`, counted in all its sessions, is reached.
+    """What `go_on(engine, path)` answers, unless the client, in all its sessions, is above the rate.
 
     `count` may come later, and is None where the store has failed.
     """
     if is_later(count):
-        then = partial(_counted, limit, exceeded, go_on, path)
+        then = partial(_counted, rate, exceeded, go_on, path)
         # The store has its own time limit.
         return wait_for(engine, count, then, is_delivery=False, seconds=0)
-    return _counted(limit, exceeded, go_on, path, engine, count, None)
+    return _counted(rate, exceeded, go_on, path, engine, count, None)
 
 
 def _counted(
-    limit: str,
+    rate: Any,
     exceeded: Reply,
     go_on: Any,
     path: Path,
@@ -177,22 +179,19 @@ def _counted(
 ) -> Reply | None:
     if engine.stage in ENDED:
         return None
-    limits = engine.context.limits
     if error is not None:
         raise error
     if count is None:
-        if limit not in limits.dry_run:
+        if rate.name not in engine.context.limits.dry_run:
             return replies.LOCAL_ERROR
         counts.log(engine, "internal_error", dry_run=True)
-    elif count > getattr(limits, limit).events and counts.trips(engine, limit, count):
+    elif count > rate.most and counts.trips(engine, rate.name, count):
         return exceeded
     return go_on(engine, path)  # type: ignore[no-any-return]
 
 
 def client_of(engine: Engine, utf8: bool) -> Client:
     """The session as the delivery knows it, for a message with or without SMTPUTF8."""
-    if not utf8 and engine.known_client is not None:
-        return engine.known_client
     user = engine.user
     client = Client(
         peer=engine.peer,

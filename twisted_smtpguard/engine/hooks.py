@@ -16,10 +16,9 @@ _ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
 """Codes that a delivery may give. Only a client's QUIT is answered with 221."""
 
 
-def owes_an_end(given: Any) -> None:
-    """TypeError where begin() or data() has handed over what cannot be what was promised."""
-    if not hasattr(given, "abort"):
-        raise TypeError(f"{given!r} has no abort()")
+def no_end(given: Any) -> TypeError:
+    """The fault of a begin() or data() that has handed over what has no abort(), and so is not what was promised."""
+    return TypeError(f"{given!r} has no abort()")
 
 
 def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> Reply:

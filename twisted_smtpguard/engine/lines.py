@@ -28,7 +28,7 @@ _LINE_OCTETS_OF_A_COMMAND = 64
 def take_commands(engine: Engine) -> bool:
     """The commands that have come, until one needs another stage or waits."""
     buffer, start = engine.buffer, engine.offset
-    size = len(buffer)
+    size, row = len(buffer), engine.row
     context = engine.context
     plain_line, max_said = context.plain_line, context.max_said
     for left in range(engine.share - 1, -1, -1):
@@ -49,7 +49,7 @@ def take_commands(engine: Engine) -> bool:
             # All has been taken, and STARTTLS alone begins something before more comes.
             engine.buffer, engine.offset = b"", 0
             return engine.stage is Stage.STARTING_TLS
-        if engine.stage is not Stage.COMMAND:
+        if engine.row is not row:
             engine.share = left
             return True
         if len(engine.said) >= max_said:

@@ -18,8 +18,10 @@ from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
 
 _CRLF = b"\r\n"
+_CRLF_OCTETS = 2
 _CRLF_DOT = b"\r\n."
 _END_OF_DATA = b"\r\n.\r\n"
+_END_OCTETS = 5
 _PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 
 # A CR that is bare, or whose CRLF is before a dot or the last that there is: the first thing to look for in what comes
@@ -58,6 +60,8 @@ class MessageRules:
     scans_header: bool = attrs.field(init=False)
     refuses_bare: bool = attrs.field(init=False)
     normalizes: bool = attrs.field(init=False)
+    slow_at_first: bool = attrs.field(init=False)
+    """Whether each line of the header, or of all of the message, may have to be looked at."""
 
     def __attrs_post_init__(self) -> None:
         drain = max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf
@@ -66,6 +70,8 @@ class MessageRules:
         object.__setattr__(self, "scans_header", limits != (math.inf, math.inf))
         object.__setattr__(self, "refuses_bare", not (self.normalize or self.binary))
         object.__setattr__(self, "normalizes", self.normalize and not self.binary)
+        slow = self.scans_header or self.normalizes or any(each.slow_at_first for each in self.shadows)
+        object.__setattr__(self, "slow_at_first", slow)
 
 
 # In what follows class attributes are how it begins: a message costs only what it changes.
@@ -100,7 +106,7 @@ class HeaderScan:
             self._offset = size - len(_INSIDE_A_LINE)
         else:
             end = no_field.start()
-            size = start + end + len(_CRLF)
+            size = start + end + _CRLF_OCTETS
             self._offset += end
             self.over = len(text) - end > _MAX_UNDECIDED_OCTETS
             self._unfinished = b"" if self.over else text[end:]
@@ -124,22 +130,19 @@ class MessageCheck:
     """What each limit in dry run would say: they see the same octets."""
     exhausted = False
     """So far beyond the maximum that the rest is not waited for."""
+    slow_to_read = False
+    """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
+    _shadows_are_slow = False
     _header: HeaderScan | None = None
     """None once the header has ended, and where there is no limit on it."""
 
     def __init__(self, rules: MessageRules) -> None:
         self._rules = rules
-        if rules.scans_header:
-            self._header = HeaderScan(rules)
         if rules.shadows:
             self.shadows = [MessageCheck(each) for each in rules.shadows]
-
-    @property
-    def slow_to_read(self) -> bool:
-        """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
-        if self._header is not None or self._rules.normalizes:
-            return True
-        return bool(self.shadows) and any(each.slow_to_read for each in self.shadows)
+        if rules.scans_header:
+            self._header = HeaderScan(rules)
+        self.slow_to_read = rules.slow_at_first
 
     def take(self, piece: bytes, no_bare_cr: bool = False) -> bytes:
         """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
@@ -151,6 +154,8 @@ class MessageCheck:
         if self.shadows:
             for shadow in self.shadows:
                 shadow.take(piece)
+            self._shadows_are_slow = any(shadow.slow_to_read for shadow in self.shadows)
+            self.slow_to_read = self._header is not None or rules.normalizes or self._shadows_are_slow
         if rules.normalizes:
             piece = _normalize(piece)
         octets = self.octets = self.octets + len(piece)
@@ -163,8 +168,10 @@ class MessageCheck:
             problem = header.take(piece) or problem
             if header.over:
                 self._header = None
+                self.slow_to_read = rules.normalizes or self._shadows_are_slow
         if problem is None:
-            if not rules.refuses_bare or not _has_bare(piece, no_bare_cr):
+            is_clean = no_bare_cr or _BARE_CR.search(piece) is None
+            if (is_clean and _BARE_LF.search(piece) is None) or not rules.refuses_bare:
                 return piece
             problem = replies.BARE_NEWLINE
         self.problem = problem
@@ -181,14 +188,8 @@ class MessageCheck:
             self.problem = reply
 
 
-def _has_bare(piece: bytes, no_cr: bool = False) -> bool:
-    return not (no_cr or _BARE_CR.search(piece) is None) or _BARE_LF.search(piece) is not None
-
-
 def _normalize(piece: bytes) -> bytes:
-    if _has_bare(piece):
-        return piece.replace(_CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", _CRLF)
-    return piece
+    return piece.replace(_CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", _CRLF)
 
 
 class IncomingMessage(MessageCheck):
@@ -202,31 +203,26 @@ class IncomingMessage(MessageCheck):
     """The end of this part is the end of the message."""
     chunk_octets = 0
     """What the last BDAT announced."""
-    refused_by_sink: Reply | None = None
+    _refused_by_sink: Reply | None = None
     """The rest of the message is swallowed, and this comes at its end."""
     _refusal: Reply | None = None
-
-    @property
-    def tried_problems(self) -> list[Reply]:
-        """Why the message would have been refused by limits in dry run."""
-        return [shadow.problem for shadow in self.shadows if shadow.problem is not None]
 
     def keep_refusal(self, reply: Reply) -> None:
         """A chunk was answered with `reply`: every further chunk of the message gets the same."""
         self._refusal = reply
         self.refuse(reply)
 
-    def settle(self) -> Reply | None:
-        """Why the message is refused, which does not change any more: from then on its octets are only counted. The
-        maximum size wins over any other reason."""
-        problem = self._refusal
-        if problem is None:
-            problem = self.problem
-            if problem is not replies.MESSAGE_TOO_LARGE:
-                problem = self.refused_by_sink or problem
-        if problem is not None:
-            self.refuse(problem)
-        return problem
+    def refuse_for_sink(self, reply: Reply) -> None:
+        """The delivery's sink has refused the message."""
+        self._refused_by_sink = reply
+        self.refuse(reply)
+
+    def settle(self, problem: Reply) -> Reply:
+        """Why the message is refused, for which there is a `problem`. The maximum size wins over all but the reply to
+        an earlier chunk."""
+        if self._refusal is None and problem is not replies.MESSAGE_TOO_LARGE:
+            return self._refused_by_sink or problem
+        return self._refusal or problem
 
 
 class DataDecoder(IncomingMessage):
@@ -237,7 +233,7 @@ class DataDecoder(IncomingMessage):
 
     # The first line may be the final dot: as if the CRLF of the DATA command were the data's.
     _held = _CRLF
-    _virtual = len(_CRLF)
+    _virtual = _CRLF_OCTETS
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
@@ -252,16 +248,16 @@ class DataDecoder(IncomingMessage):
         end = text.find(_END_OF_DATA, dot) if dot >= 0 else -1
         if end >= 0:
             self.ended = True
-            cut = end + len(_CRLF)
-            consumed = end + len(_END_OF_DATA) - len(self._held)
+            cut = end + _CRLF_OCTETS
+            consumed = end + _END_OCTETS - len(self._held)
         else:
-            part = _PART_OF_AN_END.search(text, len(text) - len(_END_OF_DATA) + 1)
+            part = _PART_OF_AN_END.search(text, len(text) - _END_OCTETS + 1)
             cut = part.start() if part else len(text)
             consumed = len(data)
             self._held = text[cut:]
         # The cut is never inside a CRLF, nor between a CRLF and a dot.
         piece = text[:cut]
-        if 0 <= dot < cut - len(_CRLF):
+        if 0 <= dot < cut - _CRLF_OCTETS:
             piece = piece.replace(_CRLF_DOT, _CRLF)
         if self._virtual and piece:
             piece = piece[self._virtual :]

@@ -10,12 +10,12 @@ from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.envelope import report_late
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, owes_an_end
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, no_end
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import FAULTS, is_later
+from twisted_smtpguard.values import FAULTS, is_awaitable
 
 MAX_WRITE_OCTETS = 64 * 1024
 """The largest piece for write() of a sink, in octets."""
@@ -43,7 +43,7 @@ def data(engine: Engine, _: None) -> Reply | None:
     """DATA with a recipient: the delivery's sink, then the 354."""
     if engine.phase is Phase.REFUSED:
         return replies.NO_VALID_RECIPIENTS
-    if _is_binary(engine):
+    if engine.sender.parameters.get("BODY") == "BINARYMIME":
         return counts.invalid(engine, replies.BAD_SEQUENCE)
     return _ask_for_sink(engine, None)
 
@@ -62,18 +62,13 @@ def bdat_out_of_sequence(engine: Engine, chunk: Chunk) -> Reply | None:
     return _refuse_chunk(engine, chunk, replies.BAD_SEQUENCE)
 
 
-def _is_binary(engine: Engine) -> bool:
-    """Whether the transaction was begun with BODY=BINARYMIME (RFC 3030)."""
-    parameters = engine.sender.parameters
-    return bool(parameters) and engine.phase in IN_TRANSACTION and parameters.get("BODY") == "BINARYMIME"
-
-
 def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
-    mail, engine.mail = engine.mail, None
+    mail = engine.mail
+    engine.mail = None
     try:
         chunked = chunk is not None and engine.context.is_relay(mail)
         given = mail.data_in_chunks() if chunked else mail.data()
-        if not is_later(given):
+        if not is_awaitable(type(given)):
             return _sink_given(engine, chunk, given)
     except FAULTS as error:
         return _no_sink(engine, mail, chunk, error)
@@ -99,17 +94,26 @@ def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | Non
 
 
 def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
-    owes_an_end(sink)
+    if not hasattr(sink, "abort"):
+        raise no_end(sink)
     engine.sink = sink
-    rules = engine.context.rules(binary=_is_binary(engine))
-    _watch_rate_of(engine)
     if chunk is None:
-        engine.message = DataDecoder(rules)
+        engine.message = DataDecoder(engine.context.rules(False))
+        _watch_rate(engine)
         engine.enter(Stage.DATA)
         return replies.START_DATA
-    engine.message = ChunkDecoder(rules)
+    engine.message = _chunks(engine)
     engine.phase = Phase.CHUNKS
     return _start_chunk(engine, chunk)
+
+
+def _chunks(engine: Engine) -> ChunkDecoder:
+    """A message begins that comes by BDAT. A transaction may have been begun with BODY=BINARYMIME (RFC 3030)."""
+    _watch_rate(engine)
+    # A BDAT 0 enters no stage, and out of sequence it begins no message.
+    engine.unsettled = True
+    binary = engine.phase in IN_TRANSACTION and engine.sender.parameters.get("BODY") == "BINARYMIME"
+    return ChunkDecoder(engine.context.rules(binary))
 
 
 def _no_sink(engine: Engine, mail: Any, chunk: Chunk | None, error: BaseException) -> Reply | None:
@@ -127,9 +131,8 @@ def _refuse_chunk(engine: Engine, chunk: Chunk, reply: Reply) -> Reply | None:
     if engine.message is None:
         if reply is replies.BAD_SEQUENCE:
             engine.invalid_commands += 1
-        message = engine.message = ChunkDecoder(engine.context.rules(binary=_is_binary(engine)))
-        message.keep_refusal(reply)
-        _watch_rate_of(engine)
+        engine.message = _chunks(engine)
+        engine.message.keep_refusal(reply)
     if engine.phase in IN_TRANSACTION:
         engine.phase = Phase.CHUNKS
     return _start_chunk(engine, chunk)
@@ -145,17 +148,15 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
     return _pass_on(engine, octets)
 
 
-def _watch_rate_of(engine: Engine) -> None:
+def _watch_rate(engine: Engine) -> None:
     """Watch the data rate of the message that begins, if there is a limit."""
-    limits = engine.context.limits
-    if engine.rate is None and limits.min_data_rate and limits.data_rate_window:
-        engine.rate = DataRate(
+    rate, limits = engine.rate, engine.context.limits
+    if rate is None and limits.min_data_rate and limits.data_rate_window:
+        rate = engine.rate = DataRate(
             engine.context, limits.min_data_rate, limits.data_rate_window, engine.data_too_slow
         )
-    if engine.rate is not None:
-        engine.rate.run()
-        # A BDAT 0 enters no stage, and out of sequence it begins no message.
-        engine.unsettled = True
+    if rate is not None:
+        rate.run()
 
 
 # Octets.
@@ -175,11 +176,12 @@ def take_message(engine: Engine) -> bool:
     octets, taken = message.feed(buffer)
     engine.offset = start + taken
     if engine.rate is not None:
-        engine.rate.count(taken)
-    if not engine.progress:
+        engine.rate.octets += taken
+    if message.ended:
+        engine.progress = True
+    elif not engine.progress:
         engine.progress_octets += taken
-        ended_line = message.ended or buffer.find(b"\n", 0, taken) >= 0
-        if ended_line or engine.progress_octets >= _PROGRESS_OCTETS:
+        if buffer.find(b"\n", 0, taken) >= 0 or engine.progress_octets >= _PROGRESS_OCTETS:
             engine.progress, engine.progress_octets = True, 0
     reply = _pass_on(engine, octets)
     if reply is not None:
@@ -199,7 +201,7 @@ def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
         piece, octets = octets[:MAX_WRITE_OCTETS], octets[MAX_WRITE_OCTETS:]
         try:
             answer = engine.sink.write(piece)
-            if answer is not None and is_later(answer):
+            if answer is not None and is_awaitable(type(answer)):
                 return wait_for(engine, answer, partial(_written, octets), late=report_late, stage=Stage.SINK)
         except FAULTS as error:
             _refused_by_sink(engine, error)
@@ -215,14 +217,15 @@ def _written(rest: bytes, engine: Engine, _: Any, error: BaseException | None) -
 
 
 def _refused_by_sink(engine: Engine, error: BaseException) -> None:
-    engine.message.refused_by_sink = hook_failed(engine, error)
+    engine.message.refuse_for_sink(hook_failed(engine, error))
     engine.abort_mail()
 
 
 def _received(engine: Engine) -> Reply | None:
     message = engine.message
-    problem: Reply | None = message.settle()
+    problem: Reply | None = message.problem
     if problem is not None:
+        problem = message.settle(problem)
         engine.abort_mail()
         if message.exhausted:
             engine.value = message.octets
@@ -234,6 +237,8 @@ def _received(engine: Engine) -> Reply | None:
     if problem is not None:
         engine.value = message.octets if problem is replies.MESSAGE_TOO_LARGE else None
     if not message.last:
+        # Out of sequence no message goes on, whose data rate would be watched.
+        engine.unsettled = True
         if problem is None:
             return replies.chunk_received(message.chunk_octets)
         message.keep_refusal(problem)
@@ -241,9 +246,10 @@ def _received(engine: Engine) -> Reply | None:
     if problem is not None:
         engine.reset()
         return problem
-    for tried in message.tried_problems:
-        octets = message.octets if tried is replies.MESSAGE_TOO_LARGE else None
-        counts.trips(engine, replies.reason_of(tried), octets)
+    for shadow in message.shadows:
+        if shadow.problem is not None:
+            octets = message.octets if shadow.problem is replies.MESSAGE_TOO_LARGE else None
+            counts.trips(engine, replies.reason_of(shadow.problem), octets)
     return _finish(engine)
 
 
@@ -251,12 +257,13 @@ def _received(engine: Engine) -> Reply | None:
 
 
 def _finish(engine: Engine) -> Reply | None:
-    sink, engine.sink = engine.sink, None
+    sink = engine.sink
+    engine.sink = None
     try:
         answer = sink.finish()
     except FAULTS as error:
         return _verdict(engine, None, error)
-    if answer is None or not is_later(answer):
+    if answer is None or not is_awaitable(type(answer)):
         return _verdict(engine, answer, None)
     # Kept for then: the session may be at its next message.
     accepted = partial(
@@ -267,25 +274,27 @@ def _finish(engine: Engine) -> Reply | None:
         engine.sender.address,
         engine.recipients,
     )
-    return wait_for(engine, answer, _verdict, late=partial(_finished_late, accepted), finishes=True)
+    return wait_for(engine, answer, _late_verdict, late=partial(_finished_late, accepted), finishes=True)
 
 
-def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
+def _late_verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
     try:
-        return _verdict_of(engine, answer, error)
+        return _verdict(engine, answer, error)
     finally:
         if engine.stage in ENDED:
             engine.context.orphans -= 1
             engine.context.orphan_settled()
 
 
-def _verdict_of(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
+def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
     if error is not None:
         reply = hook_failed(engine, error)
     else:
         reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:
-        counts.message_accepted(engine)
+        # An accepted message makes up for errors and junk.
+        engine.messages += 1
+        engine.errors = engine.junk = 0
         octets, sender = engine.message.octets, engine.sender.address
         _accepted(engine, engine.mail_began_at, octets, sender, engine.recipients, reply)
     engine.reset()
