@@ -242,4 +242,5 @@ def test_the_table_has_a_line_a_factory_in_order_of_their_names():
 
 
 def test_the_description_tells_summary_and_argument():
-    assert plugins.description(Plugin()) == "plugin: For tests.\n\nAnything."
+    factories = plugins.by_name([Plugin()])
+    assert plugins.description("delivery", "plugin", factories) == "plugin: For tests.\n\nAnything."

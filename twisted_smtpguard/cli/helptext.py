@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.limits.limits import IP_FILTER, Limits
@@ -138,18 +138,20 @@ _ABOUT_LIMITS = (
 def usage_text(width: int) -> str:
     """The help: every option with its explanation, unit and default, in lines of at most `width` characters."""
     options = [_entry(option, value, text, width) for option, (value, text) in OPTIONS.items()]
-    limits = [_entry(spec.option, _placeholder(spec), _explanation(spec), width) for spec in Limits.specs()]
+    limits = [_limit_entry(spec, width) for spec in Limits.specs()]
     return "\n".join(["Options:", *options, "", textwrap.fill(_ABOUT_LIMITS, width), *limits, ""])
 
 
-def limits_table(limits: Limits, given: Mapping[str, Setting], profile: str) -> str:
+def limits_table(limits: Limits, given: Mapping[str, Sequence[Setting]], profile: str) -> str:
     """A table of every limit with its value, unit and origin. `given` has the operator's settings, by option."""
     rows = [("limit", "value", "unit", "from")]
     for spec in Limits.specs():
         value = spec.unit.format(getattr(limits, spec.name))
         if spec.name in limits.dry_run:
             value += " (dry run)"
-        origin = _origin(given[spec.option]) if spec.option in given else _default_origin(spec, profile)
+        origin = "profile edge" if profile == "edge" and spec.edge != spec.default else "default"
+        for setting in given.get(spec.option, ()):
+            origin = f"config {setting.line}" if setting.line else "command line"
         rows.append((spec.option, value, spec.unit.name, origin))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -164,21 +166,9 @@ def _entry(option: str, value: str, text: str, width: int) -> str:
     return f"  --{option}={value}\n{filled}" if value else f"  --{option}\n{filled}"
 
 
-def _placeholder(spec: LimitSpec) -> str:
-    if spec.unit is FLAG:
-        return ""
-    return "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
-
-
-def _explanation(spec: LimitSpec) -> str:
+def _limit_entry(spec: LimitSpec, width: int) -> str:
+    value = "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
     default, edge = map(spec.unit.format, (spec.default, spec.edge))
     defaults = f"default: {default}" if edge == default else f"default: {default}; edge: {edge}"
-    return f"{spec.help} ({spec.unit.name}; {defaults})"
-
-
-def _default_origin(spec: LimitSpec, profile: str) -> str:
-    return "profile edge" if profile == "edge" and spec.edge != spec.default else "default"
-
-
-def _origin(setting: Setting) -> str:
-    return f"config {setting.line}" if setting.line else "command line"
+    text = f"{spec.help} ({spec.unit.name}; {defaults})"
+    return _entry(spec.option, "" if spec.unit is FLAG else value, text, width)

@@ -161,8 +161,10 @@ def table(factories: Mapping[str, Factory]) -> str:
     return "\n".join(f"{name:{width}}  {factories[name].summary}" for name in sorted(factories))
 
 
-def description(factory: Factory) -> str:
-    """The description of one factory and its argument: the text of --help-delivery NAME and --help-ip-filter NAME."""
+def description(kind: str, name: str, factories: Mapping[str, Factory]) -> str:
+    """The description of the factory called `name` and its argument: the text of --help-delivery NAME and
+    --help-ip-filter NAME."""
+    factory = look_up(kind, name, factories)
     return f"{factory.name}: {factory.summary}\n\n{factory.argument_format}"
 
 

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from twisted_smtpguard.cli import plugins
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.hooks.endpointfaults import wrong_string
-from twisted_smtpguard.interfaces import IIPFilterFactory
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.transport.proxynetworks import UNIX
 
 
-def filter_factories(asked: Setting) -> Mapping[str, IIPFilterFactory]:
-    with asked.blamed():
-        return plugins.filter_factories()
-
-
-def description(kind: str, asked: Setting, factories: Mapping[str, plugins.Factory]) -> str:
-    with asked.blamed():
-        return plugins.description(plugins.look_up(kind, asked.text, factories))
-
-
-def network(setting: Setting) -> str:
-    with setting.blamed():
-        parse_network(setting.text)
-    return setting.text
-
-
-def proxies(setting: Setting) -> str:
-    """The name of proxies: a network, or `unix` for UNIX sockets."""
-    return UNIX if setting.text == UNIX else network(setting)
+def check_network(setting: Setting) -> None:
+    """Check a network. For proxies it may be `unix`, which stands for UNIX sockets."""
+    if not (setting.option == "proxy-protocol-from" and setting.text == UNIX):
+        with setting.blamed():
+            parse_network(setting.text)
 
 
 def endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:
