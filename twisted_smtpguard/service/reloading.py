@@ -117,8 +117,8 @@ class Reloader:
 
     def _failed(self, part: Part, failure: Failure) -> None:
         error = failure.value
-        if isinstance(error, FaultyFileError):
-            self._events.reload_failed(part.what, error.option or part.option, error.problem, error.file)
+        if isinstance(error, FaultyFileError) and error.option:
+            self._events.reload_failed(part.what, error.option, error.problem, error.file)
         elif isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
             self._events.reload_failed(part.what, part.option, error.strerror, error.filename)
         else:

@@ -5,7 +5,7 @@ OpenSSL and cryptography are imported where there are certificates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
@@ -40,41 +40,40 @@ class Doubt:
     """A sentence."""
 
 
-class Authorities:
-    """Who may have issued certificates: those that this system trusts, and `more`."""
+def without_issuer(pairs: Iterable[KeyPair], authorities: Sequence[Certificate]) -> frozenset[str]:
+    """The files of those of the server's own certificates whose issuer is neither in the file, nor one of
+    `authorities`, nor one that this system trusts. A chain that goes on is not judged: which roots clients have is
+    unknown."""
+    from OpenSSL import SSL, crypto  # noqa: PLC0415
 
-    def __init__(self, more: Sequence[Certificate] = ()) -> None:
-        from OpenSSL import SSL, crypto  # noqa: PLC0415
+    # It owns the store, which is gone when it is.
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_default_verify_paths()
+    store = cast(Any, context.get_cert_store())
+    for each in authorities:
+        store.add_cert(crypto.X509.from_cryptography(each))
 
-        # It owns the store, which is gone when it is.
-        self._context = SSL.Context(SSL.TLS_METHOD)
-        self._context.set_default_verify_paths()
-        self._store = cast(Any, self._context.get_cert_store())
-        for each in more:
-            self._store.add_cert(crypto.X509.from_cryptography(each))
-
-    def miss_issuer_of(self, pair: KeyPair) -> bool:
-        """Whether the issuer of the server's own certificate is neither in its file nor one of these. A chain that goes
-        on is not judged: which roots clients have is unknown."""
-        from OpenSSL import crypto  # noqa: PLC0415
-
+    def misses_issuer(pair: KeyPair) -> bool:
         if any(_has_issued(each, pair.certificate) for each in (*pair.chain, pair.certificate)):
             return False
         own = crypto.X509.from_cryptography(pair.certificate)
         try:
-            crypto.X509StoreContext(self._store, own).verify_certificate()
+            crypto.X509StoreContext(store, own).verify_certificate()
         except crypto.X509StoreContextError as error:
             code, depth = error.errors[:2]
             return depth == 0 and code in _NO_ISSUER
         return False
 
+    return frozenset(pair.file for pair in pairs if misses_issuer(pair))
+
 
 def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) -> Iterator[Doubt]:
     """All of them. `hostname` is what the guard calls itself, `now` seconds since 1970."""
     time = _EPOCH + timedelta(seconds=now)
-    subject, names, ends = pair.certificate.subject.rfc4514_string(), names_of(pair.certificate), _ends(pair)
+    subject, names = pair.certificate.subject.rfc4514_string(), _names_of(pair.certificate)
 
     def doubt(reason: str, problem: str) -> Doubt:
+        ends = _times(pair.certificate)[1]
         return Doubt(reason, pair.option, pair.file, subject, names, ends, problem)
 
     for number, each in enumerate((pair.certificate, *pair.chain), 1):
@@ -97,7 +96,7 @@ def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) ->
         yield doubt("other_name", f"{calls} {wanted}, which is not among its names")
 
 
-def names_of(certificate: Certificate) -> list[str]:
+def _names_of(certificate: Certificate) -> list[str]:
     """The DNS names and addresses that it is for. Clients look at no others."""
     from cryptography import x509  # noqa: PLC0415
 
@@ -130,10 +129,6 @@ def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _ends(pair: KeyPair) -> datetime:
-    return _times(pair.certificate)[1]
 
 
 def _times(certificate: Any) -> tuple[datetime, datetime]:

@@ -22,7 +22,7 @@ from twisted_smtpguard.tls.certificates import (
     read_certificates,
     read_pairs,
 )
-from twisted_smtpguard.tls.doubts import Authorities, Doubt, doubts
+from twisted_smtpguard.tls.doubts import Doubt, doubts, without_issuer
 from twisted_smtpguard.tls.names import NAMES, look_up, read_names
 
 _AUTHORITIES = "tls-client-authorities"
@@ -93,10 +93,10 @@ class CertificateFiles:
     @property
     def files(self) -> Mapping[str, str]:
         """What a reload reads."""
-        single = {self._names: NAMES, self._client_authorities: _AUTHORITIES}
-        read = {**dict.fromkeys(self._certificates, CERTIFICATE)}
-        read.update({path: KEY for path in self._keys if path not in read})
-        return {**read, **{path: option for path, option in single.items() if path}}
+        read = dict.fromkeys(self._certificates, CERTIFICATE)
+        read |= {path: KEY for path in self._keys if path not in read}
+        read |= {self._names: NAMES, self._client_authorities: _AUTHORITIES}
+        return {path: option for path, option in read.items() if path}
 
     def take_faults(self) -> Sequence[FaultyFileError]:
         """What the last reload found wrong with files of names, of which what they held before stays in force. Told
@@ -137,7 +137,8 @@ class CertificateFiles:
 
     def _read(self, before: Mapping[str, tuple[KeyPair, Any]]) -> _Served:
         pairs = read_pairs(self._certificates, self._keys)
-        authorities = self._read_authorities()
+        path = self._client_authorities
+        authorities = read_certificates(path, _AUTHORITIES) if path else []
         by_name, faults = read_names(self._names) if self._names else ({}, {})
         names: dict[str, tuple[KeyPair, Any]] = {}
         for name, pair in by_name.items():
@@ -149,19 +150,8 @@ class CertificateFiles:
         context = _context(pairs, authorities)
         if self._names:
             _choose_by_name(context, {name: each for name, (_, each) in names.items()})
-        known = Authorities(authorities)
-        read = [*pairs, *(pair for pair, _ in names.values())]
-        without_issuer = frozenset(pair.file for pair in read if known.miss_issuer_of(pair))
-        return _Served(context, pairs, names, without_issuer, list(faults.values()))
-
-    def _read_authorities(self) -> list[Any]:
-        path = self._client_authorities
-        if not path:
-            return []
-        try:
-            return read_certificates(path)
-        except ValueError as error:
-            raise FaultyFileError(_AUTHORITIES, path, str(error).removeprefix(f"{path}: ")) from error
+        missing = without_issuer([*pairs, *(pair for pair, _ in names.values())], authorities)
+        return _Served(context, pairs, names, missing, list(faults.values()))
 
 
 def _several(files: str | Sequence[str]) -> tuple[str, ...]:
@@ -184,9 +174,8 @@ def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
             _with_either(context.use_privatekey, pair.key, crypto.PKey.from_cryptography_key)
             context.check_privatekey()
         except SSL.Error as error:
-            raise FaultyFileError(
-                pair.option, pair.file, f"OpenSSL does not take it: {_reason(error)}"
-            ) from error
+            problem = f"OpenSSL does not take it: {_reason(error)}"
+            raise FaultyFileError(pair.option, pair.file, problem) from error
     for authority in authorities:
         context.get_cert_store().add_cert(crypto.X509.from_cryptography(authority))
         _with_either(context.add_client_ca, authority, crypto.X509.from_cryptography)
