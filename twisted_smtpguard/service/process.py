@@ -6,8 +6,8 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, MappingProxyType
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -46,13 +46,6 @@ class ProcessSignals:
     """Handles the signals of the process, and tells systemd its state. SIGHUP calls `reload`; a second SIGTERM or
     SIGINT calls `end_now`; SIGUSR1 and SIGUSR2 are ignored. `ready` tells whether every endpoint listens."""
 
-    _previous_handlers: Mapping[int, Any] = MappingProxyType({})
-    """The handler of each signal before the start."""
-    _stop_asked = False
-    """Whether the process has been asked to stop."""
-    _shutting_down: bool | None = None
-    """Whether the reactor is shutting down, so that this stop is the last. None: there is no trigger for that yet."""
-
     def __init__(
         self,
         reactor: Any,
@@ -65,6 +58,13 @@ class ProcessSignals:
         self._reload = reload
         self._end_now = end_now
         self._ready = ready
+        self._previous_handlers: dict[int, Any] = {}
+        """The handler of each signal before the start."""
+        self._stop_asked = False
+        """Whether the process has been asked to stop."""
+        self._shutting_down: bool | None = None
+        """Whether the reactor is shutting down, so that this stop is the last. None: there is no trigger for that
+        yet."""
 
     def handle(self) -> None:
         """Begin to handle signals. Called before anything listens, since an operator may send a signal as soon as the
@@ -73,7 +73,7 @@ class ProcessSignals:
         self._previous_handlers = {}
         if self._shutting_down is None:
             self._shutting_down = False
-            self._reactor.addSystemEventTrigger("before", "shutdown", self._on_shutdown)
+            self._reactor.addSystemEventTrigger("before", "shutdown", setattr, self, "_shutting_down", True)
         if SIGHUP is not None:
             self._handle(SIGHUP, self._on_hangup)
         for number in _IGNORED_SIGNALS:
@@ -104,29 +104,22 @@ class ProcessSignals:
             # None is a handler that was not set by Python, and that Python cannot restore.
             signal.signal(number, handler or signal.SIG_DFL)
         if self._shutting_down:
-            self._end_the_process()
+            # The reactor now waits for its threads, indefinitely if one hangs, and handles no signal meanwhile. So
+            # signals end the process, and so does a timer, which must not delay the end itself.
+            for number in self._previous_handlers.keys() & {signal.SIGINT, signal.SIGTERM}:
+                signal.signal(number, signal.SIG_DFL)
+            deadline = threading.Timer(_THREADS_SECONDS, _end_now)
+            deadline.daemon = True
+            deadline.start()
         return outcome
 
-    def _end_the_process(self) -> None:
-        """Called when all sessions have ended. The reactor now waits for its threads, indefinitely if one hangs, and
-        handles no signal meanwhile. So signals end the process, and so does a timer."""
-        for number in self._previous_handlers.keys() & {signal.SIGINT, signal.SIGTERM}:
-            signal.signal(number, signal.SIG_DFL)
-        deadline = threading.Timer(_THREADS_SECONDS, _end_now)
-        # The timer must not delay the end of the process.
-        deadline.daemon = True
-        deadline.start()
-
     def _handle(self, number: int, handler: Any) -> None:
-        self._previous_handlers = {**self._previous_handlers, number: signal.signal(number, handler)}
+        self._previous_handlers[number] = signal.signal(number, handler)
 
     def _watch_stops(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 self._handle(number, self._on_stop_signal)
-
-    def _on_shutdown(self) -> None:
-        self._shutting_down = True
 
     def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
         """The first signal goes to the reactor. A second one does not: the reactor would log that it is stopping
@@ -138,11 +131,11 @@ class ProcessSignals:
             self._previous_handlers[number](number, frame)
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._reread)
+        def reload() -> None:
+            notify(reloading())
+            self._reload().addCallback(lambda _: self.tell_ready())
 
-    def _reread(self) -> None:
-        notify(reloading())
-        self._reload().addCallback(lambda _: self.tell_ready())
+        self._reactor.callFromThread(reload)
 
 
 class ProcessService(MultiService):

@@ -33,10 +33,9 @@ class Part:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """The files that it says it reads, and the option that names each."""
-        if not IReadsFiles.providedBy(self.target):
-            return {}
-        return {path: option or self.option for path, option in IReadsFiles(self.target).files.items()}
+        """The files that it says it reads, and the option that names each. If it names none: "", and its own option."""
+        files = IReadsFiles(self.target).files if IReadsFiles.providedBy(self.target) else {}
+        return {path: option or self.option for path, option in (files or {"": ""}).items()}
 
 
 class Reloader:
@@ -47,7 +46,7 @@ class Reloader:
         parts: Iterable[Part],
         events: Events,
         call_later: CallLater,
-        reloaded: Callable[[], object] = lambda: None,
+        reloaded: Callable[[], object],
     ) -> None:
         self._parts = [part for part in parts if IReloadable.providedBy(part.target)]
         self._events = events
@@ -94,12 +93,8 @@ class Reloader:
         switches: list[tuple[Part, Callable[[], object]]] = []
         for part, reading in zip(self._parts, self._readings, strict=True):
             outcome = await reading
-            if isinstance(outcome, TimeoutError):
-                self._events.reload_failed(part.what, part.option, f"no answer in {_SECONDS} seconds")
-            elif isinstance(outcome, CancelledError) and not isinstance(outcome, HookCancelledError):
-                self._events.reload_failed(part.what, part.option, "the reload was cancelled by a stop")
-            elif isinstance(outcome, BaseException):
-                self._failed(part, Failure(outcome))
+            if isinstance(outcome, BaseException):
+                self._failed(part, outcome)
             else:
                 switches.append((part, outcome))
         for part, switch in switches:
@@ -107,32 +102,32 @@ class Reloader:
                 switch()
                 files = part.files
             except FAULTS:
-                self._failed(part, explained(Failure()))
+                self._failed(part, explained(Failure()).value)
                 continue
             for file, option in files.items():
                 self._events.reloaded(part.what, option, file)
-            if not files:
-                self._events.reloaded(part.what, part.option)
         self._reloaded()
 
-    def _failed(self, part: Part, failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, FaultyFileError) and error.option:
-            self._events.reload_failed(part.what, error.option, error.problem, error.file)
+    def _failed(self, part: Part, error: BaseException | None) -> None:
+        option, file = part.option, ""
+        if isinstance(error, TimeoutError):
+            problem = f"no answer in {_SECONDS} seconds"
+        elif isinstance(error, CancelledError) and not isinstance(error, HookCancelledError):
+            problem = "the reload was cancelled by a stop"
+        elif isinstance(error, FaultyFileError) and error.option:
+            option, problem, file = error.option, error.problem, error.file
         elif isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
-            self._events.reload_failed(part.what, part.option, error.strerror, error.filename)
+            problem, file = error.strerror, error.filename
         else:
-            self._events.reload_failed(part.what, part.option, safe_str(error) or type(error).__name__)
+            problem = safe_str(error) or type(error).__name__
+        self._events.reload_failed(part.what, option, problem, file)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
-        """Begin to read. Fires with the function that switches to the new data, or with the exception."""
+        """Begin to read. Fires with the function that switches to the new data, or with the exception. A part whose
+        `reload()` has answered has switched already."""
         prepared = IPreparedReload.providedBy(part)
         # Looking up the hook can fail too.
         reading = call_hook(lambda: part.prepare_reload() if prepared else part.reload())
         return within(_SECONDS, self._call_later, reading).addCallbacks(
-            lambda switch: switch if prepared else _already_switched, lambda failure: failure.value
+            lambda switch: switch if prepared else lambda: None, lambda failure: failure.value
         )
-
-
-def _already_switched() -> None:
-    """The switch of a part whose `reload()` has switched to the new data already."""

@@ -43,6 +43,7 @@ a second's worth of dead connections; with a quarter it was dropped, and tried a
 
 _SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
 
+_STOPPING_PARTS = "stopping a filter or the delivery"
 _PARTS_SECONDS = 5
 """How long filters and a delivery that are services may take to stop."""
 
@@ -88,7 +89,6 @@ class SMTPGuardService(PartsOwner):
         super().__init__()
         if checkers and not (tls or proxy_protocol_tls or auth_without_tls) and _all_plain(endpoints):
             raise ValueError("checkers need tls or auth_without_tls, since AUTH is offered under TLS only")
-        self._reactor = reactor
         self.factory = SMTPGuardFactory(
             reactor,
             delivery,
@@ -105,6 +105,7 @@ class SMTPGuardService(PartsOwner):
             require_auth=require_auth,
             auth_without_tls=auth_without_tls,
         )
+        self._events = self.factory.context.events
         filters = self.factory.filters
         self._reloader = Reloader(
             [
@@ -113,20 +114,20 @@ class SMTPGuardService(PartsOwner):
                 Part("certificate", "tls-certificate", tls),
                 *(Part("checker", "auth", each) for each in checkers),
             ],
-            self.factory.context.events,
+            self._events,
             self.factory.deadlines.call_later,
             self._warn_of_certificates,
         )
-        asked = [*((each, False) for each in endpoints), *((each, True) for each in tls_endpoints)]
-        called = list(names) or [endpoint_name(endpoint) for endpoint, _ in asked]
+        asked = [*endpoints, *tls_endpoints]
+        called = list(names) or [endpoint_name(endpoint) for endpoint in asked]
         if len(called) != len(asked):
             raise ValueError(f"{len(asked)} names are expected, one for each endpoint")
-        self._listeners: list[tuple[IStreamServerEndpoint, Listener]] = [
-            (endpoint, Listener(self.factory, name, implicit_tls=implicit_tls))
-            for (endpoint, implicit_tls), name in zip(asked, called, strict=True)
+        self._listeners = [
+            (endpoint, Listener(self.factory, name, implicit_tls=number >= len(endpoints)))
+            for number, (endpoint, name) in enumerate(zip(asked, called, strict=True))
         ]
         self._ports: list[IListeningPort] = []
-        self.on_listening: Callable[[], object] = _nothing
+        self.on_listening: Callable[[], object] = lambda: None
         """Called whenever one more endpoint listens."""
         self.failed_endpoint = ""
         """The name of the endpoint for which the latest start failed; "" if that did not fail, or not for one."""
@@ -165,10 +166,10 @@ class SMTPGuardService(PartsOwner):
         if self._ending:
             raise RuntimeError("the service cannot be started while a stop or drain is under way")
         self.failed_endpoint = ""
-        if not self.running:
-            self._start_parts()
-        self.factory.reopen()
         try:
+            if not self.running:
+                super().startService()
+            self.factory.reopen()
             for endpoint, listener in self._listeners:
                 self.failed_endpoint = listener.name
                 self._listen(endpoint, listener)
@@ -177,7 +178,7 @@ class SMTPGuardService(PartsOwner):
             ports, self._ports = self._ports, []
             for port in ports:
                 self._close(port)
-            safely(self.factory.context.events.failure, "stopping a filter or the delivery", self._end_parts)
+            safely(self._events.failure, _STOPPING_PARTS, self._end_parts)
             raise
         self._warn_of_descriptors()
         self._warn_of_open_relay()
@@ -185,32 +186,19 @@ class SMTPGuardService(PartsOwner):
         self._warn_of_certificates()
         in_dry_run = self.factory.context.limits.dry_run
         if in_dry_run:
-            self.factory.context.events.dry_run(in_dry_run)
-
-    def _start_parts(self) -> None:
-        try:
-            super().startService()
-        except Exception:
-            safely(self.factory.context.events.failure, "stopping a filter or the delivery", self._end_parts)
-            raise
+            self._events.dry_run(in_dry_run)
 
     def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
         name = listener.name
-        failures: list[Failure] = []
-        waiting = False
-
-        def failed(failure: Failure) -> None:
-            if waiting:
-                self.factory.context.events.failure(failure, f"listening on {name}")
-            else:
-                failures.append(failure)
-
         if isinstance(endpoint, SSL4ServerEndpoint):
-            self.factory.context.events.ssl_endpoint(name)
-        listening: Deferred[IListeningPort] = maybeDeferred(endpoint.listen, listener)
-        listening.addCallback(self._listening, name, self._ports).addErrback(failed)
+            self._events.ssl_endpoint(name)
+        failures: list[Failure] = []
+        listening: Deferred[Any] = maybeDeferred(endpoint.listen, listener)
+        listening.addCallback(self._listening, name, self._ports)
+        if listening.called:
+            listening.addErrback(failures.append)
         # A plugin's endpoint may fail later, when it is too late to let the start fail.
-        waiting = True
+        listening.addErrback(self._events.failure, f"listening on {name}")
         if failures:
             failures[0].raiseException()
 
@@ -223,59 +211,54 @@ class SMTPGuardService(PartsOwner):
         # Twisted's backlog of 50 fills at once in a flood, and a client that is dropped tries again only after a
         # second. An endpoint's own `backlog=` is kept.
         if isinstance(port, tcp.Port):
-            bound_accept_log(port, self.factory.context.events)
+            bound_accept_log(port, self._events)
             self.factory.socket_buffers.opened(port)
             if port.backlog == tcp.Port.backlog:
                 port.socket.listen(_BACKLOG)
-        self.factory.context.events.listening(name, _address_text(port.getHost()))
+        self._events.listening(name, _address_text(port.getHost()))
         self.on_listening()
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
         """Close a listening port. Fires when it is closed, and never fails."""
         self.factory.socket_buffers.closed(port)
         closing: Deferred[Any] = maybeDeferred(port.stopListening)
-        return closing.addErrback(self.factory.context.events.failure, "closing a listener")
+        return closing.addErrback(self._events.failure, "closing a listener")
 
     def _warn_of_descriptors(self) -> None:
         context = self.factory.context
-        events, cap = context.events, context.limits.enforced("max_connections")
+        cap, lingering = context.limits.enforced("max_connections"), context.limits.max_lingering
         try:
             import resource  # noqa: PLC0415 - not on every system
         except ImportError:
             return
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if not cap:
-            events.no_connection_cap(descriptors)
-            return
-        lingering, upstream = context.limits.max_lingering, 0
+        descriptors, upstream = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 0
         if IConnectingDelivery.providedBy(context.delivery):
             upstream = IConnectingDelivery(context.delivery).max_connections
-        if descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
-            events.descriptors_below_cap(descriptors, cap, lingering, upstream)
+        if not cap:
+            self._events.no_connection_cap(descriptors)
+        elif descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
+            self._events.descriptors_below_cap(descriptors, cap, lingering, upstream)
 
     def _warn_of_hostname(self) -> None:
-        context = self.factory.context
         hosts = [getattr(port.getHost(), "host", None) for port in self._ports]
-        problem = warning_of_hostname(context.hostname, [host for host in hosts if host])
+        problem = warning_of_hostname(self.factory.context.hostname, [host for host in hosts if host])
         if problem:
-            context.events.setup_warning("hostname", problem)
+            self._events.setup_warning("hostname", problem)
 
     def _warn_of_open_relay(self) -> None:
-        context = self.factory.context
-        delivery = context.delivery
-        if context.require_auth:
-            # Only clients that have logged in can send.
-            return
-        if IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all:
-            context.events.open_relay(type(delivery).__name__)
+        delivery = self.factory.context.delivery
+        relays = IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all
+        # With require_auth only clients that have logged in can send.
+        if relays and not self.factory.context.require_auth:
+            self._events.open_relay(type(delivery).__name__)
 
     def _warn_of_certificates(self) -> None:
         tls, context = self.factory.tls, self.factory.context
         if isinstance(tls, CertificateFiles):
             for fault in tls.take_faults():
-                context.events.reload_failed("certificate", fault.option, fault.problem, fault.file)
+                self._events.reload_failed("certificate", fault.option, fault.problem, fault.file)
             for doubt in tls.doubts(context.hostname, context.seconds()):
-                context.events.doubtful_certificate(doubt)
+                self._events.doubtful_certificate(doubt)
 
     def reload(self) -> Deferred[None]:
         """Reload the data of every filter, the delivery, the certificate and every checker, as on SIGHUP, if it
@@ -323,16 +306,15 @@ class SMTPGuardService(PartsOwner):
         """Stop the filters and the delivery. One that hangs must not delay the end of the process."""
         stopping: Deferred[Any] = shielded(maybeDeferred(self._end_parts))
         stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
-        stopped.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
-        return stopped.addCallback(lambda _: self.factory.context.events.stopped())
+        stopped.addErrback(self._events.failure, _STOPPING_PARTS)
+        return stopped.addCallback(lambda _: self._events.stopped())
 
     def _end_parts(self) -> Deferred[Any] | None:
         self._reloader.stop()
         # Each start is followed by one stop of the parts, however often the service is stopped.
         if not self.running:
             return None
-        stopping = super().stopService()
-        return stopping.addErrback(self.factory.context.events.failure, "stopping a filter or the delivery")
+        return super().stopService().addErrback(self._events.failure, _STOPPING_PARTS)
 
 
 def endpoint_name(endpoint: object) -> str:
@@ -347,16 +329,10 @@ def endpoint_name(endpoint: object) -> str:
     return kind
 
 
-def _nothing() -> None:
-    """The default of `on_listening`."""
-
-
-_PLAIN = (TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint)
-
-
 def _all_plain(endpoints: Collection[IStreamServerEndpoint]) -> bool:
     """Whether there are endpoints, and none of them can begin TLS by itself."""
-    return bool(endpoints) and all(type(endpoint) in _PLAIN for endpoint in endpoints)
+    plain = {TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint}
+    return bool(endpoints) and {*map(type, endpoints)} <= plain
 
 
 def _address_text(host: Any) -> str:
