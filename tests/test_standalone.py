@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
 
-from twisted_smtpguard.service.standalone import StandaloneService
+from twisted_smtpguard.service.process import StandaloneService
 
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *IGNORED)

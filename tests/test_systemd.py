@@ -36,7 +36,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.logger import LogEvent, globalLogPublisher
 
-from twisted_smtpguard.service.standalone import StandaloneService
+from twisted_smtpguard.service.process import StandaloneService
 from twisted_smtpguard.service.systemd import notify
 
 UNITS = ROOT / "docs" / "examples" / "systemd"

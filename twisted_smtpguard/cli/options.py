@@ -33,8 +33,7 @@ from twisted_smtpguard.limits.units import FLAG, one_of, parse_path
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.service.process import heap_trimmer, ignore_signals
-from twisted_smtpguard.service.standalone import StandaloneService
+from twisted_smtpguard.service.process import StandaloneService, heap_trimmer, ignore_signals
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.tls.names import files_of_names
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +14,7 @@ from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
 from twisted_smtpguard.hooks.endpointfaults import why_not
@@ -21,6 +22,7 @@ from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
 from twisted_smtpguard.service.systemd import READY, STOPPING, notify, reloading
+from twisted_smtpguard.transport.listener import Listener
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None on systems without this signal (Windows)."""
@@ -43,21 +45,14 @@ def ignore_signals() -> None:
 
 
 class ProcessSignals:
-    """Handles the signals of the process, and tells systemd its state. SIGHUP calls `reload`; a second SIGTERM or
-    SIGINT calls `end_now`; SIGUSR1 and SIGUSR2 are ignored. `ready` tells whether every endpoint listens."""
+    """Handles the signals of a process that consists of `guards`, and tells systemd its state. SIGHUP makes each guard
+    reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and SIGUSR2 are ignored."""
 
-    def __init__(
-        self,
-        reactor: Any,
-        *,
-        reload: Callable[[], Deferred[Any]],
-        end_now: Callable[[], object],
-        ready: Callable[[], bool],
-    ) -> None:
+    def __init__(self, reactor: Any, guards: Sequence[SMTPGuardService]) -> None:
         self._reactor = reactor
-        self._reload = reload
-        self._end_now = end_now
-        self._ready = ready
+        self._guards = guards
+        for guard in guards:
+            guard.on_listening = self.tell_ready_soon
         self._previous_handlers: dict[int, Any] = {}
         """The handler of each signal before the start."""
         self._stop_asked = False
@@ -81,10 +76,14 @@ class ProcessSignals:
         # The reactor sets its own handlers when it begins to run.
         self._reactor.callWhenRunning(self._watch_stops)
 
+    def reload(self) -> Deferred[Any]:
+        """Make every guard reload its files. Fires when that is done, and never fails."""
+        return gatherResults([guard.reload() for guard in self._guards])
+
     def tell_ready(self) -> None:
         """Tell systemd that the process is ready, if every endpoint listens. That is not so while an endpoint is still
         starting, nor after a stop."""
-        if self._ready():
+        if all(guard.ready for guard in self._guards):
             notify(READY)
 
     def tell_ready_soon(self) -> None:
@@ -125,7 +124,8 @@ class ProcessSignals:
         """The first signal goes to the reactor. A second one does not: the reactor would log that it is stopping
         already."""
         if self._stop_asked:
-            self._reactor.callFromThread(self._end_now)
+            for guard in self._guards:
+                self._reactor.callFromThread(guard.factory.end_now)
         else:
             self._stop_asked = True
             self._previous_handlers[number](number, frame)
@@ -133,7 +133,7 @@ class ProcessSignals:
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         def reload() -> None:
             notify(reloading())
-            self._reload().addCallback(lambda _: self.tell_ready())
+            self.reload().addCallback(lambda _: self.tell_ready())
 
         self._reactor.callFromThread(reload)
 
@@ -158,16 +158,9 @@ class ProcessService(MultiService):
         if not guards:
             raise ValueError("guards: one or more are expected")
         self.guards = tuple(guards)
-        self._signals = ProcessSignals(
-            reactor,
-            reload=self.reload,
-            end_now=self._end_now,
-            ready=lambda: all(guard.ready for guard in self.guards),
-        )
+        self._signals = ProcessSignals(reactor, self.guards)
         for part in (*parts, *guards):
             part.setServiceParent(self)
-        for guard in guards:
-            guard.on_listening = self._signals.tell_ready_soon
 
     def startService(self) -> None:
         """Called by `twist` or `twistd`. SystemExit: a guard cannot listen."""
@@ -185,7 +178,7 @@ class ProcessService(MultiService):
 
     def reload(self) -> Deferred[Any]:
         """Make every guard reload its files, as on SIGHUP. Fires when that is done, and never fails."""
-        return gatherResults([guard.reload() for guard in self.guards])
+        return self._signals.reload()
 
     def stopService(self) -> Deferred[Any]:
         """Drain every guard, then stop the guards and the parts. A second call meanwhile does not wait for the same
@@ -195,9 +188,44 @@ class ProcessService(MultiService):
         drained.addBoth(lambda _: super(ProcessService, self).stopService())
         return drained.addBoth(self._signals.stopped)
 
-    def _end_now(self) -> None:
-        for guard in self.guards:
-            guard.factory.end_now()
+
+class StandaloneService(SMTPGuardService):
+    """A guard that handles the signals of its process and tells systemd its state, as a ProcessService does. If it
+    cannot listen the process ends with a sentence that names the option."""
+
+    _secrets: tuple[Sequence[str], Sequence[str]] = ((), ())
+
+    def __init__(self, reactor: Any, *args: Any, **options: Any) -> None:
+        super().__init__(reactor, *args, **options)
+        self._signals = ProcessSignals(reactor, [self])
+
+    def warn_of(self, keys: Sequence[str], passwords: Sequence[str]) -> None:
+        """Make each start warn if others can read these files, and of other risks of the process."""
+        self._secrets = (keys, passwords)
+
+    def startService(self) -> None:
+        # A running service listens again after a drain, and handles the signals already.
+        if not self.running:
+            self._signals.handle()
+        super().startService()
+        for what, problem in warnings_of_process(*self._secrets):
+            self.factory.context.events.setup_warning(what, problem)
+
+    def stopService(self) -> Deferred[None]:
+        self._signals.stopping()
+        return super().stopService().addBoth(self._signals.stopped)
+
+    def _listen(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
+        option = "--listen-tls" if listener.implicit_tls else "--listen"
+        try:
+            super()._listen(endpoint, listener)
+        # OverflowError: a port above 65535.
+        except (CannotListenError, OverflowError, OSError) as error:
+            others = [
+                (other.name, port) for (_, other), port in zip(self._listeners, self.ports, strict=False)
+            ]
+            reason = why_not(listener.name, error, others)
+            raise SystemExit(f"{option}: cannot listen on {listener.name}: {reason}") from error
 
 
 def _end_now() -> None:
