@@ -7,10 +7,10 @@ import resource
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path.append(str(TESTS))
+SUPPORT = Path(__file__).parent.parent / "tests" / "support"
+sys.path.append(str(SUPPORT))
 
-from held_upstream import SlowServer, octets_a_session  # noqa: E402 - tests/ is no package
+from held_upstream import SlowServer, octets_a_session  # noqa: E402 - tests/support is no package
 from vitals import Vitals  # noqa: E402 - as above
 
 CORES = sorted(os.sched_getaffinity(0))

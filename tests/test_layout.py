@@ -1,4 +1,4 @@
-"""Which part may use which, and what must never be in the tree."""
+"""Which part may use which, where tests stand, and what must never be in the tree."""
 
 from __future__ import annotations
 
@@ -325,6 +325,34 @@ def test_the_packages_that_are_built_are_the_folders_that_there_are() -> None:
     folders = {path.parent for top in ("twisted_smtpguard", "twisted") for path in (ROOT / top).rglob("*.py")}
     found = sorted(folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders)
     assert sorted(setup["options"]["packages"].split()) == found
+
+
+TESTS = {path: ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*/*.py")}
+"""With their helpers."""
+
+
+def test_the_tests_stand_in_a_folder_for_each_room_and_in_those_that_the_page_names() -> None:
+    text = (ROOT / "docs/explanation/architecture.md").read_text()
+    named = re.findall(r"(?m)^\| `tests/(\w+)` \|", text)
+    rooms = [room for room in ROOMS if f"{room}.py" not in AT_THE_TOP]
+    assert sorted({path.parent.name for path in TESTS}) == sorted([*rooms, *named])
+
+
+def test_no_test_stands_loose_but_this_one_and_none_among_the_helpers_of_all() -> None:
+    assert {path.name for path in (ROOT / "tests").glob("*.py")} == {"conftest.py", Path(__file__).name}
+    assert list((ROOT / "tests" / "support").glob("test_*.py")) == []
+
+
+def test_no_two_files_of_the_tests_have_the_same_name() -> None:
+    names = [path.name for path in TESTS]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+@pytest.mark.parametrize("path", sorted(TESTS), ids=lambda path: path.stem)
+def test_a_test_takes_helpers_from_its_own_folder_or_from_those_of_all(path: Path) -> None:
+    folders = {each.stem: each.parent.name for each in TESTS}
+    taken = {folders.get(name.partition(".")[0], "support") for name in imports(TESTS[path])}
+    assert taken <= {path.parent.name, "support"}
 
 
 def test_what_is_imported_of_others_is_required() -> None:

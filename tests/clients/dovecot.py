@@ -1,0 +1,111 @@
+"""Debian's Dovecot as an LMTP server, with a configuration and mailboxes of its own. Nothing of the machine's own is
+touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from processes import PATIENCE_SECONDS, eventually
+from programs import missing
+from shell import free_port
+
+_CONFIGURATION = """\
+base_dir = {root}/run
+state_dir = {root}/state
+log_path = {root}/log
+protocols = lmtp
+ssl = no
+listen = 127.0.0.1
+first_valid_uid = 1
+mail_location = maildir:{root}/mail/%n
+mail_plugins = quota
+lda_mailbox_autocreate = yes
+postmaster_address = postmaster@example.org
+hostname = dovecot.example
+plugin {{
+  quota = maildir:User quota
+  quota_rule = *:storage=1M
+}}
+passdb {{
+  driver = passwd-file
+  args = {root}/users
+}}
+userdb {{
+  driver = passwd-file
+  args = {root}/users
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+  unix_listener {root}/lmtp.sock {{
+    mode = 0666
+  }}
+}}
+protocol lmtp {{
+  mail_plugins = $mail_plugins
+}}
+"""
+
+
+class Dovecot:
+    """It runs while the block runs, with mailboxes for one@example.org and two@example.org of 1 MB each."""
+
+    def __init__(self, extra: str = "") -> None:
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        self._program = shutil.which("dovecot", path=path)
+        if self._program is None or not Path("/usr/lib/dovecot/lmtp").exists() or os.geteuid() != 0:
+            missing("dovecot-lmtpd, or root to start it")
+        self.root = Path(tempfile.mkdtemp(prefix="smtpguard-dovecot-"))
+        self.root.chmod(0o755)
+        self.port = free_port()
+        self.socket = self.root / "lmtp.sock"
+        (self.root / "mail").mkdir()
+        (self.root / "mail").chmod(0o777)
+        users = [f"{name}@example.org:{{PLAIN}}x:8:8::{self.root}/home/{name}::" for name in ("one", "two")]
+        (self.root / "users").write_text("\n".join(users) + "\n")
+        (self.root / "conf").write_text(_CONFIGURATION.format(root=self.root, port=self.port) + extra)
+
+    @property
+    def log(self) -> str:
+        path = self.root / "log"
+        return path.read_text() if path.exists() else ""
+
+    def mails(self, user: str) -> list[bytes]:
+        folder = self.root / "mail" / user / "new"
+        return [path.read_bytes() for path in sorted(folder.glob("*"))] if folder.exists() else []
+
+    def __enter__(self) -> Dovecot:
+        assert self._program is not None
+        self._process = subprocess.Popen(
+            [self._program, "-F", "-c", str(self.root / "conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=(self.root / "out").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            eventually(self._listens, "it does not listen")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, (self.root / "out").read_text() + self.log
+        return self.socket.exists()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        finally:
+            self._process.kill()
+            shutil.rmtree(self.root, ignore_errors=True)
