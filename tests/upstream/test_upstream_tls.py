@@ -11,7 +11,6 @@ import pytest
 import pytest_twisted
 from certificates import AUTHORITY, certificate, expired, stranger
 from twisted.internet import reactor as real_reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -81,10 +80,8 @@ async def dialled(port: int, name: str, *, implicit: bool) -> Connection:
 
 
 async def gone(connection: Connection) -> None:
-    ended: Deferred[None] = Deferred()
-    connection.closed.append(ended)
     connection.end(replies.UPSTREAM_LOST)
-    await ended
+    await connection.closed
 
 
 @pytest.mark.parametrize("implicit", [False, True])

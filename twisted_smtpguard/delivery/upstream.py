@@ -203,11 +203,9 @@ class UpstreamTransaction:
     async def data(self) -> IMessageSink:
         reply = await self._command(b"DATA")
         if reply.code == 354:
-            connection = self.connection
-            if not connection.usable:
-                # The server sent a 421, or closed the connection, right after the 354.
-                raise Refused(connection.verdict)
-            connection.start_data()
+            # The server may have sent a 421, or closed the connection, right after the 354.
+            self.connection.require_usable()
+            self.connection.start_data()
             return _Sink(self, DotStuffer())
         if reply.code < 400:
             # After such a reply the server may take the next input for message data.

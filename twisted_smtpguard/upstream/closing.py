@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.connection import Connection, stop_timer
 
 CLOSE_SECONDS = 5.0
 FAST_CLOSE_SECONDS = 1.0
@@ -33,16 +33,12 @@ class ClosingConnections:
     def __contains__(self, connection: Connection) -> bool:
         return connection in self._calls
 
-    def add(self, connection: Connection, seconds: float = CLOSE_SECONDS) -> Deferred[None]:
-        """Send QUIT. Fires when the connection has been closed, at most `seconds` later."""
-        if connection.lost:
-            return succeed(None)
-        self._calls[connection] = self._clock.callLater(seconds, connection.abandon)
-        closed: Deferred[None] = Deferred()
-        closed.addCallback(lambda _: self._forget(connection))
-        connection.closed.append(closed)
-        connection.quit()
-        return closed
+    def add(self, connection: Connection, seconds: float = CLOSE_SECONDS) -> None:
+        """Send QUIT. The connection will have been closed at most `seconds` later."""
+        if not connection.closed.called:
+            self._calls[connection] = self._clock.callLater(seconds, connection.abandon)
+            connection.closed.addCallback(lambda _: self._forget(connection))
+            connection.quit()
 
     def hurry(self) -> None:
         """Shorten the time of all, since a transaction waits for the place of one of them."""
@@ -53,18 +49,13 @@ class ClosingConnections:
 
     def stop(self, others: list[Connection]) -> Deferred[Any]:
         """Abort the connections that are closing, and close `others` fast. Fires when all have been closed."""
-        closed: list[Deferred[None]] = []
-        for connection in self._calls:
-            closed.append(Deferred())
-            connection.closed.append(closed[-1])
-        for connection in list(self._calls):
+        closing = list(self._calls)
+        for connection in closing:
             connection.abandon()
-        closed += [self.add(connection, FAST_CLOSE_SECONDS) for connection in others]
-        return gatherResults(closed)
+        for connection in others:
+            self.add(connection, FAST_CLOSE_SECONDS)
+        return gatherResults([connection.closed for connection in [*closing, *others]])
 
     def _forget(self, connection: Connection) -> None:
-        call = self._calls.pop(connection, None)
-        if call is not None:
-            if call.active():
-                call.cancel()
-            self._on_closed()
+        stop_timer(self._calls.pop(connection))
+        self._on_closed()

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
@@ -36,18 +36,16 @@ SEND_BUFFER_OCTETS = 16 * 1024
 class Connection(Protocol):
     """A connection to the server. `ended(self)` is called once, as soon as the connection is of no more use."""
 
+    transport: Any
+
     def __init__(self, clock: IReactorTime, ended: Callable[[Connection], None]) -> None:
         self._clock = clock
         self._ended = ended
-        self._transport: Any = None
         self._parser = ReplyParser()
         self._answers: deque[UpstreamReply] = deque()
         self._replies_due = 1  # the greeting
         self._waiter: Deferred[Any] | None = None
-        self._timer: IDelayedCall | None = None
-        self._streaming = False
-        self._full = False
-        self._secured: Deferred[None] | None = None
+        self._streaming = self._full = self._securing = False
         self.hello: Hello = NO_EXTENSIONS
         self.greeted_as: tuple[str, bool] | None = None
         """The HELO name of the client that the last EHLO was for, and whether that client used TLS."""
@@ -55,29 +53,27 @@ class Connection(Protocol):
         """The reply for clients that says why the connection is of no more use. None: it can be used."""
         self.tls_problem = ""
         """What was wrong with TLS, for the log."""
-        self.lost = False
-        """Whether the transport has been closed."""
+        self.closed: Deferred[None] = Deferred()
+        """Fires when the transport has been closed."""
         self.messages = 0
         """How many messages the connection was used for."""
         self.error_replies = 0
         """How many replies of 400 and above came since the last accepted message."""
-        self.closed: list[Deferred[None]] = []
-        """These fire when the transport has been closed."""
 
     @property
     def usable(self) -> bool:
         return self.problem is None
 
-    @property
-    def verdict(self) -> Reply:
-        """The reply for the client of a connection that has ended."""
-        return self.problem or replies.UPSTREAM_LOST
+    def require_usable(self) -> None:
+        """`Refused`, with the reply for the client: the connection is of no more use."""
+        if self.problem is not None:
+            raise Refused(self.problem)
 
     # Commands and replies.
 
     def send_proxy_header(self, octets: bytes) -> None:
         """Send a PROXY header. It must come before everything else."""
-        self._transport.write(octets)
+        self.transport.write(octets)
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
         """Send a command line, and return its reply. ValueError: `line` is not exactly one line, and nothing is
@@ -91,7 +87,7 @@ class Connection(Protocol):
         if not self.usable:
             return self._wait(seconds)
         self._replies_due += 1
-        self._transport.write(line + b"\r\n")
+        self.transport.write(line + b"\r\n")
         return self.answer(seconds)
 
     def answer(self, seconds: float) -> Deferred[UpstreamReply]:
@@ -103,7 +99,7 @@ class Connection(Protocol):
 
     def local_peer(self) -> Peer | None:
         """The guard's own end of the connection, as the server sees it. None over a UNIX socket."""
-        here, there = self._transport.getHost(), self._transport.getPeer()
+        here, there = self.transport.getHost(), self.transport.getPeer()
         if not isinstance(here, IPv4Address | IPv6Address):
             return None
         return Peer(ip_address(here.host), here.port, ip_address(there.host), there.port)
@@ -113,13 +109,12 @@ class Connection(Protocol):
     def start_data(self) -> None:
         """Begin the message, after the 354. What is written from now on is message data."""
         self._streaming = True
-        self._transport.registerProducer(self, True)
+        self.transport.registerProducer(self, True)
 
     def stream(self, octets: bytes, seconds: float) -> Deferred[None] | None:
         """Send octets of a message. A returned Deferred fires when there is room in the transport again."""
-        if not self.usable:
-            raise Refused(self.verdict)
-        self._transport.write(octets)
+        self.require_usable()
+        self.transport.write(octets)
         return self._wait(seconds) if self._full else None
 
     def end_data(self, octets: bytes, verdicts: int) -> None:
@@ -127,19 +122,19 @@ class Connection(Protocol):
         self._replies_due += verdicts
         self._stop_streaming()
         if self.usable:
-            self._transport.write(octets)
+            self.transport.write(octets)
 
     def chunk(self, octets: bytes, *, last: bool = False, verdicts: int = 1) -> None:
         """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies."""
         if self.usable:
             self._replies_due += verdicts
-            self._transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
-            self._transport.write(octets)
+            self.transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
+            self.transport.write(octets)
 
     def _stop_streaming(self) -> None:
         if self._streaming:
             self._streaming = self._full = False
-            self._transport.unregisterProducer()
+            self.transport.unregisterProducer()
 
     # TLS.
 
@@ -149,14 +144,14 @@ class Connection(Protocol):
             self.end(replies.UPSTREAM_GARBLED)
         secured: Deferred[None] = self._wait(seconds)
         if self.usable:
-            self._secured = secured
-            self._transport.startTLS(options)
+            self._securing = True
+            self.transport.startTLS(options)
         return secured
 
     def handshakeCompleted(self) -> None:
         """Called by the transport."""
-        secured, self._secured = self._secured, None
-        if secured is not None and secured is self._waiter:
+        securing, self._securing = self._securing, False
+        if securing and self._waiter is not None:
             self._fire(None)
 
     # The end.
@@ -168,17 +163,17 @@ class Connection(Protocol):
             _safely(self._send_quit)
 
     def _send_quit(self) -> None:
-        self._transport.write(b"QUIT\r\n")
-        self._transport.loseConnection()
+        self.transport.write(b"QUIT\r\n")
+        self.transport.loseConnection()
 
     def abandon(self) -> None:
         """Abort the connection after `quit()`, if the server has not closed its side yet."""
-        if not (self.lost or _safely(self._abort)):
+        if not (self.closed.called or _safely(self._abort)):
             # The transport failed, so nothing else would free the place of the connection.
             self.connectionLost()
 
     def _abort(self) -> None:
-        self._transport.abortConnection()
+        self.transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
         """Abort the connection, whatever is under way. The server does not deliver an incomplete message."""
@@ -189,7 +184,7 @@ class Connection(Protocol):
             _safely(self._abort)
 
     def _finish(self, problem: Reply) -> None:
-        if self.problem is not None:
+        if not self.usable:
             return
         self.problem = problem
         self._ended(self)
@@ -204,15 +199,14 @@ class Connection(Protocol):
     # Called by the transport.
 
     def connectionMade(self) -> None:
-        self._transport = self.transport
         # Twisted's own 64 KiB would add up over many sessions.
-        if hasattr(self._transport, "bufferSize"):
-            self._transport.bufferSize = SEND_BUFFER_OCTETS
+        if hasattr(self.transport, "bufferSize"):
+            self.transport.bufferSize = SEND_BUFFER_OCTETS
 
     def dataReceived(self, data: bytes) -> None:
         if not self.usable:
             return
-        if self._secured is not None:
+        if self._securing:
             # Input in clear after the reply to STARTTLS is an injection (RFC 3207 6). Under TLS the server must not
             # speak first.
             self.end(replies.UPSTREAM_GARBLED)
@@ -235,21 +229,19 @@ class Connection(Protocol):
             self._fire(self._answers.popleft())
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self.lost = True
         self._streaming = self._full = False
         if reason is not None:
             _safely(self._explain, reason.value)
         problem = replies.UPSTREAM_LOST
-        if self._secured is not None:
+        if self._securing:
             problem = replies.UPSTREAM_UNSUITABLE
             self.tls_problem = self.tls_problem or "it closed the connection"
         self._finish(problem)
-        closed, self.closed = self.closed, []
-        for waiting in closed:
-            waiting.callback(None)
+        if not self.closed.called:
+            self.closed.callback(None)
 
     def _explain(self, error: BaseException | None) -> None:
-        self.tls_problem = tls_failure(error, self._transport)
+        self.tls_problem = tls_failure(error, self.transport)
 
     def pauseProducing(self) -> None:
         self._full = True
@@ -268,33 +260,32 @@ class Connection(Protocol):
         if self._waiter is not None:
             # A second waiter would wait indefinitely, and one of them would get the other's reply.
             raise RuntimeError("this connection already waits for a reply")
+        if self.problem is not None:
+            return fail(Refused(self.problem))
         waiter: Deferred[Any] = Deferred(lambda _: self._wait_cancelled())
-        if not self.usable:
-            waiter.errback(Refused(self.verdict))
-            return waiter
         self._waiter = waiter
-        self._timer = self._clock.callLater(seconds, self._timed_out)
-        return waiter
+        timer = self._clock.callLater(seconds, self.end, replies.UPSTREAM_TIMED_OUT)
+        return waiter.addBoth(_passed_on, timer)
 
     def _fire(self, outcome: Any) -> None:
         waiter, self._waiter = self._waiter, None
-        self._stop_timer()
         assert waiter is not None
         waiter.callback(outcome)
 
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
-
-    def _timed_out(self) -> None:
-        self._timer = None
-        self.end(replies.UPSTREAM_TIMED_OUT)
-
     def _wait_cancelled(self) -> None:
         self._waiter = None
-        self._stop_timer()
         self.end(replies.UPSTREAM_LOST)
+
+
+def stop_timer(timer: IDelayedCall | None) -> None:
+    """Cancel `timer`, if there is one that is still to come."""
+    if timer is not None and timer.active():
+        timer.cancel()
+
+
+def _passed_on(outcome: Any, timer: IDelayedCall) -> Any:
+    stop_timer(timer)
+    return outcome
 
 
 def _safely(step: Callable[..., object], *args: object) -> bool:

@@ -24,8 +24,8 @@ from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import (
     GREETING,
     PROXY,
+    PROXY_HINT,
     ClientRefused,
-    ConnectionPutOff,
     Explained,
     HandshakeFailed,
     Unreachable,
@@ -35,17 +35,6 @@ from twisted_smtpguard.upstream.refusals import (
 )
 from twisted_smtpguard.upstream.replyparser import UpstreamReply
 from twisted_smtpguard.values import Client, Refused
-
-_HINT = ": does it expect a PROXY header?"
-
-
-def _refused(command: str, reply: UpstreamReply, client: Client | None) -> Refused:
-    """The refusal of a command of the guard's own, which is about `client`, or with None about the guard alone."""
-    if client is not None:
-        return refused_by(command, reply, ClientRefused)
-    if 400 <= reply.code < 500:
-        return refused_by(command, reply, ConnectionPutOff)
-    return refused_by(command, reply, remark=_HINT if command == PROXY else "")
 
 
 def _greeting_of(client: Client) -> tuple[str, bool]:
@@ -131,8 +120,7 @@ class Dialler:
         connection = await self._connect(ended)
         try:
             await self._open(connection, client, tls)
-            if not connection.usable:
-                raise Refused(connection.verdict)
+            connection.require_usable()
         except Exception as error:
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_UNAVAILABLE)
             raise
@@ -157,7 +145,7 @@ class Dialler:
         if not options.proxied:
             # The connection belongs to no client. A client is announced later, if at all.
             client = None
-        if options.proxied:
+        else:
             peer = client.peer if client is not None and client.peer.address is not None else None
             if options.announce == "proxy-v1":
                 # Postfix does not accept UNKNOWN, so the guard sends its own address.
@@ -171,7 +159,7 @@ class Dialler:
                 raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.tls_problem) from lost
             raise
         if greeting.code != 220:
-            raise _refused(PROXY if options.proxied else GREETING, greeting, client)
+            raise refused_by(PROXY if options.proxied else GREETING, greeting, client)
         await (self._hello_after_header if options.proxied else self._hello)(connection, client)
         if tls != "off":
             await self._secure(connection, client)
@@ -199,20 +187,16 @@ class Dialler:
         """Say EHLO or LHLO, with the client's HELO name if the connection is a client's own."""
         connection.greeted_as = None if client is None else _greeting_of(client)
         name = self._name if client is None else client.helo
-        verb = "LHLO" if self._lmtp else "EHLO"
-        reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
-        if reply.positive:
-            connection.hello = parse_hello(reply)
-            return
-        # HELO is not used after a PROXY header: a server that read the header as a command answers that with these
-        # codes.
-        if not (self._lmtp or self._options.proxied) and reply.code in (500, 502, 504):
-            verb = "HELO"
+        for verb in ("LHLO",) if self._lmtp else ("EHLO", "HELO"):
             reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
             if reply.positive:
-                connection.hello = NO_EXTENSIONS
+                connection.hello = NO_EXTENSIONS if verb == "HELO" else parse_hello(reply)
                 return
-        raise _refused(verb, reply, client)
+            # HELO is not used after a PROXY header: a server that read the header as a command answers that with these
+            # codes.
+            if self._options.proxied or reply.code not in (500, 502, 504):
+                break
+        raise refused_by(verb, reply, client)
 
     async def _hello_after_header(self, connection: Connection, client: Client | None) -> None:
         """Say EHLO after a PROXY header. A server that expects no header has read it as a command, and its answer to
@@ -224,7 +208,7 @@ class Dialler:
             refuses = reply.said.startswith("5") or reply is replies.UPSTREAM_GARBLED
             if self._header_understood or not refuses:
                 raise
-            why = describe(refused) + _HINT
+            why = describe(refused) + PROXY_HINT
             raise (Unsuitable(why) if client is None else ClientRefused(PROXY, reply, why)) from refused
         self._header_understood = True
 
@@ -237,14 +221,13 @@ class Dialler:
         reply = await connection.command(b"STARTTLS", self._options.timeout)
         if required and 400 <= reply.code < 500:
             # The server may be able to start TLS in a moment.
-            raise _refused("STARTTLS", reply, None)
+            raise refused_by("STARTTLS", reply, None)
         if reply.code != 220:
             if required or reply.positive:
                 raise Unsuitable(f"it answers STARTTLS with {reply.text}")
             self._warn_of_clear(f"it answers STARTTLS with {reply.text}")
             return
-        if not connection.usable:
-            raise Refused(connection.verdict)
+        connection.require_usable()
         try:
             # The limit is at most that of `connect`, so that time is left to go on in clear if there is no answer.
             await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))
@@ -293,22 +276,17 @@ class Dialler:
         """Send XCLIENT or XFORWARD for `client`, if the operator chose one of them. Called before each MAIL.
         `ClientRefused`: the server refused the command."""
         kind = self._options.announce
-        if kind == "xclient":
-            await self._xclient(connection, client)
-        elif kind == "xforward":
-            for command in announcing.xforward(client, self._offered(connection, "XFORWARD")):
-                reply = await connection.command(command.encode(), self._options.timeout)
-                if not reply.positive:
-                    raise refused_by("XFORWARD", reply, ClientRefused)
-
-    async def _xclient(self, connection: Connection, client: Client) -> None:
-        offered = self._offered(connection, "XCLIENT")
-        for command in announcing.xclient(client, offered):
+        if kind not in ("xclient", "xforward"):
+            return
+        verb = kind.upper()
+        commands = announcing.xclient if kind == "xclient" else announcing.xforward
+        for command in commands(client, self._offered(connection, verb)):
             reply = await connection.command(command.encode(), self._options.timeout)
             # Postfix answers XCLIENT with a new 220 greeting; some servers send 250.
             if not reply.positive:
-                raise refused_by("XCLIENT", reply, ClientRefused)
-        await self._hello(connection, client)
+                raise refused_by(verb, reply, client)
+        if kind == "xclient":
+            await self._hello(connection, client)
 
     def _offered(self, connection: Connection, command: str) -> frozenset[str]:
         """The attributes that the server offers for `command`. Without ADDR it would apply its rules to the guard's

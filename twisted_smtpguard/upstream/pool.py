@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.faults import cancel
 from twisted_smtpguard.upstream.closing import FAST_CLOSE_SECONDS, ClosingConnections
-from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.extensions import OfferedExtensions
 from twisted_smtpguard.upstream.health import Health
@@ -51,8 +51,8 @@ class Pool:
         self._options = options
         self._connections: set[Connection] = set()
         """The usable connections: in use, idle, or parked for their client."""
-        self._idle: list[Connection] = []
-        self._idle_calls: dict[Connection, IDelayedCall] = {}
+        self._idle: dict[Connection, IDelayedCall] = {}
+        """Unused connections, the last used one last, each with the call that closes it."""
         self._parked: dict[str, Connection] = {}
         self._unready: set[Connection] = set()
         """Connections that are being made ready for a transaction."""
@@ -166,6 +166,7 @@ class Pool:
         self._places_held += 1
         try:
             connection = await self._reuse_idle(client) or await self._new(client)
+            self._unready.discard(connection)
             self._connections.add(connection)
         finally:
             self._places_held -= 1
@@ -175,33 +176,24 @@ class Pool:
     async def _reuse_idle(self, client: Client) -> Connection | None:
         if not self._idle:
             return None
-        connection = self._idle.pop()
-        self._forget_idle(connection)
+        connection, expiry = self._idle.popitem()
+        stop_timer(expiry)
         self._connections.discard(connection)
         self._unready.add(connection)
-        try:
-            return connection if await self._make_ready(connection, client) else None
-        finally:
-            self._unready.discard(connection)
+        return connection if await self._make_ready(connection, client) else None
 
     async def _new(self, client: Client) -> Connection:
         # The server may have gone down while an idle connection was tried.
         self._check_server_up()
         try:
-            return await self._announced(client)
-        except ClientRefused as refused:
-            self._notices.command_refused(refused.command, refused.reply.said[:3], refused.why)
-            raise
-
-    async def _announced(self, client: Client) -> Connection:
-        connection = await self._dial(client)
-        self._unready.add(connection)
-        try:
+            connection = await self._dial(client)
+            self._unready.add(connection)
             # The server has accepted the connection. The queue need not wait until the client is announced.
             self._serve_waiting()
             await self._announce(connection, client)
-        finally:
-            self._unready.discard(connection)
+        except ClientRefused as refused:
+            self._notices.command_refused(refused.command, refused.reply.said[:3], refused.why)
+            raise
         return connection
 
     async def _make_ready(self, connection: Connection, client: Client) -> bool:
@@ -227,11 +219,10 @@ class Pool:
     async def _announce(self, connection: Connection, client: Client) -> None:
         try:
             await self._dialler.announce(connection, client)
-            if not connection.usable:
-                raise Refused(connection.verdict)
-        except Refused as refused:
+            connection.require_usable()
+        except BaseException as error:
             # If the refusal is about the client, other clients could use the connection; it is not worth the risk.
-            connection.end(refused.reply)
+            connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_LOST)
             raise
         connection.messages += 1
         self._offering.update(connection.hello, by_client=self._options.server_sees_client)
@@ -365,16 +356,13 @@ class Pool:
         """Called once a connection is of no more use."""
         if connection in self._unready:
             # Its place in the pool is still held.
+            self._unready.discard(connection)
             self._server_place_freed()
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        self._forget_idle(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        for session, parked in list(self._parked.items()):
-            if parked is connection:
-                del self._parked[session]
+        stop_timer(self._idle.pop(connection, None))
+        self._parked = {session: parked for session, parked in self._parked.items() if parked != connection}
         if connection not in self._closing:
             self._place_freed()
 
@@ -389,12 +377,4 @@ class Pool:
     # Idle connections.
 
     def _keep(self, connection: Connection) -> None:
-        self._idle.append(connection)
-        self._idle_calls[connection] = self._clock.callLater(
-            self._options.idle, self._closing.add, connection
-        )
-
-    def _forget_idle(self, connection: Connection) -> None:
-        call = self._idle_calls.pop(connection, None)
-        if call is not None and call.active():
-            call.cancel()
+        self._idle[connection] = self._clock.callLater(self._options.idle, self._closing.add, connection)

@@ -6,13 +6,15 @@ from __future__ import annotations
 from twisted_smtpguard import replies
 from twisted_smtpguard.replies import Reply, text_of
 from twisted_smtpguard.upstream.replyparser import UpstreamReply, for_client
-from twisted_smtpguard.values import Refused
+from twisted_smtpguard.values import Client, Refused
 
 GREETING = "CONNECT"
 """The name of the connection itself, which the server answers with its greeting. Postfix uses the same word."""
 
 PROXY = "PROXY"
 """The name of the PROXY header, which the server answers with its greeting."""
+
+PROXY_HINT = ": does it expect a PROXY header?"
 
 _SHOWN = {PROXY: "the PROXY header"}
 
@@ -61,11 +63,17 @@ class ClientRefused(CommandRefused):
     """The server refused a command that is about one client. It may accept other clients."""
 
 
-def refused_by(
-    command: str, answer: UpstreamReply, kind: type[CommandRefused] = CommandRefused, remark: str = ""
-) -> CommandRefused:
-    """The refusal for the server's `answer` to `command`."""
+def refused_by(command: str, answer: UpstreamReply, client: Client | None) -> CommandRefused:
+    """The refusal for the server's `answer` to `command`, which is about `client`, or with None about the guard
+    alone."""
     does = "greets" if command == GREETING else f"answers {_SHOWN.get(command, command)}"
+    kind, remark = CommandRefused, ""
+    if client is not None:
+        kind = ClientRefused
+    elif 400 <= answer.code < 500:
+        kind = ConnectionPutOff
+    elif command == PROXY:
+        remark = PROXY_HINT
     return kind(command, as_temporary(answer).reply, f"it {does} with {answer.text}{remark}")
 
 

@@ -36,17 +36,7 @@ class WaitingQueue:
         turn: Deferred[None] = Deferred(lambda _: self._queue.remove(waiter))
         waiter = number, turn
         insort(self._queue, waiter)
-
-        def expire() -> None:
-            self._queue.remove(waiter)
-            turn.errback(Refused(replies.UPSTREAM_BUSY))
-
-        call = self._clock.callLater(max(0.0, seconds), expire)
-        try:
-            await turn
-        finally:
-            if call.active():
-                call.cancel()
+        await turn.addTimeout(max(0.0, seconds), self._clock, _busy)
 
     def wake_first(self) -> None:
         """Wake the first waiter. It runs at once, up to its next wait."""
@@ -59,3 +49,7 @@ class WaitingQueue:
         while self._queue and self._queue[0][0] < last:
             _, turn = self._queue.pop(0)
             turn.errback(Refused(reply))
+
+
+def _busy(*_: object) -> None:
+    raise Refused(replies.UPSTREAM_BUSY)
