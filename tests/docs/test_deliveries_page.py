@@ -29,8 +29,8 @@ def test_the_page_has_every_delivery() -> None:
 def test_the_page_has_every_key_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", section(PAGE, "Keys"), re.MULTILINE))
     assert list(rows) == list(_KEYS)
-    for key, (field, _) in _KEYS.items():
-        default = getattr(UpstreamOptions(), field)
+    for key, field in _KEYS.items():
+        default = getattr(UpstreamOptions(), field.name)
         if isinstance(default, int | float):
             assert rows[key] == f"{default:g}", key
 

@@ -6,8 +6,7 @@ import pytest
 from mailserver import Behind, Link, MailServer
 from twisted.internet.task import Clock
 
-from twisted_smtpguard.upstream.extensions import OfferedExtensions
-from twisted_smtpguard.upstream.hello import Hello
+from twisted_smtpguard.upstream.hello import Hello, OfferedExtensions
 
 ALL = Hello({"8BITMIME": "", "DSN": "", "SIZE": "1000", "XCLIENT": "ADDR"})
 LESS = Hello({"8BITMIME": "", "SIZE": "500"})

@@ -6,8 +6,9 @@ and 2.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
 
 from twisted_smtpguard.values import Address, Client, Peer
@@ -18,6 +19,8 @@ _MAX_LINE = 500
 """Below the 512 octets of a command line (RFC 5321 4.5.3.1.4)."""
 
 _MAX_VALUE = 255
+
+_NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
@@ -99,12 +102,8 @@ def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> li
 
 def _xtext(text: str) -> str:
     """`text` as xtext (RFC 3461 4)."""
-    return "".join(_characters(text.encode("utf-8", "surrogateescape")))
-
-
-def _characters(octets: bytes) -> Iterator[str]:
-    for octet in octets:
-        yield chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}"
+    octets = text.encode("utf-8", "surrogateescape")
+    return _NOT_XTEXT.sub(lambda octet: b"+%02X" % ord(octet[0]), octets).decode("ascii")
 
 
 def _address(address: Address | None) -> str:

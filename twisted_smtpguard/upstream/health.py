@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.upstream.connection import stop_timer
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.refusals import describe
 from twisted_smtpguard.values import Refused
@@ -28,6 +29,8 @@ FIRST_UNSUITABLE_RETRY_SECONDS = 30.0
 LAST_UNSUITABLE_RETRY_SECONDS = 600.0
 """The same for a server that answers and cannot be used as configured: a wrong password that is sent every few seconds
 gets the account, or the guard's address, locked out."""
+
+_UNSUITABLE = replies.UPSTREAM_UNSUITABLE
 
 
 class Health:
@@ -48,8 +51,6 @@ class Health:
         self._watching = False
         self.down: Reply | None = None
         """The reply for clients while the server is down. None: it is not down."""
-        self._unsuitable = False
-        """Whether the server is down because it cannot be used as configured."""
         self._retry_seconds = 0.0
         """How long to wait before the next attempt, within the bounds above."""
         self._retry: IDelayedCall | None = None
@@ -81,7 +82,7 @@ class Health:
         """Begin no more probes. The pool ends the one that is under way."""
         self._watching = False
         self._end_retry()
-        self._end_full()
+        self.place_freed()
 
     # Reports of the pool.
 
@@ -98,7 +99,7 @@ class Health:
         self._end_retry()
         if attempt[1] == self._times_full:
             self.careful = False
-            self._end_full()
+            self.place_freed()
 
     def failed(self, refused: Refused, attempt: tuple[int, int]) -> None:
         """Called when a connection failed in a way that shows that the server is down."""
@@ -106,20 +107,17 @@ class Health:
             if self._probing is None and self._watching:
                 self._probe_now()
             return
-        unsuitable = refused.reply is replies.UPSTREAM_UNSUITABLE
-        if self.down is None or unsuitable != self._unsuitable:
+        if self.down is None or (self.down is _UNSUITABLE) != (refused.reply is _UNSUITABLE):
             self._notices.down(describe(refused))
         self.down = refused.reply
-        self._unsuitable = unsuitable
-        self._end_full()
-        if self._retry is None and self._probing is None:
-            self._retry_later()
+        self.place_freed()
+        self._retry_if_down()
 
     def found_full(self, refused: Refused, connections: int, seconds: float) -> None:
         """Called when a connection failed while `connections` others were open. The server counts as full for
         `seconds`, or until one of them has ended."""
         self._times_full += 1
-        self._end_full()
+        self.place_freed()
         self._full = self._clock.callLater(seconds, self._full_over)
         if not self.careful:
             self.careful = True
@@ -134,12 +132,12 @@ class Health:
     def explore(self) -> None:
         """Probe now whether a server that was full has room again."""
         if self._watching and self._probing is None:
-            self._end_retry()
             self._begin_probe()
 
     def place_freed(self) -> None:
         """Called when a connection has ended. The server may have room for another."""
-        self._end_full()
+        stop_timer(self._full)
+        self._full = None
 
     def reconfigured(self) -> None:
         """Called when the settings have changed. A server that is down is probed at once."""
@@ -153,13 +151,11 @@ class Health:
 
     def _probe_now(self) -> None:
         self._retry_seconds = 0.0
-        self._end_retry()
         self._begin_probe()
 
     def _begin_probe(self) -> None:
-        self._retry = None
-        probing = Deferred.fromCoroutine(self._probe())
-        self._probing = probing
+        self._end_retry()
+        self._probing = probing = Deferred.fromCoroutine(self._probe())
         probing.addBoth(self._probed, probing)
 
     def _probed(self, outcome: object, probing: Deferred[None]) -> None:
@@ -174,28 +170,23 @@ class Health:
             return
         if again and (failed or self.down is not None):
             self._probe_now()
-        if self.down is not None and self._retry is None and self._probing is None:
-            self._retry_later()
+        self._retry_if_down()
 
-    def _retry_later(self) -> None:
+    def _retry_if_down(self) -> None:
+        if self.down is None or self._retry is not None or self._probing is not None:
+            return
         first, last = FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
-        if self._unsuitable:
+        if self.down is _UNSUITABLE:
             first, last = FIRST_UNSUITABLE_RETRY_SECONDS, LAST_UNSUITABLE_RETRY_SECONDS
         seconds = min(max(self._retry_seconds, first), last)
         self._retry = self._clock.callLater(seconds, self._begin_probe)
         self._retry_seconds = 2 * seconds
 
     def _end_retry(self) -> None:
-        retry, self._retry = self._retry, None
-        if retry is not None and retry.active():
-            retry.cancel()
+        stop_timer(self._retry)
+        self._retry = None
 
     def _full_over(self) -> None:
         """The server may have room for another connection by now."""
         self._full = None
         self._changed()
-
-    def _end_full(self) -> None:
-        if self._full is not None:
-            self._full.cancel()
-            self._full = None

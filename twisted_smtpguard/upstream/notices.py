@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.log.budget import LineBudget
 from twisted_smtpguard.log.eventlog import EventLog, word
 from twisted_smtpguard.replies import Reply, text_of
+from twisted_smtpguard.upstream.verdicts import listed
 
 MAX_LINES = 10
 """How often each event is logged in a second."""
@@ -75,18 +76,17 @@ class Notices:
         `code`."""
         # Under a flood most of these events stop here, before anything is built.
         if self._allows("mixed_verdicts"):
-            # Recipients without the message come first, as in the client's reply.
-            ordered = sorted(verdicts, key=lambda verdict: verdict[1].code < 300)
+            shown = "; ".join(listed(verdicts, MAX_VERDICTS_SHOWN, _shown))
             self._log.warn(
                 "mixed_verdicts",
                 self._fields(
                     "mixed_verdicts",
                     session=session,
                     code=told.code,
-                    recipients=len(ordered),
-                    refused=sum(reply.code >= 300 for _, reply in ordered),
+                    recipients=len(verdicts),
+                    refused=sum(reply.code >= 300 for _, reply in verdicts),
                 ),
-                f"a message was accepted for some recipients and refused for others: {_shown(ordered)}",
+                f"a message was accepted for some recipients and refused for others: {shown}",
             )
 
     def may_come_twice(self, session: str) -> None:
@@ -115,12 +115,8 @@ class Notices:
         return {"upstream": self._upstream, **fields, **({"suppressed": suppressed} if suppressed else {})}
 
 
-def _shown(verdicts: Sequence[tuple[str, Reply]]) -> str:
-    shown = [f"<{word(address)}> {_cut(text_of(reply))}" for address, reply in verdicts[:MAX_VERDICTS_SHOWN]]
-    if len(verdicts) > MAX_VERDICTS_SHOWN:
-        shown.append(f"and {len(verdicts) - MAX_VERDICTS_SHOWN} more recipients")
-    return "; ".join(shown)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_VERDICT_CHARACTERS else f"{text[:MAX_VERDICT_CHARACTERS]}..."
+def _shown(address: str, reply: Reply) -> str:
+    text = text_of(reply)
+    if len(text) > MAX_VERDICT_CHARACTERS:
+        text = f"{text[:MAX_VERDICT_CHARACTERS]}..."
+    return f"<{word(address)}> {text}"

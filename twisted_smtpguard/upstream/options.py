@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from twisted_smtpguard.inputs.arguments import check_fields
-from twisted_smtpguard.limits.units import COUNT, SECONDS, one_of, parse_path
+from twisted_smtpguard.limits.units import COUNT, SECONDS, Unit, one_of, parse_path
 from twisted_smtpguard.tls.certificates import read_certificates
 from twisted_smtpguard.upstream.login import Credentials, read_credentials
+
+T = TypeVar("T")
 
 ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
 TLS = ("off", "opportunistic", "required")
@@ -22,49 +24,78 @@ _HOST = re.compile(r"(?:tcp|tls|ssl):(?:host(?:name)?=)?((?:[^:\\]|\\.)+)", re.I
 _NAMED = re.compile(r"(?<!\\):hostname=[^:]")
 
 
+def _parse_announce(text: str) -> str:
+    return "proxy" if text == "proxy-v2" else one_of(*ANNOUNCE, "proxy-v2").parse(text)
+
+
+def _parse_certificates(path: str) -> str:
+    read_certificates(path := parse_path(path))
+    return path
+
+
+def _parse_word(name: str) -> str:
+    if re.fullmatch(r"[!-~]{1,255}", name) is None:
+        raise ValueError("one word of printable ASCII is expected")
+    return name
+
+
+def _text(parse: Callable[[str], T]) -> Unit[T]:
+    """The unit of a setting that any text of an application may be, or what it is read from."""
+    return Unit("text", parse, lambda value: None)
+
+
+def _more_than_0(unit: Unit[T]) -> Unit[T]:
+    return attrs.evolve(
+        unit, check=lambda value: unit.check(value) or (None if value else "must be more than 0")
+    )
+
+
+_SOME_SECONDS = _more_than_0(SECONDS)
+_ANNOUNCE = attrs.evolve(one_of(*ANNOUNCE), parse=_parse_announce)
+
+
 @attrs.frozen(kw_only=True)
 class UpstreamOptions:
     """The settings of an upstream server, each with its default. Times are in seconds."""
 
-    tls: str = "off"
+    tls: str = attrs.field(default="off", metadata={"unit": one_of(*TLS)})
     """`off`, `opportunistic` (STARTTLS if the server offers it, without a check of the certificate) or `required`."""
-    tls_name: str = ""
+    tls_name: str = attrs.field(default="", metadata={"unit": _text(str)})
     """The name that the certificate must have; "": the host of the endpoint."""
-    tls_ca: str = ""
+    tls_ca: str = attrs.field(default="", metadata={"unit": _text(_parse_certificates)})
     """A PEM file with the certificates to trust; "": those of the system."""
-    auth: Credentials | None = None
-    announce: str = "received"
+    auth: Credentials | None = attrs.field(
+        default=None, metadata={"unit": _text(lambda path: read_credentials(parse_path(path)))}
+    )
+    announce: str = attrs.field(default="received", metadata={"unit": _ANNOUNCE})
     """`received`, `xclient`, `xforward`, `proxy` (version 2) or `proxy-v1`."""
-    helo: str = ""
+    helo: str = attrs.field(default="", metadata={"unit": _text(_parse_word)})
     """The guard's name in EHLO or LHLO; "": its hostname."""
-    connections: int = 50
+    connections: int = attrs.field(default=50, metadata={"unit": _more_than_0(COUNT)})
     """How many connections may be open at once."""
-    messages: int = 100
+    messages: int = attrs.field(default=100, metadata={"unit": COUNT})
     """How many messages one connection is used for; 0: no limit."""
-    idle: float = 30.0
+    idle: float = attrs.field(default=30.0, metadata={"unit": SECONDS})
     """How long an unused connection is kept."""
-    wait: float = 10.0
+    wait: float = attrs.field(default=10.0, metadata={"unit": _SOME_SECONDS})
     """How long a transaction waits for a free connection."""
-    connect: float = 10.0
+    connect: float = attrs.field(default=10.0, metadata={"unit": _SOME_SECONDS})
     """The time limit for TCP, for the greeting, and for a TLS handshake. All steps until a connection is ready have
     three times as long together."""
-    timeout: float = 60.0
+    timeout: float = attrs.field(default=60.0, metadata={"unit": _SOME_SECONDS})
     """The time limit for the reply to a command, and for room to send more of a message."""
-    verdict: float = 280.0
+    verdict: float = attrs.field(default=280.0, metadata={"unit": _SOME_SECONDS})
     """The time limit for the reply to a message. It should be less than --delivery-timeout."""
-    recipients: int = 0
+    recipients: int = attrs.field(default=0, metadata={"unit": COUNT})
     """How many recipients one message may have, in LMTP only; 0: no limit."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
-        for name, choices in (("tls", TLS), ("announce", ANNOUNCE)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            problem = SECONDS.check(value) or (name in _AT_LEAST_ONE and not value and "must be more than 0")
+        for field in attrs.fields(UpstreamOptions):
+            value = getattr(self, field.name)
+            problem = field.metadata["unit"].check(value)
             if problem:
-                raise ValueError(f"{name} {problem}, not {value!r}")
+                raise ValueError(f"{field.name} {problem}, not {value!r}")
 
     @property
     def proxied(self) -> bool:
@@ -77,41 +108,8 @@ class UpstreamOptions:
         return self.proxied or self.announce == "xclient"
 
 
-def _certificate_file(path: str) -> str:
-    read_certificates(path := parse_path(path))
-    return path
-
-
-def _credentials_file(path: str) -> Credentials:
-    return read_credentials(parse_path(path))
-
-
-def _word(name: str) -> str:
-    if re.fullmatch(r"[!-~]{1,255}", name) is None:
-        raise ValueError("one word of printable ASCII is expected")
-    return name
-
-
-_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "tls": ("tls", one_of(*TLS).parse),
-    "tls-name": ("tls_name", str),
-    "tls-ca": ("tls_ca", _certificate_file),
-    "auth": ("auth", _credentials_file),
-    "announce": ("announce", one_of(*ANNOUNCE, "proxy-v2").parse),
-    "helo": ("helo", _word),
-    "connections": ("connections", COUNT.parse),
-    "messages": ("messages", COUNT.parse),
-    "idle": ("idle", SECONDS.parse),
-    "wait": ("wait", SECONDS.parse),
-    "connect": ("connect", SECONDS.parse),
-    "timeout": ("timeout", SECONDS.parse),
-    "verdict": ("verdict", SECONDS.parse),
-    "recipients": ("recipients", COUNT.parse),
-}
-"""For each key the name of its field, and the function that parses its value."""
-
-_NUMBERS = ("connections", "messages", "idle", "wait", "connect", "timeout", "verdict", "recipients")
-_AT_LEAST_ONE = ("connections", "connect", "timeout", "verdict", "wait")
+_KEYS = {field.name.replace("_", "-"): field for field in attrs.fields(UpstreamOptions)}
+"""The field that each key sets."""
 
 
 @attrs.frozen
@@ -144,19 +142,15 @@ def parse_upstream(name: str, text: str) -> Upstream:
         key, equals, value = setting.partition("=")
         if key not in _KEYS or not equals:
             raise ValueError(f"{setting!r} is no key=value of {name}; known are {', '.join(_KEYS)}")
-        if _KEYS[key][0] in values:
+        field = _KEYS[key]
+        if field.name in values:
             raise ValueError(f"{key} is given twice")
-        field, parse = _KEYS[key]
         try:
-            values[field] = parse(value)
+            values[field.name] = field.metadata["unit"].parse(value)
         except ValueError as error:
             raise ValueError(
                 f"{key}: {error}" + ("" if value and str(error).startswith(value) else f", not {value!r}")
             ) from error
-        if key in _AT_LEAST_ONE and not values[field]:
-            raise ValueError(f"{key} must be more than 0")
-    if values.get("announce") == "proxy-v2":
-        values["announce"] = "proxy"
     upstream = Upstream(endpoint, UpstreamOptions(**values))
     problem = _contradiction(name, upstream)
     if problem:

@@ -12,9 +12,8 @@ from twisted_smtpguard.hooks.faults import cancel
 from twisted_smtpguard.upstream.closing import FAST_CLOSE_SECONDS, ClosingConnections
 from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
-from twisted_smtpguard.upstream.extensions import OfferedExtensions
 from twisted_smtpguard.upstream.health import Health
-from twisted_smtpguard.upstream.hello import Hello
+from twisted_smtpguard.upstream.hello import Hello, OfferedExtensions
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable

@@ -12,7 +12,7 @@ So no message is lost, and no refusal is hidden from the sender.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted_smtpguard.replies import Reply, text_of
 
@@ -29,17 +29,17 @@ def combine(verdicts: Sequence[tuple[str, Reply]]) -> Reply:
     # Recipients without the message come first, since a long text is cut.
     ordered = sorted(replies, key=lambda reply: reply.code < 300)
     said = "; ".join([reply.said or text_of(reply) for reply in ordered])
-    put_off = [reply for reply in replies if 400 <= reply.code < 500]
     refused = [reply for reply in replies if reply.code >= 500]
-    if not put_off and not refused:
+    if max(reply.code for reply in replies) < 300:
         return Reply(250, "2.0.0", (f"Delivered to {len(replies)} recipients",), said=said)
     if len(set(replies)) == 1:
         return replies[0]
+    code, enhanced = 554, "5.3.0"
     if len(refused) == len(replies):
-        return Reply(refused[0].code, refused[0].enhanced, _told(verdicts), said=said)
-    if put_off:
-        return Reply(451, "4.3.0", _told(verdicts), said=said)
-    return Reply(554, "5.3.0", _told(verdicts), said=said)
+        code, enhanced = refused[0].code, refused[0].enhanced
+    elif any(400 <= reply.code < 500 for reply in replies):
+        code, enhanced = 451, "4.3.0"
+    return Reply(code, enhanced, tuple(listed(verdicts, MAX_SHOWN, _line)), said=said)
 
 
 def is_mixed(verdicts: Sequence[tuple[str, Reply]]) -> bool:
@@ -47,13 +47,14 @@ def is_mixed(verdicts: Sequence[tuple[str, Reply]]) -> bool:
     return len({reply.code < 300 for _, reply in verdicts}) > 1
 
 
-def _told(verdicts: Sequence[tuple[str, Reply]]) -> tuple[str, ...]:
-    """One line for each recipient; recipients without the message come first."""
+def listed(verdicts: Sequence[tuple[str, Reply]], most: int, show: Callable[[str, Reply], str]) -> list[str]:
+    """What `show` makes of the first `most` verdicts, and how many there are besides. Recipients without the message
+    come first."""
     ordered = sorted(verdicts, key=lambda verdict: verdict[1].code < 300)
-    lines = [_line(address, reply) for address, reply in ordered[:MAX_SHOWN]]
-    if len(ordered) > MAX_SHOWN:
-        lines.append(f"and {len(ordered) - MAX_SHOWN} more recipients")
-    return tuple(lines)
+    shown = [show(address, reply) for address, reply in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"and {len(ordered) - most} more recipients")
+    return shown
 
 
 def _line(address: str, reply: Reply) -> str:
