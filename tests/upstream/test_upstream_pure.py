@@ -46,10 +46,10 @@ REPLIES = [
 @pytest.mark.parametrize(("octets", "code", "lines"), REPLIES)
 def test_a_reply_is_understood_however_it_is_split(octets: bytes, code: int, lines: tuple[str, ...]) -> None:
     whole = [UpstreamReply(code, lines)]
-    assert ReplyParser().feed(octets) == whole
+    assert list(ReplyParser().feed(octets)) == whole
     for split in range(len(octets)):
         parser = ReplyParser()
-        assert parser.feed(octets[:split]) + parser.feed(octets[split:]) == whole
+        assert [*parser.feed(octets[:split]), *parser.feed(octets[split:])] == whole
         assert not parser.amid_reply
     parser = ReplyParser()
     assert [reply for octet in octets for reply in parser.feed(bytes([octet]))] == whole
@@ -75,11 +75,11 @@ def test_a_reply_is_understood_however_it_is_split(octets: bytes, code: int, lin
 )
 def test_what_is_no_reply_or_never_ends_is_said_so(octets: bytes) -> None:
     with pytest.raises(BadReply):
-        ReplyParser().feed(octets)
+        list(ReplyParser().feed(octets))
     parser = ReplyParser()
     with pytest.raises(BadReply):
         for octet in octets:
-            parser.feed(bytes([octet]))
+            list(parser.feed(bytes([octet])))
 
 
 @given(st.lists(st.binary(max_size=300), max_size=20))

@@ -45,6 +45,7 @@ class Connection(Protocol):
         self._answers: deque[UpstreamReply] = deque()
         self._replies_due = 1  # the greeting
         self._waiter: Deferred[Any] | None = None
+        self._abandoning: IDelayedCall | None = None
         self._streaming = self._full = self._securing = False
         self.hello: Hello = NO_EXTENSIONS
         self.greeted_as: tuple[str, bool] | None = None
@@ -156,15 +157,23 @@ class Connection(Protocol):
 
     # The end.
 
-    def quit(self) -> None:
-        """Send QUIT and close, without waiting for the answer. Called when no command is under way."""
+    def quit(self, seconds: float) -> None:
+        """Send QUIT and close. The server has `seconds` to close its side: under TLS a close waits for the server's
+        close_notify, which may never come. Called when no command is under way."""
         if self.usable:
             self._finish(replies.UPSTREAM_LOST)
+            self._abandoning = self._clock.callLater(seconds, self.abandon)
             _safely(self._send_quit)
 
     def _send_quit(self) -> None:
         self.transport.write(b"QUIT\r\n")
         self.transport.loseConnection()
+
+    def hurry(self, seconds: float) -> None:
+        """Shorten the time that the server has after `quit()`."""
+        call = self._abandoning
+        if call is not None and call.active() and call.getTime() > self._clock.seconds() + seconds:
+            call.reset(seconds)
 
     def abandon(self) -> None:
         """Abort the connection after `quit()`, if the server has not closed its side yet."""
@@ -213,16 +222,15 @@ class Connection(Protocol):
             return
         problem: Reply | None = None
         try:
-            answers = self._parser.feed(data)
-        except BadReply as bad:
-            answers, problem = bad.replies, replies.UPSTREAM_GARBLED
-        for answer in answers:
-            if self._replies_due and not self._streaming:
-                self._replies_due -= 1
-                self._answers.append(answer)
-            else:
-                problem = _unexpected_reply(answer, amid_message=self._streaming)
-                break
+            for answer in self._parser.feed(data):
+                if self._replies_due and not self._streaming:
+                    self._replies_due -= 1
+                    self._answers.append(answer)
+                else:
+                    problem = _unexpected_reply(answer, amid_message=self._streaming)
+                    break
+        except BadReply:
+            problem = replies.UPSTREAM_GARBLED
         if problem is not None:
             self.end(problem)
         elif self._answers and self._waiter is not None:
@@ -237,6 +245,7 @@ class Connection(Protocol):
             problem = replies.UPSTREAM_UNSUITABLE
             self.tls_problem = self.tls_problem or "it closed the connection"
         self._finish(problem)
+        stop_timer(self._abandoning)
         if not self.closed.called:
             self.closed.callback(None)
 

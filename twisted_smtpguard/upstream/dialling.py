@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -48,32 +49,26 @@ def _without_secrets(reply: UpstreamReply, credentials: Credentials, lines: Sequ
     return str(reply.code) if any(secret and secret in reply.text for secret in secrets) else reply.text
 
 
+@attrs.define(eq=False)
 class Dialler:
     """Makes connections to one server. With `lmtp` it says LHLO (RFC 2033) instead of EHLO."""
 
-    def __init__(
-        self,
-        endpoint: IStreamClientEndpoint,
-        clock: IReactorTime,
-        options: UpstreamOptions,
-        notices: Notices,
-        *,
-        name: str,
-        host: str,
-        lmtp: bool,
-    ) -> None:
-        self._endpoint = endpoint
-        self._clock = clock
-        self._options = options
-        self._name = options.helo or name
-        self._host = options.tls_name or host
-        self._lmtp = lmtp
-        self._notices = notices
+    _endpoint: IStreamClientEndpoint
+    _clock: IReactorTime
+    _options: UpstreamOptions
+    _notices: Notices
+    _name: str
+    _host: str
+    _lmtp: bool
+    _tls: Any = attrs.field(init=False)
+    _credentials: Credentials | None = attrs.field(init=False)
+    _warned_of_clear: bool = attrs.field(default=False, init=False)
+    _header_understood: bool = attrs.field(default=False, init=False)
+    """Whether the server has accepted EHLO after a PROXY header."""
+
+    def __attrs_post_init__(self) -> None:
         self._tls = self._tls_settings()
-        self._credentials = options.auth
-        self._warned_of_clear = False
-        self._header_understood = False
-        """Whether the server has accepted EHLO after a PROXY header."""
+        self._credentials = self._options.auth
 
     def reread_files(self) -> Callable[[], None]:
         """Read the files of `tls-ca=` and `auth=`, or the system's certificates. May be called in a thread. The
@@ -92,29 +87,25 @@ class Dialler:
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
         no connection could be made."""
-        try:
-            return await self._dial_in_time(client, ended, self._options.tls)
-        except HandshakeFailed as failed:
-            if self._options.tls != "opportunistic":
-                raise
-            self._warn_of_clear(describe(failed))
-        return await self._dial_in_time(client, ended, "off")
+        tls = self._options.tls
+        while True:
+            dialling = Deferred.fromCoroutine(self._dial(client, ended, tls))
+            try:
+                return await within(3 * self._options.connect, self._clock.callLater, dialling)
+            except TimeoutError:
+                # Each step was within its own time limit, but all of them together took too long.
+                raise Refused(replies.UPSTREAM_TIMED_OUT) from None
+            except HandshakeFailed as failed:
+                if tls != "opportunistic":
+                    raise
+                self._warn_of_clear(describe(failed))
+                tls = "off"
 
     def _warn_of_clear(self, problem: str) -> None:
         """Log the warning once until a handshake succeeds, since clients decide how often a handshake is attempted."""
         if not self._warned_of_clear:
             self._warned_of_clear = True
             self._notices.in_clear(problem)
-
-    async def _dial_in_time(
-        self, client: Client | None, ended: Callable[[Connection], None], tls: str
-    ) -> Connection:
-        dialling = Deferred.fromCoroutine(self._dial(client, ended, tls))
-        try:
-            return await within(3 * self._options.connect, self._clock.callLater, dialling)
-        except TimeoutError:
-            # Each step was within its own time limit, but all of them together took too long.
-            raise Refused(replies.UPSTREAM_TIMED_OUT) from None
 
     async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
         connection = await self._connect(ended)
@@ -186,7 +177,7 @@ class Dialler:
     async def _hello(self, connection: Connection, client: Client | None) -> None:
         """Say EHLO or LHLO, with the client's HELO name if the connection is a client's own."""
         connection.greeted_as = None if client is None else _greeting_of(client)
-        name = self._name if client is None else client.helo
+        name = (self._options.helo or self._name) if client is None else client.helo
         for verb in ("LHLO",) if self._lmtp else ("EHLO", "HELO"):
             reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
             if reply.positive:
@@ -254,7 +245,7 @@ class Dialler:
                 ssl.Certificate.load(each.public_bytes(Encoding.DER))
                 for each in read_certificates(self._options.tls_ca)
             )
-        return ssl.optionsForClientTLS(self._host, trustRoot=trusted)
+        return ssl.optionsForClientTLS(self._options.tls_name or self._host, trustRoot=trusted)
 
     async def _log_in(self, connection: Connection, credentials: Credentials) -> None:
         lines = dialogue(credentials, connection.hello.words("AUTH"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -33,38 +34,32 @@ gets the account, or the guard's address, locked out."""
 _UNSUITABLE = replies.UPSTREAM_UNSUITABLE
 
 
+@attrs.define(eq=False)
 class Health:
     """The state of one server: up, full or down. `probe()` attempts a connection. `changed()` is called when a server
     that was full may accept one more."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        notices: Notices,
-        probe: Callable[[], Coroutine[Any, Any, None]],
-        changed: Callable[[], None],
-    ) -> None:
-        self._clock = clock
-        self._notices = notices
-        self._probe = probe
-        self._changed = changed
-        self._watching = False
-        self.down: Reply | None = None
-        """The reply for clients while the server is down. None: it is not down."""
-        self._retry_seconds = 0.0
-        """How long to wait before the next attempt, within the bounds above."""
-        self._retry: IDelayedCall | None = None
-        """The next probe, if one is due: the server is down, or may be."""
-        self._probing: Deferred[None] | None = None
-        self._probe_again = False
-        self._full: IDelayedCall | None = None
-        self.careful = False
-        """The server was full, and has accepted no connection since. Only one at a time is attempted."""
-        self._changes = 0
-        """How often the settings have changed."""
-        self._times_full = 0
-        """How often the server was found full. An attempt that began before the last time does not show that the server
-        has room again."""
+    _clock: IReactorTime
+    _notices: Notices
+    _probe: Callable[[], Coroutine[Any, Any, None]]
+    _changed: Callable[[], None]
+    down: Reply | None = attrs.field(default=None, init=False)
+    """The reply for clients while the server is down. None: it is not down."""
+    careful: bool = attrs.field(default=False, init=False)
+    """The server was full, and has accepted no connection since. Only one at a time is attempted."""
+    _watching: bool = attrs.field(default=False, init=False)
+    _retry_seconds: float = attrs.field(default=0.0, init=False)
+    """How long to wait before the next attempt, within the bounds above."""
+    _retry: IDelayedCall | None = attrs.field(default=None, init=False)
+    """The next probe, if one is due: the server is down, or may be."""
+    _probing: Deferred[None] | None = attrs.field(default=None, init=False)
+    _probe_again: bool = attrs.field(default=False, init=False)
+    _full: IDelayedCall | None = attrs.field(default=None, init=False)
+    _changes: int = attrs.field(default=0, init=False)
+    """How often the settings have changed."""
+    _times_full: int = attrs.field(default=0, init=False)
+    """How often the server was found full. An attempt that began before the last time does not show that the server
+    has room again."""
 
     @property
     def full(self) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.faults import cancel
-from twisted_smtpguard.upstream.closing import FAST_CLOSE_SECONDS, ClosingConnections
 from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.health import Health
@@ -23,6 +22,11 @@ from twisted_smtpguard.values import Client, Refused
 MAX_ERROR_REPLIES = 5
 """How many replies of 400 and above a connection may have had since its last message. The server counts them too, and
 slows down or disconnects the next client: Postfix from the tenth on."""
+
+CLOSE_SECONDS = 5.0
+FAST_CLOSE_SECONDS = 1.0
+"""How long the server has to close a connection after QUIT: usually, and when its place is needed or the guard
+stops."""
 
 _RSET_SECONDS = 10.0
 
@@ -59,7 +63,7 @@ class Pool:
         """How many places are held for transactions whose connection is not ready yet."""
         self._dialling: set[Deferred[Connection]] = set()
         """The attempts to connect."""
-        self._closing = ClosingConnections(clock, self._place_freed)
+        self._closing: set[Connection] = set()
         self._freed_at = self._succeeded_at = float("-inf")
         self._waiting = WaitingQueue(clock)
         self._serving = False
@@ -81,12 +85,16 @@ class Pool:
         self._open, self._stopped = False, True
         self._health.stop()
         self._waiting.refuse_all(replies.UPSTREAM_UNAVAILABLE)
-        closed = self._closing.stop([*self._idle, *self._parked.values()])
+        closing, unused = list(self._closing), [*self._idle, *self._parked.values()]
+        for connection in closing:
+            connection.abandon()
+        for connection in unused:
+            self._close(connection, FAST_CLOSE_SECONDS)
         for connection in [*self._connections, *self._unready]:
             connection.end(replies.SHUTTING_DOWN)
         for dialling in list(self._dialling):
             cancel(dialling)
-        return closed
+        return gatherResults([connection.closed for connection in closing + unused])
 
     def settings_changed(self) -> None:
         """Called when the settings have changed: a server that is down is tried at once."""
@@ -134,7 +142,7 @@ class Pool:
         if not connection.usable:
             return
         if not self._open or self._is_worn_out(connection):
-            self._closing.add(connection)
+            self._close(connection)
         elif self._options.proxied:
             self._parked[client.session] = connection
         else:
@@ -145,7 +153,7 @@ class Pool:
         """Close the session's own connection, which no other session can use."""
         connection = self._parked.pop(session, None)
         if connection is not None:
-            self._closing.add(connection)
+            self._close(connection)
 
     def _is_worn_out(self, connection: Connection) -> bool:
         """Whether the next client should not get this connection."""
@@ -261,7 +269,7 @@ class Pool:
             if connection.usable:
                 self._connections.add(connection)
                 if self._options.proxied:
-                    self._closing.add(connection)
+                    self._close(connection)
                 else:
                     self._keep(connection)
         finally:
@@ -331,9 +339,10 @@ class Pool:
 
     def _make_room(self, waiting: int) -> None:
         """Free places for `waiting` transactions. A client whose parked connection is closed gets another one later."""
-        self._closing.hurry()
+        for connection in self._closing:
+            connection.hurry(FAST_CLOSE_SECONDS)
         while self._parked and not self._has_place() and len(self._closing) < waiting:
-            self._closing.add(self._parked.pop(next(iter(self._parked))), FAST_CLOSE_SECONDS)
+            self._close(self._parked.pop(next(iter(self._parked))), FAST_CLOSE_SECONDS)
 
     def _serve_waiting(self) -> None:
         """Wake the transactions that wait, as long as an attempt is worth making."""
@@ -365,6 +374,17 @@ class Pool:
         if connection not in self._closing:
             self._place_freed()
 
+    def _close(self, connection: Connection, seconds: float = CLOSE_SECONDS) -> None:
+        """Send QUIT. The connection will have been closed at most `seconds` later."""
+        if not connection.closed.called:
+            self._closing.add(connection)
+            connection.closed.addCallback(lambda _: self._closed(connection))
+            connection.quit(seconds)
+
+    def _closed(self, connection: Connection) -> None:
+        self._closing.discard(connection)
+        self._place_freed()
+
     def _place_freed(self) -> None:
         self._server_place_freed()
         self._serve_waiting()
@@ -376,4 +396,4 @@ class Pool:
     # Idle connections.
 
     def _keep(self, connection: Connection) -> None:
-        self._idle[connection] = self._clock.callLater(self._options.idle, self._closing.add, connection)
+        self._idle[connection] = self._clock.callLater(self._options.idle, self._close, connection)

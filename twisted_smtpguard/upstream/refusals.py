@@ -16,8 +16,6 @@ PROXY = "PROXY"
 
 PROXY_HINT = ": does it expect a PROXY header?"
 
-_SHOWN = {PROXY: "the PROXY header"}
-
 
 class Explained(Refused):
     """A refusal with an explanation. `why` is for the log and never for clients."""
@@ -66,7 +64,7 @@ class ClientRefused(CommandRefused):
 def refused_by(command: str, answer: UpstreamReply, client: Client | None) -> CommandRefused:
     """The refusal for the server's `answer` to `command`, which is about `client`, or with None about the guard
     alone."""
-    does = "greets" if command == GREETING else f"answers {_SHOWN.get(command, command)}"
+    does = {GREETING: "greets", PROXY: "answers the PROXY header"}.get(command, f"answers {command}")
     kind, remark = CommandRefused, ""
     if client is not None:
         kind = ClientRefused

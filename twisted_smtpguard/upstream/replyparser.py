@@ -6,6 +6,7 @@ Pure. Whatever the server sends, at most one reply of MAX_REPLY_OCTETS is held.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import attrs
 
@@ -23,11 +24,7 @@ _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$)")
 
 
 class BadReply(Exception):  # noqa: N818 - what it is called
-    """The input is not an SMTP reply, or it never ends. `replies` has the whole replies that came before it."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.replies: list[UpstreamReply] = []
+    """The input is not an SMTP reply, or it never ends."""
 
 
 @attrs.frozen
@@ -63,41 +60,34 @@ class ReplyParser:
         """Whether part of a reply has come."""
         return bool(self._partial or self._lines)
 
-    def feed(self, data: bytes) -> list[UpstreamReply]:
-        """The replies that are complete with `data`. BadReply: the connection cannot be used any more."""
+    def feed(self, data: bytes) -> Iterator[UpstreamReply]:
+        """The replies that are complete with `data`. BadReply, after the last of them: the connection cannot be used
+        any more."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        replies: list[UpstreamReply] = []
-        try:
-            for line in lines:
-                reply = self._line(line.removesuffix(b"\r"))
-                if reply is not None:
-                    replies.append(reply)
-            if len(self._partial) > MAX_LINE_OCTETS:
-                raise BadReply("a line does not end")
-        except BadReply as bad:
-            bad.replies = replies
-            raise
-        return replies
+        for line in lines:
+            if self._take(line.removesuffix(b"\r")):
+                reply = UpstreamReply(self._code, tuple(self._lines))
+                self._lines, self._octets = [], 0
+                yield reply
+        if len(self._partial) > MAX_LINE_OCTETS:
+            raise BadReply("a line does not end")
 
-    def _line(self, line: bytes) -> UpstreamReply | None:
+    def _take(self, line: bytes) -> bool:
+        """Take one line. Returns whether it is the last one of its reply."""
         if len(line) > MAX_LINE_OCTETS:
             raise BadReply("a line is too long")
         match = _LINE.fullmatch(line)
         if match is None:
             raise BadReply("a line is no reply")
-        code = int(match[1])
-        if self._lines and code != self._code:
+        if self._lines and int(match[1]) != self._code:
             raise BadReply("the lines of a reply have different codes")
-        self._code = code
+        self._code = int(match[1])
         self._lines.append((match[3] or b"").decode("utf-8", "backslashreplace"))
         self._octets += len(line)
-        if match[2] != b"-":
-            reply = UpstreamReply(code, tuple(self._lines))
-            self._lines, self._octets = [], 0
-            return reply
-        if len(self._lines) >= MAX_REPLY_LINES or self._octets > MAX_REPLY_OCTETS:
+        last = match[2] != b"-"
+        if not last and (len(self._lines) >= MAX_REPLY_LINES or self._octets > MAX_REPLY_OCTETS):
             raise BadReply("a reply does not end")
-        return None
+        return last
 
 
 def for_client(reply: UpstreamReply) -> Reply:
