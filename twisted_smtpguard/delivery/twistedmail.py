@@ -141,15 +141,14 @@ class _Session:
 
     async def _log_in(self, portal: Portal, client: Client, sender: object) -> None:
         interfaces = (IMessageDeliveryFactory, IMessageDelivery)
-        login: Deferred[Any]
-        avatar_id: Any = client.avatar_id
         try:
-            if client.identity is None:
-                login = call_hook(portal.login, Anonymous(), None, *interfaces)
-            else:
+            login: Callable[..., Any] = portal.login
+            credentials: Any = Anonymous()
+            if client.identity is not None:
                 # This is the second half of Portal.login(). The password was checked at AUTH and is not kept.
-                login = call_hook(portal.realm.requestAvatar, avatar_id, None, *interfaces)
-            interface, avatar, logout = await _or_returned_late(login, lambda late: _log_out(late[2]))
+                login, credentials = portal.realm.requestAvatar, client.avatar_id
+            logged_in = call_hook(login, credentials, None, *interfaces)
+            interface, avatar, logout = await _or_returned_late(logged_in, lambda late: _log_out(late[2]))
         except UnauthorizedLogin as error:
             raise _smtp().SMTPBadSender(sender) from error
         except UnhandledCredentials as error:

@@ -76,10 +76,6 @@ class UpstreamDelivery(Service):
             raise ValueError(
                 "options: tls='required' needs tls_name or host, which is the name that the certificate must have"
             )
-        if options.auth and options.announce == "xclient":
-            raise ValueError(
-                "options: auth and announce='xclient' exclude each other: XCLIENT makes the server forget who logged in"
-            )
         if options.recipients and not self.lmtp:
             raise ValueError("options: recipients is for LMTP only")
         self._clock = reactor

@@ -9,13 +9,14 @@ from itertools import count
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.delivery.callable import EXTENSIONS
+from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, ISessionDelivery
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.testing.demands import later, require, verify
+from twisted_smtpguard.testing.demands import require, verify
 from twisted_smtpguard.values import Client, Path, Peer, Refused
 
 PIECE_OCTETS = 64 * 1024
@@ -122,65 +123,77 @@ def _bodies(extensions: frozenset[str]) -> dict[str, list[bytes]]:
     return bodies
 
 
-class _SessionEnd:
-    """Calls `notify` once: when the session has ended and all its hooks have answered.
-
-    A hook counts as pending until it answers, also after it was cancelled.
-    """
-
-    def __init__(self, notify: Callable[[], None]) -> None:
-        self._notify = notify
-        self._pending = 0
-        self._session_ended = False
-
-    def hook_called(self) -> None:
-        """Called when a hook of any transaction of the session is called."""
-        self._pending += 1
-
-    def hook_answered(self) -> None:
-        """Called when a hook has answered, and the answer has been handled."""
-        self._pending -= 1
-        self._notify_if_over()
-
-    def session_ended(self) -> None:
-        """Called once, after the last hook of the session was called."""
-        self._session_ended = True
-        self._notify_if_over()
-
-    def _notify_if_over(self) -> None:
-        if self._session_ended and not self._pending:
-            self._notify()
-
-
 class _Session:
-    """One session of a delivery. Its end is reported when all its hooks have answered."""
+    """One session of a delivery, with a message of `envelope`. Its end is reported once, when it is over and all its
+    hooks have answered, also those that were cancelled."""
 
-    def __init__(self, delivery: IDelivery, client: Client) -> None:
-        self.client = client
+    def __init__(self, delivery: IDelivery, envelope: _Envelope, number: int) -> None:
+        self.envelope = envelope
+        self.client = attrs.evolve(envelope.client, session=f"1-{number}")
         self._delivery = delivery
-        self._end = _SessionEnd(self._report_end)
-        self.end = self._end.session_ended
+        self._pending = 1
+        """How many hooks have not answered, and one more until the session is over."""
 
     def call(self, hook: Callable[..., Any], *args: object) -> Deferred[Any]:
         """Call a hook. The Deferred has its answer or its exception."""
-        self._end.hook_called()
-        return maybeDeferred(lambda: later(hook(*args))).addBoth(self._answered)
+        self._pending += 1
+        return call_hook(hook, *args).addBoth(self.end)
 
-    async def answer(self, what: str, hook: Callable[..., Any], *args: object) -> Any:
+    def end(self, outcome: Any = None) -> Any:
+        """Called after each answer, and once when the session is over. Returns `outcome`."""
+        self._pending -= 1
+        if not self._pending and ISessionDelivery.providedBy(self._delivery):
+            end = ISessionDelivery(self._delivery).session_ended
+            _tell_end("session_ended()", end, self.client.session)
+        return outcome
+
+    async def _answer(self, name: str, hook: Callable[..., Any], *args: object) -> Any:
         """The answer of a hook, at once or later. `Refused` is raised as it is; any other exception is a fault."""
         try:
             return await self.call(hook, *args)
         except Exception as error:
-            raise _checked_error(what, error) from error
+            raise _checked_error(self._what(name), error) from error
 
-    def _answered(self, outcome: Any) -> Any:
-        self._end.hook_answered()
-        return outcome
+    def _what(self, hook: str) -> str:
+        return f"{hook}, {self.envelope.what}"
 
-    def _report_end(self) -> None:
-        if ISessionDelivery.providedBy(self._delivery):
-            end = ISessionDelivery(self._delivery).session_ended
-            _tell_end("session_ended()", end, self.client.session)
+    async def mail(self) -> IMailTransaction:
+        mail: IMailTransaction = await self._answer(
+            "begin()", self._delivery.begin, self.client, self.envelope.sender
+        )
+        verify(IMailTransaction, mail, f"what {self._what('begin()')} answered")
+        return mail
+
+    async def recipients(self, mail: IMailTransaction) -> None:
+        """Give all recipients. `Refused`: none was accepted."""
+        refusals: list[Refused] = []
+        for recipient in self.envelope.recipients:
+            try:
+                answer = await self._answer("recipient()", mail.recipient, recipient)
+                _check_reply(answer, self._what("recipient()"))
+            except Refused as refused:
+                refusals.append(refused)
+        if len(refusals) == len(self.envelope.recipients):
+            _abort(mail, "after it refused every recipient")
+            raise refusals[-1]
+
+    async def sink(self) -> IMessageSink:
+        mail = await self.mail()
+        await self.recipients(mail)
+        sink: IMessageSink = await self._answer("data()", mail.data)
+        verify(IMessageSink, sink, f"what {self._what('data()')} answered")
+        return sink
+
+    async def write(self, sink: IMessageSink, piece: bytes) -> None:
+        try:
+            await self._answer("write()", sink.write, piece)
+        except Refused:
+            _abort(sink, "after it refused in write()")
+            raise
+
+    async def finish(self, sink: IMessageSink) -> None:
+        """`Refused`: the message was not accepted."""
+        _check_reply(await self._answer("finish()", sink.finish), self._what("finish()"))
 
 
 class _Checks:
@@ -202,27 +215,28 @@ class _Checks:
         """Deliver a whole message. Returns the refusal, or None."""
         with self._session(envelope) as session:
             try:
-                sink = await self._sink(session, envelope)
+                sink = await session.sink()
                 for piece in pieces:
-                    await self._write(session, sink, envelope.what, piece)
-                await self._finish(session, sink, envelope.what)
+                    await session.write(sink, piece)
+                await session.finish(sink)
+                self.accepted += 1
             except Refused as refused:
                 return refused.reply
         return None
 
     async def aborts(self) -> None:
         """End a transaction at every stage, and during every write that waits."""
-        with self._session(self._plain) as session:
-            _abort(await self._mail(session, self._plain), "after begin()")
-        with self._session(self._plain) as session:
-            mail = await self._mail(session, self._plain)
-            await self._recipients(session, mail, self._plain)
+        with self._session() as session:
+            _abort(await session.mail(), "after begin()")
+        with self._session() as session:
+            mail = await session.mail()
+            await session.recipients(mail)
             _abort(mail, "after recipient()")
-        with self._session(self._plain) as session:
-            _abort(await self._sink(session, self._plain), "after data()")
+        with self._session() as session:
+            _abort(await session.sink(), "after data()")
         for cancelled in (False, True):
-            with self._session(self._plain) as session:
-                sink = await self._sink(session, self._plain)
+            with self._session() as session:
+                sink = await session.sink()
                 limit = self._delivery.max_message_octets
                 # The delivery may refuse; the sink is aborted all the same.
                 with suppress(Refused):
@@ -234,87 +248,43 @@ class _Checks:
 
     async def cancelled_hooks(self) -> None:
         """Let the client leave while a hook is pending, and the time limit pass while the verdict is pending."""
-        with self._session(self._plain) as session:
+        with self._session() as session:
             begun = session.call(self._delivery.begin, session.client, self._plain.sender)
             for mail in _come("begin()", begun, cancel=True):
                 _abort(mail, "after begin()")
-        with self._session(self._plain) as session:
-            sink = await self._sink(session, self._plain)
-            await self._write(session, sink, "a message that is cancelled", b"Subject: cancelled\r\n\r\n")
+        with self._session(attrs.evolve(self._plain, what="a message that is cancelled")) as session:
+            sink = await session.sink()
+            await session.write(sink, b"Subject: cancelled\r\n\r\n")
             for reply in _come("finish()", session.call(sink.finish), cancel=True):
-                self._count(reply, "finish()")
+                _check_reply(reply, "finish()")
+                self.accepted += 1
 
     async def two_at_once(self) -> None:
         """Deliver two messages at the same time: sessions must be independent of each other."""
-        what = "two messages at once"
-        with self._session(self._plain) as one, self._session(self._plain) as other:
+        envelope = attrs.evolve(self._plain, what="two messages at once")
+        with self._session(envelope) as one, self._session(envelope) as other:
             sinks: list[tuple[_Session, IMessageSink]] = []
             for session in (one, other):
                 with suppress(Refused):
-                    sinks.append((session, await self._sink(session, self._plain)))
+                    sinks.append((session, await session.sink()))
             for piece in (b"Subject: two at once\r\n", b"\r\n", b"text\r\n"):
                 for session, sink in sinks.copy():
                     try:
-                        await self._write(session, sink, what, piece)
+                        await session.write(sink, piece)
                     except Refused:
                         sinks.remove((session, sink))
             for session, sink in sinks:
                 with suppress(Refused):
-                    await self._finish(session, sink, what)
+                    await session.finish(sink)
+                    self.accepted += 1
 
     @contextmanager
-    def _session(self, envelope: _Envelope) -> Iterator[_Session]:
+    def _session(self, envelope: _Envelope | None = None) -> Iterator[_Session]:
         """A session with its own id. A refusal ends it without a fault."""
-        client = attrs.evolve(envelope.client, session=f"1-{next(self._sessions)}")
-        session = _Session(self._delivery, client)
+        session = _Session(self._delivery, envelope or self._plain, next(self._sessions))
         with suppress(Refused):
             yield session
         session.end()
-
-    async def _mail(self, session: _Session, envelope: _Envelope) -> IMailTransaction:
-        what = f"begin(), {envelope.what}"
-        mail: IMailTransaction = await session.answer(
-            what, self._delivery.begin, session.client, envelope.sender
-        )
-        verify(IMailTransaction, mail, f"what {what} answered")
-        return mail
-
-    async def _recipients(self, session: _Session, mail: IMailTransaction, envelope: _Envelope) -> None:
-        refusal: Refused | None = None
-        accepted = 0
-        for recipient in envelope.recipients:
-            what = f"recipient(), {envelope.what}"
-            try:
-                _check_reply(await session.answer(what, mail.recipient, recipient), what)
-                accepted += 1
-            except Refused as refused:
-                refusal = refused
-        if not accepted:
-            _abort(mail, "after it refused every recipient")
-            assert refusal is not None
-            raise refusal
-
-    async def _sink(self, session: _Session, envelope: _Envelope) -> IMessageSink:
-        mail = await self._mail(session, envelope)
-        await self._recipients(session, mail, envelope)
-        sink: IMessageSink = await session.answer(f"data(), {envelope.what}", mail.data)
-        verify(IMessageSink, sink, f"what data(), {envelope.what} answered")
-        return sink
-
-    async def _write(self, session: _Session, sink: IMessageSink, what: str, piece: bytes) -> None:
-        try:
-            await session.answer(f"write(), {what}", sink.write, piece)
-        except Refused:
-            _abort(sink, "after it refused in write()")
-            raise
-
-    async def _finish(self, session: _Session, sink: IMessageSink, what: str) -> None:
-        what = f"finish(), {what}"
-        self._count(await session.answer(what, sink.finish), what)
-
-    def _count(self, reply: object, what: str) -> None:
-        _check_reply(reply, what)
-        self.accepted += 1
 
 
 def _check_reply(reply: object, what: str) -> None:

@@ -15,8 +15,9 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import provider
 
+from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import IIPFilter, IPreparedReload, IReloadable
-from twisted_smtpguard.testing.demands import later, require, verify
+from twisted_smtpguard.testing.demands import require, verify
 from twisted_smtpguard.values import Peer, Verdict
 
 MAX_BLOCKING_SECONDS = 0.25
@@ -160,9 +161,12 @@ class _Checks:
 
     async def _meanwhile(self, what: str, hook: Callable[[], Any]) -> Any:
         """The answer of a hook that reloads data. Clients come meanwhile and afterwards."""
-        pending = Deferred.fromCoroutine(_answer(what, hook))
+        pending = call_hook(hook)
         await self._judged([self._ask(peer, f" during {what}") for peer in PEERS])
-        answer = await pending
+        try:
+            answer = await pending
+        except Exception as error:
+            raise AssertionError(f"{what} raised {error!r}") from error
         await self._judged([self._ask(peer, f" after {what}") for peer in PEERS])
         return answer
 
@@ -174,7 +178,7 @@ class _Checks:
         began = self._seconds()
         try:
             answer = self._filter.check(PEERS[peer])
-            coming = later(answer)
+            coming = call_hook(lambda: answer)
         except Exception as error:
             raise AssertionError(f"{what} raised {error!r}") from error
         blocked = self._seconds() - began
@@ -192,10 +196,3 @@ class _Checks:
         for question in questions:
             await question.verdict()
             self._verdicts += 1
-
-
-async def _answer(what: str, hook: Callable[[], Any]) -> Any:
-    try:
-        return await later(hook())
-    except Exception as error:
-        raise AssertionError(f"{what} raised {error!r}") from error

@@ -96,6 +96,10 @@ class UpstreamOptions:
             problem = field.metadata["unit"].check(value)
             if problem:
                 raise ValueError(f"{field.name} {problem}, not {value!r}")
+        if self.auth and self.announce == "xclient":
+            raise ValueError(
+                "auth= and announce=xclient exclude each other: XCLIENT makes the server forget who logged in"
+            )
 
     @property
     def proxied(self) -> bool:
@@ -179,8 +183,6 @@ def _contradiction(name: str, upstream: Upstream) -> str:
         return "tls=required needs tls-name=, since the endpoint has no host that a certificate could name"
     if options.auth and not (implicit or options.tls == "required" or upstream.kind == "unix"):
         return "auth= needs tls=required, since no password is sent in clear"
-    if options.auth and options.announce == "xclient":
-        return "auth= and announce=xclient exclude each other: XCLIENT makes the server forget who logged in"
     if name != "lmtp" and options.recipients:
         return "recipients= is for lmtp: only"
     return ""
