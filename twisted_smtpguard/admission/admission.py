@@ -12,7 +12,7 @@ from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits, Place
 from twisted_smtpguard.admission.pendingconnection import PendingConnection, require_connected
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
-from twisted_smtpguard.hooks.later import CallLater, answer_of, start_coroutine
+from twisted_smtpguard.hooks.later import CallLater, start_coroutine
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.replies import Reply
@@ -32,22 +32,25 @@ class Admission:
         self.chain = FilterChain(entries, limits, call_later, events)
         self._limits = limits
         self._clients = clients
+        self._cap = limits.max_connections_per_client
+        self._enforced_cap = limits.enforced("max_connections_per_client")
         self._connection_rate = clients.rate("connection_rate")
         self._events = events
-        self.asks_nothing = not (entries or limits.max_connections_per_client or limits.connection_rate)
+        self.asks_nothing = not (entries or self._cap or self._connection_rate)
         """Whether every client is admitted, and none is trusted, without a question to a filter or a store."""
 
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
         """Why the connection is refused; None: it is admitted, trusted or not. The answer is a Deferred if a filter or
         the store answers later; it is cancelled when the client disconnects."""
+        decision = self._judge(connection) if self.chain.entries else self._count(connection)
         try:
-            answer = start_coroutine(self._decide(connection))
-        except NotAdmitted as decision:
-            return decision.refusal
+            answer = start_coroutine(decision)
+        except NotAdmitted as not_admitted:
+            return not_admitted.refusal
         return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
 
-    async def _decide(self, connection: PendingConnection) -> None:
-        """Decide. NotAdmitted: the connection is refused.
+    async def _judge(self, connection: PendingConnection) -> None:
+        """Ask the filters, and count a client that is not trusted. NotAdmitted: the connection is refused.
 
         While a filter answers later, the connection counts among those of its client already. Otherwise one client
         could keep any number of filters at work.
@@ -74,25 +77,28 @@ class Admission:
             self._connection_rate.count(connection.key, -1)
 
     async def _count(self, connection: PendingConnection) -> None:
-        limits, clients, rate = self._limits, self._clients, self._connection_rate
-        cap = limits.max_connections_per_client
+        """Count the connection. NotAdmitted: its client has too many, or the store has failed."""
+        cap, rate = self._cap, self._connection_rate
         if cap:
-            connection.place = Place(clients, connection.key)
-            enforced = limits.enforced("max_connections_per_client")
-            held = await answer_of(clients.take_place(connection.place, enforced))
-            self._check_limit(connection, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held, cap)
+            connection.place = Place(self._clients, connection.key)
+            held = self._clients.take_place(connection.place, self._enforced_cap)
+            if isinstance(held, Deferred):
+                held = await held
+                require_connected(connection)
+            if held is None or held > cap:
+                self._refuse(connection, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held)
         if rate is not None:
-            count = await answer_of(rate.count(connection.key))
-            self._check_limit(connection, replies.CONNECTION_RATE_EXCEEDED, count, rate.most)
+            count = rate.count(connection.key)
+            if isinstance(count, Deferred):
+                count = await count
+                require_connected(connection)
+            if count is None or count > rate.most:
+                self._refuse(connection, replies.CONNECTION_RATE_EXCEEDED, count)
 
-    def _check_limit(
-        self, connection: PendingConnection, reply: Reply, count: int | None, limit: int
-    ) -> None:
-        """Refuse the connection if `count` is above `limit`. None: the store has failed."""
-        require_connected(connection)
-        if count is None or count > limit:
-            refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
-            refusal.enforce(self._events, self._limits, connection, replies.reason_of(reply))
+    def _refuse(self, connection: PendingConnection, reply: Reply, count: int | None) -> None:
+        """Refuse the connection, whose client has `count`; None: the store has failed."""
+        refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
+        refusal.enforce(self._events, self._limits, connection, replies.reason_of(reply))
 
 
 def _refusal_of(failure: Failure) -> Refusal:

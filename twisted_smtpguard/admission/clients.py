@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, TypeAlias
 
@@ -68,29 +69,26 @@ class ClientLimits:
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Take one more of `limit` places (0: of any number), and return how many the client then holds."""
-
-        def took(answer: object) -> int:
-            count = _whole(answer)
-            place.answered(taken=not 0 < limit < count)
-            return count
-
-        return self._ask(took, self._store.acquire, _CONNECTIONS, place.key, limit)
+        try:
+            answer = self._store.acquire(_CONNECTIONS, place.key, limit)
+        except FAULTS:
+            self.failed()
+            return None
+        return self.read(partial(place.take, limit), answer)
 
     def give_place_back(self, key: str) -> None:
         """Give back a place that was taken."""
-        self._ask(lambda _: 0, self._store.release, _CONNECTIONS, key)
+        try:
+            answer = self._store.release(_CONNECTIONS, key)
+        except FAULTS:
+            self.failed()
+            return
+        if answer is not None:
+            self.read(lambda _: 0, answer)
 
     def failed(self) -> None:
         """Called in the handler of an exception that the store has raised: log it."""
         self._failed(explained(Failure()))
-
-    def _ask(self, read: Callable[[object], int], question: Callable[..., Any], *args: object) -> Count:
-        try:
-            answer = question(*args)
-        except FAULTS:
-            self.failed()
-            return None
-        return self.read(read, answer)
 
     def read(self, read: Callable[[object], int], answer: Any) -> Count:
         """The result of `read` on the answer. `read` is called even if the answer comes after the time limit or a
@@ -157,13 +155,16 @@ class Place:
         self.key = key
         self._held = self._over = False
 
-    def answered(self, *, taken: bool) -> None:
-        """Called when the store has answered. If the connection has ended meanwhile, the place is given back at
-        once."""
-        if taken and self._over:
-            self._clients.give_place_back(self.key)
-        else:
-            self._held = taken
+    def take(self, limit: int, answer: object) -> int:
+        """How many places of `limit` (0: any number) the client holds, by the answer of the store. If the connection
+        has ended meanwhile, this one is given back at once."""
+        held = _whole(answer)
+        if not 0 < limit < held:
+            if self._over:
+                self._clients.give_place_back(self.key)
+            else:
+                self._held = True
+        return held
 
     def give_back(self) -> None:
         """Give the place back. May be called twice, and before the store has answered."""

@@ -226,6 +226,9 @@ class Engine(Connection):
 
     def _settle(self) -> None:
         """See to what has changed since the last command: the stage, an end of the input, what has not been taken."""
+        if self.stage in ENDED:
+            # `close` has seen to it.
+            return
         if self.said and not self.held & HELD_BY_TURN:
             self.flush()
         row = self.row
@@ -240,7 +243,7 @@ class Engine(Connection):
             self.buffer = self.buffer[self.offset :]
             self.offset = 0
         if self.input_ended:
-            if timeout and self.stage not in ENDED:
+            if timeout:
                 self.end_reason = "lost" if row.in_message else "half_closed"
                 self.close(Close.PLAIN)
             return

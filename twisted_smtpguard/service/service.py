@@ -220,7 +220,6 @@ class SMTPGuardService(PartsOwner):
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
         """Close a listening port. Fires when it is closed, and never fails."""
-        self.factory.socket_buffers.closed(port)
         closing: Deferred[Any] = maybeDeferred(port.stopListening)
         return closing.addErrback(self._events.failure, "closing a listener")
 

@@ -193,6 +193,8 @@ class SMTPGuardFactory(ServerFactory):
     def greet_delay(self) -> float:
         """Seconds from the end of all other checks to the greeting, at this time."""
         limits = self.context.limits
+        if not limits.greet_delay:
+            return 0
         crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._holding
         return 0 if crowded else limits.greet_delay
 

@@ -6,7 +6,6 @@ It moves octets, keeps time, speaks TLS, and turns answers that come later into 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.error import ConnectionClosed
@@ -137,7 +136,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         transport: Any = self.transport
         own = getattr(transport, "socket", None)
         if own is not None:
-            self.factory.socket_buffers.accepted(getattr(transport, "server", None), own)
+            self.factory.socket_buffers.accepted(getattr(transport, "server", transport), own)
         if ISSLTransport.providedBy(transport):
             self._tls_begins(transport)
         else:
@@ -171,20 +170,21 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
             return
         self._lost = True
         # Each step calls foreign code. An exception in one must not prevent the next.
-        for step in (partial(self._lose_handshake, reason), self._lose_transport, self.engine.lost):
-            safely(self.failed, "a connection could not be ended", step)
+        if self.engine.handshaking and reason is not None:
+            safely(self.failed, "a connection could not be ended", self._lose_handshake, reason)
+        safely(self.failed, "a connection could not be ended", self._lose_transport)
+        safely(self.failed, "a connection could not be ended", self.engine.lost)
         # No circle of references, or the garbage collector would have to find it.
         self.engine.host = _NO_HOST
         self.factory.connection_ended(self, lingered=self.engine.lingers)
 
-    def _lose_handshake(self, reason: Failure | None) -> None:
-        engine = self.engine
-        failed = engine.handshaking and not engine.gone
-        if failed and reason is not None and not reason.check(ConnectionClosed):
-            arrival.handshake_failed(engine, "tls_failed")
+    def _lose_handshake(self, reason: Failure) -> None:
+        if not (self.engine.gone or reason.check(ConnectionClosed)):
+            arrival.handshake_failed(self.engine, "tls_failed")
 
     def _lose_transport(self) -> None:
-        self.setTimeout(None)
+        if self.timeOut is not None:
+            self.setTimeout(None)
         self.output_lost()
         self.factory.ends.forget(self)
         if self._tls_layer is not None:

@@ -4,8 +4,12 @@ of what we do not read, by its own tuning."""
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from twisted.internet import tcp
 
 _SIDES = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 
@@ -17,36 +21,41 @@ class SocketBuffers:
     """Sets SO_SNDBUF and SO_RCVBUF, of `send` and `receive` octets; 0 leaves one to the system.
 
     A listening TCP socket hands them on to the connections that it makes from then on. A connection that may have been
-    made before, or by a port that is not known here, and one over a UNIX socket, is looked at when it comes.
+    made before, and one over a UNIX socket, is looked at when it comes.
     """
 
     def __init__(self, send: int, receive: int) -> None:
         self._sizes = [(side, size) for side, size in zip(_SIDES, (send, receive), strict=True) if size]
         self._in_force = 0
         """What the system made of the first of them. Linux doubles it, and has bounds of its own."""
-        self._unsure: dict[Any, int] = {}
-        """Of each TCP port that was opened: how many of its connections are still to be looked at."""
+        self._unsure: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        """Of each port: how many of its connections are still to be looked at."""
 
     def opened(self, port: Any) -> None:
-        """A port of ours listens."""
-        self._set(port.socket)
-        if port.socket.family != getattr(socket, "AF_UNIX", None):
-            self._unsure[port] = _MAX_WAITING
-
-    def closed(self, port: Any) -> None:
-        """It does not any more."""
-        self._unsure.pop(port, None)
+        """A port listens. Of one that an application opens itself this is learnt at its first connection."""
+        self._unsure[port] = self._first_of(port)
 
     def accepted(self, port: Any, connection: socket.socket) -> None:
         """A connection has been made, at `port`."""
-        unsure = self._unsure.get(port)
-        if unsure == 0 or not self._sizes:
+        if not self._sizes:
             return
-        if unsure:
-            self._unsure[port] = unsure - 1
+        unsure = self._unsure.get(port)
+        if unsure == 0:
+            return
         with contextlib.suppress(OSError):
+            if unsure is None:
+                self.opened(port)
+            else:
+                self._unsure[port] = unsure - 1
             if connection.getsockopt(socket.SOL_SOCKET, self._sizes[0][0]) != self._in_force:
                 self._set(connection)
+
+    def _first_of(self, port: Any) -> float:
+        """Set those of a port. How many connections may have been made before, and are to be looked at."""
+        if not isinstance(port, tcp.Port) or port.socket.family == getattr(socket, "AF_UNIX", None):
+            return math.inf
+        self._set(port.socket)
+        return _MAX_WAITING
 
     def _set(self, of: socket.socket) -> None:
         for side, size in self._sizes:
