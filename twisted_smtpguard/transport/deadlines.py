@@ -52,7 +52,8 @@ class Deadline:
 
     def cancel(self) -> None:
         """Let it never come. AlreadyCalled or AlreadyCancelled when it is over."""
-        self._check_active()
+        if self._function is None:
+            self._check_active()
         self._function = None
         self._deadlines._remove(self)
 
@@ -96,8 +97,7 @@ class Deadlines:
         return deadline
 
     def _insert(self, deadline: Deadline) -> None:
-        tick = _tick_of(deadline.when)
-        deadline._tick = tick
+        tick = deadline._tick = _tick_of(deadline.when)
         slot = self._table.get(tick)
         if slot is not None:
             slot[deadline] = None

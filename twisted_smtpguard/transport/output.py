@@ -82,11 +82,11 @@ class Output:
 
     def send_now(self) -> None:
         """What was written leaves. Called at the end of the turn, too."""
-        octets, own = self.unsent, self._socket
-        self.unsent = b""
-        if octets and own is not None:
+        octets = self.unsent
+        if octets and self._socket is not None:
+            self.unsent = b""
             try:
-                sent = own.send(octets)
+                sent = self._socket.send(octets)
             except OSError:
                 # Full, or broken: the transport finds out which.
                 sent = 0

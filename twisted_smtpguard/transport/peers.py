@@ -30,9 +30,10 @@ def socket_name(address: Any) -> str:
     return "unix" if ip is None else str(ip)
 
 
-def make_peer(transport: Any, tls: bool) -> Peer:
-    """The Peer of a connection. Costs a system call, so it is made when it is first needed. `tls`: implicit."""
-    remote, remote_port = _split(transport.getPeer())
+def make_peer(peer: IAddress | None, transport: Any, tls: bool) -> Peer:
+    """The Peer of a connection from `peer`. Costs a system call, so it is made when it is first needed. `tls`:
+    implicit."""
+    remote, remote_port = _split(peer)
     local, local_port = _split(transport.getHost())
     return Peer(
         address=remote,
@@ -55,8 +56,11 @@ def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
     return header.client is None or header.client == _split(peer)
 
 
+_OF_TCP = (address.IPv4Address, address.IPv6Address)
+
+
 def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
-    if not isinstance(end, address.IPv4Address | address.IPv6Address):
+    if not isinstance(end, _OF_TCP):
         return None, None
     return _address(end.host), end.port
 

@@ -261,7 +261,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         return peer_address(self._address)
 
     def peer(self) -> Peer:
-        return make_peer(self.transport, self.engine.implicit_tls)
+        return make_peer(self._address, self.transport, self.engine.implicit_tls)
 
     # TimeoutMixin.
 
