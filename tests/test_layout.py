@@ -44,7 +44,7 @@ def names_reactor(name: str) -> bool:
 ROOMS: dict[str, str] = {
     "__init__": "admission checkers delivery filters limits log replies service tls transport upstream values",
     "admission": "engine hooks inputs interfaces limits log replies values",
-    "checkers": "engine hooks inputs interfaces log values",
+    "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers delivery engine filters hooks inputs interfaces limits log service tls transport",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
     "engine": "inputs limits replies values",

@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.sasl import Login
 from twisted_smtpguard.hooks.later import call_hook
@@ -41,9 +40,6 @@ class _Octets(bytes):
 class _Credentials(UsernamePassword):
     """A name and a password, both octets or both text. The stored password may be of the other type."""
 
-    def __init__(self, username: Any, password: Any) -> None:
-        super().__init__(username, password)
-
     def checkPassword(self, password: bytes | str) -> bool:  # noqa: N802 - Twisted's name
         """Called by a checker with the password that it stores."""
         return compare_digest(_octets(self.password), _octets(password))
@@ -69,31 +65,28 @@ class AskedChecker:
             return await self._ask_with_text(login)
         username, password = _Octets(login.username), _Octets(login.password)
         try:
-            return await self._ask(_Credentials(username, password))
-        except UnauthorizedLogin:
-            verdict = Failure()
-            if self._keeps_text is False or not (username.noticed or password.noticed):
+            return await self._ask(username, password)
+        except (UnauthorizedLogin, *_WRONG_KIND) as error:
+            compared_with_text = username.noticed or password.noticed
+            if isinstance(error, UnauthorizedLogin) and (self._keeps_text is False or not compared_with_text):
                 raise
-        except _WRONG_KIND:
-            verdict = Failure()
+            verdict = error
         # The checker may store text.
         try:
             avatar_id = await self._ask_with_text(login)
-        except UnauthorizedLogin:
-            raise
         except _WRONG_KIND:
             self._keeps_text = False
-            verdict.raiseException()
+            raise verdict from None
         self._keeps_text = True
         return avatar_id
 
     async def _ask_with_text(self, login: Login) -> object:
         try:
-            credentials = _Credentials(login.username.decode(), login.password.decode())
+            username, password = login.username.decode(), login.password.decode()
         except UnicodeDecodeError:
             raise UnauthorizedLogin from None
-        return await self._ask(credentials)
+        return await self._ask(username, password)
 
-    async def _ask(self, credentials: _Credentials) -> object:
-        answer: object = await call_hook(self._checker.requestAvatarId, credentials)
+    async def _ask(self, username: Any, password: Any) -> object:
+        answer: object = await call_hook(self._checker.requestAvatarId, _Credentials(username, password))
         return bytes(answer) if isinstance(answer, _Octets) else answer

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from typing import Any, Protocol, TypeAlias
 
-import attrs
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -33,22 +32,13 @@ _UNSETTLED_SECONDS = 0.1
 
 Users: TypeAlias = "dict[bytes, bytes]"
 _Version: TypeAlias = "tuple[int, ...]"
+_Reading: TypeAlias = "tuple[_Version | None, Users | str]"
+"""The version of the file, which is None if it may change again without a newer time; and its users, or which line is
+wrong and why."""
 
 
 class _Reactor(ThreadedReactor, Protocol):
     def callLater(self, delay: float, callable: Any) -> Any: ...  # noqa: A002, N802 - Twisted's names
-
-
-@attrs.frozen
-class _Reading:
-    """The result of reading the file."""
-
-    version: _Version | None
-    """The version of the file. None: it may change again without a newer time."""
-    users: Users | None
-    """None: a line is wrong."""
-    problem: str = ""
-    """The line that is wrong, and why."""
 
 
 @implementer(ICredentialsChecker, IPreparedReload, IReadsFiles)
@@ -69,15 +59,14 @@ class PasswordFile:
         self._reactor = reactor
         self._thread = OneThread(reactor)
         try:
-            reading = _read(self.path)
+            self._version, users = _read(self.path)
         except FileNotFoundError:
             raise ValueError(f"there is no file {self.path!r}") from None
         except OSError as error:
             raise ValueError(f"{self.path}: {error.strerror}") from error
-        if reading.users is None:
-            raise ValueError(f"{self.path} {reading.problem}")
-        self._users = reading.users
-        self._version = reading.version
+        if isinstance(users, str):
+            raise ValueError(f"{self.path} {users}")
+        self._users = users
         self._log = EventLog(reactor.seconds)
         self._looking = False
         """Whether a thread is at work on the file."""
@@ -103,9 +92,10 @@ class PasswordFile:
         reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, yield_gil)
 
         def prepared(reading: _Reading) -> Callable[[], None]:
-            if reading.users is None:
-                raise FaultyFileError("auth", self.path, reading.problem)
-            return lambda: self._take(reading)
+            version, users = reading
+            if isinstance(users, str):
+                raise FaultyFileError("auth", self.path, users)
+            return lambda: self._take(version, users)
 
         return reading.addCallback(prepared)
 
@@ -117,7 +107,7 @@ class PasswordFile:
         """The users in the file now. One thread looks for all logins that come meanwhile."""
         waiting: Deferred[Users] = Deferred(self._forget)
         if self._looking and self._timer is None:
-            return _failed(waiting, self._hanging())
+            return fail(self._hanging())
         self._next.append(waiting)
         if not self._looking:
             self._look()
@@ -140,7 +130,7 @@ class PasswordFile:
         waiting = [*self._waiting, *self._next]
         self._waiting, self._next = [], []
         for each in waiting:
-            _failed(each, self._hanging())
+            each.errback(self._hanging())
 
     def _looked(self, outcome: _Reading | Failure | None) -> None:
         self._looking = False
@@ -154,31 +144,26 @@ class PasswordFile:
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
             unreadable = CheckerUnavailable(f"{self.path}: {reason}")
         elif outcome is not None:
-            self._take(outcome)
+            self._take(*outcome)
         for each in waiting:
             if unreadable is None:
                 each.callback(self._users)
             else:
-                _failed(each, unreadable)
+                each.errback(unreadable)
         # A callback above may have asked again, and so have begun the next look.
         if self._next and not self._looking:
             self._look()
 
-    def _take(self, reading: _Reading) -> None:
-        self._version = reading.version
-        if reading.users is not None:
-            self._users = reading.users
-        else:
-            problem = f"{reading.problem}; the old users stay in force"
+    def _take(self, version: _Version | None, users: Users | str) -> None:
+        self._version = version
+        if isinstance(users, str):
+            problem = f"{users}; the old users stay in force"
             self._log.warn("reload_failed", of_file("checker", "auth", self.path), problem)
+        else:
+            self._users = users
 
     def _hanging(self) -> CheckerUnavailable:
         return CheckerUnavailable(f"{self.path}: no answer from the disk in {_SECONDS} seconds")
-
-
-def _failed(waiting: Deferred[Users], error: Exception) -> Deferred[Users]:
-    waiting.errback(Failure(error))
-    return waiting
 
 
 def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
@@ -200,9 +185,9 @@ def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], obje
     settled = abs(time.time() - status.st_mtime) > _UNSETTLED_SECONDS
     version = _version(status) if settled else None
     try:
-        return _Reading(version, parse_users(octets, yield_gil))
+        return version, parse_users(octets, yield_gil)
     except ValueError as error:
-        return _Reading(version, None, str(error))
+        return version, str(error)
 
 
 def _version(status: os.stat_result) -> _Version:

@@ -16,7 +16,7 @@ from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.values import CheckerUnavailable
 
 _SHADOW = "/etc/shadow"
-_LOCKED = ("", "*", "!", "x")
+_NO_PASSWORD = ("", "x")
 """Entries with which nobody logs in by password; so are those that begin with "*" or "!"."""
 
 
@@ -58,8 +58,14 @@ def _judge(user: bytes, password: bytes) -> bytes | tuple[()]:
     except UnicodeDecodeError:
         # Python's crypt() takes text only.
         raise UnauthorizedLogin from None
-    kept = _kept(name)
-    if kept in _LOCKED or kept.startswith(("*", "!")):
+    try:
+        kept: str = _imported("spwd").getspnam(name).sp_pwdp
+    except KeyError:
+        # There is no such user.
+        raise UnauthorizedLogin from None
+    except OSError as error:
+        raise CheckerUnavailable(f"{_SHADOW}: {error.strerror}") from error
+    if kept in _NO_PASSWORD or kept.startswith(("*", "!")):
         raise UnauthorizedLogin
     try:
         made = _imported("crypt").crypt(word, kept)
@@ -72,17 +78,6 @@ def _judge(user: bytes, password: bytes) -> bytes | tuple[()]:
     if made != kept:
         raise UnauthorizedLogin
     return user
-
-
-def _kept(name: str) -> str:
-    """The hash of a user's password. UnauthorizedLogin: there is no such user."""
-    try:
-        kept: str = _imported("spwd").getspnam(name).sp_pwdp
-    except KeyError:
-        raise UnauthorizedLogin from None
-    except OSError as error:
-        raise CheckerUnavailable(f"{_SHADOW}: {error.strerror}") from error
-    return kept
 
 
 def _imported(module: str) -> Any:
