@@ -17,8 +17,18 @@ from twisted_smtpguard.hooks.later import explained
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.budget import LineBudget
-from twisted_smtpguard.log.eventlog import EventLog, of_file, short_word, word
-from twisted_smtpguard.log.fields import counted, encryption, item, place, said, words_of_reply
+from twisted_smtpguard.log.eventlog import (
+    EventLog,
+    counted,
+    encryption,
+    item,
+    of_file,
+    place,
+    said,
+    short_word,
+    word,
+    words_of_reply,
+)
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
@@ -185,36 +195,26 @@ class Events:
         self.statistics.hangups += 1
         if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
             fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **place(port, listener)}
-            self._inform("hangup", self._with_suppressed(fields), silent)
+            self._inform("hangup", self._with_suppressed(fields, self._refusals), silent)
 
     def accept_failed(self, problem: str) -> None:
         """The operating system could not accept a connection. `problem` is its error, such as ENFILE. Limited as
         failures are."""
-        if self._log.warns and self._failures.allows("", "accept_failed", self._clock.seconds()):
-            fields: dict[str, object] = {"problem": word(problem)}
-            suppressed = self._failures.take_suppressed()
-            if suppressed:
-                fields["suppressed"] = suppressed
-            self._log.warn("accept_failed", fields)
+        self._warn_of_failure("accept_failed", "", {"problem": word(problem)})
 
     def filter_failed(self, ip_filter: str, peer: str, problem: str, *, let_in: bool) -> None:
         """An IP filter raised an exception, did not answer in time, or gave an answer that is no Verdict.
 
         `let_in`: it is configured as fail-open, so the next filter is asked. Limited as failures are.
         """
-        if self._log.warns and self._failures.allows(peer, "filter_failed", self._clock.seconds()):
-            fields: dict[str, object] = {"peer": peer, "filter": word(ip_filter), "problem": word(problem)}
-            fields["outcome"] = "passed" if let_in else "refused"
-            suppressed = self._failures.take_suppressed()
-            if suppressed:
-                fields["suppressed"] = suppressed
-            self._log.warn("filter_failed", fields)
+        fields: dict[str, object] = {"peer": peer, "filter": word(ip_filter), "problem": word(problem)}
+        fields["outcome"] = "passed" if let_in else "refused"
+        self._warn_of_failure("filter_failed", peer, fields)
 
     def login(self, session: str, peer: str, user: str, mechanism: str) -> None:
         """A client has logged in. A failure is a `reject`."""
-        if self._log.informs:
-            fields: dict[str, object] = {"session": session, "peer": peer, "user": word(user)}
-            self._log.info("login", {**fields, "mechanism": mechanism})
+        fields = {"session": session, "peer": peer, "user": word(user), "mechanism": mechanism}
+        self._log.info("login", fields)
 
     def checker_failed(self, session: str, peer: str, problem: str) -> None:
         """A checker cannot judge credentials. The client is told to try again, and no failure of it is counted.
@@ -222,12 +222,7 @@ class Events:
         Counted and limited as failures are.
         """
         self.statistics.failures += 1
-        if self._log.warns and self._failures.allows(peer, "checker_failed", self._clock.seconds()):
-            fields: dict[str, object] = {"session": session, "peer": peer}
-            suppressed = self._failures.take_suppressed()
-            if suppressed:
-                fields["suppressed"] = suppressed
-            self._log.warn("checker_failed", fields, problem)
+        self._warn_of_failure("checker_failed", peer, {"session": session, "peer": peer}, problem)
 
     def disconnect(
         self, session: str, peer: str, reason: str, seconds: float, messages: int, *, silent: bool = False
@@ -300,7 +295,7 @@ class Events:
         if client_gone:
             fields["client_gone"] = True
         fields.update(said(helo=helo, tls=encryption(tls)), **place(port, listener), **said(hint=hint))
-        self._log.info("reject", self._with_suppressed(fields))
+        self._log.info("reject", self._with_suppressed(fields, self._refusals))
 
     def accept(
         self,
@@ -355,19 +350,16 @@ class Events:
         able to fill the disk.
         """
         self.statistics.failures += 1
-        if not self._failures.allows(peer, "failure", self._clock.seconds()):
-            return
-        fields: dict[str, object] = {}
-        if session:
-            fields["session"] = session
-        if peer:
-            fields["peer"] = peer
-        suppressed = self._failures.take_suppressed()
-        if suppressed:
-            fields["suppressed"] = suppressed
-        if not isinstance(failure, Failure):
-            failure = Failure(failure)
-        self._log.failure("failure", explained(failure), fields, text)
+        if self._failures.allows(peer, "failure", self._clock.seconds()):
+            fields = self._with_suppressed(said(session=session, peer=peer), self._failures)
+            if not isinstance(failure, Failure):
+                failure = Failure(failure)
+            self._log.failure("failure", explained(failure), fields, text)
+
+    def _warn_of_failure(self, event: str, peer: str, fields: dict[str, object], problem: str = "") -> None:
+        """Log that something has failed, within the budget of failures."""
+        if self._log.warns and self._failures.allows(peer, event, self._clock.seconds()):
+            self._log.warn(event, self._with_suppressed(fields, self._failures), problem)
 
     def _logs(self, silent: bool) -> bool:
         return self._log.debugs if silent else self._log.informs
@@ -378,8 +370,9 @@ class Events:
         else:
             self._log.info(event, fields)
 
-    def _with_suppressed(self, fields: dict[str, object]) -> dict[str, object]:
-        suppressed = self._refusals.take_suppressed()
+    @staticmethod
+    def _with_suppressed(fields: dict[str, object], budget: LineBudget) -> dict[str, object]:
+        suppressed = budget.take_suppressed()
         if suppressed:
             fields["suppressed"] = suppressed
         return fields
