@@ -57,19 +57,16 @@ def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
     Cancelling it cancels the answer, which may go on in spite of that. It fails with Exceptions only.
     """
     if isinstance(answer, Deferred):
-        return answer.addErrback(_explained)
+        return answer.addErrback(explained)
     loop = _running_loop()
     if asyncio.isfuture(answer):
+        if answer.get_loop() is loop:
+            return _outcome_of(answer)
         # A future of another loop never fires here, or fires in another thread.
-        return (
-            fail(AsyncioUnavailableError(_WRONG_REACTOR))
-            if answer.get_loop() is not loop
-            else _outcome_of(answer)
-        )
+        return fail(AsyncioUnavailableError(_WRONG_REACTOR))
     coroutine = answer if isinstance(answer, types.CoroutineType) else _as_coroutine(answer)
-    if loop is None:
-        return Deferred.fromCoroutine(coroutine).addErrback(_explained)
-    return _outcome_of(_task(coroutine, loop)).addErrback(_explained)
+    promised = Deferred.fromCoroutine(coroutine) if loop is None else _outcome_of(_task(coroutine, loop))
+    return promised.addErrback(explained)
 
 
 def call_hook(hook: Callable[..., Any], *args: object) -> Deferred[Any]:
@@ -85,25 +82,18 @@ def explained(failure: Failure) -> Failure:
     """The failure of a hook, in a form that can be handled and logged: with an Exception instead of asyncio's
     CancelledError, and with a text that says what to do instead of asyncio's own."""
     error = failure.value
+    plain: Exception
     if isinstance(error, asyncio.CancelledError):
-        return _replaced(failure, HookCancelledError())
-    if type(error) is RuntimeError and str(error).startswith(_ASYNCIO_WORDS):
-        return _replaced(
-            failure, AsyncioUnavailableError(_WRONG_REACTOR if _running_loop() is None else _WRONG_WRAPPER)
-        )
-    return failure
+        plain = HookCancelledError()
+    elif type(error) is RuntimeError and str(error).startswith(_ASYNCIO_WORDS):
+        plain = AsyncioUnavailableError(_WRONG_REACTOR if _running_loop() is None else _WRONG_WRAPPER)
+    else:
+        return failure
+    plain.__cause__ = error
+    return Failure(plain, type(plain), failure.getTracebackObject())
 
 
 _ASYNCIO_WORDS = ("no running event loop", "await wasn't used with future", "There is no current event loop")
-
-
-def _explained(failure: Failure) -> Failure:
-    return explained(failure)
-
-
-def _replaced(failure: Failure, error: Exception) -> Failure:
-    error.__cause__ = failure.value
-    return Failure(error, type(error), failure.getTracebackObject())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -136,10 +126,9 @@ def _task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) ->
     return task
 
 
-async def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T | Failure:
+async def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Any:
     """The result of the coroutine, or its failure as a value: a task that raises SystemExit would end the loop."""
-    outcome: T | Failure = await _step_by_step(coroutine, loop)
-    return outcome
+    return await _step_by_step(coroutine, loop)
 
 
 @types.coroutine
@@ -197,8 +186,14 @@ def _outcome_of(future: asyncio.Future[T]) -> Deferred[T]:
     def end(_: object) -> None:
         nonlocal settled
         settled = True
-        if not outcome.called:
-            _settle_as(future, outcome)
+        if outcome.called:
+            return
+        try:
+            value = future.result()
+        except BaseException:  # noqa: BLE001 - the caller of the hook gets it
+            outcome.errback(explained(Failure()))
+        else:
+            outcome.callback(value)
 
     def cancelled(failure: Failure) -> Any:
         if settled:
@@ -215,15 +210,6 @@ def _outcome_of(future: asyncio.Future[T]) -> Deferred[T]:
     else:
         future.add_done_callback(end)
     return outcome
-
-
-def _settle_as(future: asyncio.Future[T], outcome: Deferred[T]) -> None:
-    try:
-        value = future.result()
-    except BaseException:  # noqa: BLE001 - the caller of the hook gets it
-        outcome.errback(explained(Failure()))
-    else:
-        outcome.callback(value)
 
 
 # Without an event loop of asyncio.
@@ -273,25 +259,25 @@ def within(
     """
     timer: Cancellable | None = None
 
-    def settle(outcome: Any) -> None:
+    def stop_timer() -> None:
         nonlocal timer
         if timer is not None:
             timer.cancel()
             timer = None
+
+    def settle(outcome: Any) -> None:
+        stop_timer()
         if not waiter.called:
             waiter.callback(outcome)
 
     def expire() -> None:
         nonlocal timer
         timer = None
-        waiter.errback(Failure(TimeoutError()))
+        waiter.errback(TimeoutError())
         cancel(promised, report)
 
     def give_up(_: object) -> None:
-        nonlocal timer
-        if timer is not None:
-            timer.cancel()
-            timer = None
+        stop_timer()
         cancel(promised, report)
 
     waiter: Deferred[T] = Deferred(give_up)
