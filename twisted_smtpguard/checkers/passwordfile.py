@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard.checkers.passwordlines import parse_users
 from twisted_smtpguard.engine.port import Cancellable
-from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
+from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError, open_regular
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
@@ -42,7 +42,7 @@ class _Reactor(ThreadedReactor, Protocol):
 
 
 @implementer(ICredentialsChecker, IPreparedReload, IReadsFiles)
-class PasswordFile:
+class PasswordFile(ReadInThread[_Reading]):
     """Accepts the users in the file `path`, with lines `user:password`: see docs/reference/checkers.md.
 
     The file is read at once; ValueError says why it cannot be read, or which line is wrong. At each login the checker
@@ -55,9 +55,9 @@ class PasswordFile:
 
     @checked
     def __init__(self, path: str | os.PathLike[str], reactor: _Reactor) -> None:
+        super().__init__(reactor)
         self.path = os.fspath(path)
         self._reactor = reactor
-        self._thread = OneThread(reactor)
         try:
             self._version, users = _read(self.path)
         except FileNotFoundError:
@@ -87,21 +87,11 @@ class PasswordFile:
         user, password = bytes(credentials.username), bytes(credentials.password)
         return self._current_users().addCallback(_judge, user, password)
 
-    def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        """Read the file for a reload. ValueError: a line is wrong."""
-        reading: Deferred[_Reading] = self._thread.run(_read, self.path, None, yield_gil)
-
-        def prepared(reading: _Reading) -> Callable[[], None]:
-            version, users = reading
-            if isinstance(users, str):
-                raise FaultyFileError("auth", self.path, users)
-            return lambda: self._take(version, users)
-
-        return reading.addCallback(prepared)
-
-    def reload(self) -> Deferred[None]:
-        """As `prepare_reload`, for a caller that reloads nothing else."""
-        return self.prepare_reload().addCallback(lambda take: take())
+    def _read(self) -> _Reading:
+        reading: _Reading = _read(self.path, None, yield_gil)
+        if isinstance(reading[1], str):
+            raise FaultyFileError("auth", self.path, reading[1])
+        return reading
 
     def _current_users(self) -> Deferred[Users]:
         """The users in the file now. One thread looks for all logins that come meanwhile."""
@@ -123,7 +113,7 @@ class PasswordFile:
         self._waiting, self._next = self._next, []
         self._looking = True
         self._timer = self._reactor.callLater(_SECONDS, self._time_out)
-        self._thread.run(_read, self.path, self._version, yield_gil).addBoth(self._looked)
+        self._in_thread(_read, self.path, self._version, yield_gil).addBoth(self._looked)
 
     def _time_out(self) -> None:
         self._timer = None
@@ -144,7 +134,7 @@ class PasswordFile:
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
             unreadable = CheckerUnavailable(f"{self.path}: {reason}")
         elif outcome is not None:
-            self._take(*outcome)
+            self._take(outcome)
         for each in waiting:
             if unreadable is None:
                 each.callback(self._users)
@@ -154,8 +144,8 @@ class PasswordFile:
         if self._next and not self._looking:
             self._look()
 
-    def _take(self, version: _Version | None, users: Users | str) -> None:
-        self._version = version
+    def _take(self, data: _Reading) -> None:
+        self._version, users = data
         if isinstance(users, str):
             problem = f"{users}; the old users stay in force"
             self._log.warn("reload_failed", of_file("checker", "auth", self.path), problem)

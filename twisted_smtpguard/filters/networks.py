@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
-from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard.filters.networklist import parse_network, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
-from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
+from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IIPFilter, IIPFilterFactory, IPreparedReload, IReadsFiles
 from twisted_smtpguard.limits.units import parse_path
@@ -37,7 +36,7 @@ class NetworksFilter:
 
 
 @implementer(IIPFilter, IPreparedReload, IReadsFiles)
-class NetworksFile:
+class NetworksFile(ReadInThread[NetworkTable]):
     """Decides by the list of networks in the file `path`: see docs/reference/filters.md.
 
     The file is read at once, and again at a reload, in one of the reactor's threads. ValueError: the file cannot be
@@ -46,24 +45,19 @@ class NetworksFile:
 
     @checked
     def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
+        super().__init__(reactor)
         self._path = path
-        # One thread, so that a later reading never ends before an earlier one.
-        self._thread = OneThread(reactor)
         self._table = read_table(path)
 
     def check(self, peer: Peer) -> Verdict:
         return _verdict(self._table, peer)
 
-    def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        read = self._thread.run(read_table, self._path, yield_gil)
-        return read.addCallback(lambda table: lambda: self._take(table))
-
     @property
     def files(self) -> Mapping[str, str]:
         return {str(self._path): ""}
 
-    def reload(self) -> Deferred[None]:
-        return self.prepare_reload().addCallback(lambda take: take())
+    def _read(self) -> NetworkTable:
+        return read_table(self._path, yield_gil)
 
     def _take(self, table: NetworkTable) -> None:
         self._table = table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -15,6 +15,7 @@ from twisted_smtpguard.hooks.later import shielded
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 _REST_SECONDS = 0.00005
 
@@ -59,6 +60,36 @@ class OneThread:
 def _leave(outcome: Any, busy: DeferredLock) -> Any:
     busy.release()
     return outcome
+
+
+class ReadInThread(Generic[T]):
+    """What has data from files, and provides IPreparedReload: it reads them again in one of the reactor's threads, or,
+    without a reactor, where everything else has to wait for it."""
+
+    def __init__(self, reactor: ThreadedReactor | None) -> None:
+        # One thread, so that a later reading never ends before an earlier one.
+        self._thread = None if reactor is None else OneThread(reactor)
+
+    def _read(self) -> T:
+        """Read the data. Called in the thread. An exception keeps the old data."""
+        raise NotImplementedError
+
+    def _take(self, data: T) -> None:
+        """Switch to new data."""
+        raise NotImplementedError
+
+    def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
+        """Call `function` in the thread, if there is one."""
+        call = self._thread.run if self._thread else maybeDeferred
+        return call(function, *args, **kwargs)
+
+    def prepare_reload(self) -> Deferred[Callable[[], None]]:
+        """Called at a reload."""
+        return self._in_thread(self._read).addCallback(lambda data: lambda: self._take(data))
+
+    def reload(self) -> Deferred[None]:
+        """As `prepare_reload`, for a caller that reloads nothing else."""
+        return self.prepare_reload().addCallback(lambda take: take())
 
 
 def yield_gil() -> None:

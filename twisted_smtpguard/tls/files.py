@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from zope.interface import implementer
 
-from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
+from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
@@ -44,7 +43,7 @@ class _Served:
 
 
 @implementer(IOpenSSLServerConnectionCreator, IPreparedReload, IReadsFiles)
-class CertificateFiles:
+class CertificateFiles(ReadInThread[_Served]):
     """TLS 1.2 and later with the certificate in a PEM file, its chain after it, and its `key`, by default in the same
     file. Read at once, and again at a reload: what is encrypted already goes on with what it began with. A reload reads
     in one of the threads of `reactor`, if it is given, else where everything else has to wait for it.
@@ -73,15 +72,16 @@ class CertificateFiles:
         names: str = "",
         reactor: ThreadedReactor | None = None,
     ) -> None:
+        super().__init__(reactor)
         self._certificates = _several(certificate)
         self._keys = _several(key)
         self._names = names
         self._client_authorities = client_authorities
-        self._thread = None if reactor is None else OneThread(reactor)
         if not self._certificates:
             raise ValueError("the file of a certificate is needed")
         self._faults: Sequence[FaultyFileError] = ()
-        self._served = self._read({})
+        self._served = _Served(None, (), {}, frozenset(), ())
+        self._served = self._read()
         if self._served.faults:
             raise self._served.faults[0]
 
@@ -120,22 +120,11 @@ class CertificateFiles:
 
         return Connection(self._served.context, None)
 
-    def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        """Called at a reload."""
-        before = self._served.names
-        reading: Deferred[Any] = (
-            self._thread.run(self._read, before) if self._thread else maybeDeferred(self._read, before)
-        )
-        return reading.addCallback(lambda served: lambda: self._take(served))
-
-    def reload(self) -> Deferred[None]:
-        """As `prepare_reload`, for who reloads nothing else."""
-        return self.prepare_reload().addCallback(lambda take: take())
-
     def _take(self, served: _Served) -> None:
         self._served, self._faults = served, served.faults
 
-    def _read(self, before: Mapping[str, tuple[KeyPair, Any]]) -> _Served:
+    def _read(self) -> _Served:
+        before = self._served.names
         pairs = read_pairs(self._certificates, self._keys)
         path = self._client_authorities
         authorities = read_certificates(path, _AUTHORITIES) if path else []
