@@ -150,7 +150,8 @@ def test_the_wheel_has_every_module_and_the_plugin_and_the_types(
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name and ".data/data/" not in name}
     # Twisted's own __init__ files would be overwritten by ours, and deleted with us.
-    assert names == modules | {"twisted_smtpguard/py.typed", "twisted/plugins/twisted_smtpguard.py"}
+    data = {"twisted_smtpguard/py.typed", "twisted_smtpguard/cli/options.ini"}
+    assert names == modules | data | {"twisted/plugins/twisted_smtpguard.py"}
 
 
 def test_the_files_for_fail2ban_come_with_it(installed: Installed) -> None:

@@ -22,7 +22,14 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
 from twisted_smtpguard.cli import plugins, settings
 from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration
-from twisted_smtpguard.cli.helptext import DEFAULT_DELIVERY, DEFAULT_LISTEN, OPTIONS, limits_table, usage_text
+from twisted_smtpguard.cli.helptext import (
+    DEFAULT_DELIVERY,
+    DEFAULT_LISTEN,
+    OPTIONS,
+    limits_table,
+    options_of_kind,
+    usage_text,
+)
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
 from twisted_smtpguard.filters.networks import NetworksFilter
@@ -43,27 +50,12 @@ EX_USAGE = 64
 """The exit status of a wrong command line, as in sysexits.h. Not every system has `os.EX_USAGE`."""
 
 _LIMITS = list(Limits.specs())
-_REPEATABLE = frozenset(
-    {
-        "listen",
-        "listen-tls",
-        "tls-certificate",
-        "tls-key",
-        "proxy-protocol-from",
-        "auth",
-        "accept-domain",
-        "ip-filter",
-        "deny",
-        "trust",
-        "dry-run",
-    }
-)
+_REPEATABLE = frozenset(options_of_kind("repeatable"))
+_FLAGS = options_of_kind("flag")
+_CONFIGURABLE = _REPEATABLE.union(options_of_kind("single"), _FLAGS, (spec.option for spec in _LIMITS))
+_PLAIN = [(name, *OPTIONS[name]) for kind in ("single", "flag", "question") for name in options_of_kind(kind)]
+"""Of each option that has no method of its own the name, the placeholder and the explanation."""
 _CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
-_SINGLE = ("hostname", "deliver", "profile", "tls-names", "tls-client-authorities")
-_FLAGS = ("auth-without-tls", "require-auth", "require-tls", "proxy-protocol-tls")
-_CONFIGURABLE = _REPEATABLE | {*_SINGLE, *_FLAGS, *(spec.option for spec in _LIMITS)}
-_QUESTIONS = ("show-limits", "help-deliveries", "help-ip-filters", "help-auth")
-_QUESTIONS_WITH_NAME = ("help-delivery", "help-ip-filter", "help-auth-type")
 _DENY_TRUST = "deny/trust"
 """The name in the log of the filter that --deny and --trust make."""
 
@@ -76,11 +68,11 @@ class Options(usage.Options):
 
     # There are no defaults here: None, or for a flag 0, means that an option was not given.
     optParameters = [  # noqa: RUF012 - the base class wants a list
-        *([option, None, None, OPTIONS[option][1]] for option in (*_SINGLE, *_QUESTIONS_WITH_NAME)),
+        *([name, None, None, text] for name, value, text in _PLAIN if value),
         *([spec.option, None, None, spec.help] for spec in _LIMITS if spec.unit is not FLAG),
     ]
     optFlags = [  # noqa: RUF012
-        *([option, None, OPTIONS[option][1]] for option in (*_FLAGS, *_QUESTIONS)),
+        *([name, None, text] for name, value, text in _PLAIN if not value),
         *([spec.option, None, spec.help] for spec in _LIMITS if spec.unit is FLAG),
     ]
 
