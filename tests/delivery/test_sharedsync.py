@@ -12,7 +12,7 @@ from manual_threads import ManualThreads
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.delivery.sharedsync import SharedSync
+from twisted_smtpguard.delivery.directory import SharedSync
 
 
 class Disk:

@@ -399,7 +399,7 @@ class Wilderness:
             assert not self.pool._can_try()
             assert not self.pool._parked or self.pool._closing or self.pool._has_place()
         if not self.server.badness:
-            assert self.pool._health.down is None
+            assert self.pool.health.down is None
         now = self.clock.seconds()
         for visitor in self.present:
             if visitor.asked is not None and now - visitor.asked > visitor.patience + 10 * LINKS:

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_smtpguard.delivery.directory import FreeSpace, SharedSync
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
-from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import (
     MessageFile,
     NotTakenBack,
@@ -27,7 +27,6 @@ from twisted_smtpguard.delivery.maildirfile import (
     sync_directory,
     unique_names,
 )
-from twisted_smtpguard.delivery.sharedsync import SharedSync
 from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
 from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
 from twisted_smtpguard.engine.hostnames import check_hostname

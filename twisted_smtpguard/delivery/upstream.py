@@ -90,16 +90,16 @@ class UpstreamDelivery(Service):
     @property
     def extensions(self) -> frozenset[str]:
         """The extensions that the server offered last; empty before its first answer."""
-        return self._pool.hello.extensions
+        return self._pool.offering.hello.extensions
 
     @property
     def max_message_octets(self) -> int:
         """The server's SIZE."""
-        return self._pool.hello.size
+        return self._pool.offering.hello.size
 
     @property
     def chunking(self) -> bool:
-        return "CHUNKING" in self._pool.hello
+        return "CHUNKING" in self._pool.offering.hello
 
     @property
     def max_connections(self) -> int:
@@ -131,7 +131,7 @@ class UpstreamDelivery(Service):
 
         def take() -> None:
             switch()
-            self._pool.settings_changed()
+            self._pool.health.reconfigured()
 
         return take
 

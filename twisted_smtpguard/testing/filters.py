@@ -98,17 +98,13 @@ class _Question:
 
     def __init__(self, what: str, answer: Deferred[Any]) -> None:
         self.what = what
-        self._outcome: list[object] = []
-        self._answer: Deferred[None] = answer.addBoth(self._outcome.append)
-
-    @property
-    def over(self) -> bool:
-        """Whether an answer has come."""
-        return bool(self._outcome)
+        self.outcome: list[object] = []
+        """The answer, or a Failure; empty until it has come."""
+        self._answer: Deferred[None] = answer.addBoth(self.outcome.append)
 
     async def verdict(self) -> None:
         await self._answer
-        (outcome,) = self._outcome
+        (outcome,) = self.outcome
         if isinstance(outcome, Failure):
             raise AssertionError(f"{self.what} raised {outcome.value!r}") from outcome.value
         require(isinstance(outcome, Verdict), f"{self.what} answered {outcome!r}, not a Verdict")
@@ -157,7 +153,7 @@ class _Checks:
         await self._judged(staying)
         await self._judged(self._many(", many at once after as many were cancelled"))
         for question in leaving:
-            require(question.over, f"{question.what} was cancelled, and has not ended")
+            require(bool(question.outcome), f"{question.what} was cancelled, and has not ended")
 
     async def _meanwhile(self, what: str, hook: Callable[[], Any]) -> Any:
         """The answer of a hook that reloads data. Clients come meanwhile and afterwards."""

@@ -197,13 +197,9 @@ class Connection(Protocol):
             return
         self.problem = problem
         self._ended(self)
-        if self._waiter is None:
-            return
-        if self._answers:
+        if self._waiter is not None:
             # A verdict counts, whatever follows it.
-            self._fire(self._answers.popleft())
-        else:
-            self._fire(Failure(Refused(problem)))
+            self._fire(self._answers.popleft() if self._answers else Failure(Refused(problem)))
 
     # Called by the transport.
 

@@ -45,6 +45,8 @@ class Health:
     _changed: Callable[[], None]
     down: Reply | None = attrs.field(default=None, init=False)
     """The reply for clients while the server is down. None: it is not down."""
+    full: IDelayedCall | None = attrs.field(default=None, init=False)
+    """The end of the time for which the server counts as full. None: it may accept more connections than are open."""
     careful: bool = attrs.field(default=False, init=False)
     """The server was full, and has accepted no connection since. Only one at a time is attempted."""
     _watching: bool = attrs.field(default=False, init=False)
@@ -54,17 +56,11 @@ class Health:
     """The next probe, if one is due: the server is down, or may be."""
     _probing: Deferred[None] | None = attrs.field(default=None, init=False)
     _probe_again: bool = attrs.field(default=False, init=False)
-    _full: IDelayedCall | None = attrs.field(default=None, init=False)
     _changes: int = attrs.field(default=0, init=False)
     """How often the settings have changed."""
     _times_full: int = attrs.field(default=0, init=False)
     """How often the server was found full. An attempt that began before the last time does not show that the server
     has room again."""
-
-    @property
-    def full(self) -> bool:
-        """Whether the server accepts no more connections than are open."""
-        return self._full is not None
 
     # Start and stop.
 
@@ -113,7 +109,7 @@ class Health:
         `seconds`, or until one of them has ended."""
         self._times_full += 1
         self.place_freed()
-        self._full = self._clock.callLater(seconds, self._full_over)
+        self.full = self._clock.callLater(seconds, self._full_over)
         if not self.careful:
             self.careful = True
             self._notices.full(connections, describe(refused))
@@ -131,8 +127,8 @@ class Health:
 
     def place_freed(self) -> None:
         """Called when a connection has ended. The server may have room for another."""
-        stop_timer(self._full)
-        self._full = None
+        stop_timer(self.full)
+        self.full = None
 
     def reconfigured(self) -> None:
         """Called when the settings have changed. A server that is down is probed at once."""
@@ -183,5 +179,5 @@ class Health:
 
     def _full_over(self) -> None:
         """The server may have room for another connection by now."""
-        self._full = None
+        self.full = None
         self._changed()

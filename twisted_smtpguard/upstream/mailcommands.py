@@ -8,22 +8,11 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.upstream.hello import Hello
 from twisted_smtpguard.values import Path, Refused
 
-_NEEDS = {
-    "SIZE": "SIZE",
-    "BODY": "8BITMIME",
-    "SMTPUTF8": "SMTPUTF8",
-    "RET": "DSN",
-    "ENVID": "DSN",
-    "NOTIFY": "DSN",
-    "ORCPT": "DSN",
-}
-"""The extension that defines each parameter."""
+_NEEDS = {"BODY": "8BITMIME", **dict.fromkeys(("RET", "ENVID", "NOTIFY", "ORCPT"), "DSN")}
+"""The extension that defines a parameter, if it is not called as the parameter is."""
 
 _MAY_BE_LEFT_OUT = frozenset({("SIZE", None), ("BODY", "7BIT")})
 """Parameters that may be dropped, since the server does not need them. The value None stands for any value."""
-
-_OURS = frozenset({"AUTH"})
-"""Parameters that are never passed on. The server must not trust the guard about who has logged in (RFC 4954 5)."""
 
 
 def mail_command(sender: Path, offered: Hello) -> bytes:
@@ -43,7 +32,8 @@ def _command(verb: str, path: Path, offered: Hello) -> bytes:
 
 def _parameters(path: Path, offered: Hello) -> Iterable[str]:
     for keyword, value in path.parameters.items():
-        if keyword in _OURS:
+        if keyword == "AUTH":
+            # It is never passed on. The server must not trust the guard about who has logged in (RFC 4954 5).
             continue
         needed = {_NEEDS.get(keyword, keyword)}
         if value == "BINARYMIME":

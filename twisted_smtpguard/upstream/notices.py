@@ -61,8 +61,7 @@ class Notices:
         """The upstream server refused a command of the guard's own that is about a client. The client gets a 451.
         Logged once an hour for each command and code."""
         now = self._seconds()
-        told = self._told_at.get((command, code))
-        if told is None or now - told >= AGAIN_SECONDS:
+        if now - self._told_at.get((command, code), float("-inf")) >= AGAIN_SECONDS:
             self._told_at[command, code] = now
             self._warn("command_refused", problem, command=word(command))
 

@@ -12,7 +12,7 @@ from twisted_smtpguard.hooks.faults import cancel
 from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.health import Health
-from twisted_smtpguard.upstream.hello import Hello, OfferedExtensions
+from twisted_smtpguard.upstream.hello import OfferedExtensions
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable
@@ -68,8 +68,8 @@ class Pool:
         self._waiting = WaitingQueue(clock)
         self._serving = False
         self._notices = notices
-        self._health = Health(clock, notices, self._probe, self._serve_waiting)
-        self._offering = OfferedExtensions(clock)
+        self.health = Health(clock, notices, self._probe, self._serve_waiting)
+        self.offering = OfferedExtensions(clock)
         self._open = self._stopped = False
         """If both are false, the pool was never started. Then each message has its own connection, and none is kept."""
 
@@ -78,12 +78,12 @@ class Pool:
     def start(self) -> None:
         """Attempt a connection, so that the server's extensions are known."""
         self._open, self._stopped = True, False
-        self._health.start()
+        self.health.start()
 
     def stop(self) -> Deferred[Any]:
         """Send QUIT on unused connections, and abort the others. Fires when all have been closed."""
         self._open, self._stopped = False, True
-        self._health.stop()
+        self.health.stop()
         self._waiting.refuse_all(replies.UPSTREAM_UNAVAILABLE)
         closing, unused = list(self._closing), [*self._idle, *self._parked.values()]
         for connection in closing:
@@ -95,15 +95,6 @@ class Pool:
         for dialling in list(self._dialling):
             cancel(dialling)
         return gatherResults([connection.closed for connection in closing + unused])
-
-    def settings_changed(self) -> None:
-        """Called when the settings have changed: a server that is down is tried at once."""
-        self._health.reconfigured()
-
-    @property
-    def hello(self) -> Hello:
-        """The extensions that clients may be offered."""
-        return self._offering.hello
 
     @property
     def in_use(self) -> int:
@@ -232,10 +223,10 @@ class Pool:
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_LOST)
             raise
         connection.messages += 1
-        self._offering.update(connection.hello, by_client=self._options.server_sees_client)
+        self.offering.update(connection.hello, by_client=self._options.server_sees_client)
 
     async def _dial(self, client: Client | None) -> Connection:
-        attempt = self._health.attempt()
+        attempt = self.health.attempt()
         dialling = Deferred.fromCoroutine(self._dialler.dial(client, self._ended))
         self._dialling.add(dialling)
         try:
@@ -248,14 +239,14 @@ class Pool:
             if self._stopped:
                 raise Refused(replies.UPSTREAM_UNAVAILABLE) from None
             # The client left, or its own time limit was shorter. Whether the server is down is unknown.
-            self._health.cause_unknown()
+            self.health.cause_unknown()
             raise
         finally:
             self._dialling.discard(dialling)
         self._succeeded_at = self._clock.seconds()
-        self._health.succeeded(attempt)
+        self.health.succeeded(attempt)
         if client is None or not self._options.proxied:
-            self._offering.update(connection.hello)
+            self.offering.update(connection.hello)
         return connection
 
     async def _probe(self) -> None:
@@ -266,12 +257,11 @@ class Pool:
         self._places_held += 1
         try:
             connection = await self._dial(None)
-            if connection.usable:
-                self._connections.add(connection)
-                if self._options.proxied:
-                    self._close(connection)
-                else:
-                    self._keep(connection)
+            self._connections.add(connection)
+            if self._options.proxied:
+                self._close(connection)
+            else:
+                self._keep(connection)
         finally:
             self._places_held -= 1
             self._serve_waiting()
@@ -281,7 +271,7 @@ class Pool:
         if isinstance(refused, ClientRefused):
             if self._clock.seconds() - self._succeeded_at >= _UP_SECONDS:
                 # The server may refuse every client in this way.
-                self._health.cause_unknown()
+                self.health.cause_unknown()
             return
         put_off = isinstance(refused, ConnectionPutOff)
         connections = len(self._connections) + len(self._unready)
@@ -290,19 +280,19 @@ class Pool:
             # The server answers for each client alone.
             if client is not None:
                 # It may accept other clients, and no client may make the guard believe that the server is down.
-                self._health.cause_unknown()
+                self.health.cause_unknown()
                 return
             if put_off and there_are_others:
                 return
         if there_are_others and (
             put_off or isinstance(refused, Unreachable) or refused.reply in _SIGNS_OF_FULL
         ):
-            self._health.found_full(refused, connections, _FULL_SECONDS)
+            self.health.found_full(refused, connections, _FULL_SECONDS)
             raise ServerFull(refused.reply) from refused
         if put_off and self._clock.seconds() - self._freed_at < _CLOSE_LAG_SECONDS:
-            self._health.found_full(refused, 0, _CLOSE_LAG_SECONDS)
+            self.health.found_full(refused, 0, _CLOSE_LAG_SECONDS)
             raise ServerFull(refused.reply) from refused
-        self._health.failed(refused, attempt)
+        self.health.failed(refused, attempt)
 
     # Places.
 
@@ -310,8 +300,8 @@ class Pool:
         """`Refused`: the pool has stopped or the server is down, so no connection is made."""
         if self._stopped:
             raise Refused(replies.UPSTREAM_UNAVAILABLE)
-        if self._health.down is not None:
-            raise Refused(self._health.down)
+        if self.health.down is not None:
+            raise Refused(self.health.down)
 
     def _has_place(self) -> bool:
         return self.in_use + len(self._closing) < self._options.connections
@@ -321,21 +311,21 @@ class Pool:
         if self._idle:
             return True
         return (
-            self._has_place()
-            and not self._health.full
-            and not (self._health.careful and (self._dialling or not self._options.proxied))
-            and self._health.down is None
+            self._can_dial()
+            and self.health.down is None
+            and (self._options.proxied or not self.health.careful)
         )
+
+    def _can_dial(self) -> bool:
+        if self.health.full or (self.health.careful and self._dialling):
+            return False
+        return self._has_place()
 
     def _explore(self) -> None:
         """Probe whether a server that was full has room again, since a transaction waits. A refusal may take long, so
         the transaction itself does not make the attempt, and can get any other connection meanwhile."""
-        if (
-            self._health.careful
-            and not (self._health.full or self._dialling or self._options.proxied)
-            and self._has_place()
-        ):
-            self._health.explore()
+        if self.health.careful and not self._options.proxied and self._can_dial():
+            self.health.explore()
 
     def _make_room(self, waiting: int) -> None:
         """Free places for `waiting` transactions. A client whose parked connection is closed gets another one later."""
@@ -354,8 +344,8 @@ class Pool:
                 self._waiting.wake_first()
         finally:
             self._serving = False
-        if self._health.down is not None:
-            self._waiting.refuse_all(self._health.down)
+        if self.health.down is not None:
+            self._waiting.refuse_all(self.health.down)
         if self._waiting:
             self._make_room(len(self._waiting))
             self._explore()
@@ -391,9 +381,7 @@ class Pool:
 
     def _server_place_freed(self) -> None:
         self._freed_at = self._clock.seconds()
-        self._health.place_freed()
-
-    # Idle connections.
+        self.health.place_freed()
 
     def _keep(self, connection: Connection) -> None:
         self._idle[connection] = self._clock.callLater(self._options.idle, self._close, connection)
