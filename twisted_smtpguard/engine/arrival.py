@@ -242,7 +242,7 @@ def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
         return True
     refusal = refusal_of(replies.EARLY_TALKER)
     if context.limits.early_talker == "log" or "early_talker" in context.limits.dry_run:
-        refusal.log_of(engine, context.events, context.limits, dry_run=True)
+        refusal.log(engine, context.events, context.limits, dry_run=True)
         return False
     engine.refuse(refusal, at_once=at_once)
     return True

@@ -101,12 +101,9 @@ def _answered(mechanism: str, engine: Engine, judgement: Any, error: BaseExcepti
 def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:
     for failure in judgement.failures:
         log_failure(engine, failure.value)
-    if judgement.user is None and judgement.failures:
+    user = judgement.user
+    if user is None and judgement.failures:
         return replies.AUTH_UNAVAILABLE
-    return _decided(engine, mechanism, judgement.user)
-
-
-def _decided(engine: Engine, mechanism: str, user: Any) -> Reply:
     if user is not None:
         engine.user = user
         engine.context.events.login(engine.name, engine.peer_name, user.name, mechanism)

@@ -321,7 +321,7 @@ class Engine(Connection):
         self.refused = True
         if self.place is not None:
             self.place.give_back()
-        refusal.log_of(self, self.context.events, self.context.limits)
+        refusal.log(self, self.context.events, self.context.limits)
         line = refusal.reply.wire
         if self.implicit_tls and not self.secure:
             # Nothing can be said without a handshake.

@@ -14,9 +14,12 @@ from twisted_smtpguard.replies import Reply
 class Arrival(Protocol):
     """What the log has of a connection that has not been greeted."""
 
-    peer_name: str
-    port: int | None
-    listener: str
+    @property
+    def peer_name(self) -> str: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def listener(self) -> str: ...
 
 
 class NotAdmitted(Exception):  # noqa: N818 - a decision, not a fault
@@ -40,41 +43,34 @@ class Refusal:
 
     def log(
         self,
+        arrival: Arrival,
         events: Any,
         limits: Limits,
-        peer: str,
         *,
-        port: int | None,
-        listener: str,
         dry_run: bool = False,
         value: int | None = None,
     ) -> None:
-        """Count and log the refusal. `dry_run`: it is not enforced. `value` replaces the value of this refusal."""
+        """Count and log the refusal of `arrival`. `dry_run`: it is not enforced. `value` replaces that of this
+        refusal."""
         events.reject(
-            peer,
+            arrival.peer_name,
             self.reason,
             dry_run=dry_run,
-            port=port,
-            listener=listener,
+            port=arrival.port,
+            listener=arrival.listener,
             ip_filter=self.ip_filter,
             rule=self.rule,
             reply=None if dry_run else self.reply,
             limit=limits.shown(self.reason),
             value=self.value if value is None else value,
-            hint=replies.hint_of(self.reason, peer),
-        )
-
-    def log_of(self, arrival: Arrival, events: Any, limits: Limits, *, dry_run: bool = False) -> None:
-        """Count and log the refusal of `arrival`."""
-        self.log(
-            events, limits, arrival.peer_name, port=arrival.port, listener=arrival.listener, dry_run=dry_run
+            hint=replies.hint_of(self.reason, arrival.peer_name),
         )
 
     def enforce(self, events: Any, limits: Limits, arrival: Arrival, limit: str) -> None:
         """Raise NotAdmitted, or only log the refusal if `limit` is in dry run."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)
-        self.log_of(arrival, events, limits, dry_run=True)
+        self.log(arrival, events, limits, dry_run=True)
 
 
 def refusal_of(reply: Reply, value: int | None = None) -> Refusal:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -61,6 +61,14 @@ _SILENT_SECONDS = 10
 
 _CROWDED = 0.8
 """The part of the connection cap above which there is no greet delay: a client that waits holds a slot."""
+
+
+class _Arrival(NamedTuple):
+    """A connection that gets no session, for the log."""
+
+    peer_name: str
+    port: int | None
+    listener: str
 
 
 class SMTPGuardFactory(ServerFactory):
@@ -210,41 +218,30 @@ class SMTPGuardFactory(ServerFactory):
         """As `buildProtocol`, for a connection at the listener of that name. `implicit_tls`: TLS comes before the
         greeting."""
         if self._drained is not None:
-            return self._turn_away(addr, listener, self._stopping)
+            return self._turn_away(self._stopping, addr, listener)
         if 0 < self.context.limits.max_connections <= self._holding:
             if "max_connections" not in self.context.limits.dry_run:
-                return self._turn_away(addr, listener, self._full, self._holding + 1)
-            self._log_refusal(addr, listener, self._full, self._holding + 1, dry_run=True)
+                return self._turn_away(self._full, addr, listener, self._holding + 1)
+            self._turn_away(self._full, addr, listener, self._holding + 1, dry_run=True)
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
         self._holding += 1
         self._open.add(protocol)
         return protocol
 
     def _turn_away(
-        self, addr: IAddress | None, listener: str, turn_away: TurnAway, value: int | None = None
-    ) -> TurnAway:
-        self._log_refusal(addr, listener, turn_away, value)
-        return turn_away
-
-    def _log_refusal(
         self,
+        turn_away: TurnAway,
         addr: IAddress | None,
         listener: str,
-        turn_away: TurnAway,
-        value: int | None,
+        value: int | None = None,
         *,
         dry_run: bool = False,
-    ) -> None:
-        site = self.context
-        turn_away.refusal.log(
-            site.events,
-            site.limits,
-            peer_name(addr),
-            port=getattr(addr, "port", None),
-            listener=listener,
-            dry_run=dry_run,
-            value=value,
-        )
+    ) -> TurnAway:
+        """Log that a connection is refused at accept. `turn_away` is its protocol, unless in dry run."""
+        arrival = _Arrival(peer_name(addr), getattr(addr, "port", None), listener)
+        context = self.context
+        turn_away.refusal.log(arrival, context.events, context.limits, dry_run=dry_run, value=value)
+        return turn_away
 
     # Called by the protocols.
 
