@@ -139,9 +139,11 @@ def test_a_message_that_ends_between_its_chunks_demands_no_more_octets(end: str)
     assert client.heard() == ""
 
 
-def test_an_empty_chunk_out_of_sequence_demands_no_octets() -> None:
+@pytest.mark.parametrize("pieces", [[b"BDAT 0\r\n"], [b"BDAT 3\r\n", b"x\r\n"], [b"BDAT 3\r\nx\r\n"]])
+def test_after_a_chunk_out_of_sequence_no_octets_are_demanded(pieces: list[bytes]) -> None:
     client = Guard(min_data_rate=500).greeted()
-    client.say("BDAT 0")
+    for piece in pieces:
+        client.send(piece)
     client.heard()
     for _ in range(3):
         client.guard.clock.advance(WINDOW + 1)

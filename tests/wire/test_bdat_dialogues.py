@@ -156,6 +156,11 @@ def test_a_bdat_out_of_sequence_is_swallowed_and_counts_once(turns: tuple[Turn, 
     dialogue(*turns, *misplaced, chunk(b"QUIT\r\n", BAD_SEQUENCE, last=True), NOOP, max_invalid_commands=2)
 
 
+def test_after_a_bdat_out_of_sequence_a_message_may_come_in_chunks() -> None:
+    client = dialogue(chunk(b"junk", BAD_SEQUENCE), *ENVELOPE, chunk(b"a\r\n"), chunk(b"b\r\n", last=True))
+    assert sent(client) == [b"a\r\nb\r\n"]
+
+
 def test_messages_out_of_sequence_count_each() -> None:
     misplaced = chunk(b"QUIT\r\n", BAD_SEQUENCE, last=True)
     last: Turn = (misplaced[0], f"{BAD_SEQUENCE}\n421 4.4.0 Too many errors, closing connection")

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.testing.fakes import FakeSink, FakeTransaction
 
 LINES = {
     "begin": b"MAIL FROM:<a@b.example>\r\n",
@@ -338,3 +339,19 @@ def test_a_message_is_accepted_exactly_when_finish_succeeds(outcome: str) -> Non
     accepted = outcome in {"now", "fired", "coroutine", "late"}
     assert (codes(said) == [250]) is accepted
     assert client.guard.factory.statistics.messages_accepted == accepted
+
+
+class EmptySink(FakeSink):
+    """A sink that is empty, and so false, like a list."""
+
+    def __len__(self) -> int:
+        return len(self.octets)
+
+
+def test_a_sink_that_is_false_is_aborted_like_any_other() -> None:
+    guard = Guard()
+    guard.delivery.answers["data"] = lambda: EmptySink(FakeTransaction(guard.delivery, None, None))  # type: ignore[arg-type]
+    client = guard.greeted()
+    client.say("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "DATA")
+    client.disconnect()
+    assert guard.delivery.calls[-1] == "sink.abort"

@@ -330,7 +330,7 @@ class Connection:
 
     def abort_mail(self) -> None:
         """Tell the delivery that the transaction ends without a message, unless it has been told of an end already."""
-        given = self.sink or self.mail
+        given = self.mail if self.sink is None else self.sink
         self.sink = self.mail = None
         if given is not None:
             self.abort_given(given)

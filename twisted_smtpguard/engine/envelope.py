@@ -87,6 +87,8 @@ def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
     engine.mail_began_at = context.seconds()
     engine.utf8 = utf8
     engine.recipients = []
+    # There is one after a BDAT out of sequence.
+    engine.message = None
     engine.phase = Phase.SENDER
     return reply
 
