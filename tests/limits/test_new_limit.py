@@ -1,7 +1,7 @@
 """Where would I add a limit on the names that HELO and EHLO bring? In four places, and everything else follows.
 
-1. limits/limits.py: a field of Limits, with its unit and its help. Its option, `--help`, `--show-limits`, the profiles
-   and dry run are made of that.
+1. limits/limits.py: a field of Limits, with its unit and its docstring. Its option, `--help`, `--show-limits`, the
+   profiles and dry run are made of that.
 2. replies.py: the reply, and the reason that the log gives, which is the name of the limit; a docstring says when it is
    sent.
 3. engine/: the handler of the command in the table of commands asks `counts.trips`.
@@ -35,7 +35,8 @@ from twisted_smtpguard.testing import conversation
 class NewLimits(Limits):
     """The first place."""
 
-    max_helo_name: int = limit(OCTETS(0, edge=100), "The name in HELO or EHLO.")
+    max_helo_name: int = limit(OCTETS(0, edge=100))
+    """The name in HELO or EHLO."""
 
 
 def new_reply() -> Reply:

@@ -1,8 +1,13 @@
-"""The declaration of a limit: a field of Limits with its unit, its help, its replies and its value in the profile
-edge."""
+"""The declaration of a limit: a field of Limits with its unit, its replies and its value in the profile edge. Its help
+is the docstring after it."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
+from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import attrs
@@ -23,39 +28,64 @@ class LimitSpec:
     edge: Any
     """Its default in the profile edge."""
     unit: Unit[Any]
-    help: str
-    replies: tuple[str, ...]
-    """The names in replies.py of the replies that the client gets. Empty if there is none."""
     dry_run: bool
     """Whether the limit has a dry run. A limit that bounds memory, disk or time has none."""
-
-    @classmethod
-    def of_field(cls, field: attrs.Attribute[Any]) -> LimitSpec:
-        """The declaration of a field that `limit` or `bound` has made."""
-        named = tuple(entry.name for entry in catalogue() if entry.reason == field.name)
-        replies = field.metadata["replies"] or named
-        return cls(field.name, field.default, **{**field.metadata, "replies": replies})
+    other_replies: tuple[str, ...]
+    owner: type
+    """The class that has the field, or inherits it."""
 
     @property
     def option(self) -> str:
         """The command-line option without its dashes."""
         return self.name.replace("_", "-")
 
+    @property
+    def help(self) -> str:
+        """The docstring of the field. "" if the package was installed without its source."""
+        return next(filter(None, (_docstrings(each).get(self.name) for each in self.owner.__mro__)), "")
 
-def limit(defaults: Defaults[_N], help: str, *replies: str, dry_run: bool = True) -> _N:  # noqa: A002
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """The names in replies.py of the replies that the client gets: those with the name of the limit as their
+        reason, or others. Empty if there is none."""
+        return self.other_replies or tuple(each.name for each in catalogue() if each.reason == self.name)
+
+
+@cache
+def _docstrings(cls: type) -> dict[str, str]:
+    """The docstring after each field in the source of a class, in one line."""
+    try:
+        body = ast.parse(inspect.getsource(sys.modules[cls.__module__])).body
+    except (OSError, TypeError):
+        return {}
+    nodes = [
+        node
+        for each in body
+        if isinstance(each, ast.ClassDef) and each.name == cls.__name__
+        for node in each.body
+    ]
+    found = {}
+    for node, after in pairwise(nodes):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def limit(defaults: Defaults[_N], *other_replies: str, dry_run: bool = True) -> _N:
     """A field of Limits that has a dry run. The client gets the replies whose reason is the name of the limit, or those
-    with the names `replies`."""
+    with the names `other_replies`."""
     unit = defaults.unit
-    metadata = {"unit": unit, "help": help, "edge": defaults.edge, "replies": replies, "dry_run": dry_run}
+    metadata = {"unit": unit, "edge": defaults.edge, "dry_run": dry_run, "other_replies": other_replies}
     field: _N = attrs.field(
         default=defaults.base, validator=_check, converter=unit.convert, metadata=metadata
     )
     return field
 
 
-def bound(defaults: Defaults[_N], help: str, *replies: str) -> _N:  # noqa: A002
+def bound(defaults: Defaults[_N], *other_replies: str) -> _N:
     """The same for one that has no dry run: it bounds memory, disk or time, or refuses nobody by itself."""
-    return limit(defaults, help, *replies, dry_run=False)
+    return limit(defaults, *other_replies, dry_run=False)
 
 
 def _check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
