@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
 from twisted_smtpguard.engine import counts, envelope, lines
+from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.replies import SHUTTING_DOWN, Reply
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 
@@ -790,3 +791,19 @@ def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_abor
     assert guard.connect().heard().startswith("220 ")
     guard.clock.advance(5.1)
     assert transport.aborted
+
+
+def test_a_client_that_is_gone_before_its_last_line_is_made_does_not_linger() -> None:
+    guard = Guard(max_lingering=1, max_invalid_commands=1)
+    client = guard.greeted()
+
+    def leave(_: object) -> None:
+        client.disconnect()
+        raise Refused(Reply(421, "4.3.2", ("Closing",)))
+
+    guard.delivery.answers["recipient"] = leave
+    client.say("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>")
+    # The one place of a connection that lingers is free.
+    other = guard.greeted()
+    other.say("nonsense")
+    assert other.transport.half_closed

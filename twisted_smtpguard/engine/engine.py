@@ -136,6 +136,8 @@ class Engine(Connection):
             # Mostly within the host's `close`, after which nothing follows.
             self._lost()
         else:
+            # A hook may still be running: what it answers must not have the connection linger.
+            self.input_ended = True
             self.input(self._lost)
 
     def _lost(self) -> None:
