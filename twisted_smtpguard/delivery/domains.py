@@ -144,15 +144,14 @@ class AcceptedDomains(PartsOwner):
 class _Check:
     """The part of a transaction that refuses recipients."""
 
-    def __init__(self, original: Any, accepts: Callable[[Path], bool]) -> None:
+    def __init__(self, original: IMailTransaction, accepts: Callable[[Path], bool]) -> None:
         self.original = original
         self._accepts = accepts
 
     def recipient(self, recipient: Path) -> Later[Reply | None]:
         if not self._accepts(recipient):
             raise Refused(RELAY_DENIED)
-        answer: Later[Reply | None] = self.original.recipient(recipient)
-        return answer
+        return self.original.recipient(recipient)
 
 
 class _CheckedTransaction(_Check, proxyForInterface(IMailTransaction)):  # type: ignore[misc]

@@ -57,7 +57,7 @@ class _MaildirSink:
     def finish(self) -> Deferred[None]:
         answer: Deferred[None] = Deferred(lambda _: self.abort())
         stored = Deferred.fromCoroutine(self._store())
-        stored.addErrback(self._not_taken_back).addBoth(self._answer, answer)
+        stored.addBoth(self._answer, answer)
         return answer
 
     def abort(self) -> None:
@@ -76,6 +76,9 @@ class _MaildirSink:
                     await in_thread(self._maildir._reactor, file.take_back)
                     refuse_if_full(error)
                     raise
+        except NotTakenBack:
+            self._may_come_twice()
+            raise
         finally:
             self._maildir._storing -= 1
 
@@ -99,11 +102,6 @@ class _MaildirSink:
             answer.callback(result)
         elif result is None:
             self._may_come_twice()
-
-    def _not_taken_back(self, failure: Failure) -> Failure:
-        failure.trap(NotTakenBack)
-        self._may_come_twice()
-        return failure
 
     def _may_come_twice(self) -> None:
         _log.warn(

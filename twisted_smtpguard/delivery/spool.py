@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
@@ -33,36 +33,26 @@ def refuse_if_full(error: BaseException) -> None:
         raise Refused(INSUFFICIENT_STORAGE) from error
 
 
-class SpoolFile(Protocol):
-    """The file that a body is written to. Its methods are called in a thread, one call at a time."""
-
-    def write(self, data: bytearray) -> object:
-        """Write all of `data`."""
-
-    def remove(self) -> None:
-        """Close the file, and remove it from the disk. Called after any failure, and perhaps more than once."""
-
-
-F = TypeVar("F", bound=SpoolFile)
-
-
 class Discarded(Exception):  # noqa: N818 - it is an outcome
     """The body was discarded while a thread was about to work on it."""
 
 
-class Spool(Generic[F]):
+class Spool:
     """The body of one message. `open_file` is called once, in a thread, when the file is first needed.
+
+    The file's `write(data)` writes all of `data`. Its `remove()` closes the file and removes it from the disk; it is
+    called after any failure, and perhaps more than once. Both are called in a thread, one call at a time.
 
     After a failure nothing is left of the file. A full disk raises `Refused` with a 452; any other error is raised as
     it is. Everything but `keep` is called in the reactor's thread.
     """
 
-    def __init__(self, reactor: ThreadedReactor, open_file: Callable[[], F]) -> None:
+    def __init__(self, reactor: ThreadedReactor, open_file: Callable[[], Any]) -> None:
         self._reactor = reactor
         self._open_file = open_file
         self._held = bytearray()
         self._threaded = False
-        self._file: F | None = None
+        self._file: Any = None
         self._discarded = False
         # Held while a thread works on the file. Only threads wait for it.
         self._working = Lock()
@@ -80,7 +70,7 @@ class Spool(Generic[F]):
         """The whole body, if nothing was written to the file; else None."""
         return None if self._threaded else self._held
 
-    def finish(self, complete: Callable[[F], T]) -> Deferred[T]:
+    def finish(self, complete: Callable[[Any], T]) -> Deferred[T]:
         """Write what is left, then call `complete(file)` in the thread. Fires with its result.
 
         Cancelling the Deferred stops nothing; `discard` does.
@@ -105,7 +95,7 @@ class Spool(Generic[F]):
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
-    def _work(self, data: bytearray, complete: Callable[[F], T]) -> T:
+    def _work(self, data: bytearray, complete: Callable[[Any], T]) -> T:
         with self._working:
             if self._discarded:
                 raise Discarded

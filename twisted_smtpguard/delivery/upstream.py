@@ -127,10 +127,10 @@ class UpstreamDelivery(Service):
         return {path: "" for path in (auth.file if auth else "", self.options.tls_ca) if path}
 
     async def prepare_reload(self) -> Callable[[], None]:
-        switch = await self._thread.run(self._dialler.reread_files)
+        files_read = await self._thread.run(self._dialler.read_files)
 
         def take() -> None:
-            switch()
+            self._dialler.files_read = files_read
             self._pool.health.reconfigured()
 
         return take

@@ -60,29 +60,22 @@ class Dialler:
     _name: str
     _host: str
     _lmtp: bool
-    _tls: Any = attrs.field(init=False)
-    _credentials: Credentials | None = attrs.field(init=False)
+    files_read: tuple[Any, Credentials | None] = attrs.field(init=False)
+    """The TLS options and the login of new connections, as `read_files` returned them."""
     _warned_of_clear: bool = attrs.field(default=False, init=False)
     _header_understood: bool = attrs.field(default=False, init=False)
     """Whether the server has accepted EHLO after a PROXY header."""
 
     def __attrs_post_init__(self) -> None:
-        self._tls = self._tls_settings()
-        self._credentials = self._options.auth
+        self.files_read = self._tls_settings(), self._options.auth
 
-    def reread_files(self) -> Callable[[], None]:
-        """Read the files of `tls-ca=` and `auth=`, or the system's certificates. May be called in a thread. The
-        function that is returned makes new connections use them. ValueError: a file is faulty."""
-        tls = self._tls_settings()
-        credentials = self._credentials
-        if credentials is not None and credentials.file:
-            credentials = read_credentials(credentials.file)
-
-        def take() -> None:
-            self._tls = tls
-            self._credentials = credentials
-
-        return take
+    def read_files(self) -> tuple[Any, Credentials | None]:
+        """Read the files of `tls-ca=` and `auth=`, or the system's certificates, again. May be called in a thread.
+        ValueError: a file is faulty."""
+        login = self._options.auth
+        return self._tls_settings(), read_credentials(
+            login.file
+        ) if login is not None and login.file else login
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
@@ -154,8 +147,9 @@ class Dialler:
         await (self._hello_after_header if options.proxied else self._hello)(connection, client)
         if tls != "off":
             await self._secure(connection, client)
-        if self._credentials is not None:
-            await self._log_in(connection, self._credentials)
+        credentials = self.files_read[1]
+        if credentials is not None:
+            await self._log_in(connection, credentials)
         if options.announce in ("xclient", "xforward"):
             self._offered(connection, options.announce.upper())
 
@@ -221,7 +215,7 @@ class Dialler:
         connection.require_usable()
         try:
             # The limit is at most that of `connect`, so that time is left to go on in clear if there is no answer.
-            await connection.start_tls(self._tls, min(self._options.connect, self._options.timeout))
+            await connection.start_tls(self.files_read[0], min(self._options.connect, self._options.timeout))
         except Refused as refused:
             raise HandshakeFailed(refused.reply, connection.tls_problem) from refused
         self._warned_of_clear = False
