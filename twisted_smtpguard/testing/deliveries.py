@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from typing import Any
 
@@ -17,15 +16,15 @@ from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import IDelivery, IMailTransaction, IMessageSink, ISessionDelivery
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing.demands import require, verify
-from twisted_smtpguard.values import Client, Path, Peer, Refused
+from twisted_smtpguard.testing.filters import PEERS
+from twisted_smtpguard.values import Client, Path, Refused
 
 PIECE_OCTETS = 64 * 1024
 
-_PEER = Peer(IPv4Address("192.0.2.1"), 40000, IPv4Address("192.0.2.25"), 25, tls=False, proxied=False)
-_CLIENT = Client(_PEER, "1-1", "client.example.com", "ESMTP", identity=None, trusted=False)
+_CLIENT = Client(PEERS["IPv4"], "1-1", "client.example.com", "ESMTP", identity=None, trusted=False)
 _CLIENTS = (
-    attrs.evolve(_CLIENT, peer=attrs.evolve(_PEER, address=IPv6Address("2001:db8::1")), protocol="SMTP"),
-    attrs.evolve(_CLIENT, peer=Peer(None, None, None, None, tls=False, proxied=False), helo="a)(\\b;"),
+    attrs.evolve(_CLIENT, peer=PEERS["IPv6"], protocol="SMTP"),
+    attrs.evolve(_CLIENT, peer=PEERS["a UNIX socket"], helo="a)(\\b;"),
     attrs.evolve(_CLIENT, helo="[192.0.2.1]", protocol="ESMTPSA", identity="jörg", avatar_id="jörg".encode()),
 )
 _SENDER = Path("sender@example.com", {})
@@ -299,9 +298,9 @@ def _checked_error(what: str, error: Exception) -> Exception:
     if not isinstance(error, Refused):
         return AssertionError(f"{what} raised {error!r}")
     code = error.reply.code
-    return (
-        error if 400 <= code < 600 else AssertionError(f"{what} refused with {code}, which refuses nothing")
-    )
+    if not 400 <= code < 600:
+        return AssertionError(f"{what} refused with {code}, which refuses nothing")
+    return error
 
 
 def _abort(ended: IMailTransaction | IMessageSink, when: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from time import perf_counter
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
-from zope.interface import provider
 
 from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import IIPFilter, IPreparedReload, IReloadable
@@ -68,29 +66,15 @@ def check_filter(ip_filter: IIPFilter, *, seconds: Callable[[], float] = perf_co
 
 async def _check(ip_filter: IIPFilter, seconds: Callable[[], float]) -> int:
     verify(IIPFilter, ip_filter, "the filter")
-    with _unhandled_errors() as unhandled:
+    # An error that nobody handled before is not the filter's.
+    gc.collect()
+    with capturedLogs() as events:
         verdicts = await _Checks(ip_filter, seconds).all()
+        gc.collect()
+    of_deferreds = [event for event in events if event.get("log_namespace") == "twisted.internet.defer"]
+    unhandled = [event["log_failure"].value for event in of_deferreds if "log_failure" in event]
     require(not unhandled, f"an error was left unhandled in a Deferred: {unhandled}")
     return verdicts
-
-
-@contextmanager
-def _unhandled_errors() -> Iterator[list[BaseException]]:
-    """The errors of Deferreds that were garbage-collected without an errback while the block ran."""
-    errors: list[BaseException] = []
-
-    @provider(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        if event.get("log_namespace") == "twisted.internet.defer" and "log_failure" in event:
-            errors.append(event["log_failure"].value)
-
-    gc.collect()
-    globalLogPublisher.addObserver(observe)
-    try:
-        yield errors
-        gc.collect()
-    finally:
-        globalLogPublisher.removeObserver(observe)
 
 
 class _Question:

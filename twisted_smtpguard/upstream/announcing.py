@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import textwrap
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
 
@@ -85,19 +86,14 @@ def _attributes(client: Client) -> dict[str, str]:
 
 
 def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> list[str]:
-    commands: list[str] = []
-    line = verb
-    for name, value in values.items():
-        if name not in offered:
-            continue
-        text = _xtext(value)
+    words = []
+    for name in [name for name in values if name in offered]:
+        text = _xtext(values[name])
         # Postfix refuses a longer value, and with it the client.
-        word = f" {name}={text if len(text) <= _MAX_VALUE else UNKNOWN}"
-        if len(line) + len(word) > _MAX_LINE and line != verb:
-            commands.append(line)
-            line = verb
-        line += word
-    return [*commands, line] if line != verb else commands
+        words.append(f"{name}={text if len(text) <= _MAX_VALUE else UNKNOWN}")
+    width = _MAX_LINE - len(f"{verb} ")
+    lines = textwrap.wrap(" ".join(words), width, break_long_words=False, break_on_hyphens=False)
+    return [f"{verb} {line}" for line in lines]
 
 
 def _xtext(text: str) -> str:

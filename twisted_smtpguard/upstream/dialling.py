@@ -73,9 +73,9 @@ class Dialler:
         """Read the files of `tls-ca=` and `auth=`, or the system's certificates, again. May be called in a thread.
         ValueError: a file is faulty."""
         login = self._options.auth
-        return self._tls_settings(), read_credentials(
-            login.file
-        ) if login is not None and login.file else login
+        if login is not None and login.file:
+            login = read_credentials(login.file)
+        return self._tls_settings(), login
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
