@@ -32,6 +32,7 @@ from twisted_smtpguard.cli.helptext import (
 )
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
+from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
@@ -115,21 +116,27 @@ class Options(usage.Options):
         }
         self.limits = Limits.for_profile(self.profile, dry_run=frozenset[str]().union(*dry_run), **numbers)
         self.hostname = self._value("hostname", parse_hostname) or settings.own_name()
+        if not (given["listen"] or given["listen-tls"]):
+            given["listen"] = [Setting("listen", DEFAULT_LISTEN)]
         self.listen = given["listen"]
-        if not (self.listen or given["listen-tls"]):
-            self.listen = [Setting("listen", DEFAULT_LISTEN)]
         self.deliver = (given["deliver"] or [Setting("deliver", DEFAULT_DELIVERY)])[-1]
         self.flags = {option.replace("-", "_"): bool(self._value(option, FLAG.parse)) for option in _FLAGS}
         self._check_needs()
-        for setting in given["listen-tls"]:
-            if setting.text.startswith("ssl:"):
-                raise setting.wrong(f"a plain endpoint such as tcp:465 is expected, not {setting.text!r}")
-        for setting in given["accept-domain"]:
-            if "/" not in setting.text:
-                settings.check_domain(setting)
-        for setting in (*given["proxy-protocol-from"], *given["deny"], *given["trust"]):
-            settings.check_network(setting)
+        self.each("listen-tls", settings.check_plain)
+        self.each("accept-domain", settings.check_domain)
+        self.each("proxy-protocol-from", settings.check_proxy)
+        self.each("deny", parse_network)
+        self.each("trust", parse_network)
         self._answer_questions()
+
+    def each(self, option: str, make: Callable[[str], T]) -> list[T]:
+        """What `make` makes of each setting of an option. Its ValueError, which is a sentence, becomes a usage
+        error."""
+        made = []
+        for setting in self.given[option]:
+            with setting.blamed():
+                made.append(make(setting.text))
+        return made
 
     def _given(self) -> dict[str, list[Setting]]:
         """The operator's settings of each option. An option on the command line replaces the settings of it in the
@@ -149,13 +156,13 @@ class Options(usage.Options):
         """The value of an option, of which the last setting counts. None: it was not given."""
         return self.given[option][-1].value(parse) if self.given[option] else None
 
-    def _texts(self, *options: str) -> list[str]:
+    def texts(self, *options: str) -> list[str]:
         """The settings of these options as the operator wrote them."""
         return [setting.text for option in options for setting in self.given[option]]
 
     def _paths(self, *options: str) -> list[str]:
         """The settings of these options, which are paths."""
-        return [parse_path(text) for text in self._texts(*options)]
+        return [parse_path(text) for text in self.texts(*options)]
 
     def _check_needs(self) -> None:
         """Refuse options that have no effect, or a dangerous one, without another option."""
@@ -223,14 +230,6 @@ class Options(usage.Options):
             setting = next((each for each in named if parse_path(each.text) == error.file), named[-1])
             raise setting.wrong(str(error)) from error
 
-    def checkers(self, reactor: object) -> list[object]:
-        """The checkers of credentials, in the order in which they are asked."""
-        made = []
-        for setting in self.given["auth"]:
-            with setting.blamed():
-                made.append(make_checker(setting.text, reactor))
-        return made
-
     def delivery(self, reactor: Any) -> IDelivery:
         """The delivery, with --accept-domain applied to it."""
         with self.deliver.blamed():
@@ -243,19 +242,15 @@ class Options(usage.Options):
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
         """The IP filters, in the order in which they are asked. All --deny and --trust make the first."""
-        entries = []
-        deny, trust, asked = self._texts("deny"), self._texts("trust"), self.given["ip-filter"]
-        if deny or trust:
-            entries.append(FilterEntry(NetworksFilter(deny, trust), _DENY_TRUST))
-        # Plugins are searched for only if one is named, so that a faulty one that is not used keeps nothing from
-        # starting.
-        for setting in asked[:1]:
-            with setting.blamed():
-                factories = plugins.filter_factories()
-        for setting in asked:
-            with setting.blamed():
-                entries.append(plugins.make_filter(setting.text, reactor, factories))
-        return entries
+        deny, trust = self.texts("deny"), self.texts("trust")
+        entries = [FilterEntry(NetworksFilter(deny, trust), _DENY_TRUST)] if deny or trust else []
+
+        def make(text: str) -> FilterEntry:
+            # Plugins are searched for only if one is named, so that a faulty one that is not used keeps nothing from
+            # starting.
+            return plugins.make_filter(text, reactor, plugins.filter_factories())
+
+        return entries + self.each("ip-filter", make)
 
     def secret_files(self) -> tuple[list[str], list[str]]:
         """The files that may have a private key in them, and the files with passwords."""
@@ -301,12 +296,13 @@ def makeService(options: Options) -> IService:
 def make_service(options: Options, reactor: Any) -> StandaloneService:
     """Make the service from parsed options. UsageError: it cannot be made."""
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
-    listen, listen_tls = options.listen, options.given["listen-tls"]
     endpoints, tls_endpoints = (
-        [settings.endpoint(setting, reactor) for setting in each] for each in (listen, listen_tls)
+        options.each(option, lambda text: settings.endpoint(text, reactor))
+        for option in ("listen", "listen-tls")
     )
     certificate = options.certificate(reactor)
-    ip_filters, checkers = options.ip_filters(reactor), options.checkers(reactor)
+    ip_filters = options.ip_filters(reactor)
+    checkers = options.each("auth", lambda text: make_checker(text, reactor))
     delivery = options.delivery(reactor)
     twist: Mapping[str, Any] = options.parent or {}
     events = Events(Statistics(), reactor, options.limits, twist.get("logLevel", LogLevel.info))
@@ -323,9 +319,9 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         events=events,
         tls=certificate,
         tls_endpoints=tls_endpoints,
-        proxy_protocol_from=[setting.text for setting in options.given["proxy-protocol-from"]],
+        proxy_protocol_from=options.texts("proxy-protocol-from"),
         checkers=checkers,
-        names=[setting.text for setting in (*listen, *listen_tls)],
+        names=options.texts("listen", "listen-tls"),
         **options.flags,
     )
     service.warn_of(*options.secret_files())

@@ -1,4 +1,4 @@
-"""What one setting of the operator means. A wrong one is a UsageError, which says where it stands."""
+"""What one setting of the operator means. A wrong one is a ValueError, which is a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.hooks.endpointfaults import wrong_string
@@ -17,32 +16,37 @@ from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.transport.proxynetworks import UNIX
 
 
-def check_network(setting: Setting) -> None:
-    """Check a network. For proxies it may be `unix`, which stands for UNIX sockets."""
-    if not (setting.option == "proxy-protocol-from" and setting.text == UNIX):
-        with setting.blamed():
-            parse_network(setting.text)
+def check_proxy(text: str) -> None:
+    """Check a proxy: a network, or `unix`, which stands for UNIX sockets."""
+    if text != UNIX:
+        parse_network(text)
 
 
-def endpoint(setting: Setting, reactor: object) -> IStreamServerEndpoint:
+def check_plain(text: str) -> None:
+    """Check an endpoint on which the guard begins TLS."""
+    if text.startswith("ssl:"):
+        raise ValueError(f"a plain endpoint such as tcp:465 is expected, not {text!r}")
+
+
+def endpoint(text: str, reactor: object) -> IStreamServerEndpoint:
     try:
-        kind, colon, place = setting.text.partition(":")
-        text = f"{kind}{colon}{parse_path(place) if kind == 'unix' else place}"
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        kind, colon, place = text.partition(":")
+        path = parse_path(place) if kind == "unix" else place
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, f"{kind}{colon}{path}")
     except Exception as error:  # parsers, which may be plugins, raise what they like
-        raise setting.wrong(wrong_string(setting.text, error)) from error
+        raise ValueError(wrong_string(text, error)) from error
     return endpoint
 
 
-def check_domain(setting: Setting) -> None:
+def check_domain(text: str) -> None:
     """Check a domain. The name of a file without a slash would be taken for a domain, and all mail would be refused."""
-    name = setting.text
-    if os.path.isfile(name):  # noqa: PTH113 - Path's own raises for an impossible file name
-        raise setting.wrong(
-            f"there is a file {name!r} here: write ./{name} for the domains in it, or start in another directory"
+    if "/" in text:
+        return
+    if os.path.isfile(text):  # noqa: PTH113 - Path's own raises for an impossible file name
+        raise ValueError(
+            f"there is a file {text!r} here: write ./{text} for the domains in it, or start in another directory"
         )
-    with setting.blamed():
-        parse_domain(name)
+    parse_domain(text)
 
 
 def own_name() -> str:

@@ -12,7 +12,6 @@ from codecs import BOM_UTF8
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import BinaryIO
 
 from twisted_smtpguard.filters.networktable import (
     ALLOWED,
@@ -77,66 +76,51 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
 
     ValueError names the file, and the line that is wrong.
     """
+    builder = TableBuilder()
+    # The index of each reply text: most lines of a list have the same text.
+    refusals: dict[str, int] = {}
+    number = 0
     try:
         with open_regular(path) as file:
-            return _read(os.fspath(path), file, yield_gil)
+            # At most one octet more than a line may have is read, since a line may never end.
+            while line := file.readline(MAX_LINE_OCTETS + 1):
+                number += 1
+                try:
+                    _add(builder, refusals, line if number > 1 else line.removeprefix(BOM_UTF8))
+                except ValueError as error:
+                    raise ValueError(f"{os.fspath(path)} line {number}: {error}") from None
+                if number % _LINES_AT_ONCE == 0:
+                    yield_gil()
     except OSError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    return builder.build(yield_gil)
 
 
-def _read(path: str, file: BinaryIO, yield_gil: Callable[[], object]) -> NetworkTable:
-    reader = _Reader()
-    number = 0
-    # At most one octet more than a line may have is read, since a line may never end.
-    while line := file.readline(MAX_LINE_OCTETS + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(BOM_UTF8)
-        try:
-            reader.read(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number}: {error}") from None
-        if number % _LINES_AT_ONCE == 0:
-            yield_gil()
-    return reader.builder.build(yield_gil)
-
-
-class _Reader:
-    """Reads lines into the networks of a table."""
-
-    def __init__(self) -> None:
-        self.builder = TableBuilder()
-        # The index of each reply text: most lines of a list have the same text.
-        self._refusals: dict[str, int] = {}
-
-    def read(self, octets: bytes) -> None:
-        line = _text(octets)
-        if "#" in line:
-            line = _COMMENT.sub("", line)
-        # After this check, ordinary spaces are the only characters that `split` takes for spaces.
-        if not line.isprintable():
-            raise ValueError("control characters and spaces other than ordinary ones are not expected")
-        words = line.split(None, 2)
-        if not words:
-            return
-        keyword, *arguments = words
-        text = arguments[1].rstrip() if len(words) == 3 else ""
-        index = self._index(keyword, text)
-        if not arguments:
-            raise ValueError(f"{keyword} needs a network, such as {keyword} 192.0.2.0/24")
-        self.builder.add(*parse_network(arguments[0]), index)
-
-    def _index(self, keyword: str, text: str) -> int:
-        if keyword == "deny":
-            index = self._refusals.get(text)
-            if index is None:
-                index = self._refusals[text] = self.builder.index(refuse(parse_reply(text)))
-            return index
-        if keyword not in ("allow", "trust"):
-            raise ValueError(f"allow, trust or deny is expected, not {_shown(keyword)}")
-        if text:
-            raise ValueError(f"nothing but a comment is expected after the network of {keyword}")
-        return ALLOWED if keyword == "allow" else TRUSTED
+def _add(builder: TableBuilder, refusals: dict[str, int], octets: bytes) -> None:
+    line = _text(octets)
+    if "#" in line:
+        line = _COMMENT.sub("", line)
+    # After this check, ordinary spaces are the only characters that `split` takes for spaces.
+    if not line.isprintable():
+        raise ValueError("control characters and spaces other than ordinary ones are not expected")
+    words = line.split(None, 2)
+    if not words:
+        return
+    keyword, *arguments = words
+    text = arguments[1].rstrip() if len(words) == 3 else ""
+    if keyword == "deny":
+        index = refusals.get(text)
+        if index is None:
+            index = refusals[text] = builder.index(refuse(parse_reply(text)))
+    elif keyword not in ("allow", "trust"):
+        raise ValueError(f"allow, trust or deny is expected, not {_shown(keyword)}")
+    elif text:
+        raise ValueError(f"nothing but a comment is expected after the network of {keyword}")
+    else:
+        index = ALLOWED if keyword == "allow" else TRUSTED
+    if not arguments:
+        raise ValueError(f"{keyword} needs a network, such as {keyword} 192.0.2.0/24")
+    builder.add(*parse_network(arguments[0]), index)
 
 
 def _text(octets: bytes) -> str:

@@ -32,21 +32,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     interface of Twisted also if it has all its methods; a typing.Protocol if it has any of its attributes.
     """
     signature = inspect.signature(function)
-    variadic = {
-        name: parameter.kind
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    names = function.__globals__
-    hints = _Hints({name: each.annotation for name, each in signature.parameters.items()}, names)
+    parameters = signature.parameters
+    hints = _Hints({name: each.annotation for name, each in parameters.items()}, function.__globals__)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            if name not in variadic:
-                hints.check(name, value)
-            elif variadic[name] is inspect.Parameter.VAR_POSITIONAL:
-                for each in value:
+            kind = parameters[name].kind
+            if kind is not inspect.Parameter.VAR_KEYWORD:
+                for each in value if kind is inspect.Parameter.VAR_POSITIONAL else [value]:
                     hints.check(name, each)
         return function(*args, **kwargs)
 
@@ -84,7 +78,9 @@ class _Hints:
         if _fits(value, hint):
             return
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if _is_list(origin) and _is_collection(value, origin):
+        # A collection with any number of items of one type.
+        is_list = isinstance(origin, type) and issubclass(origin, Iterable)
+        if is_list and not issubclass(origin, tuple | Mapping) and _is_collection(value, origin):
             name, hint = f"each of {name}", arguments[0]
             value = next(each for each in typing.cast(Iterable[Any], value) if not _fits(each, hint))
         interfaces = [each.__name__ for each in (hint, *typing.get_args(hint)) if _is_interface(each)]
@@ -127,7 +123,11 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is None:
         return value is None
     if _is_interface(hint):
-        return bool(hint.providedBy(value)) or (_is_twisteds(hint) and _has_all(value, hint))
+        if hint.providedBy(value):
+            return True
+        # An object that has all methods of an interface of Twisted's need not declare it.
+        has_all = all(hasattr(value, name) for name in hint.names(all=True))
+        return hint.__module__.startswith("twisted.") and not isinstance(value, type) and has_all
     return _is_a(value, origin or hint)
 
 
@@ -135,14 +135,6 @@ def _is_interface(hint: object) -> bool:
     """Whether `hint` is an interface of zope.interface. This file does not import that, since the values use this file
     too."""
     return not isinstance(hint, type) and hasattr(hint, "providedBy")
-
-
-def _is_twisteds(interface: Any) -> bool:
-    return str(interface.__module__).startswith("twisted.")
-
-
-def _has_all(value: object, interface: Any) -> bool:
-    return not isinstance(value, type) and all(hasattr(value, name) for name in interface.names(all=True))
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -166,13 +158,6 @@ def _is_collection(value: object, kind: type) -> bool:
     return isinstance(value, Iterable if kind is Iterable else Collection)
 
 
-def _is_list(origin: Any) -> bool:
-    """Whether `origin` is a collection with any number of items of one type."""
-    return (
-        isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, tuple | Mapping)
-    )
-
-
 def _each_fits(values: Any, hints: tuple[Any, ...]) -> bool:
     if not isinstance(values, Collection):
         # An iterator can be iterated only once, so its items are not checked.
@@ -189,6 +174,7 @@ _WORDS = {
     float: "a number",
     bool: "True or False",
     None: "None",
+    types.NoneType: "None",
 }
 
 
@@ -196,8 +182,6 @@ def _described(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _WORDS:
         return _WORDS[hint]
-    if hint is types.NoneType:
-        return "None"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_described, arguments))
     if origin is Literal:

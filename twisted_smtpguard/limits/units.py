@@ -53,11 +53,9 @@ def parse_path(text: str) -> str:
 
 def parse_flag(text: str) -> bool:
     """Parse `yes` or `no`."""
-    if text.lower() in _YES:
-        return True
-    if text.lower() in _NO:
-        return False
-    raise ValueError("yes or no is expected")
+    if text.lower() not in _YES | _NO:
+        raise ValueError("yes or no is expected")
+    return text.lower() in _YES
 
 
 def format_octets(octets: int) -> str:
