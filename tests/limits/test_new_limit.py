@@ -25,7 +25,6 @@ from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.commands import COMMANDS
 from twisted_smtpguard.limits import limits as limits_of_the_package
 from twisted_smtpguard.limits.limits import Limits
-from twisted_smtpguard.limits.spec import limit
 from twisted_smtpguard.limits.units import OCTETS
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import conversation
@@ -35,7 +34,7 @@ from twisted_smtpguard.testing import conversation
 class NewLimits(Limits):
     """The first place."""
 
-    max_helo_name: int = limit(OCTETS(0, edge=100))
+    max_helo_name: int = OCTETS.limit(0, edge=100)
     """The name in HELO or EHLO."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard.inputs.arguments import unfit
-from twisted_smtpguard.limits.spec import LimitSpec, bound, limit
+from twisted_smtpguard.limits.spec import LimitSpec
 from twisted_smtpguard.limits.units import (
     COUNT,
     FLAG,
@@ -46,117 +46,117 @@ class Limits:
     """
 
     # Admission.
-    max_connections: int = limit(COUNT(0, edge=2000))
+    max_connections: int = COUNT.limit(0, edge=2000)
     """Connections at once over all listeners, from accept to the end of the connection."""
-    max_connections_per_client: int = limit(COUNT(0, edge=20))
+    max_connections_per_client: int = COUNT.limit(0, edge=20)
     """Connections at once of one client."""
-    connection_rate: Rate = limit(RATE(NO_RATE, edge=Rate(60, 60)))
+    connection_rate: Rate = RATE.limit(NO_RATE, edge=Rate(60, 60))
     """Connections of one client."""
-    message_rate: Rate = limit(RATE(NO_RATE))
+    message_rate: Rate = RATE.limit(NO_RATE)
     """Messages of one client, counted at MAIL."""
-    recipient_rate: Rate = limit(RATE(NO_RATE))
+    recipient_rate: Rate = RATE.limit(NO_RATE)
     """Recipients of one client, counted at RCPT, with those that the delivery refuses."""
-    ipv4_client_prefix: int = bound(prefix_length(32)(32))
+    ipv4_client_prefix: int = prefix_length(32).bound(32)
     """The leading bits of an IPv4 address that identify a client."""
-    ipv6_client_prefix: int = bound(prefix_length(128)(64))
+    ipv6_client_prefix: int = prefix_length(128).bound(64)
     """The leading bits of an IPv6 address that identify a client."""
-    max_tracked_clients: int = bound(COUNT(100_000))
+    max_tracked_clients: int = COUNT.bound(100_000)
     """Clients remembered for each limit per client; the one that was inactive for longest is forgotten first."""
-    ip_filter_timeout: float = bound(SECONDS(10), "LOCAL_ERROR_CLOSING")
+    ip_filter_timeout: float = SECONDS.bound(10, "LOCAL_ERROR_CLOSING")
     """Time for an IP filter to answer."""
-    early_talker: str = limit(one_of("log", "refuse")("log", edge="refuse"))
+    early_talker: str = one_of("log", "refuse").limit("log", edge="refuse")
     """A client that speaks before the greeting: log it, or refuse it."""
-    greet_delay: float = bound(SECONDS(0, edge=2))
+    greet_delay: float = SECONDS.bound(0, edge=2)
     """Time from the end of all other checks to the greeting; none above 80 % of --max-connections."""
 
     # Commands.
-    max_invalid_commands: int = limit(COUNT(10))
+    max_invalid_commands: int = COUNT.limit(10)
     """Invalid commands in a session (unrecognized commands, malformed lines, commands out of sequence); the last one
     allowed ends the session."""
-    max_errors: int = limit(COUNT(0, edge=20))
+    max_errors: int = COUNT.limit(0, edge=20)
     """Error replies of any kind in a session since its last accepted message; the last one allowed ends the session."""
-    max_junk_commands: int = limit(COUNT(0, edge=20), "TOO_MANY_ERRORS")
+    max_junk_commands: int = COUNT.limit(0, "TOO_MANY_ERRORS", edge=20)
     """NOOP, RSET, VRFY, EXPN, HELP and repeated HELO or EHLO since the last accepted message; each further one counts
     as an error."""
-    max_recipients: int = limit(COUNT(100))
+    max_recipients: int = COUNT.limit(100)
     """Recipients in a mail transaction. A further one is refused, and the transaction goes on."""
-    strict_enhanced_codes: bool = bound(FLAG(False), "TOO_MANY_RECIPIENTS_STRICT")
+    strict_enhanced_codes: bool = FLAG.bound(False, "TOO_MANY_RECIPIENTS_STRICT")
     """Refuse a recipient above the limit with 452 4.5.3, as RFC 2034 requires, instead of 452 5.5.3."""
-    max_rejected_recipients: int = limit(COUNT(0, edge=10))
+    max_rejected_recipients: int = COUNT.limit(0, edge=10)
     """Recipients refused with a 5xx in a session; the last one allowed ends the session."""
-    max_messages: int = limit(COUNT(0, edge=100))
+    max_messages: int = COUNT.limit(0, edge=100)
     """Mail transactions in a session, counted at MAIL."""
-    max_auth_failures: int = limit(COUNT(3))
+    max_auth_failures: int = COUNT.limit(3)
     """Invalid credentials in a session; the last ones allowed end the session."""
-    max_command_line: int = bound(OCTETS(2048))
+    max_command_line: int = OCTETS.bound(2048)
     """A command line, with its CRLF. A longer one is skipped to its CRLF."""
-    max_auth_line: int = bound(OCTETS(12288), "LINE_TOO_LONG")
+    max_auth_line: int = OCTETS.bound(12288, "LINE_TOO_LONG")
     """A line of AUTH, with its CRLF, if AUTH is offered (RFC 4954 4)."""
-    max_endless_line: int = bound(OCTETS(64 * 1024), "TOO_MANY_INVALID_COMMANDS")
+    max_endless_line: int = OCTETS.bound(64 * 1024, "TOO_MANY_INVALID_COMMANDS")
     """Octets that are skipped of one over-long or malformed command line before the session is ended."""
-    lenient_addresses: str = bound(
-        one_of("off", "trusted", "all")("off"), "BAD_SENDER_ADDRESS", "BAD_RECIPIENT_ADDRESS"
+    lenient_addresses: str = one_of("off", "trusted", "all").bound(
+        "off", "BAD_SENDER_ADDRESS", "BAD_RECIPIENT_ADDRESS"
     )
     """Clients whose addresses may be written as old devices send them: without angle brackets, with blanks, a..b@, a.@,
     or with a final dot. They are passed on in their proper form."""
-    unexpected_pipelining: str = limit(one_of("serve", "refuse")("serve", edge="refuse"))
+    unexpected_pipelining: str = one_of("serve", "refuse").limit("serve", edge="refuse")
     """Input after a command that must be the last of its group (EHLO, HELO, AUTH, DATA; RFC 2920 3.1)."""
-    max_input_buffer: int = bound(OCTETS(64 * 1024))
+    max_input_buffer: int = OCTETS.bound(64 * 1024)
     """Input that waits while a command is being answered; nothing more is read from the client then."""
-    max_output_buffer: int = bound(OCTETS(16 * 1024))
+    max_output_buffer: int = OCTETS.bound(16 * 1024)
     """Replies that wait for the client to read them; no further command is executed then."""
-    socket_send_buffer: int = bound(OCTETS(32 * 1024))
+    socket_send_buffer: int = OCTETS.bound(32 * 1024)
     """The kernel's send buffer of one connection: what the client has not received yet. 0 leaves it to the system."""
-    socket_receive_buffer: int = bound(OCTETS(128 * 1024))
+    socket_receive_buffer: int = OCTETS.bound(128 * 1024)
     """The kernel's receive buffer of one connection: what the guard has not read yet. 0 leaves it to the system."""
 
     # Messages.
-    max_message_size: int = limit(OCTETS(10 * 1024 * 1024))
+    max_message_size: int = OCTETS.limit(10 * 1024 * 1024)
     """A message, counted after dot-unstuffing, with line ends. Announced as SIZE."""
-    oversize_drain: int = bound(OCTETS(1024 * 1024))
+    oversize_drain: int = OCTETS.bound(1024 * 1024)
     """Octets above the maximum message size that are read and discarded before the session is ended; the maximum
     message size itself if that is more."""
-    bare_newline: str = limit(one_of("reject", "normalize")("reject"))
+    bare_newline: str = one_of("reject", "normalize").limit("reject")
     """A bare CR or LF in a message: refuse the message, or change it to CRLF."""
-    max_header_size: int = limit(OCTETS(256 * 1024))
+    max_header_size: int = OCTETS.limit(256 * 1024)
     """The header section of a message."""
-    max_received_fields: int = limit(COUNT(100))
+    max_received_fields: int = COUNT.limit(100)
     """Received fields in a message; more are a routing loop."""
-    min_free_space: int = bound(OCTETS(100 * 1024 * 1024), "INSUFFICIENT_STORAGE")
+    min_free_space: int = OCTETS.bound(100 * 1024 * 1024, "INSUFFICIENT_STORAGE")
     """Free space that a Maildir must have, besides the declared size, for MAIL to be accepted."""
-    max_pending_deliveries: int = bound(COUNT(1000))
+    max_pending_deliveries: int = COUNT.bound(1000)
     """Pending verdicts of the delivery whose clients have disconnected; above the limit no mail transaction begins."""
 
     # Time.
-    read_timeout: float = bound(SECONDS(300))
+    read_timeout: float = SECONDS.bound(300)
     """Time for one whole command; in message data, for the next whole line or 1,024 octets."""
-    write_timeout: float = bound(SECONDS(300))
+    write_timeout: float = SECONDS.bound(300)
     """Time for the client to read any of the waiting replies. Then the connection is aborted."""
-    min_data_rate: int = limit(OCTETS_A_SECOND(0, edge=500))
+    min_data_rate: int = OCTETS_A_SECOND.limit(0, edge=500)
     """The minimum rate of message data, averaged over the data rate window."""
-    data_rate_window: float = bound(SECONDS(60))
+    data_rate_window: float = SECONDS.bound(60)
     """Time over which the minimum data rate is averaged, and for which a message is exempt at its start."""
-    max_session_time: float = limit(SECONDS(0, edge=1800))
+    max_session_time: float = SECONDS.limit(0, edge=1800)
     """Time of a session, checked between mail transactions."""
-    tls_handshake_timeout: float = bound(SECONDS(30))
+    tls_handshake_timeout: float = SECONDS.bound(30)
     """Time for a TLS handshake; never longer than the read timeout. Then the connection is aborted."""
-    proxy_header_timeout: float = bound(SECONDS(5))
+    proxy_header_timeout: float = SECONDS.bound(5)
     """Time for the PROXY header of a proxy; never longer than the read timeout. Then the connection is aborted."""
-    delivery_timeout: float = bound(SECONDS(300))
+    delivery_timeout: float = SECONDS.bound(300)
     """Time for the delivery, or for a checker of credentials, to answer. Below the ten minutes that a client waits
     after its final dot."""
-    linger_timeout: float = bound(SECONDS(5))
+    linger_timeout: float = SECONDS.bound(5)
     """Time from the guard's half-close after a final 421 to the abort, so that the reply reaches a client that was
     still sending."""
-    max_lingering: int = bound(COUNT(1024))
+    max_lingering: int = COUNT.bound(1024)
     """Connections that linger so at once; further ones are closed without lingering."""
-    shutdown_grace: float = bound(SECONDS(30), "SHUTTING_DOWN")
+    shutdown_grace: float = SECONDS.bound(30, "SHUTTING_DOWN")
     """Time for sessions in a mail transaction to end after the stop has begun."""
 
     # Log.
-    max_log_lines: int = bound(COUNT(200))
+    max_log_lines: int = COUNT.bound(200)
     """Refusals logged in a second. The next line tells how many were left out."""
-    max_log_lines_per_client: int = bound(COUNT(10))
+    max_log_lines_per_client: int = COUNT.bound(10)
     """Refusals logged in a second for each client and reason."""
 
     dry_run: frozenset[str] = attrs.field(default=frozenset(), converter=_names)

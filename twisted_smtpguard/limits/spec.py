@@ -1,5 +1,5 @@
-"""The declaration of a limit: a field of Limits with its unit, its replies and its value in the profile edge. Its help
-is the docstring after it."""
+"""The declaration of a limit, read from its field of Limits: its unit, its replies, its value in the profile edge, and
+its help, which is the docstring after it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import inspect
 import sys
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
-from twisted_smtpguard.limits.units import Defaults, Unit
+from twisted_smtpguard.limits.units import Unit
 from twisted_smtpguard.replies import catalogue
-
-_N = TypeVar("_N")
 
 
 @attrs.frozen
@@ -70,25 +68,3 @@ def _docstrings(cls: type) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                 found[name] = " ".join(text.split())
     return found
-
-
-def limit(defaults: Defaults[_N], *other_replies: str, dry_run: bool = True) -> _N:
-    """A field of Limits that has a dry run. The client gets the replies whose reason is the name of the limit, or those
-    with the names `other_replies`."""
-    unit = defaults.unit
-    metadata = {"unit": unit, "edge": defaults.edge, "dry_run": dry_run, "other_replies": other_replies}
-    field: _N = attrs.field(
-        default=defaults.base, validator=_check, converter=unit.convert, metadata=metadata
-    )
-    return field
-
-
-def bound(defaults: Defaults[_N], *other_replies: str) -> _N:
-    """The same for one that has no dry run: it bounds memory, disk or time, or refuses nobody by itself."""
-    return limit(defaults, *other_replies, dry_run=False)
-
-
-def _check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
-    problem = field.metadata["unit"].check(value)
-    if problem:
-        raise ValueError(f"{field.name} {problem}, not {value!r}")

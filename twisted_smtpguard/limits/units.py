@@ -119,8 +119,7 @@ def _check_rate(value: object) -> str | None:
 
 @attrs.frozen
 class Unit(Generic[T]):
-    """How the values of a limit are parsed, checked and shown. A call makes the defaults of a limit that has this unit,
-    as in `COUNT(0, edge=20)`."""
+    """How the values of a limit are parsed, checked and shown."""
 
     name: str
     parse: Callable[[str], T]
@@ -132,18 +131,23 @@ class Unit(Generic[T]):
     convert: Callable[[Any], Any] | None = None
     """Makes the value of a field of Limits from what an application gives."""
 
-    def __call__(self, default: T, *, edge: T | None = None) -> Defaults[T]:
-        """`edge` is the default in that profile, if it differs."""
-        return Defaults(self, default, default if edge is None else edge)
+    def limit(self, default: T, *other_replies: str, edge: T | None = None, dry_run: bool = True) -> T:
+        """A field of Limits that has this unit, and a dry run. `edge` is the default in that profile, if it differs.
+        The client gets the replies whose reason is the name of the limit, or those with the names `other_replies`."""
 
+        def check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
+            problem = self.check(value)
+            if problem:
+                raise ValueError(f"{field.name} {problem}, not {value!r}")
 
-@attrs.frozen
-class Defaults(Generic[T]):
-    """The defaults of a limit in each profile, and their unit."""
+        metadata = {"unit": self, "dry_run": dry_run, "other_replies": other_replies}
+        metadata["edge"] = default if edge is None else edge
+        field: T = attrs.field(default=default, validator=check, converter=self.convert, metadata=metadata)
+        return field
 
-    unit: Unit[T]
-    base: T
-    edge: T
+    def bound(self, default: T, *other_replies: str, edge: T | None = None) -> T:
+        """The same for one that has no dry run: it bounds memory, disk or time, or refuses nobody by itself."""
+        return self.limit(default, *other_replies, edge=edge, dry_run=False)
 
 
 def _rate_or_none(value: Rate | Literal[0]) -> Rate:

@@ -178,12 +178,13 @@ class Events:
             counts.connections_accepted += 1
             counts.live_connections += 1
             counts.peak_live_connections = max(counts.peak_live_connections, counts.live_connections)
-        if self._logs(silent):
+        if self._log.debugs if silent else self._log.informs:
             fields: dict[str, object] = {"session": session, "peer": peer}
             if trusted:
                 fields["trusted"] = True
-            fields.update(said(tls=encryption(tls)), **place(port, listener))
-            self._inform("connect", fields, silent)
+            fields |= said(tls=encryption(tls)) | place(port, listener)
+            inform = self._log.debug if silent else self._log.info
+            inform("connect", fields)
 
     def hangup(
         self, peer: str, seconds: float, *, port: int | None = None, listener: str = "", silent: bool = False
@@ -193,9 +194,13 @@ class Events:
 
         `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
         self.statistics.hangups += 1
-        if self._logs(silent) and self._refusals.allows(peer, "hangup", self._clock.seconds()):
+        if (self._log.debugs if silent else self._log.informs) and self._refusals.allows(
+            peer, "hangup", self._clock.seconds()
+        ):
             fields: dict[str, object] = {"peer": peer, "seconds": round(seconds, 3), **place(port, listener)}
-            self._inform("hangup", self._with_suppressed(fields, self._refusals), silent)
+            fields = self._with_suppressed(fields, self._refusals)
+            inform = self._log.debug if silent else self._log.info
+            inform("hangup", fields)
 
     def accept_failed(self, problem: str) -> None:
         """The operating system could not accept a connection. `problem` is its error, such as ENFILE. Limited as
@@ -233,10 +238,11 @@ class Events:
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
-        if self._logs(silent):
+        if self._log.debugs if silent else self._log.informs:
             fields: dict[str, object] = {"session": session, "peer": peer, "reason": reason}
             fields.update(seconds=round(seconds, 3), messages=messages)
-            self._inform("disconnect", fields, silent)
+            inform = self._log.debug if silent else self._log.info
+            inform("disconnect", fields)
 
     def reject(
         self,
@@ -281,7 +287,7 @@ class Events:
             fields["dry_run"] = True
         if session:
             fields["session"] = session
-        fields.update(said(filter=ip_filter, rule=rule))
+        fields |= said(filter=ip_filter, rule=rule)
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number
@@ -294,7 +300,7 @@ class Events:
                 fields[name] = word(text)
         if client_gone:
             fields["client_gone"] = True
-        fields.update(said(helo=helo, tls=encryption(tls)), **place(port, listener), **said(hint=hint))
+        fields |= said(helo=helo, tls=encryption(tls)) | place(port, listener) | said(hint=hint)
         self._log.info("reject", self._with_suppressed(fields, self._refusals))
 
     def accept(
@@ -340,7 +346,7 @@ class Events:
             fields["client_gone"] = True
         if late:
             fields["late"] = True
-        fields.update(said(helo=helo, tls=encryption(tls)))
+        fields |= said(helo=helo, tls=encryption(tls))
         self._log.info("accept", fields)
 
     def failure(self, failure: Failure | BaseException, text: str, session: str = "", peer: str = "") -> None:
@@ -360,15 +366,6 @@ class Events:
         """Log that something has failed, within the budget of failures."""
         if self._log.warns and self._failures.allows(peer, event, self._clock.seconds()):
             self._log.warn(event, self._with_suppressed(fields, self._failures), problem)
-
-    def _logs(self, silent: bool) -> bool:
-        return self._log.debugs if silent else self._log.informs
-
-    def _inform(self, event: str, fields: dict[str, object], silent: bool) -> None:
-        if silent:
-            self._log.debug(event, fields)
-        else:
-            self._log.info(event, fields)
 
     @staticmethod
     def _with_suppressed(fields: dict[str, object], budget: LineBudget) -> dict[str, object]:
