@@ -67,7 +67,7 @@ class FilterChain:
                         self._limits.ip_filter_timeout,
                         self._call_later,
                         as_deferred(answer),
-                        partial(self._canceller_raised, entry, connection),
+                        partial(self._report, entry, connection),
                     )
                     if not (waited or promise.called):
                         waited = True
@@ -89,26 +89,23 @@ class FilterChain:
 
     def _read(self, entry: FilterEntry, connection: PendingConnection, verdict: object) -> Ruling:
         if not isinstance(verdict, Verdict):
-            self._events.failure(
-                Failure(TypeError(f"{verdict!r} is no Verdict")),
-                f"IP filter {entry.name}",
-                peer=connection.peer_name,
-            )
+            self._report(entry, connection, Failure(TypeError(f"{verdict!r} is no Verdict")))
             return self._cannot_judge(entry, connection, "no_verdict")
         if verdict.reply is not None:
             reply = replies.with_enhanced_code(verdict.reply)
             return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
         return verdict == TRUST
 
-    def _canceller_raised(
-        self, entry: FilterEntry, connection: PendingConnection, failure: Failure, what: str
+    def _report(
+        self, entry: FilterEntry, connection: PendingConnection, failure: Failure, what: str = ""
     ) -> None:
-        self._events.failure(failure, f"IP filter {entry.name}: {what}", peer=connection.peer_name)
+        text = f"IP filter {entry.name}: {what}" if what else f"IP filter {entry.name}"
+        self._events.failure(failure, text, peer=connection.peer_name)
 
     def _failed(self, entry: FilterEntry, connection: PendingConnection, failure: Failure) -> Ruling:
         if isinstance(failure.value, TimeoutError):
             return self._cannot_judge(entry, connection, "timeout")
-        self._events.failure(failure, f"IP filter {entry.name}", peer=connection.peer_name)
+        self._report(entry, connection, failure)
         return self._cannot_judge(entry, connection, "exception")
 
     def _cannot_judge(self, entry: FilterEntry, connection: PendingConnection, problem: str) -> Ruling:
@@ -125,10 +122,6 @@ async def _unless_refused(limits: Awaitable[None], promise: Deferred[Any]) -> No
     try:
         await limits
     except BaseException:
-        promise.addErrback(_drop)
+        promise.addErrback(lambda _: None)
         promise.cancel()
         raise
-
-
-def _drop(_: Failure) -> None:
-    """Drop the outcome of an answer that was cancelled."""

@@ -11,16 +11,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 
 _BOM = b"\xef\xbb\xbf"
 _LINES_AT_ONCE = 256
 _EXPECTED = "a line `user:password` is expected"
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-_CRYPT_HASH = re.compile(rb"\$[0-9a-z-]{1,16}\$\S{16,}|\{[A-Z][A-Z0-9.-]+\}\S{8,}")
-"""The hashes that crypt(3), htpasswd, LDAP and Dovecot write: `$6$…` and `{SSHA}…`."""
-_PASSWD_FIELDS = re.compile(rb"x:\d+:\d+:[^:]*:[^:]*:[^:]*")
-"""The fields after the name in /etc/passwd."""
+
+_WRONG_USERS = [
+    (rb"", "there is no user before the colon"),
+    (rb"\s.*|.*\s", "there is a blank before or after the user's name"),
+    (rb".*[\x00-\x1f\x7f].*", "there is a control character in the user's name"),
+]
+_WRONG_PASSWORDS = [
+    (rb"", "there is no password after the colon"),
+    (rb".*\0.*", "there is a NUL in the password, as in a file of UTF-16"),
+    (rb".*\r.*", "there is a CR in the password"),
+    # What crypt(3), htpasswd, LDAP and Dovecot write: `$6$…` and `{SSHA}…`.
+    (
+        rb"(\$[0-9a-z-]{1,16}\$[^\s:]{16,}|\{[A-Z][A-Z0-9.-]+\}[^\s:]{8,})(:.*)?",
+        "this is a hash, while passwords must be in clear",
+    ),
+    # The fields after the name in /etc/passwd.
+    (rb"x:\d+:\d+:[^:]*:[^:]*:[^:]*", "this is a line of /etc/passwd, which has no passwords"),
+]
 
 
 def parse_users(octets: bytes, yield_gil: Callable[[], object] = lambda: None) -> dict[bytes, bytes]:
@@ -60,34 +72,17 @@ def parse_line(line: bytes) -> tuple[bytes, bytes] | None:
     user, colon, password = line.partition(b":")
     if not colon:
         raise ValueError(f"{_EXPECTED}, and there is no colon")
-    problem = _wrong_user(user) or _wrong_password(password)
+    problem = _wrong(user, _WRONG_USERS)
+    try:
+        user.decode()
+    except UnicodeDecodeError:
+        problem = problem or "the user's name is not UTF-8"
+    problem = problem or _wrong(password, _WRONG_PASSWORDS)
     if problem:
         raise ValueError(f"{_EXPECTED}, and {problem}")
     return user, password
 
 
-def _wrong_user(user: bytes) -> str:
-    if not user:
-        return "there is no user before the colon"
-    if user != user.strip():
-        return "there is a blank before or after the user's name"
-    if _CONTROL.search(user):
-        return "there is a control character in the user's name"
-    with suppress(UnicodeDecodeError):
-        user.decode()
-        return ""
-    return "the user's name is not UTF-8"
-
-
-def _wrong_password(password: bytes) -> str:
-    if not password:
-        return "there is no password after the colon"
-    if b"\0" in password:
-        return "there is a NUL in the password, as in a file of UTF-16"
-    if b"\r" in password:
-        return "there is a CR in the password"
-    if _CRYPT_HASH.fullmatch(password.partition(b":")[0]):
-        return "this is a hash, while passwords must be in clear"
-    if _PASSWD_FIELDS.fullmatch(password):
-        return "this is a line of /etc/passwd, which has no passwords"
-    return ""
+def _wrong(octets: bytes, table: list[tuple[bytes, str]]) -> str:
+    found = (problem for pattern, problem in table if re.fullmatch(pattern, octets, re.DOTALL))
+    return next(found, "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger, LogLevel
@@ -134,27 +135,25 @@ def word(text: str) -> str:
     return escape_word(text)
 
 
-def short_word(text: str) -> str:
-    """`text` as a field's value of at most MAX_SHORT_CHARACTERS characters. No escape is cut in two."""
-    shown = escape_word(text[:MAX_SHORT_CHARACTERS])
-    while len(shown) > MAX_SHORT_CHARACTERS:
-        text = text[: min(len(text), MAX_SHORT_CHARACTERS) - 1]
-        shown = escape_word(text)
-    return shown
-
-
-def words(text: str) -> str:
-    """A reply as a field's value of at most MAX_WORDS_OCTETS octets. No escape is cut in two."""
-    shown = escape_word(text[: MAX_WORDS_OCTETS + 1])
-    if len(shown) <= MAX_WORDS_OCTETS:
+def _cut(text: str, most: int, mark: str) -> str:
+    """`text` as a field's value of at most `most` characters, with `mark` at its end if it is longer. No escape is cut
+    in two."""
+    shown = escape_word(text[: most + 1])
+    if len(shown) <= most:
         return shown
     end = 0
     for escape in _ESCAPE_OR_OCTET.finditer(shown):
-        if escape.end() > MAX_WORDS_OCTETS - 3:
+        if escape.end() > most - len(mark):
             break
         end = escape.end()
-    return shown[:end] + "..."
+    return shown[:end] + mark
 
+
+short_word = partial(_cut, most=MAX_SHORT_CHARACTERS, mark="")
+"""A verb or the name of a parameter as a field's value."""
+
+words = partial(_cut, most=MAX_WORDS_OCTETS, mark="...")
+"""A reply as a field's value."""
 
 _ESCAPE_OR_OCTET = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.")
 
