@@ -40,7 +40,7 @@ class Reply:
 
     closes: bool = attrs.field(init=False, repr=False, eq=False)
     """Whether the session ends after this reply."""
-    remarkable: bool = attrs.field(init=False, repr=False, eq=False)
+    is_accounted: bool = attrs.field(init=False, repr=False, eq=False)
     """Whether the reply is an error, which is counted and logged, or ends the session."""
 
     def __attrs_post_init__(self) -> None:
@@ -53,7 +53,7 @@ class Reply:
             check_fields(self)
         object.__setattr__(self, "wire", b"".join(_render(self)))
         object.__setattr__(self, "closes", self.code in (421, 521))
-        object.__setattr__(self, "remarkable", self.code >= 400 or self.code == 221)
+        object.__setattr__(self, "is_accounted", self.code >= 400 or self.code == 221)
 
 
 def _are_lines(lines: object) -> bool:

@@ -452,7 +452,7 @@ class PureHost:
 
     def _close_now(self) -> None:
         lingers = self._close is Close.LINGER
-        self.engine.said_all(lingers=lingers or self.encrypted)
+        self.engine.all_sent(lingers=lingers or self.encrypted)
         if lingers and not self.encrypted:
             self.half_closed = True
             self.engine.half_closed()
@@ -638,7 +638,7 @@ class PureGuard:
             release=self._release,
             may_linger=self._may_linger,
             session_times=self,
-            orphan_settled=self._orphan_settled,
+            pending_delivery_settled=self._pending_delivery_settled,
             is_relay=lambda _: self.delivery.relay,
             offers_chunking=lambda: True,
             session_ended=self.delivery.session_ended,
@@ -692,7 +692,7 @@ class PureGuard:
         self.lingering += 1
         return True
 
-    def _orphan_settled(self) -> None:
+    def _pending_delivery_settled(self) -> None:
         self.settled += 1
 
     # The queue of sessions that have a time limit.
@@ -716,7 +716,7 @@ class PureGuard:
         assert all(place.given_back >= 1 for place in self.admission.places)
         assert self.lingering == 0
         assert self.session_times == []
-        assert self.context.orphans == 0
+        assert self.context.pending_deliveries == 0
         assert self.clock.timers == []
 
 

@@ -102,7 +102,7 @@ def test_connection_that_ends_within_a_hook_which_answers_later(hook: str, end: 
     # A whole message is decided on all the same, and nobody cancels that.
     assert len(cancelled) == (hook != "finish")
     guard.clock.advance(guard.factory.context.limits.delivery_timeout)
-    assert guard.factory.context.orphans == 0
+    assert guard.factory.context.pending_deliveries == 0
     assert delivery.ended == 1
 
 
@@ -114,7 +114,7 @@ def test_verdict_that_cannot_be_shown_is_still_one() -> None:
     client.say(*SAID)
     client.disconnect()
     verdict.callback(Unshowable())
-    assert guard.factory.context.orphans == 0
+    assert guard.factory.context.pending_deliveries == 0
     assert guard.factory.drain().called
 
 

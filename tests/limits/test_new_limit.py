@@ -4,7 +4,7 @@
    profiles and dry run are made of that.
 2. replies.py: the reply, and the reason that the log gives, which is the name of the limit; a docstring says when it is
    sent.
-3. engine/: the handler of the command in the table of commands asks `counts.trips`.
+3. engine/: the handler of the command in the table of commands asks `counts.enforces`.
 4. docs/reference/: the rows of the limit and of the reply. The tests of the pages say which.
 """
 
@@ -48,7 +48,7 @@ def limited(run: Callable[[Any, Any], Reply | None]) -> Callable[[Any, Any], Rep
 
     def hello(engine: Any, name: str) -> Reply | None:
         most = engine.context.limits.max_helo_name
-        if 0 < most < len(name) and counts.trips(engine, "max_helo_name", len(name)):
+        if 0 < most < len(name) and counts.enforces(engine, "max_helo_name", len(name)):
             reply: Reply = replies.HELO_NAME_TOO_LONG  # type: ignore[attr-defined]
             return reply
         return run(engine, name)

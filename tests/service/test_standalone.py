@@ -177,7 +177,7 @@ async def test_the_first_signal_to_stop_is_for_the_reactor_and_the_next_means_no
         guard.startService()
         await ask_to_stop(number, times=2)
         assert heard == [number]
-        assert guard.factory._hurried
+        assert guard.factory._grace_over
         await guard.stopService()
         heard.clear()
 
@@ -206,5 +206,5 @@ async def test_a_hurried_stop_has_no_grace() -> None:
     assert guard.factory._last_wait is not None or guard.factory.connections == 0
     await stopped
     guard.startService()
-    assert not guard.factory._hurried
+    assert not guard.factory._grace_over
     await guard.stopService()

@@ -143,8 +143,8 @@ def test_no_burst_is_answered_beyond_a_share_or_piles_up_replies(
     engine = client.protocol.engine
     # A turn of the reactor; Clock.advance() would go on until nothing is left.
     assert engine.offset <= 2 * COMMANDS_A_TURN * len(burst)
-    most = engine.context.max_said
+    most = engine.context.max_unwritten
     while engine.held:
-        assert len(engine.said) < most + 64 * 100
+        assert len(engine.unwritten) < most + 64 * 100
         engine.take_turn()
     assert engine.buffer == b""

@@ -41,7 +41,7 @@ class RecordingEngine:
     def stalled(self) -> None:
         self.reported.append("stalled")
 
-    def said_all(self, *, lingers: bool) -> None:
+    def all_sent(self, *, lingers: bool) -> None:
         self.reported.append("said all")
 
     def half_closed(self) -> None:

@@ -124,11 +124,11 @@ def test_finish_has_its_time_limit_even_when_the_client_left(leave: Callable[[Co
     leave(client)
     one = pending(client)
     client.guard.clock.advance(19)
-    assert client.guard.factory.context.orphans == 1
+    assert client.guard.factory.context.pending_deliveries == 1
     client.guard.clock.advance(2)
     assert one.cancels == 1
     assert (accepted, refused) == ([], ["delivery_timeout"])
-    assert client.guard.factory.context.orphans == 0
+    assert client.guard.factory.context.pending_deliveries == 0
     assert client.guard.clock.getDelayedCalls() == []
 
 
@@ -139,9 +139,9 @@ def test_verdicts_whose_clients_left_are_counted_and_bounded() -> None:
     other = guard.greeted()
     for line in LINES.values():
         other.send(line)
-    assert guard.factory.context.orphans == 1
+    assert guard.factory.context.pending_deliveries == 1
     other.disconnect()
-    assert guard.factory.context.orphans == 2
+    assert guard.factory.context.pending_deliveries == 2
 
     guard.factory.context.events.reject = lambda *args, **fields: None  # type: ignore[method-assign]
     third = guard.greeted()
@@ -152,7 +152,7 @@ def test_verdicts_whose_clients_left_are_counted_and_bounded() -> None:
     assert len(delivery.transactions) == transactions
     assert not third.closed
     delivery.pending[0].succeed()
-    assert guard.factory.context.orphans == 1
+    assert guard.factory.context.pending_deliveries == 1
     assert codes(third.send(mail)) == [250]
 
 
@@ -163,12 +163,12 @@ def test_without_a_bound_any_number_of_verdicts_may_be_pending() -> None:
         client = client.guard.greeted()
         for line in LINES.values():
             client.send(line)
-    assert client.guard.factory.context.orphans == 20
+    assert client.guard.factory.context.pending_deliveries == 20
 
 
 def test_a_verdict_that_comes_while_its_client_waits_is_no_orphan() -> None:
     client, accepted, _ = finishing()
     pending(client).succeed()
     client.disconnect()
-    assert client.guard.factory.context.orphans == 0
+    assert client.guard.factory.context.pending_deliveries == 0
     assert [event["client_gone"] for event in accepted] == [False]

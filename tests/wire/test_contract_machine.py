@@ -142,7 +142,7 @@ class Contract(RuleBasedStateMachine):
         lambda self: (
             self.guard.factory.context.draining
             and not self.clients
-            and not self.guard.factory.context.orphans
+            and not self.guard.factory.context.pending_deliveries
         )
     )
     @rule()
@@ -178,7 +178,7 @@ class Contract(RuleBasedStateMachine):
         self.nothing_failed_but_the_delivery()
         for transaction in self.delivery.transactions:
             assert len(transaction.ends) == transaction.handed_over
-        assert self.guard.factory.context.orphans == 0
+        assert self.guard.factory.context.pending_deliveries == 0
         self.wait(301)
         assert self.guard.clock.getDelayedCalls() == []
 

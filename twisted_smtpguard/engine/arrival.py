@@ -67,7 +67,7 @@ def proxy_timed_out(engine: Engine) -> None:
 
 def _proxy_failed(engine: Engine, reason: str) -> None:
     """End a connection whose PROXY header is missing or malformed. Nothing can be said to it."""
-    counts.log_unsaid(engine, reason)
+    counts.log_without_reply(engine, reason)
     engine.abort()
 
 
@@ -109,7 +109,7 @@ def start_tls(engine: Engine) -> bool:
     if engine.offset < len(engine.buffer):
         engine.hang_up(replies.INPUT_AFTER_STARTTLS)
         return False
-    if engine.said:
+    if engine.unwritten:
         engine.flush()
     if engine.input_ended:
         # Its hello cannot come any more.
@@ -165,7 +165,7 @@ def handshake_failed(engine: Engine, reason: str) -> None:
     if engine.name:
         counts.log(engine, reason)
     elif not engine.refused:
-        counts.log_unsaid(engine, reason)
+        counts.log_without_reply(engine, reason)
 
 
 # Admission and the greeting.
@@ -229,9 +229,9 @@ def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
     """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once. With
     implicit TLS it had to."""
     spoke = engine.buffer or engine.host.input_waits()
-    if engine.implicit_tls or "early_talker" in engine.tried or not spoke:
+    if engine.implicit_tls or "early_talker" in engine.dry_run_logged or not spoke:
         return False
-    engine.tried |= {"early_talker"}
+    engine.dry_run_logged |= {"early_talker"}
     context = engine.context
     octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
     if not engine.behind_proxy and begins_header(octets):
@@ -264,8 +264,8 @@ def _greet(engine: Engine) -> None:
     context = engine.context
     engine.enter(Stage.FIRST_LINE)
     engine.name = context.next_session_name()
-    engine.watched = engine.watches
+    engine.account_next = engine.account_all
     engine.silent = engine.silent and not engine.buffer
     counts.log_greeting(engine)
     context.session_times.add(engine)
-    engine.said += context.greeting.wire
+    engine.unwritten += context.greeting.wire

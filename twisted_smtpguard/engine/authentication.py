@@ -110,7 +110,9 @@ def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:
         return replies.AUTHENTICATED
     engine.failures += 1
     limit = engine.context.limits.max_auth_failures
-    if 0 < limit <= engine.failures and counts.trips(engine, "max_auth_failures", engine.failures, once=True):
+    if 0 < limit <= engine.failures and counts.enforces(
+        engine, "max_auth_failures", engine.failures, once=True
+    ):
         # It goes against no limit that this one is wrong, but that so many were.
         engine.value, engine.closing_value = None, engine.failures
         engine.closing_reply = replies.TOO_MANY_AUTH_FAILURES

@@ -56,7 +56,7 @@ def carry_out(engine: Engine, command: Command, argument: bytes | Path) -> Reply
     """Carry out a command. `argument` is what was sent after the verb, or the path where that has been read already."""
     phase = engine.phase
     engine.command, engine.phase_before = command, phase
-    if command.special or engine.watches:
+    if command.special or engine.account_all:
         refusal = _before(engine, command)
         if refusal is not None:
             return refusal
@@ -93,7 +93,7 @@ def _parse(engine: Engine, command: Command, argument: bytes) -> Any:
 def _before(engine: Engine, command: Command) -> Reply | None:
     """What refuses a command of a special kind, or one that comes while the service stops."""
     if command.junk or (command.junk_again and engine.helo):
-        engine.is_junk = engine.watched = True
+        engine.is_junk = engine.account_next = True
     if engine.context.draining and engine.phase not in command.phases_while_draining:
         return replies.SHUTTING_DOWN
     if engine.offset < len(engine.buffer) and counts.refuses_pipelining(engine):

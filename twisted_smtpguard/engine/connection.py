@@ -45,16 +45,16 @@ class Connection:
 
     # fmt: off
     __slots__ = (
-        "admitted", "after_auth", "auth", "began_at", "beginning", "behind_proxy", "buffer", "busy",
-        "closing_reply", "closing_value", "command", "context", "delay", "end_announced", "end_reason", "errors",
-        "failures", "handshaking", "held", "helo", "holds_slot", "hooks_at_work", "host", "hurried", "implicit_tls",
-        "input_ended", "invalid_commands", "is_junk", "junk", "known_client", "known_key", "known_peer", "lingers",
-        "listener", "mail", "mail_began_at", "message", "messages", "name", "offered", "offset", "owes_farewell",
-        "parameter", "paused", "peer_name", "pending", "phase", "phase_before", "place", "port", "progress",
-        "progress_octets", "queue", "rate", "recipient", "recipients", "refused", "rejected_recipients", "row",
-        "said", "secure", "sender", "share", "silent", "sink", "skipped", "skipped_for", "stage", "stage_before",
-        "time_limit", "timed", "timer", "tls", "transactions", "tried", "trusted", "unknown", "unsettled", "user",
-        "user_tried", "utf8", "value", "watched", "watches",
+        "account_all", "account_next", "admitted", "after_auth", "auth", "began_at", "beginning", "behind_proxy",
+        "buffer", "busy", "closing_reply", "closing_value", "command", "context", "delay", "dry_run_logged",
+        "end_announced", "end_reason", "errors", "failures", "grace_over", "handshaking", "held", "helo",
+        "holds_slot", "hooks_at_work", "host", "implicit_tls", "input_ended", "invalid_commands", "is_junk", "junk",
+        "known_client", "known_key", "known_peer", "lingers", "listener", "mail", "mail_began_at", "message",
+        "messages", "name", "offered", "offset", "owes_session_ended", "parameter", "paused", "peer_name", "pending",
+        "phase", "phase_before", "place", "port", "progress", "progress_octets", "queue", "rate", "recipient",
+        "recipients", "refused", "rejected_recipients", "row", "secure", "sender", "share", "silent", "sink",
+        "skipped", "skipped_for", "stage", "stage_before", "time_limit", "timed", "timer", "tls", "transactions",
+        "trusted", "unknown", "unsettled", "unwritten", "user", "user_tried", "utf8", "value",
     )
     # fmt: on
 
@@ -87,7 +87,7 @@ class Connection:
         self.buffer = b""
         self.offset = 0
         """How many octets of the buffer have been taken."""
-        self.said = b""
+        self.unwritten = b""
         """Replies that have not been written yet."""
         self.busy = False
         """Whether an input is being carried out."""
@@ -145,7 +145,7 @@ class Connection:
         """Whether the connection was refused before its greeting. That has been logged."""
         self.holds_slot = True
         """Whether the connection counts against `Limits.max_connections`."""
-        self.hurried = False
+        self.grace_over = False
         """Whether the grace of a stop is over, so that the service waits for no client that lingers."""
         self.lingers = False
         """Whether the connection counts against `Limits.max_lingering`."""
@@ -173,7 +173,7 @@ class Connection:
         """The `Wait` for a hook that has been asked and has not answered."""
         self.hooks_at_work = 0
         """The number of hooks of the delivery that have not answered, cancelled ones included."""
-        self.owes_farewell = False
+        self.owes_session_ended = False
         """Whether `session_ended()` has to be called: `begin()` has been."""
         # The mail transaction.
         self.mail: Any = None
@@ -213,15 +213,15 @@ class Connection:
         self.junk = 0
         self.is_junk = False
         """Whether the last command counts as junk."""
-        self.watched = False
+        self.account_next = False
         """Whether the next reply passes through `account`, whatever it is."""
-        self.watches = False
+        self.account_all = False
         """Whether every reply passes through `account`: the service stops, or the session time is over."""
         self.closing_reply: Reply | None = None
         """The last line of the session after the next reply, whatever was counted."""
         self.closing_value: float | None = None
         """The value that exceeded the limit of `closing_reply`, for the log."""
-        self.tried = _NOTHING
+        self.dry_run_logged = _NOTHING
         """Limits in dry run that would have ended the session; each is logged once."""
 
     # Questions.
@@ -292,15 +292,15 @@ class Connection:
 
     def flush(self) -> None:
         """Write the replies that have been said."""
-        said, self.said = self.said, b""
-        if self.host.write(said):
+        octets, self.unwritten = self.unwritten, b""
+        if self.host.write(octets):
             self.held |= HELD_BY_OUTPUT
             self.unsettled = True
 
     def has_share_left(self, cost: int) -> bool:
         """Whether the connection may go on after something that has cost so much of its share. Otherwise it waits for
         its next turn, or for the client to read its replies."""
-        if len(self.said) >= self.context.max_said:
+        if len(self.unwritten) >= self.context.max_unwritten:
             self.flush()
             if self.held:
                 return False
@@ -346,10 +346,10 @@ class Connection:
         """Log a fault of the delivery, with its traceback."""
         self.context.events.failure(error, f"the delivery failed: {what}", self.name, self.peer_name)
 
-    def say_farewell(self) -> None:
+    def notify_session_ended(self) -> None:
         """Tell the delivery that the session is over, once, when the last of its hooks has answered."""
-        if self.owes_farewell and self.stage in ENDED and not self.hooks_at_work:
-            self.owes_farewell = False
+        if self.owes_session_ended and self.stage in ENDED and not self.hooks_at_work:
+            self.owes_session_ended = False
             session_ended = self.context.session_ended
             assert session_ended is not None
             try:

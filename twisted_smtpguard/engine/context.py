@@ -18,7 +18,7 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
 
-_MAX_SAID_OCTETS = 64 * 1024
+_MAX_UNWRITTEN_OCTETS = 64 * 1024
 """Where there is no limit on replies that wait: to add to more than that takes too long."""
 
 
@@ -36,7 +36,7 @@ class Offer:
 
 @attrs.define(eq=False)
 class ServerContext:
-    """One guard, as its engines see it. Made by the factory; engines only read it, but for `orphans`."""
+    """One guard, as its engines see it. Made by the factory; engines only read it, but for `pending_deliveries`."""
 
     limits: Limits
     delivery: Any
@@ -63,7 +63,7 @@ class ServerContext:
     """Whether one more connection may linger; if so it does."""
     session_times: Any
     """`ExpiryQueue` of engines whose session has a time limit."""
-    orphan_settled: Callable[[], object]
+    pending_delivery_settled: Callable[[], object]
     """Called when a verdict has come after its client disconnected."""
     is_relay: Callable[[Any], bool]
     """Whether a mail transaction is one with another server, with a reply to MAIL and BDAT of its own."""
@@ -87,7 +87,7 @@ class ServerContext:
     """MAIL is refused before AUTH."""
     draining: bool = False
     """The service stops: no new command is carried out."""
-    orphans: int = 0
+    pending_deliveries: int = 0
     """finish() calls still pending whose clients are gone."""
 
     demands: bool = attrs.field(init=False)
@@ -105,14 +105,14 @@ class ServerContext:
     """Reads a plain command line at an offset of the input (see grammar.py)."""
     max_auth_line: int = attrs.field(init=False)
     """The same of a line of AUTH, where there is AUTH."""
-    max_said: int = attrs.field(init=False)
+    max_unwritten: int = attrs.field(init=False)
     """Octets of replies that are said before they leave, and it is looked at whether the client reads them."""
-    max_octets_of_ours: int = attrs.field(init=False)
+    configured_max_octets: int = attrs.field(init=False)
     max_messages: float = attrs.field(init=False)
     """Of a session; infinity for no limit, as in the next two."""
     max_recipients: float = attrs.field(init=False)
     """Of a message."""
-    max_orphans: float = attrs.field(init=False)
+    max_pending_deliveries: float = attrs.field(init=False)
     """As many pending finish() calls whose clients are gone, and no new message is taken."""
     message_rate: Any = attrs.field(init=False)
     """`ClientRate`: counts the messages of each client; None for no limit, as in the next."""
@@ -143,18 +143,18 @@ class ServerContext:
         self.plain_line = grammar.plain_line if fits else _no_line
         has_auth = self.identify is not None
         self.max_auth_line = (limits.max_auth_line or limits.max_endless_line) if has_auth else self.max_line
-        self.max_said = limits.max_output_buffer or _MAX_SAID_OCTETS
-        self.max_octets_of_ours = limits.enforced("max_message_size")
+        self.max_unwritten = limits.max_output_buffer or _MAX_UNWRITTEN_OCTETS
+        self.configured_max_octets = limits.enforced("max_message_size")
         self.max_messages = no_limit(limits.max_messages)
         self.max_recipients = no_limit(limits.max_recipients)
-        self.max_orphans = no_limit(limits.max_pending_deliveries)
+        self.max_pending_deliveries = no_limit(limits.max_pending_deliveries)
         self.message_rate = self.clients.rate("message_rate")
         self.recipient_rate = self.clients.rate("recipient_rate")
 
     @property
     def max_octets(self) -> int:
         """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
-        ours, theirs = self.max_octets_of_ours, self.delivery.max_message_octets
+        ours, theirs = self.configured_max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
 
     def rules(self, binary: bool) -> MessageRules:

@@ -27,7 +27,7 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     if reply.closes:
         # RFC 5321 3.8: in a session nothing but a 421 announces that we hang up.
         return None if reply.code == 421 else replies.SESSION_REFUSED
-    engine.watched = engine.watches
+    engine.account_next = engine.account_all
     is_junk, engine.is_junk = engine.is_junk, False
     engine.junk += is_junk
     # That we cannot judge credentials is our fault.
@@ -63,12 +63,12 @@ def _closing_reply(engine: Connection) -> Reply | None:
             ),
             ("max_errors", limits.max_errors, engine.errors, replies.TOO_MANY_ERRORS),
         ):
-            if 0 < most <= count and trips(engine, limit, count, once=True):
+            if 0 < most <= count and enforces(engine, limit, count, once=True):
                 return reply
-    if engine.watches and engine.phase not in IN_TRANSACTION:
+    if engine.account_all and engine.phase not in IN_TRANSACTION:
         if engine.context.draining:
             return replies.SHUTTING_DOWN
-        if trips(engine, "max_session_time", once=True):
+        if enforces(engine, "max_session_time", once=True):
             return replies.SESSION_TOO_LONG
     return None
 
@@ -76,17 +76,17 @@ def _closing_reply(engine: Connection) -> Reply | None:
 def _too_much_junk(engine: Connection) -> bool:
     limit = engine.context.limits.max_junk_commands
     over = 0 < limit < engine.junk and not engine.trusted
-    return over and trips(engine, "max_junk_commands", engine.junk, once=True)
+    return over and enforces(engine, "max_junk_commands", engine.junk, once=True)
 
 
-def trips(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
+def enforces(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
     """Whether the limit that `value` went against is enforced. One in dry run is logged instead: `once` in a session,
     where it would have ended it."""
     engine.value = value
     if limit not in engine.context.limits.dry_run:
         return True
-    if not (once and limit in engine.tried):
-        engine.tried |= {limit}
+    if not (once and limit in engine.dry_run_logged):
+        engine.dry_run_logged |= {limit}
         log(engine, limit, dry_run=True)
     engine.value = None
     return False
@@ -103,7 +103,7 @@ def refuses_pipelining(engine: Connection) -> bool:
     command = engine.command
     if command is None or not command.ends_group or engine.context.limits.unexpected_pipelining != "refuse":
         return False
-    return trips(engine, "unexpected_pipelining", once=True)
+    return enforces(engine, "unexpected_pipelining", once=True)
 
 
 def log(
@@ -142,7 +142,7 @@ def log(
     )
 
 
-def log_unsaid(engine: Connection, reason: str) -> None:
+def log_without_reply(engine: Connection, reason: str) -> None:
     """Log and count that a connection ends before its greeting, and that nothing could be said to it."""
     engine.refused = True
     engine.context.events.reject(

@@ -23,13 +23,13 @@ class DataRate:
         "_context",
         "_deadline",
         "_demand",
+        "_in_grace",
         "_left",
         "_runs",
-        "_spared",
         "_too_slow",
+        "_watching",
         "_window",
         "octets",
-        "watches",
     )
 
     def __init__(
@@ -42,12 +42,12 @@ class DataRate:
         self._deadline: Cancellable | None = None
         self._runs = False
         self._began_at = 0.0
-        self.watches = False
+        self._watching = False
         """Between the first `run` and the `end` of a message."""
         self._begin()
 
     def _begin(self) -> None:
-        self._spared = True
+        self._in_grace = True
         self.octets = 0
         """Octets of message data in this window."""
         self._left = self._window
@@ -55,10 +55,10 @@ class DataRate:
     def run(self) -> None:
         """It is the client's turn: time counts."""
         if not self._runs:
-            self._runs = self.watches = True
+            self._runs = self._watching = True
             self._began_at = self._context.seconds()
             if self._deadline is None:
-                self._deadline = self._context.call_later(self._left, self._look)
+                self._deadline = self._context.call_later(self._left, self._window_over)
 
     def watch(self, *, in_message: bool, held: bool) -> None:
         """Called when either has changed: message data is due, and the client is held back."""
@@ -78,8 +78,8 @@ class DataRate:
 
     def end(self) -> None:
         """The message is over; the next one gets its own grace. May be called when none is watched."""
-        if self.watches:
-            self._runs = self.watches = False
+        if self._watching:
+            self._runs = self._watching = False
             self._begin()
 
     def stop(self) -> None:
@@ -89,16 +89,16 @@ class DataRate:
             self._deadline.cancel()
             self._deadline = None
 
-    def _look(self) -> None:
+    def _window_over(self) -> None:
         """The window may be over, if it has not stood still since, and is that of the same message."""
         self._deadline = None
         if not self._runs:
             return
         self.hold()
         if self._left < _ROUNDING_SECONDS:
-            if not self._spared and self.octets < self._demand:
+            if not self._in_grace and self.octets < self._demand:
                 self._too_slow()
                 return
             self._begin()
-            self._spared = False
+            self._in_grace = False
         self.run()

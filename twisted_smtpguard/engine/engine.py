@@ -141,7 +141,7 @@ class Engine(Connection):
             self.input(self._lost)
 
     def _lost(self) -> None:
-        self.said = b""
+        self.unwritten = b""
         try:
             if self.stage is not Stage.CLOSED:
                 self._end(Stage.CLOSED)
@@ -155,7 +155,7 @@ class Engine(Connection):
         self.unsettled = True
         self.input(self.row.timed_out, self)
 
-    def said_all(self, *, lingers: bool) -> None:
+    def all_sent(self, *, lingers: bool) -> None:
         """Called by the host, once: the last line has left, and our side is about to be closed, so that no slot is held
         any more. `lingers`: it depends on the client when the connection is gone."""
         self.release()
@@ -167,13 +167,13 @@ class Engine(Connection):
 
     def time_over(self) -> None:
         """The session has had its time; it ends between transactions."""
-        self.watched = self.watches = True
-        if self.idle and counts.trips(self, "max_session_time", once=True):
+        self.account_next = self.account_all = True
+        if self.idle and counts.enforces(self, "max_session_time", once=True):
             self.input(self.hang_up, replies.SESSION_TOO_LONG)
 
     def data_too_slow(self) -> None:
         """Message data has come below the minimum rate."""
-        if counts.trips(self, "min_data_rate", once=True):
+        if counts.enforces(self, "min_data_rate", once=True):
             self.input(self.hang_up, replies.DATA_TOO_SLOW)
 
     def shut_down(self, *, now: bool) -> None:
@@ -181,8 +181,8 @@ class Engine(Connection):
 
         Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
         """
-        self.watched = self.watches = True
-        self.hurried |= now
+        self.account_next = self.account_all = True
+        self.grace_over |= now
         self.input(self._shut_down, now)
 
     def _shut_down(self, now: bool) -> None:
@@ -196,7 +196,7 @@ class Engine(Connection):
 
     def half_closed(self) -> None:
         """Our side is shut down: the last line and our FIN have left."""
-        if self.hurried:
+        if self.grace_over:
             self.abort()
 
     # Stages.
@@ -215,10 +215,10 @@ class Engine(Connection):
         if self.unsettled or self.buffer:
             self._settle()
             return
-        said = self.said
-        if said:
-            self.said = b""
-            if self.host.write(said):
+        octets = self.unwritten
+        if octets:
+            self.unwritten = b""
+            if self.host.write(octets):
                 self.held |= HELD_BY_OUTPUT
                 self._settle()
         if self.progress:
@@ -231,7 +231,7 @@ class Engine(Connection):
         if self.stage in ENDED:
             # `close` has seen to it.
             return
-        if self.said and not self.held & HELD_BY_TURN:
+        if self.unwritten and not self.held & HELD_BY_TURN:
             self.flush()
         row = self.row
         timeout = "" if self.held else row.timeout
@@ -270,10 +270,10 @@ class Engine(Connection):
 
     def reply(self, reply: Reply, reason: str = "") -> None:
         """Say, count and log a reply. `reason` stands in for the one that it has in the catalogue."""
-        if self.watched or reply.remarkable:
+        if self.account_next or reply.is_accounted:
             self.account(reply, reason)
         else:
-            self.said += reply.wire
+            self.unwritten += reply.wire
 
     def account(self, reply: Reply, reason: str = "") -> None:
         """Say a reply that is to be counted and logged, and end the session where it, or a limit, says so."""
@@ -281,7 +281,7 @@ class Engine(Connection):
             # The command's own hook has stopped the guard, before there was a transaction.
             self.reset()
             reply = replies.SHUTTING_DOWN
-        self.said += reply.wire
+        self.unwritten += reply.wire
         if reply.code == 221:
             self.end_reason = "quit"
             self.close(Close.PLAIN)
@@ -289,7 +289,7 @@ class Engine(Connection):
         last = reply
         after = counts.account(self, reply, reason)
         if after is not None:
-            self.said += after.wire
+            self.unwritten += after.wire
             last = after
         if last.closes:
             self.end_reason = reason or replies.reason_of(last)
@@ -334,7 +334,7 @@ class Engine(Connection):
             self.release()
             self.host.turn_away(line)
         else:
-            self.said += line
+            self.unwritten += line
             self.close(Close.LINGER)
 
     def close(self, how: Close) -> None:
@@ -350,16 +350,16 @@ class Engine(Connection):
         if self.paused and not self.input_ended:
             self.paused = False
             host.resume()
-        if self.said:
-            said, self.said = self.said, b""
-            host.write(said)
+        if self.unwritten:
+            octets, self.unwritten = self.unwritten, b""
+            host.write(octets)
         host.close(how)
 
     def abort(self) -> None:
         """Drop the connection: nothing can be said, or the service waits no longer."""
         if self.stage not in ENDED:
             self._end(Stage.CLOSING)
-        self.said = b""
+        self.unwritten = b""
         self.host.close(Close.ABORT)
 
     def _end(self, stage: Stage) -> None:
@@ -381,13 +381,13 @@ class Engine(Connection):
             self.context.session_times.remove(self)
         pending = self.pending
         if pending is not None and pending.finishes:
-            self.context.orphans += 1
+            self.context.pending_deliveries += 1
         else:
             self.pending = None
             if pending is not None:
                 pending.cancel()
             self.abort_mail()
-            self.say_farewell()
+            self.notify_session_ended()
 
     def release(self) -> None:
         """Give back the slot and the place of the client. Once counts."""

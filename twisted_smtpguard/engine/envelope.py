@@ -8,7 +8,7 @@ from typing import Any
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, no_end
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
 from twisted_smtpguard.engine.stages import ENDED, Phase
 from twisted_smtpguard.engine.waiting import Expired, wait_for
 from twisted_smtpguard.replies import Reply
@@ -32,10 +32,10 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
             engine.value = declared
             return replies.MESSAGE_TOO_LARGE
     number = engine.transactions + 1
-    if number > context.max_messages and counts.trips(engine, "max_messages", number):
+    if number > context.max_messages and counts.enforces(engine, "max_messages", number):
         return replies.TOO_MANY_MESSAGES
-    if context.orphans >= context.max_orphans:
-        engine.value = context.orphans + 1
+    if context.pending_deliveries >= context.max_pending_deliveries:
+        engine.value = context.pending_deliveries + 1
         return replies.TOO_MANY_PENDING
     rate = context.message_rate
     if rate is not None and not engine.trusted:
@@ -48,7 +48,7 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
 def _begin(engine: Engine, sender: Path) -> Reply | None:
     context = engine.context
     if context.session_ended is not None:
-        engine.owes_farewell = True
+        engine.owes_session_ended = True
     utf8 = "SMTPUTF8" in sender.parameters
     client = engine.known_client
     if client is None or utf8:
@@ -73,7 +73,7 @@ def _begun_later(sender: Path, utf8: bool, engine: Engine, given: Any, error: Ba
 
 def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
     if not hasattr(given, "abort"):
-        raise no_end(given)
+        raise missing_abort(given)
     context = engine.context
     if context.is_relay(given):
         reply = answer_checked(engine, given.begun)
@@ -106,7 +106,7 @@ def rcpt(engine: Engine, recipient: Path) -> Reply | None:
     engine.recipient = recipient.address
     context = engine.context
     number = len(engine.recipients) + 1
-    if number > context.max_recipients and counts.trips(engine, "max_recipients", number):
+    if number > context.max_recipients and counts.enforces(engine, "max_recipients", number):
         strict = context.limits.strict_enhanced_codes
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
     rate = context.recipient_rate
@@ -187,7 +187,7 @@ def _counted(
         if rate.name not in engine.context.limits.dry_run:
             return replies.LOCAL_ERROR
         counts.log(engine, "internal_error", dry_run=True)
-    elif count > rate.most and counts.trips(engine, rate.name, count):
+    elif count > rate.most and counts.enforces(engine, rate.name, count):
         return exceeded
     return go_on(engine, path)  # type: ignore[no-any-return]
 

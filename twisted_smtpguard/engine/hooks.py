@@ -16,7 +16,7 @@ _ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
 """Codes that a delivery may give. Only a client's QUIT is answered with 221."""
 
 
-def no_end(given: Any) -> TypeError:
+def missing_abort(given: Any) -> TypeError:
     """The fault of a begin() or data() that has handed over what has no abort(), and so is not what was promised."""
     return TypeError(f"{given!r} has no abort()")
 

@@ -30,7 +30,7 @@ def take_commands(engine: Engine) -> bool:
     buffer, start = engine.buffer, engine.offset
     size, row = len(buffer), engine.row
     context = engine.context
-    plain_line, max_said = context.plain_line, context.max_said
+    plain_line, max_unwritten = context.plain_line, context.max_unwritten
     for left in range(engine.share - 1, -1, -1):
         plain = plain_line(buffer, start)
         if plain is None:
@@ -41,10 +41,10 @@ def take_commands(engine: Engine) -> bool:
         reply = carry_out(engine, COMMANDS[verb], word or b"" if address is None else plain_path(address))
         engine.progress = True
         if reply is not None:
-            if reply.remarkable or engine.watched:
+            if reply.is_accounted or engine.account_next:
                 engine.account(reply)
             else:
-                engine.said += reply.wire
+                engine.unwritten += reply.wire
         if stop == size:
             # All has been taken, and STARTTLS alone begins something before more comes.
             engine.buffer, engine.offset = b"", 0
@@ -52,7 +52,7 @@ def take_commands(engine: Engine) -> bool:
         if engine.row is not row:
             engine.share = left
             return True
-        if len(engine.said) >= max_said:
+        if len(engine.unwritten) >= max_unwritten:
             engine.flush()
             if engine.held:
                 return False

@@ -45,7 +45,7 @@ class MessageRules:
     """What every message has to satisfy, made once for many. Limits are octets and 0 is no limit.
 
     `normalize` turns a bare CR or LF into CRLF where it would be refused; in a `binary` message (BODY=BINARYMIME)
-    they are content. `shadows`: the rules of limits that are only tried, for messages that are held to these.
+    they are content. `dry_run_rules`: the rules of limits that are only tried, for messages that are held to these.
     """
 
     max_octets: float = attrs.field(converter=no_limit)
@@ -54,7 +54,7 @@ class MessageRules:
     max_received: float = attrs.field(converter=no_limit)
     normalize: bool
     binary: bool
-    shadows: tuple[MessageRules, ...] = ()
+    dry_run_rules: tuple[MessageRules, ...] = ()
     max_swallowed: float = attrs.field(init=False)
     """Octets of a message beyond which its end is not waited for."""
     scans_header: bool = attrs.field(init=False)
@@ -70,7 +70,7 @@ class MessageRules:
         object.__setattr__(self, "scans_header", limits != (math.inf, math.inf))
         object.__setattr__(self, "refuses_bare", not (self.normalize or self.binary))
         object.__setattr__(self, "normalizes", self.normalize and not self.binary)
-        slow = self.scans_header or self.normalizes or any(each.slow_at_first for each in self.shadows)
+        slow = self.scans_header or self.normalizes or any(each.slow_at_first for each in self.dry_run_rules)
         object.__setattr__(self, "slow_at_first", slow)
 
 
@@ -126,20 +126,20 @@ class MessageCheck:
     """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
     problem: Reply | None = None
     """The reply to the end of the data; None while nothing is wrong."""
-    shadows: Sequence[MessageCheck] = ()
+    dry_run_checks: Sequence[MessageCheck] = ()
     """What each limit in dry run would say: they see the same octets."""
     exhausted = False
     """So far beyond the maximum that the rest is not waited for."""
     slow_to_read = False
     """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
-    _shadows_are_slow = False
+    _dry_run_is_slow = False
     _header: HeaderScan | None = None
     """None once the header has ended, and where there is no limit on it."""
 
     def __init__(self, rules: MessageRules) -> None:
         self._rules = rules
-        if rules.shadows:
-            self.shadows = [MessageCheck(each) for each in rules.shadows]
+        if rules.dry_run_rules:
+            self.dry_run_checks = [MessageCheck(each) for each in rules.dry_run_rules]
         if rules.scans_header:
             self._header = HeaderScan(rules)
         self.slow_to_read = rules.slow_at_first
@@ -151,11 +151,11 @@ class MessageCheck:
         that there is none.
         """
         rules = self._rules
-        if self.shadows:
-            for shadow in self.shadows:
-                shadow.take(piece)
-            self._shadows_are_slow = any(shadow.slow_to_read for shadow in self.shadows)
-            self.slow_to_read = self._header is not None or rules.normalizes or self._shadows_are_slow
+        if self.dry_run_checks:
+            for check in self.dry_run_checks:
+                check.take(piece)
+            self._dry_run_is_slow = any(check.slow_to_read for check in self.dry_run_checks)
+            self.slow_to_read = self._header is not None or rules.normalizes or self._dry_run_is_slow
         if rules.normalizes:
             piece = _normalize(piece)
         octets = self.octets = self.octets + len(piece)
@@ -168,7 +168,7 @@ class MessageCheck:
             problem = header.take(piece) or problem
             if header.over:
                 self._header = None
-                self.slow_to_read = rules.normalizes or self._shadows_are_slow
+                self.slow_to_read = rules.normalizes or self._dry_run_is_slow
         if problem is None:
             is_clean = no_bare_cr or _BARE_CR.search(piece) is None
             if (is_clean and _BARE_LF.search(piece) is None) or not rules.refuses_bare:
@@ -317,18 +317,18 @@ _LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max
 def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRules:
     """What messages must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
 
-    Of limits that are only tried, the `shadows` say what each would have done. Bare newlines that are not refused are
+    The `dry_run_rules` say what each limit in dry run would have done. Bare newlines that are not refused are
     made CRLF even then: the next server must not read more messages than the guard did.
     """
-    tried = limits.dry_run & _LIMITS
-    shadows = []
-    for limit in sorted(tried):
+    in_dry_run = limits.dry_run & _LIMITS
+    dry_run_rules = []
+    for limit in sorted(in_dry_run):
         octets = limits.max_message_size if limit == "max_message_size" else 0
         newlines_matter = limit == "bare_newline" and limits.bare_newline == "reject" and not binary
-        shadows.append(_rules(limits, {limit}, octets, normalize=False, binary=not newlines_matter))
-    normalize = limits.bare_newline == "normalize" or "bare_newline" in tried
-    rules = _rules(limits, _LIMITS - tried, max_octets, normalize=normalize, binary=binary)
-    return attrs.evolve(rules, shadows=tuple(shadows))
+        dry_run_rules.append(_rules(limits, {limit}, octets, normalize=False, binary=not newlines_matter))
+    normalize = limits.bare_newline == "normalize" or "bare_newline" in in_dry_run
+    rules = _rules(limits, _LIMITS - in_dry_run, max_octets, normalize=normalize, binary=binary)
+    return attrs.evolve(rules, dry_run_rules=tuple(dry_run_rules))
 
 
 def _rules(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageRules:

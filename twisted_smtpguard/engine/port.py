@@ -16,9 +16,9 @@ class Close(enum.Enum):
     """How the host ends a connection."""
 
     LINGER = "linger"
-    """When everything said has left: shut down our side only, and go on reading. `Engine.said_all` is called."""
+    """When everything said has left: shut down our side only, and go on reading. `Engine.all_sent` is called."""
     PLAIN = "plain"
-    """When everything said has left: close. `Engine.said_all` is called."""
+    """When everything said has left: close. `Engine.all_sent` is called."""
     ABORT = "abort"
     """At once, with all that has not left."""
 

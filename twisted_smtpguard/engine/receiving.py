@@ -10,7 +10,7 @@ from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.envelope import report_late
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, no_end
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
 from twisted_smtpguard.engine.waiting import Expired, wait_for
@@ -95,7 +95,7 @@ def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | Non
 
 def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
     if not hasattr(sink, "abort"):
-        raise no_end(sink)
+        raise missing_abort(sink)
     engine.sink = sink
     if chunk is None:
         engine.message = DataDecoder(engine.context.rules(False))
@@ -246,10 +246,10 @@ def _received(engine: Engine) -> Reply | None:
     if problem is not None:
         engine.reset()
         return problem
-    for shadow in message.shadows:
-        if shadow.problem is not None:
-            octets = message.octets if shadow.problem is replies.MESSAGE_TOO_LARGE else None
-            counts.trips(engine, replies.reason_of(shadow.problem), octets)
+    for check in message.dry_run_checks:
+        if check.problem is not None:
+            octets = message.octets if check.problem is replies.MESSAGE_TOO_LARGE else None
+            counts.enforces(engine, replies.reason_of(check.problem), octets)
     return _finish(engine)
 
 
@@ -282,8 +282,8 @@ def _late_verdict(engine: Engine, answer: Any, error: BaseException | None) -> R
         return _verdict(engine, answer, error)
     finally:
         if engine.stage in ENDED:
-            engine.context.orphans -= 1
-            engine.context.orphan_settled()
+            engine.context.pending_deliveries -= 1
+            engine.context.pending_delivery_settled()
 
 
 def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:

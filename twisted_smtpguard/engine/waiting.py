@@ -169,7 +169,7 @@ class Wait:
     def _over(self) -> None:
         if self.is_delivery:
             self._engine.hooks_at_work -= 1
-            self._engine.say_farewell()
+            self._engine.notify_session_ended()
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

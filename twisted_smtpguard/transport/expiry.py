@@ -14,7 +14,7 @@ from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 _log = Logger()
 
 
-class Ageing(Protocol):
+class Expiring(Protocol):
     """What has a time."""
 
     def time_over(self) -> None:
@@ -27,31 +27,31 @@ class ExpiryQueue:
     def __init__(self, deadlines: Deadlines, seconds: float) -> None:
         self._deadlines = deadlines
         self._seconds = seconds
-        self._ends: dict[Ageing, float] = {}
+        self._ends: dict[Expiring, float] = {}
         """By age, the oldest first."""
         self._deadline: Deadline | None = None
 
-    def add(self, new: Ageing) -> None:
+    def add(self, new: Expiring) -> None:
         """Its time begins."""
         if self._seconds:
             self._ends[new] = self._deadlines.seconds() + self._seconds
             if self._deadline is None:
-                self._deadline = self._deadlines.call_later(self._seconds, self._look)
+                self._deadline = self._deadlines.call_later(self._seconds, self._expire_due)
 
-    def remove(self, gone: Ageing) -> None:
+    def remove(self, gone: Expiring) -> None:
         """Its time does not matter any more. May be called twice."""
         self._ends.pop(gone, None)
         if not self._ends and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _look(self) -> None:
+    def _expire_due(self) -> None:
         self._deadline = None
         now = self._deadlines.seconds()
         over = []
         for each, end in self._ends.items():
             if end > now:
-                self._deadline = self._deadlines.call_later(end - now, self._look)
+                self._deadline = self._deadlines.call_later(end - now, self._expire_due)
                 break
             over.append(each)
         for each in over:

@@ -56,7 +56,7 @@ _LAST_LINES_SECONDS = 0.5
 """After the grace of a stop: for the last lines to leave. Under TLS the client's side of the goodbye never comes from
 one that is frozen, and no verdict depends on it."""
 
-_SILENT_SECONDS = 10
+_DRAIN_LOG_SECONDS = 10
 """While a drain waits the log says every so often what for."""
 
 _CROWDED = 0.8
@@ -135,7 +135,7 @@ class SMTPGuardFactory(ServerFactory):
         )
         self.admission = Admission(limits, self.filters, self.clients, self.deadlines.call_later, events)
         self.session_times = ExpiryQueue(self.deadlines, limits.max_session_time)
-        wants_farewell = ISessionDelivery.providedBy(delivery)
+        is_session_delivery = ISessionDelivery.providedBy(delivery)
         self.context = ServerContext(
             limits=limits,
             delivery=delivery,
@@ -151,10 +151,10 @@ class SMTPGuardFactory(ServerFactory):
             release=self.release,
             may_linger=self.may_linger,
             session_times=self.session_times,
-            orphan_settled=self._something_ended,
+            pending_delivery_settled=self._something_ended,
             is_relay=IRelayTransaction.providedBy,
             offers_chunking=self._offers_chunking,
-            session_ended=ISessionDelivery(delivery).session_ended if wants_farewell else None,
+            session_ended=ISessionDelivery(delivery).session_ended if is_session_delivery else None,
             starttls=tls is not None,
             asks_for_certificates=self.asks_for_certificates,
             proxy_tls=proxy_protocol_tls,
@@ -173,15 +173,15 @@ class SMTPGuardFactory(ServerFactory):
         self._stopping = TurnAway(replies.SHUTTING_DOWN)
         self._session_prefix = secrets.token_hex(4)
         self._session_numbers = count(1)
-        self._holding = 0
+        self._slots_held = 0
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
         self._drained: Deferred[None] | None = None
-        self._hurried = False
+        self._grace_over = False
         self._grace: Deadline | None = None
         self._last_lines: Deadline | None = None
         self._last_wait: Deadline | None = None
-        self._next_word: Deadline | None = None
+        self._next_drain_log: Deadline | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -192,7 +192,7 @@ class SMTPGuardFactory(ServerFactory):
     @property
     def connections(self) -> int:
         """Connections that hold a slot of `Limits.max_connections`."""
-        return self._holding
+        return self._slots_held
 
     def _offers_chunking(self) -> bool:
         delivery = self.context.delivery
@@ -203,7 +203,7 @@ class SMTPGuardFactory(ServerFactory):
         limits = self.context.limits
         if not limits.greet_delay:
             return 0
-        crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._holding
+        crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._slots_held
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
@@ -219,12 +219,12 @@ class SMTPGuardFactory(ServerFactory):
         greeting."""
         if self._drained is not None:
             return self._turn_away(self._stopping, addr, listener)
-        if 0 < self.context.limits.max_connections <= self._holding:
+        if 0 < self.context.limits.max_connections <= self._slots_held:
             if "max_connections" not in self.context.limits.dry_run:
-                return self._turn_away(self._full, addr, listener, self._holding + 1)
-            self._turn_away(self._full, addr, listener, self._holding + 1, dry_run=True)
+                return self._turn_away(self._full, addr, listener, self._slots_held + 1)
+            self._turn_away(self._full, addr, listener, self._slots_held + 1, dry_run=True)
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
-        self._holding += 1
+        self._slots_held += 1
         self._open.add(protocol)
         return protocol
 
@@ -255,7 +255,7 @@ class SMTPGuardFactory(ServerFactory):
 
     def release(self, engine: Engine) -> None:
         """Our side of the connection is shut down, or the connection is gone: its slot is free. Called once."""
-        self._holding -= 1
+        self._slots_held -= 1
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
         """The connection is gone. Called once."""
@@ -282,11 +282,11 @@ class SMTPGuardFactory(ServerFactory):
         if grace:
             self._grace = self.deadlines.call_later(grace, self.end_now)
         self._shut_down(now=False)
-        if self._hurried:
+        if self._grace_over:
             self.end_now()
         self._something_ended()
         if not drained.called:
-            self._tell_of_waiting()
+            self._log_drain_progress()
         return drained
 
     def _shut_down(self, *, now: bool) -> None:
@@ -295,24 +295,26 @@ class SMTPGuardFactory(ServerFactory):
                 protocol.failed, "a session could not be ended", partial(protocol.engine.shut_down, now=now)
             )
 
-    def _tell_of_waiting(self) -> None:
+    def _log_drain_progress(self) -> None:
         """Log what the drain waits for, so that an operator sees why it takes its time."""
-        verdicts = self.context.orphans + sum(protocol.engine.awaits_verdict for protocol in self._open)
+        verdicts = self.context.pending_deliveries + sum(
+            protocol.engine.awaits_verdict for protocol in self._open
+        )
         self.context.events.draining(len(self._open), verdicts)
-        self._next_word = self.deadlines.call_later(_SILENT_SECONDS, self._tell_of_waiting)
+        self._next_drain_log = self.deadlines.call_later(_DRAIN_LOG_SECONDS, self._log_drain_progress)
 
     def reopen(self) -> None:
         """After a drain: connections are let in again. RuntimeError before it is over."""
         if self._drained is not None and not self._drained.called:
             raise RuntimeError("connections can be let in again when the drain is over")
         self._drained = None
-        self._hurried = False
+        self._grace_over = False
         self.context.draining = False
 
     def end_now(self) -> None:
         """The grace is over: every session ends, and what has not left a moment later is not waited for. Verdicts
         that are pending have five seconds more, however often this is called. Before a drain: it will have no grace."""
-        self._hurried = True
+        self._grace_over = True
         if self._drained is None:
             return
         if not self._drained.called and self._last_wait is None:
@@ -321,17 +323,17 @@ class SMTPGuardFactory(ServerFactory):
         self._shut_down(now=True)
 
     def _stop_waiting(self, _: object) -> None:
-        for timer in (self._grace, self._last_lines, self._last_wait, self._next_word):
+        for timer in (self._grace, self._last_lines, self._last_wait, self._next_drain_log):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._grace = self._last_lines = self._last_wait = self._next_word = None
+        self._grace = self._last_lines = self._last_wait = self._next_drain_log = None
 
     def _cut_off(self) -> None:
         for protocol in list(self._open):
             safely(protocol.failed, "a connection could not be aborted", protocol.engine.abort)
 
     def _something_ended(self) -> None:
-        if not (self._open or self.context.orphans or self.clients.pending):
+        if not (self._open or self.context.pending_deliveries or self.clients.pending):
             self._fire()
 
     def _fire(self) -> None:

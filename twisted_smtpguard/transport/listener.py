@@ -13,7 +13,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.transport.peers import socket_name
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
-from twisted_smtpguard.transport.turnaway import TurnAwayUnsaid
+from twisted_smtpguard.transport.turnaway import SilentTurnAway
 
 if TYPE_CHECKING:
     from twisted_smtpguard.transport.factory import SMTPGuardFactory
@@ -34,7 +34,7 @@ class Listener(ServerFactory):
         self._guard = guard
         self.name = name
         self.implicit_tls = implicit_tls
-        self._unsaid = TurnAwayUnsaid(replies.TOO_MANY_CONNECTIONS)
+        self._unsaid = SilentTurnAway(replies.TOO_MANY_CONNECTIONS)
 
     def startFactory(self) -> None:
         """Called when listening begins."""

@@ -164,7 +164,7 @@ class Output:
             self._backlog.leave()
             self._backlog = None
         lingers = self._close is Close.LINGER
-        self.engine.said_all(lingers=lingers or secure)
+        self.engine.all_sent(lingers=lingers or secure)
         if lingers and not secure:
             self.transport.loseWriteConnection()
         elif self._socket is None:

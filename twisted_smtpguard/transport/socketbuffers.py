@@ -28,25 +28,25 @@ class SocketBuffers:
         self._sizes = [(side, size) for side, size in zip(_SIDES, (send, receive), strict=True) if size]
         self._in_force = 0
         """What the system made of the first of them. Linux doubles it, and has bounds of its own."""
-        self._unsure: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._unchecked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         """Of each port: how many of its connections are still to be looked at."""
 
     def opened(self, port: Any) -> None:
         """A port listens. Of one that an application opens itself this is learnt at its first connection."""
-        self._unsure[port] = self._first_of(port)
+        self._unchecked[port] = self._first_of(port)
 
     def accepted(self, port: Any, connection: socket.socket) -> None:
         """A connection has been made, at `port`."""
         if not self._sizes:
             return
-        unsure = self._unsure.get(port)
-        if unsure == 0:
+        unchecked = self._unchecked.get(port)
+        if unchecked == 0:
             return
         with contextlib.suppress(OSError):
-            if unsure is None:
+            if unchecked is None:
                 self.opened(port)
             else:
-                self._unsure[port] = unsure - 1
+                self._unchecked[port] = unchecked - 1
             if connection.getsockopt(socket.SOL_SOCKET, self._sizes[0][0]) != self._in_force:
                 self._set(connection)
 

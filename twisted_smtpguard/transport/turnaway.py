@@ -43,7 +43,7 @@ class TurnAway:
         """makeConnection has done everything."""
 
 
-class TurnAwayUnsaid(TurnAway):
+class SilentTurnAway(TurnAway):
     """The same at a listener of implicit TLS: to say anything would take a handshake."""
 
     def makeConnection(self, transport: Any) -> None:
