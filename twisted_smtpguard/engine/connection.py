@@ -1,7 +1,7 @@
-"""The state of one connection and of its session, and the steps that change it wherever it stands.
+"""The state of one connection and of its session, and the steps that every stage may take.
 
-`Engine` is this with the inputs of the host. It is one object, so that an idle connection costs no more than its host,
-its transport and its deadline besides.
+`Engine` adds the inputs of the host. Both are one object: beside it an idle connection needs only its host, its
+transport and its deadline.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from twisted_smtpguard.values import Client, Path, Peer
 _NO_SENDER = Path("", {})
 _NOTHING: frozenset[str] = frozenset()
 _NO_RECIPIENTS: list[str] = []
-"""The recipients of a session before its first MAIL, which makes a list of its own."""
+"""The recipients of every session before its first MAIL, which gives the session its own list."""
 
 SHARE = 64
-"""What a connection may do in one turn of the reactor, in short commands. A whole arrival of 64 KiB of message data is
-one share too."""
+"""What a connection may do in one turn of the reactor, counted in short commands. 64 KiB of message data, the most
+that arrives at once, are one share too."""
 
 HELD_BY_TURN = 1
 """The connection has had its share of this turn of the reactor."""
@@ -76,7 +76,7 @@ class Connection:
         self.listener = listener
         """The name in the log of the listener that accepted the connection."""
         self.implicit_tls = implicit_tls
-        """Whether tLS comes before the greeting."""
+        """Whether TLS comes before the greeting."""
         self.stage = Stage.ACCEPTED
         self.row = context.stages[Stage.ACCEPTED]
         self.stage_before = Stage.ACCEPTED
@@ -92,47 +92,47 @@ class Connection:
         self.busy = False
         """Whether an input is being carried out."""
         self.queue: list[Callable[[], object]] | None = None
-        """Inputs that wait until the present one has been carried out; None if there are none."""
+        """Inputs that wait until the current one is complete; None if there are none."""
         self.held = 0
         """The reasons why no more input may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 for none."""
         self.share = 0
-        """The rest of the connection's share of this turn of the reactor, in short commands."""
+        """What is left of the connection's share of this turn of the reactor, in short commands."""
         self.paused = False
-        """Whether the client is not read."""
+        """Whether the host has been told to stop reading the client."""
         self.input_ended = False
-        """Whether the client has shut down its side."""
+        """Whether the client has half-closed the connection."""
         self.end_announced = False
-        """Whether the client has shut down its side, although what it sent before that may still be unread."""
+        """Whether the kernel has reported the client's half-close. Octets that it sent before may still be unread."""
         self.progress = True
-        """Whether the deadline is to be set back: the client has sent what was due, or a new stage was entered."""
+        """Whether the deadline is to be extended: the client has sent what was due, or a new stage was entered."""
         self.timed = ""
-        """The name in `ServerContext.timeouts` of the time limit that runs."""
+        """The name in `ServerContext.timeouts` of the running time limit; "" for none."""
         self.timer: Any = NO_TIMER
         """The deadline of that time limit."""
         self.time_limit = 0.0
         """Seconds from the last progress to the deadline."""
         self.unsettled = True
-        """Whether more than the deadline is to be settled, such as a new stage or an end of the input."""
+        """Whether more than the deadline has to be settled, such as a new stage or the end of the input."""
         self.progress_octets = 0
         """Octets of message data without a line end since the last progress."""
         self.skipped = 0
-        """The number of octets of the skipped line that were thrown away."""
+        """The octets of the skipped line that have been thrown away."""
         self.skipped_for: Reply | None = None
-        """The reply at the end of the skipped line."""
-        # The client, and how far it has been let in.
+        """The reply that is due at the end of the skipped line; None if it has been given."""
+        # The client and its admission.
         self.behind_proxy = False
         """Whether the connection comes from a trusted proxy, and so begins with a PROXY header."""
         self.silent = False
         """Whether the connection is the proxy's own, such as a health check, and has sent nothing yet."""
         self.beginning = b""
-        """Empty lines that were answered, and that may be the beginning of an unexpected PROXY header."""
+        """Empty lines that have been answered and may be the beginning of an unexpected PROXY header."""
         self.known_peer: Peer | None = None
         self.known_key = ""
         self.admitted = False
         self.trusted = False
         """Whether an IP filter trusts the client."""
         self.place: Any = None
-        """The `Place` that the connection takes of those that its client may have at once."""
+        """The `Place` of this connection among those that its client may have at once."""
         self.tls = ""
         """TLS version and cipher; "" without TLS."""
         self.secure = False
@@ -146,19 +146,19 @@ class Connection:
         self.holds_slot = True
         """Whether the connection counts against `Limits.max_connections`."""
         self.grace_over = False
-        """Whether the grace of a stop is over, so that the service waits for no client that lingers."""
+        """Whether the grace of a stop is over, so that the service no longer waits for lingering clients."""
         self.lingers = False
         """Whether the connection counts against `Limits.max_lingering`."""
         self.end_reason = "lost"
         """The reason in the log for the end of the connection."""
         # The session.
         self.name = ""
-        """The name of the session, from the greeting on; "" before."""
+        """The name of the session in the log; "" before the greeting."""
         self.helo = ""
         self.known_client: Client | None = None
-        """The value for the delivery, for every message without SMTPUTF8."""
+        """The `Client` that the delivery gets for messages without SMTPUTF8; None until it is first needed."""
         self.offered = _NOTHING
-        """The MAIL parameters that EHLO has offered; none before it."""
+        """The MAIL parameters that the reply to EHLO has offered; none before EHLO."""
         self.user: Any = None
         """The user who has logged in."""
         self.auth: Any = None
@@ -170,11 +170,11 @@ class Connection:
         self.transactions = 0
         """The number of mail transactions that were begun."""
         self.pending: Any = None
-        """The `Wait` for a hook that has been asked and has not answered."""
+        """The `Wait` for the hook whose answer is needed to go on; None if there is none."""
         self.hooks_at_work = 0
         """The number of hooks of the delivery that have not answered, cancelled ones included."""
         self.owes_session_ended = False
-        """Whether `session_ended()` has to be called: `begin()` has been."""
+        """Whether `session_ended()` has yet to be called, because `begin()` was."""
         # The mail transaction.
         self.mail: Any = None
         """The `IMailTransaction`, until its `data()` is called."""
@@ -190,7 +190,7 @@ class Connection:
         self.mail_began_at = 0.0
         self.rate: DataRate | None = None
         """The watch on the rate of message data; None if there is no limit."""
-        # What is counted, and shown in the log.
+        # Counts and values for the log.
         self.command: Any = None
         """The row of the last command; None if the last line was no command."""
         self.phase_before = Phase.CONNECTED
@@ -198,9 +198,9 @@ class Connection:
         self.after_auth = False
         """Whether the last valid command was AUTH. An unknown line after it may be a password, and is not logged."""
         self.unknown = b""
-        """The verb of a line that is no command."""
+        """The unknown verb of the last line, if it was no command."""
         self.parameter = ""
-        """The parameter that a 555 refused."""
+        """The MAIL or RCPT parameter that was refused with a 555, until it is logged."""
         self.recipient: str | None = None
         """The address in the last RCPT."""
         self.user_tried: str | None = None
@@ -214,21 +214,21 @@ class Connection:
         self.is_junk = False
         """Whether the last command counts as junk."""
         self.account_next = False
-        """Whether the next reply passes through `account`, whatever it is."""
+        """Whether the next reply passes through `account` even if it is a success."""
         self.account_all = False
         """Whether every reply passes through `account`: the service stops, or the session time is over."""
         self.closing_reply: Reply | None = None
-        """The last line of the session after the next reply, whatever was counted."""
+        """The reply that ends the session after the next one, whatever the counts say; None for none."""
         self.closing_value: float | None = None
         """The value that exceeded the limit of `closing_reply`, for the log."""
         self.dry_run_logged = _NOTHING
-        """Limits in dry run that would have ended the session; each is logged once."""
+        """Limits in dry run that have been logged in this session. One that would have ended it is logged once."""
 
-    # Questions.
+    # Properties.
 
     @property
     def peer(self) -> Peer:
-        """The peer, for filters and deliveries. It is made when it is first needed, since it costs a system call."""
+        """The peer, for filters and deliveries. It costs a system call and so is made when it is first needed."""
         if self.known_peer is None:
             self.known_peer = self.host.peer()
         return self.known_peer
@@ -244,35 +244,35 @@ class Connection:
 
     @property
     def awaits_verdict(self) -> bool:
-        """Whether a verdict is pending whose client is still connected."""
+        """Whether the verdict on a message is pending and the session has not ended."""
         return self.pending is not None and self.pending.finishes and self.stage not in ENDED
 
     @property
     def owes_reply(self) -> bool:
-        """A reply is due that a client may still read whose TLS connection has ended without close_notify. Only a whole
-        message is worth waiting for."""
+        """Whether a client whose TLS connection ended without close_notify may still read a reply. While a hook is
+        pending this holds for `finish()` only: nothing but the verdict on a whole message is worth waiting for."""
         return self.name != "" and self.stage not in ENDED and (self.pending is None or self.pending.finishes)
 
     @property
     def gone(self) -> bool:
-        """Whether the connection is refused, ending or gone."""
+        """Whether the connection is closing, lingering or closed."""
         return self.stage in ENDED
 
     @property
     def idle(self) -> bool:
-        """Whether the session may be ended: it is greeted, between transactions, and nothing is pending."""
+        """Whether the session can be ended at once: it is greeted, outside a mail transaction, and awaits no hook."""
         busy = self.pending is not None or self.row.in_message or self.phase in IN_TRANSACTION
         return self.name != "" and not (busy or self.stage in ENDED)
 
     @property
     def buffer_is_full(self) -> bool:
-        """Whether so much input waits that the client is not read."""
+        """Whether the untaken input has reached `Limits.max_input_buffer`."""
         return 0 < self.context.limits.max_input_buffer <= len(self.buffer) - self.offset
 
     # Steps.
 
     def enter(self, stage: Stage) -> None:
-        """The only way from one stage to another. What the new one needs is seen to when the input is done with."""
+        """Change the stage; nothing else does. Its deadline and reading are settled when the input is complete."""
         row = self.context.stages[stage]
         assert self.stage in row.follows, f"{self.stage} -> {stage}"
         if row.needs != self.row.needs:
@@ -282,24 +282,24 @@ class Connection:
         self.progress = True
 
     def set_deadline(self, timeout: str) -> None:
-        """Start this time limit of `ServerContext.timeouts`; "" for none."""
+        """Start the time limit with this name in `ServerContext.timeouts`; "" stops the one that runs."""
         if self.handshaking and not timeout:
-            # The time of a handshake that an endpoint has begun goes on beside what else is waited for.
+            # The handshake deadline of a TLS endpoint keeps running during admission and the greet delay.
             return
         self.timed = timeout
         self.time_limit = self.context.timeouts[timeout]
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
 
     def flush(self) -> None:
-        """Write the replies that have been said."""
+        """Write the queued replies."""
         octets, self.unwritten = self.unwritten, b""
         if self.host.write(octets):
             self.held |= HELD_BY_OUTPUT
             self.unsettled = True
 
     def has_share_left(self, cost: int) -> bool:
-        """Whether the connection may go on after something that has cost so much of its share. Otherwise it waits for
-        its next turn, or for the client to read its replies."""
+        """Take `cost` from the connection's share of the turn. Returns whether the connection may continue; otherwise
+        it waits for its next turn, or for the client to read its replies."""
         if len(self.unwritten) >= self.context.max_unwritten:
             self.flush()
             if self.held:
@@ -311,7 +311,7 @@ class Connection:
         return False
 
     def wait_for_turn(self) -> None:
-        """Called when the connection has had its share: no more input is taken until its next turn."""
+        """Take no more input until the connection's next turn, because its share is used up."""
         self.held |= HELD_BY_TURN
         self.unsettled = True
         self.host.next_turn()
@@ -319,7 +319,7 @@ class Connection:
     # The mail transaction.
 
     def reset(self) -> None:
-        """End the mail transaction; what the delivery has begun is aborted."""
+        """End the mail transaction, if there is one, and call the delivery's `abort()` unless it has had its end."""
         if self.sink is not None or self.mail is not None:
             self.abort_mail()
         self.message = None
@@ -329,30 +329,30 @@ class Connection:
         self.phase = Phase.READY if self.helo else Phase.CONNECTED
 
     def abort_mail(self) -> None:
-        """Tell the delivery that the transaction ends without a message, unless it has been told of an end already."""
+        """Call `abort()` of the transaction's sink or IMailTransaction, unless it has had its end already."""
         given = self.mail if self.sink is None else self.sink
         self.sink = self.mail = None
         if given is not None:
             self.abort_given(given)
 
     def abort_given(self, given: Any) -> None:
-        """Call `abort()` of what a hook has handed over."""
+        """Call `abort()` of an object that a hook has returned. An exception is only logged."""
         try:
             given.abort()
-        except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+        except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
             self.delivery_failed(error, "abort() raised")
 
     def delivery_failed(self, error: BaseException, what: str) -> None:
-        """Log a fault of the delivery, with its traceback."""
+        """Log an exception of the delivery with its traceback."""
         self.context.events.failure(error, f"the delivery failed: {what}", self.name, self.peer_name)
 
     def notify_session_ended(self) -> None:
-        """Tell the delivery that the session is over, once, when the last of its hooks has answered."""
+        """Call the delivery's `session_ended()` once, when the session is over and every hook has answered."""
         if self.owes_session_ended and self.stage in ENDED and not self.hooks_at_work:
             self.owes_session_ended = False
             session_ended = self.context.session_ended
             assert session_ended is not None
             try:
                 session_ended(self.name)
-            except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the connection from ending
+            except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the connection from ending
                 self.delivery_failed(error, "session_ended() raised")

@@ -1,4 +1,4 @@
-"""What the engines of one guard share: its limits, its delivery, what EHLO offers, and what follows from them."""
+"""What the engines of one guard share: limits, delivery, the offer of EHLO, and values derived from them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
 
 _MAX_UNWRITTEN_OCTETS = 64 * 1024
-"""Where there is no limit on replies that wait: to add to more than that takes too long."""
+"""Replies are written at this size where `max_output_buffer` is 0: appending to more octets takes too long."""
 
 
 @attrs.frozen
 class Offer:
-    """What an EHLO was told."""
+    """The reply to EHLO, and what it offers."""
 
     made_for: tuple[frozenset[str], int, bool]
-    """The delivery's extensions, the largest message, and whether BDAT may be offered."""
+    """What the offer depends on: the delivery's extensions, the largest message, and whether CHUNKING is offered."""
     reply: Reply
     mail_parameters: frozenset[str]
-    """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME, DSN for its four, two of them of
-    RCPT."""
+    """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME; DSN for RET and ENVID, and for
+    NOTIFY and ORCPT at RCPT."""
 
 
 @attrs.define(eq=False)
 class ServerContext:
-    """One guard, as its engines see it. Made by the factory; engines only read it, but for `pending_deliveries`."""
+    """One guard, as its engines see it. Made by the factory; engines change nothing in it but `pending_deliveries`."""
 
     limits: Limits
     delivery: Any
@@ -49,26 +49,26 @@ class ServerContext:
     admission: Any
     """`Admission`: decides whether a connection is let in."""
     seconds: Callable[[], float]
-    """The clock."""
+    """The time of the guard's clock, in seconds."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]
-    """Calls a function so many seconds later."""
+    """Calls a function after so many seconds."""
     stages: Mapping[Stage, StageRow]
     """The table of stages."""
     next_session_name: Callable[[], str]
     greet_delay: Callable[[], float]
-    """Seconds from the end of all other checks to the greeting, now."""
+    """Returns the seconds from admission to the greeting, at this time."""
     release: Callable[[Any], None]
-    """Called with an engine, once: its connection holds no slot any more."""
+    """Called with an engine, once, when its connection gives back its slot."""
     may_linger: Callable[[], bool]
-    """Whether one more connection may linger; if so it does."""
+    """Returns whether one more connection may linger, and if so counts it."""
     session_times: Any
-    """`ExpiryQueue` of engines whose session has a time limit."""
+    """The `ExpiryQueue` of the greeted engines, for `Limits.max_session_time`."""
     pending_delivery_settled: Callable[[], object]
     """Called when a verdict has come after its client disconnected."""
     is_relay: Callable[[Any], bool]
-    """Whether a mail transaction is one with another server, with a reply to MAIL and BDAT of its own."""
+    """Returns whether a mail transaction is an IRelayTransaction, which has its own reply to MAIL and takes chunks."""
     offers_chunking: Callable[[], bool]
-    """Whether the delivery takes BDAT now."""
+    """Returns whether EHLO offers CHUNKING now."""
     session_ended: Callable[[str], object] | None = None
     """The `session_ended()` of the delivery, if it is an ISessionDelivery."""
     starttls: bool = False
@@ -76,37 +76,37 @@ class ServerContext:
     asks_for_certificates: bool = False
     """Whether clients are asked for a certificate, which IP filters get."""
     proxy_tls: bool = False
-    """What a trusted proxy says of its client's TLS is taken for true."""
+    """Whether the guard believes what a trusted proxy reports of its client's TLS."""
     identify: Callable[[Any], Any] | None = None
-    """Called with a `Login`: the judgement of the checkers, now or later. None: there is no AUTH."""
+    """Called with a `Login`; returns the judgement of the checkers, now or later. None: AUTH is not offered."""
     auth_without_tls: bool = False
-    """Credentials may come in clear."""
+    """Whether AUTH is allowed without TLS."""
     require_tls: bool = False
-    """MAIL is refused in clear."""
+    """Whether MAIL is refused without TLS."""
     require_auth: bool = False
-    """MAIL is refused before AUTH."""
+    """Whether MAIL is refused before AUTH."""
     draining: bool = False
-    """The service stops: no new command is carried out."""
+    """Whether the service is stopping, so that commands are refused."""
     pending_deliveries: int = 0
-    """finish() calls still pending whose clients are gone."""
+    """The number of pending finish() calls whose clients are gone."""
 
     demands: bool = attrs.field(init=False)
-    """TLS or AUTH is required."""
+    """Whether TLS or AUTH is required."""
     hello: Reply = attrs.field(init=False)
-    """The answer to HELO."""
+    """The reply to HELO."""
     greeting: Reply = attrs.field(init=False)
     begin: Callable[..., Any] = attrs.field(init=False)
-    """The delivery's."""
+    """The delivery's `begin()`."""
     timeouts: dict[str, float] = attrs.field(init=False)
-    """By the names of StageRow; seconds, 0 for none."""
+    """The time limit for each `StageRow.timeout`, in seconds; 0 for none."""
     max_line: int = attrs.field(init=False)
-    """Octets of a command line with its CRLF; 0: no limit."""
+    """The longest command line in octets, its CRLF included; 0 for no limit."""
     plain_line: Callable[[bytes, int], Match[bytes] | None] = attrs.field(init=False)
-    """Reads a plain command line at an offset of the input (see grammar.py)."""
+    """Matches a plain command line at an offset of the input (see grammar.py)."""
     max_auth_line: int = attrs.field(init=False)
-    """The same of a line of AUTH, where there is AUTH."""
+    """The longest line of AUTH in octets; without AUTH the same as `max_line`."""
     max_unwritten: int = attrs.field(init=False)
-    """Octets of replies that are said before they leave, and it is looked at whether the client reads them."""
+    """The octets of queued replies at which they are written, to learn whether the client reads them."""
     configured_max_octets: int = attrs.field(init=False)
     max_messages: float = attrs.field(init=False)
     """Of a session; infinity for no limit, as in the next two."""
@@ -119,9 +119,9 @@ class ServerContext:
     recipient_rate: Any = attrs.field(init=False)
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _rules: list[MessageRules] = attrs.field(factory=list, init=False)
-    """For messages that are not binary, and for those that are."""
+    """The rules for messages that are not binary, and those for binary ones."""
     _rules_made_for: int = attrs.field(default=-1, init=False)
-    """The delivery's largest message."""
+    """The `max_message_octets` of the delivery when `_rules` were made."""
 
     def __attrs_post_init__(self) -> None:
         limits = self.limits
@@ -137,7 +137,7 @@ class ServerContext:
             "tls_handshake": _sooner(limits.tls_handshake_timeout, read),
             "proxy_header": _sooner(limits.proxy_header_timeout, read),
         }
-        # A line of any length is still one that has to end: it would be kept, not skipped.
+        # Without a limit on command lines the whole line is kept in memory, so the bound on endless lines applies.
         self.max_line = limits.max_command_line or limits.max_endless_line
         fits = not self.max_line or self.max_line >= grammar.PLAIN_LINE_OCTETS
         self.plain_line = grammar.plain_line if fits else _no_line
@@ -153,21 +153,21 @@ class ServerContext:
 
     @property
     def max_octets(self) -> int:
-        """The largest message: the smaller of the operator's and the delivery's limit; 0: none."""
+        """The largest message in octets: the smaller of the operator's and the delivery's limit; 0 for no limit."""
         ours, theirs = self.configured_max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
 
     def rules(self, binary: bool) -> MessageRules:
-        """What a message must satisfy now."""
+        """The rules that a message has to satisfy now."""
         theirs = self.delivery.max_message_octets
         if theirs != self._rules_made_for:
-            # A delivery may change its mind on the largest message.
+            # A delivery may change its largest message at any time.
             self._rules_made_for = theirs
             self._rules = [message_rules(self.limits, self.max_octets, binary=each) for each in (False, True)]
         return self._rules[binary]
 
     def offer(self, tls: bool) -> Offer:
-        """What EHLO advertises now, under TLS or in clear. A delivery may change its mind, but hardly ever does."""
+        """The offer of EHLO now, with or without TLS. It is kept until the delivery changes its part, which is rare."""
         made_for = (self.delivery.extensions, self.max_octets, self.offers_chunking())
         offer = self._offers.get(tls)
         if offer is None or offer.made_for != made_for:
@@ -179,7 +179,7 @@ class ServerContext:
         return offer
 
     def commands(self, tls: bool) -> Reply:
-        """The answer to HELP, under TLS or in clear."""
+        """The reply to HELP, with or without TLS."""
         return replies.commands(starttls=self._offers_starttls(tls), auth=self._offers_auth(tls))
 
     def _offers_starttls(self, tls: bool) -> bool:
@@ -189,9 +189,9 @@ class ServerContext:
         return self.identify is not None and (tls or self.auth_without_tls)
 
     def _keywords(self, extensions: frozenset[str], octets: int, chunking: bool, tls: bool) -> list[str]:
-        """RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6531; LIMITS: RFC 9422."""
+        """The keywords of EHLO (RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6531; LIMITS: RFC 9422)."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
-        # What is in dry run is not announced: clients that heed it would never meet it.
+        # A limit in dry run is not announced: clients that respect it would never reach it.
         enforced = [(word, self.limits.enforced(name)) for word, name in caps]
         limits = [f"{word}={cap}" for word, cap in enforced if cap]
         return [
@@ -216,9 +216,9 @@ def _mail_parameters(extensions: frozenset[str], *, auth: bool) -> frozenset[str
 
 
 def _sooner(*seconds: float) -> float:
-    """The smallest of several time limits, 0 being none."""
+    """The smallest of several time limits in seconds, where 0 means no limit; 0 if there is none."""
     return min((each for each in seconds if each), default=0)
 
 
 def _no_line(buffer: bytes, offset: int) -> None:
-    """In the place of `plain_line` where lines may be shorter than a plain one can be."""
+    """Match nothing: replaces `plain_line` where the limit on lines is below the length of a plain line."""

@@ -1,7 +1,7 @@
-"""The inputs that a host gives a connection, and what follows from each.
+"""The inputs that a host gives a connection, and what each of them changes.
 
-What arrives is taken by the stage that the connection is in; `enter` changes the stage, `reply` says something, `close`
-and `abort` end it. All that is said to one arrival leaves in one write.
+The current stage takes the octets that arrive. `enter` changes the stage, `reply` queues a reply, `close` and `abort`
+end the connection. All replies to one arrival leave in one write.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from twisted_smtpguard.replies import Reply
 
 
 class Engine(Connection):
-    """One connection as its host sees it: a function for each input.
+    """One connection as its host sees it: a method for each input.
 
-    An input that a hook causes while another input is carried out waits until that is done: no hook ever sees, or
-    changes, a half-done step.
+    An input that arrives while another one is being carried out (a hook may cause one) is queued until the other one
+    is complete, so that no hook sees or changes a half-done step.
     """
 
     __slots__ = ()
@@ -30,21 +30,21 @@ class Engine(Connection):
     # Inputs.
 
     def input(self, function: Callable[..., object], *arguments: object) -> None:
-        """Carry out one input, then those that it has caused."""
+        """Call `function` as one input, then carry out the inputs that it has caused."""
         if self.busy:
             self._postpone(partial(function, *arguments))
             return
         self.busy = True
         try:
             function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - our own fault must not end the process or another session
+        except BaseException as error:  # noqa: BLE001 - a bug of ours must not end the process or another session
             self._recover(error)
         self.busy = False
         if self.queue is not None:
             self._serve_queue()
 
     def received(self, octets: bytes) -> None:
-        """Octets have come from the client."""
+        """Take octets from the client."""
         if self.busy:
             self._postpone(partial(self.received, octets))
             return
@@ -63,11 +63,11 @@ class Engine(Connection):
             self._serve_queue()
 
     def _recover(self, error: BaseException) -> None:
-        """An input could not be carried out. The next ones can, the end of the connection above all."""
+        """Handle an exception from an input, so that later inputs, above all the end of the connection, still work."""
         try:
             self._fault(error)
             self.advance()
-        except BaseException:  # noqa: BLE001 - what has failed once fails again
+        except BaseException:  # noqa: BLE001 - the same code may fail again
             if self.stage is not Stage.CLOSED:
                 self.abort()
 
@@ -82,24 +82,24 @@ class Engine(Connection):
             call() if call.func == self.received else self.input(call)  # type: ignore[attr-defined]
 
     def take_turn(self) -> None:
-        """The other connections have had their turn."""
+        """Continue, now that the other connections have had their turn."""
         self.held &= ~HELD_BY_TURN
         self.input(self.advance)
 
     def drained(self) -> None:
-        """The client has taken all that was written."""
+        """Continue, now that the client has read every reply that was written."""
         self.held &= ~HELD_BY_OUTPUT
         self.input(self.advance)
 
     def stalled(self) -> None:
-        """The client has taken none of the waiting replies for the time limit on writing."""
+        """Abort: the client has read none of the waiting replies within the write timeout."""
         if self.name:
             counts.log(self, "write_timeout")
         self.end_reason = "write_timeout"
         self.input(self.abort)
 
     def ended(self) -> None:
-        """The client has shut down its side, and may go on reading."""
+        """Take the client's half-close: it sends nothing more, and may still read."""
         self.input_ended = self.unsettled = True
         if self.stage in ENDED:
             self.host.close(Close.PLAIN)
@@ -108,10 +108,10 @@ class Engine(Connection):
 
     def _ended(self) -> None:
         if self.stage in ENDED:
-            # So it was not when the end came, within a hook.
+            # The stage has changed since `ended` queued this input.
             self.host.close(Close.PLAIN)
         elif not self.name:
-            # Before the greeting no reply is due, whatever was sent ahead.
+            # No reply is due before the greeting, even to input that was sent early.
             self.close(Close.PLAIN)
         elif self.held or self.pending is not None:
             row, message = self.row, self.message
@@ -121,19 +121,19 @@ class Engine(Connection):
             self.advance()
 
     def end_announced_by_host(self) -> None:
-        """The client has shut down its side, while nothing is read."""
+        """Take the client's half-close, which the kernel has reported while the client is not read."""
         self.end_announced = True
         if not self.name:
             self.ended()
         elif self.paused and not self.buffer_is_full:
-            # What is unread may be the end of a message, or nothing.
+            # The unread octets may hold the end of a message, and only reading them tells.
             self.paused = False
             self.host.resume()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """Take the end of the connection in both directions."""
         if self.stage is Stage.CLOSING:
-            # Mostly within the host's `close`, after which nothing follows.
+            # The host's `close` is the usual caller, and nothing runs after it, so this need not be queued.
             self._lost()
         else:
             # A hook may still be running: what it answers must not have the connection linger.
@@ -149,37 +149,39 @@ class Engine(Connection):
             self.release()
 
     def timed_out(self) -> None:
-        """The stage has had its time."""
+        """Called when the time limit of the stage is over."""
         self.timed = ""
         self.timer = NO_TIMER
         self.unsettled = True
         self.input(self.row.timed_out, self)
 
     def all_sent(self, *, lingers: bool) -> None:
-        """Called by the host, once: the last line has left, and our side is about to be closed, so that no slot is held
-        any more. `lingers`: it depends on the client when the connection is gone."""
+        """Give back the slot: called once, when the last reply has been sent and the host is about to close our side.
+
+        `lingers`: whether the connection now stays open until the client closes it."""
         self.release()
         if lingers and self.stage is Stage.CLOSING:
             self.enter(Stage.LINGERING)
             self.set_deadline("linger")
-            # Nothing that is thrown away sets it back, be it the first arrival.
+            # Input that arrives from now on is thrown away and must not extend the deadline.
             self.progress = False
 
     def time_over(self) -> None:
-        """The session has had its time; it ends between transactions."""
+        """End the session, whose time is over, now or after its mail transaction."""
         self.account_next = self.account_all = True
         if self.idle and counts.enforces(self, "max_session_time", once=True):
             self.input(self.hang_up, replies.SESSION_TOO_LONG)
 
     def data_too_slow(self) -> None:
-        """Message data has come below the minimum rate."""
+        """End the session: its message data has come below the minimum rate."""
         if counts.enforces(self, "min_data_rate", once=True):
             self.input(self.hang_up, replies.DATA_TOO_SLOW)
 
     def shut_down(self, *, now: bool) -> None:
-        """The service stops. A session in a transaction may go on until its verdict, unless `now`.
+        """End the session because the service stops; `now`: even within a mail transaction.
 
-        Even then the last line leaves: with our FIN, for without it the kernel may hold back what it was given.
+        The 421 is sent in either case. `now` aborts a half-closed connection only once our FIN has left: without the
+        FIN the kernel may hold back the 421.
         """
         self.account_next = self.account_all = True
         self.grace_over |= now
@@ -195,14 +197,14 @@ class Engine(Connection):
             self.abort()
 
     def half_closed(self) -> None:
-        """Our side is shut down: the last line and our FIN have left."""
+        """Called when our side is shut down: the last reply and our FIN have left."""
         if self.grace_over:
             self.abort()
 
     # Stages.
 
     def advance(self) -> None:
-        """Take what has come as far as the stages go, and say all that is to be said in one write."""
+        """Take as much input as the stages allow, then write all replies at once."""
         self.share = SHARE
         while not self.held:
             row = self.row
@@ -222,14 +224,14 @@ class Engine(Connection):
                 self.held |= HELD_BY_OUTPUT
                 self._settle()
         if self.progress:
-            # A deadline only ever comes later than it was: to set it back is this, and no call.
+            # A deadline is only ever extended, so assigning its time is enough and spares a call.
             self.progress = False
             self.timer.when = self.context.seconds() + self.time_limit
 
     def _settle(self) -> None:
-        """See to what has changed since the last command: the stage, an end of the input, what has not been taken."""
+        """Bring deadline, reading and data rate in line with the stage, the end of the input and the untaken octets."""
         if self.stage in ENDED:
-            # `close` has seen to it.
+            # `close` has done it.
             return
         if self.unwritten and not self.held & HELD_BY_TURN:
             self.flush()
@@ -241,7 +243,7 @@ class Engine(Connection):
             self.timer.when = self.context.seconds() + self.time_limit
         self.progress = False
         if self.offset and not self.held & HELD_BY_TURN:
-            # Within a burst that takes many turns it would be copied at each of them.
+            # A burst that takes many turns is not cut now, or its rest would be copied at each turn.
             self.buffer = self.buffer[self.offset :]
             self.offset = 0
         if self.input_ended:
@@ -249,7 +251,7 @@ class Engine(Connection):
                 self.end_reason = "lost" if row.in_message else "half_closed"
                 self.close(Close.PLAIN)
             return
-        # What is waited for of the client must come, however little input may wait.
+        # A full buffer pauses reading only where no client input is awaited: that must still be able to arrive.
         pause = (not row.reads and not self.end_announced) or (not timeout and self.buffer_is_full)
         if pause is not self.paused:
             self.paused = pause
@@ -263,22 +265,22 @@ class Engine(Connection):
                 in_message=row.in_message or self.phase is Phase.CHUNKS,
                 held=self.held != 0 or self.pending is not None,
             )
-        # In these every command is seen to, too.
+        # In these states every command has to be settled too.
         self.unsettled = pause or self.held != 0 or not row.timeout
 
-    # Saying.
+    # Replies.
 
     def reply(self, reply: Reply, reason: str = "") -> None:
-        """Say, count and log a reply. `reason` stands in for the one that it has in the catalogue."""
+        """Queue, count and log a reply. `reason` replaces the log reason that the catalogue has for it."""
         if self.account_next or reply.is_accounted:
             self.account(reply, reason)
         else:
             self.unwritten += reply.wire
 
     def account(self, reply: Reply, reason: str = "") -> None:
-        """Say a reply that is to be counted and logged, and end the session where it, or a limit, says so."""
+        """Queue, count and log a reply, and end the session if the reply or a limit requires it."""
         if self.queue is not None and self.context.draining and counts.outside_transaction(self):
-            # The command's own hook has stopped the guard, before there was a transaction.
+            # A hook of this command has stopped the guard before the mail transaction began.
             self.reset()
             reply = replies.SHUTTING_DOWN
         self.unwritten += reply.wire
@@ -296,7 +298,7 @@ class Engine(Connection):
             self.close(Close.LINGER)
 
     def hang_up(self, reply: Reply, reason: str = "") -> None:
-        """Say a last line that answers nothing."""
+        """Send a closing reply that answers no command."""
         if self.stage not in ENDED:
             self.reply(reply, reason)
 
@@ -307,26 +309,26 @@ class Engine(Connection):
             return
         try:
             if amid_message or self.row.in_message or self.phase not in IN_TRANSACTION:
-                # How much of the message was read is not known, and the rest of it must never be taken for commands.
+                # It is unknown how much of the message was read, and its rest must never be taken for commands.
                 self.reply(replies.LOCAL_ERROR_CLOSING)
             else:
                 self.reset()
                 self.reply(replies.LOCAL_ERROR)
-        except BaseException:  # noqa: BLE001 - what has failed once fails again, and nothing else would end the session
+        except BaseException:  # noqa: BLE001 - the same code may fail again, and nothing else would end the session
             self.abort()
 
-    # The ends.
+    # The end of the connection.
 
     def refuse(self, refusal: Refusal, *, at_once: bool = False) -> None:
-        """Do not let the client in. At accept (`at_once`) as cheaply as can be; after a wait so that the line reaches a
-        client that was not silent."""
+        """Refuse the connection before its greeting. At accept (`at_once`) this is as cheap as possible; later the
+        connection lingers, so that the reply also reaches a client that has sent something."""
         self.refused = True
         if self.place is not None:
             self.place.give_back()
         refusal.log(self, self.context.events, self.context.limits)
         line = refusal.reply.wire
         if self.implicit_tls and not self.secure:
-            # Nothing can be said without a handshake.
+            # No reply can be sent before the handshake.
             self.abort()
             self.release()
         elif at_once:
@@ -338,7 +340,7 @@ class Engine(Connection):
             self.close(Close.LINGER)
 
     def close(self, how: Close) -> None:
-        """The connection ends when what has been said has left."""
+        """Close the connection in the way `how` when every reply has been sent."""
         if how is Close.LINGER and (self.input_ended or not self.context.may_linger()):
             how = Close.PLAIN
         self.lingers = how is Close.LINGER
@@ -356,14 +358,14 @@ class Engine(Connection):
         host.close(how)
 
     def abort(self) -> None:
-        """Drop the connection: nothing can be said, or the service waits no longer."""
+        """Drop the connection with all unsent replies: none can be sent, or the service no longer waits."""
         if self.stage not in ENDED:
             self._end(Stage.CLOSING)
         self.unwritten = b""
         self.host.close(Close.ABORT)
 
     def _end(self, stage: Stage) -> None:
-        """Enter a stage in which nothing more is delivered, but what is being finished is."""
+        """Enter a final stage and abort what is pending, except a `finish()`, whose message may be safe already."""
         over = self.stage in ENDED
         self.enter(stage)
         if over:
@@ -390,7 +392,7 @@ class Engine(Connection):
             self.notify_session_ended()
 
     def release(self) -> None:
-        """Give back the slot and the place of the client. Once counts."""
+        """Give back the connection's slot and the client's place. Only the first call has an effect."""
         if self.holds_slot:
             self.holds_slot = False
             self.context.release(self)
