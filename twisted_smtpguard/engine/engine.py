@@ -21,8 +21,7 @@ from twisted_smtpguard.replies import Reply
 class Engine(Connection):
     """One connection as its host sees it: a method for each input.
 
-    An input that arrives while another one is being carried out (a hook may cause one) is queued until the other one
-    is complete, so that no hook sees or changes a half-done step.
+    An input that a hook causes while another is being carried out is queued: no hook sees or changes a half-done step.
     """
 
     __slots__ = ()
@@ -136,7 +135,7 @@ class Engine(Connection):
             # The host's `close` is the usual caller, and nothing runs after it, so this need not be queued.
             self._lost()
         else:
-            # A hook may still be running: what it answers must not have the connection linger.
+            # A hook may still be running, and its reply must not make a lost connection linger.
             self.input_ended = True
             self.input(self._lost)
 
@@ -156,9 +155,8 @@ class Engine(Connection):
         self.input(self.row.timed_out, self)
 
     def all_sent(self, *, lingers: bool) -> None:
-        """Give back the slot: called once, when the last reply has been sent and the host is about to close our side.
-
-        `lingers`: whether the connection now stays open until the client closes it."""
+        """Give back the slot: called once, when the last reply has been sent and our side is about to be closed.
+        `lingers`: whether the connection then stays open until the client closes it."""
         self.release()
         if lingers and self.stage is Stage.CLOSING:
             self.enter(Stage.LINGERING)
@@ -178,11 +176,8 @@ class Engine(Connection):
             self.input(self.hang_up, replies.DATA_TOO_SLOW)
 
     def shut_down(self, *, now: bool) -> None:
-        """End the session because the service stops; `now`: even within a mail transaction.
-
-        The 421 is sent in either case. `now` aborts a half-closed connection only once our FIN has left: without the
-        FIN the kernel may hold back the 421.
-        """
+        """End the session because the service stops; `now`: even within a mail transaction. In both cases the 421 is
+        sent. `now` aborts a connection only once our FIN has left: without it the kernel may hold back the 421."""
         self.account_next = self.account_all = True
         self.grace_over |= now
         self.input(self._shut_down, now)
