@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from .rows import Verdict
 
 RATIOS: Mapping[str, Mapping[str, float]] = {
-    "smtp-sink": {"W1": 1.9, "W2": 1.8, "W3": 1.0, "W4": 2.6, "W5": 2.2, "W7": 1.5, "W8": 1.0},
-    "aiosmtpd": {"W1": 0.23, "W2": 0.19, "W3": 0.12, "W4": 0.14, "W7": 0.09},
+    "smtp-sink": {"W1": 2.0, "W2": 2.1, "W3": 0.8, "W4": 2.2, "W5": 1.9, "W7": 2.4, "W8": 1.0},
+    "smtp-server": {"W1": 1.0, "W2": 1.0, "W3": 1.0, "W4": 1.0, "W5": 1.0, "W7": 1.0},
 }
 """Processor time as a multiple of that of another server in the same run, by that server and workload."""
 
 LOG_EVENT = 30.0
 """µs of an event at info."""
 
-IDLE_CONNECTION = 3.0
+IDLE_CONNECTION = 2.6
 """KiB of resident memory."""
 
 LARGE_MESSAGES = 4.0
