@@ -1,4 +1,4 @@
-"""From accept to the greeting: a proxy's header, the TLS handshake, admission, early talkers and the greet delay."""
+"""The stages from accept to the greeting: PROXY header, TLS handshake, admission, early talkers, greet delay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from twisted_smtpguard.values import Peer
 
 
 def begin(engine: Engine, *, behind_proxy: bool = False, tls_has_begun: bool = False) -> None:
-    """Called when the connection has been accepted. `tls_has_begun`: the endpoint has begun the handshake."""
+    """Called when the connection has been accepted. `behind_proxy`: it comes from a trusted proxy and begins with a
+    PROXY header. `tls_has_begun`: the endpoint has begun the handshake."""
     engine.input(_begin, engine, behind_proxy, tls_has_begun)
 
 
@@ -37,11 +38,11 @@ def _begin(engine: Engine, behind_proxy: bool, tls_has_begun: bool) -> None:
             engine.advance()
 
 
-# A proxy in front.
+# The PROXY header.
 
 
 def take_proxy_header(engine: Engine) -> bool:
-    """Take the header of a trusted proxy, if all of it has come."""
+    """Take the PROXY header of a trusted proxy. Returns whether all of it has come and was valid."""
     try:
         header = parse_header(engine.buffer, tls=engine.context.proxy_tls)
     except HeaderError:
@@ -66,7 +67,7 @@ def proxy_timed_out(engine: Engine) -> None:
 
 
 def _proxy_failed(engine: Engine, reason: str) -> None:
-    """End a connection whose PROXY header is missing or malformed. Nothing can be said to it."""
+    """Abort a connection whose PROXY header is missing or malformed. No reply is sent."""
     counts.log_without_reply(engine, reason)
     engine.abort()
 
@@ -75,7 +76,7 @@ def _proxy_failed(engine: Engine, reason: str) -> None:
 
 
 def _identified(engine: Engine) -> None:
-    """Go on to the handshake or to admission: the client's address is known."""
+    """Go on to the TLS handshake or to admission, once the client's address is known."""
     if engine.implicit_tls and not engine.handshaking and engine.context.asks_for_certificates:
         begin_tls(engine)
     else:
@@ -83,11 +84,11 @@ def _identified(engine: Engine) -> None:
 
 
 def begin_tls(engine: Engine) -> None:
-    """From here on only TLS is spoken. What has come already is part of the handshake."""
+    """Begin the TLS handshake. Octets that have come already belong to it."""
     engine.enter(Stage.TLS_HANDSHAKE)
     engine.progress = False
     if engine.handshaking:
-        # The endpoint's, which has its deadline.
+        # The endpoint has begun the handshake, and its deadline runs already.
         return
     engine.handshaking = True
     octets, engine.buffer = engine.buffer[engine.offset :], b""
@@ -98,21 +99,22 @@ def begin_tls(engine: Engine) -> None:
     engine.set_deadline("tls_handshake")
     try:
         engine.host.start_tls(octets)
-    except Exception as error:  # noqa: BLE001 - from here on nothing can be said, and nothing else would end it
+    except Exception as error:  # noqa: BLE001 - no reply can be sent any more, and nothing else would end the session
         engine.context.events.failure(error, "TLS could not be begun", engine.name, engine.peer_name)
         handshake_failed(engine, "tls_failed")
         engine.abort()
 
 
 def start_tls(engine: Engine) -> bool:
-    """STARTTLS was granted: TLS begins when the client has taken the reply. Nothing may come in clear before that."""
+    """Begin TLS after STARTTLS, as soon as the client has read the 220. Input that came in clear after STARTTLS ends
+    the session, since it may have been injected by an attacker. Returns False: no input is taken here."""
     if engine.offset < len(engine.buffer):
         engine.hang_up(replies.INPUT_AFTER_STARTTLS)
         return False
     if engine.unwritten:
         engine.flush()
     if engine.input_ended:
-        # Its hello cannot come any more.
+        # The client has half-closed the connection, and its ClientHello cannot come any more.
         engine.end_reason = "half_closed"
         engine.close(Close.PLAIN)
     elif engine.host.idle:
@@ -121,7 +123,7 @@ def start_tls(engine: Engine) -> bool:
 
 
 def secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
-    """The handshake is complete: `tls` is version and cipher, `certificate` what the client has shown (DER)."""
+    """Called when the handshake is complete. `tls` is version and cipher, `certificate` the client's (DER) or None."""
     engine.input(_secured, engine, tls, certificate)
 
 
@@ -138,7 +140,7 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
             engine.set_deadline("")
         return
     if engine.name:
-        # What the client said in clear is forgotten (RFC 3207 4.2); what was counted stays.
+        # What the client sent in clear is forgotten (RFC 3207 4.2), but the counts of the session stay.
         engine.user = engine.auth = engine.known_client = None
         engine.helo = ""
         engine.offered = frozenset()
@@ -153,13 +155,13 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
 
 
 def handshake_timed_out(engine: Engine) -> None:
-    """Called when the handshake has not been completed in time."""
+    """Called when the handshake has not been completed within its time limit."""
     handshake_failed(engine, "tls_handshake_timeout")
     engine.abort()
 
 
 def handshake_failed(engine: Engine, reason: str) -> None:
-    """Log a handshake that has failed. No reply can be sent."""
+    """Log a handshake that has failed. The caller ends the connection, and no reply can be sent."""
     engine.handshaking = False
     engine.end_reason = reason
     if engine.name:
@@ -177,7 +179,7 @@ def _ask_admission(engine: Engine) -> None:
     admission = engine.context.admission
     try:
         refusal = None if admission.asks_nothing else admission.decide(engine)
-    except BaseException as error:  # noqa: BLE001 - a fault of ours must not let anybody in
+    except BaseException as error:  # noqa: BLE001 - a bug of ours must not admit anybody
         _admission_failed(engine, error, at_once=at_once)
         return
     if refusal is None or hasattr(refusal, "reply"):
@@ -219,15 +221,15 @@ def _delay_over(engine: Engine) -> None:
 
 
 def take_early_input(engine: Engine) -> bool:
-    """Take input within the greet delay."""
+    """Refuse a client that sends input during the greet delay. Returns False: the input stays in the buffer."""
     if engine.buffer:
         _refuses_early_talker(engine)
     return False
 
 
 def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
-    """Whether the client spoke before its greeting and is refused for it. Where that is only logged: once. With
-    implicit TLS it had to."""
+    """Refuse a client that sent input before its greeting. Returns whether it was refused. Where that is only logged,
+    it is logged once. With implicit TLS the client has to send first, and is not refused."""
     spoke = engine.buffer or engine.host.input_waits()
     if engine.implicit_tls or "early_talker" in engine.dry_run_logged or not spoke:
         return False
@@ -235,7 +237,7 @@ def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
     context = engine.context
     octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
     if not engine.behind_proxy and begins_header(octets):
-        # A misconfigured proxy, and no abuser. Where it is greeted, it is told the same at its first line.
+        # This is a misconfigured proxy and no abuser. If it is greeted, its first line gets the same reply.
         if context.limits.early_talker == "log":
             return False
         engine.refuse(refusal_of(replies.UNEXPECTED_PROXY_HEADER), at_once=at_once)

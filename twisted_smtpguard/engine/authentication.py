@@ -1,6 +1,6 @@
 """AUTH in one session (RFC 4954): challenges, responses, and the user that the client logs in as.
 
-No password outlives the question whether it is right.
+No password is kept after it has been checked.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_lat
 
 @attrs.frozen
 class Exchange:
-    """The exchange of a mechanism: challenges come out, responses go in."""
+    """A running AUTH exchange: the mechanism, and its generator, which yields challenges and is sent responses."""
 
     mechanism: str
     steps: Generator[bytes, bytes, sasl.Login]
 
 
 class WithheldError(Exception):
-    """In the place of a checker's exception, whose message may have the password in it."""
+    """Replaces a checker's exception in the log, because its message may contain the password."""
 
 
 def auth(engine: Engine, argument: bytes) -> Reply | None:
-    """AUTH: once in a session, between transactions, after EHLO (RFC 4954 4)."""
+    """Carry out AUTH. It may succeed once in a session, after EHLO and outside a mail transaction (RFC 4954 4)."""
     context = engine.context
     if context.identify is None:
         return counts.invalid(engine, replies.UNRECOGNIZED_COMMAND)
@@ -51,7 +51,7 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
 
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
-    """Take a line that answers a challenge."""
+    """Take the line with the response to a challenge. Returns the reply, or None if it comes later."""
     exchange, engine.auth = engine.auth, None
     try:
         response = sasl.decode_response(line)
@@ -81,7 +81,7 @@ def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
     except FAULTS as error:
         return _unavailable(engine, error)
     if is_later(judgement):
-        # An answer that comes too late is dropped.
+        # There is no `late`: a judgement that comes too late is dropped.
         return wait_for(engine, judgement, partial(_answered, mechanism), is_delivery=False)
     return _judged(engine, mechanism, judgement)
 
@@ -113,7 +113,7 @@ def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:
     if 0 < limit <= engine.failures and counts.enforces(
         engine, "max_auth_failures", engine.failures, once=True
     ):
-        # It goes against no limit that this one is wrong, but that so many were.
+        # Only the closing reply is logged with the number of failures: this failure alone exceeds no limit.
         engine.value, engine.closing_value = None, engine.failures
         engine.closing_reply = replies.TOO_MANY_AUTH_FAILURES
     return replies.AUTH_FAILED
@@ -125,7 +125,7 @@ def _unavailable(engine: Engine, error: BaseException) -> Reply:
 
 
 def log_failure(engine: Engine, error: BaseException) -> None:
-    """Log that a checker could not judge."""
+    """Log that a checker could not judge the credentials."""
     events = engine.context.events
     if isinstance(error, CheckerUnavailable):
         events.checker_failed(engine.name, engine.peer_name, str(error))

@@ -1,7 +1,7 @@
-"""The table of commands, with a row for each verb. No other file looks at verbs.
+"""The table of commands, with a row for each verb.
 
-A row says how the argument is read, in which phases the command is in sequence, what carries it out, and what kind of
-command it is. Handlers return the reply, or None where there is nothing to say yet; they never write.
+A row has the parser of the argument, the phases in which the command is in sequence, its handler, and its flags.
+Handlers return the reply, or None if it comes later; they never write.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ class Command:
 
     verb: str
     parse: Callable[[bytes, frozenset[str], bool], Any]
-    """Reads the argument, with what the session was offered and whether its transaction has SMTPUTF8. Raises Refused
-    where it is malformed."""
+    """Called with the argument, the MAIL parameters that the session was offered, and whether its transaction has
+    SMTPUTF8. Returns the value for `run`; raises Refused if the argument is malformed."""
     phases: frozenset[Phase]
     """The phases in which the command is in sequence."""
     run: Callable[[Engine, Any], Reply | None]
-    """Carries out the command with the result of `parse`."""
+    """Carries out the command with the value from `parse`. Returns the reply, or None if it comes later."""
     junk: bool = False
     """Whether the command counts as junk."""
     junk_again: bool = False
-    """Whether it counts as junk after the first HELO or EHLO."""
+    """Whether the command counts as junk after the first HELO or EHLO."""
     ends_group: bool = False
-    """Whether it has to be the last command of a pipelined group (RFC 2920 3.1)."""
+    """Whether the command has to be the last of a pipelined group (RFC 2920 3.1)."""
     has_path: bool = False
-    """Whether its argument begins with an address, to which --lenient-addresses applies."""
+    """Whether the argument begins with an address, to which --lenient-addresses applies."""
     malformed: Reply | None = None
-    """The reply that ends the session after the reply to a malformed argument."""
+    """The reply that ends the session after the reply to a malformed argument; None: the session goes on."""
     phases_while_draining: frozenset[Phase] = frozenset()
-    """The phases in which it is still carried out while the service stops."""
+    """The phases in which the command is still carried out while the service stops."""
     out_of_sequence: Callable[[Engine, Any], Reply | None] | None = None
-    """Called if the command comes out of sequence; None: it is only refused."""
+    """Replaces `run` if the command comes out of sequence; None: the command is refused with a 503."""
     special: bool = attrs.field(init=False)
     """Whether one of `junk`, `junk_again` and `ends_group` is set."""
 
@@ -53,7 +53,8 @@ class Command:
 
 
 def carry_out(engine: Engine, command: Command, argument: bytes | Path) -> Reply | None:
-    """Carry out a command. `argument` is what was sent after the verb, or the path where that has been read already."""
+    """Carry out a command. `argument` has the octets after the verb, or the path if that has been parsed already.
+    Returns the reply, or None if it comes later."""
     phase = engine.phase
     engine.command, engine.phase_before = command, phase
     if command.special or engine.account_all:
@@ -91,7 +92,8 @@ def _parse(engine: Engine, command: Command, argument: bytes) -> Any:
 
 
 def _before(engine: Engine, command: Command) -> Reply | None:
-    """What refuses a command of a special kind, or one that comes while the service stops."""
+    """Mark a junk command. Returns the reply that refuses the command if the service stops or if input follows a
+    command that has to end its pipelined group; else None."""
     if command.junk or (command.junk_again and engine.helo):
         engine.is_junk = engine.account_next = True
     if engine.context.draining and engine.phase not in command.phases_while_draining:
@@ -102,7 +104,7 @@ def _before(engine: Engine, command: Command) -> Reply | None:
 
 
 def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"") -> Reply:
-    """A line that is no command at all. `verb`: what it looks like one with."""
+    """Count a line that is no command, and return its reply. `verb` is its unknown verb, if it has the form of one."""
     command = engine.command
     engine.after_auth = command.verb == "AUTH" if command is not None else engine.after_auth
     engine.auth = engine.command = None
@@ -114,7 +116,7 @@ def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"") -> Reply:
 
 
 def auth_response(engine: Engine, line: bytes) -> Reply | None:
-    """Carry out a line after a challenge of AUTH."""
+    """Carry out the line after a challenge of AUTH. Returns the reply, or None if it comes later."""
     pipelined = engine.offset < len(engine.buffer)
     if engine.context.draining or (pipelined and counts.refuses_pipelining(engine)):
         engine.auth = None
@@ -122,7 +124,7 @@ def auth_response(engine: Engine, line: bytes) -> Reply | None:
     return authentication.respond(engine, line)
 
 
-# Reading arguments.
+# Parsers of arguments.
 
 
 def _nothing(argument: bytes, *_: object) -> None:
@@ -139,11 +141,11 @@ def _anything(argument: bytes, *_: object) -> bytes:
     return argument
 
 
-# Carrying out.
+# Handlers.
 
 
 def _helo(engine: Engine, name: str) -> Reply:
-    """HELO and EHLO also reset a transaction (RFC 5321 4.1.4)."""
+    """Carry out HELO. Like EHLO it also resets the mail transaction (RFC 5321 4.1.4)."""
     engine.helo = name
     engine.known_client = None
     engine.offered = frozenset()
@@ -159,7 +161,7 @@ def _ehlo(engine: Engine, name: str) -> Reply:
 
 
 def _starttls(engine: Engine, argument: bytes) -> Reply:
-    """RFC 3207. The stage begins the handshake when the client has taken the reply."""
+    """Carry out STARTTLS (RFC 3207). The new stage begins the handshake when the client has read the reply."""
     if not engine.context.starttls:
         return counts.invalid(engine, replies.UNRECOGNIZED_COMMAND)
     if argument:
@@ -206,9 +208,9 @@ COMMANDS: dict[bytes, Command] = {
     for row in (
         Command("HELO", grammar.parse_hello, ANY, _helo, junk_again=True, ends_group=True),
         Command("EHLO", grammar.parse_hello, ANY, _ehlo, junk_again=True, ends_group=True),
-        # Nothing at all may follow.
+        # STARTTLS checks its argument itself: without a certificate the verb is unknown, whatever its argument.
         Command("STARTTLS", _anything, ANY, _starttls),
-        # Where it is in sequence depends on more than the phase.
+        # Whether AUTH is in sequence depends on more than the phase.
         Command("AUTH", _anything, ANY, authentication.auth, ends_group=True),
         Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), envelope.mail, has_path=True),
         Command("RCPT", grammar.parse_rcpt, _ENVELOPE, envelope.rcpt, has_path=True),
@@ -218,7 +220,7 @@ COMMANDS: dict[bytes, Command] = {
             grammar.parse_bdat,
             frozenset({Phase.REFUSED, Phase.RECIPIENTS, Phase.CHUNKS}),
             receiving.bdat,
-            # Where the chunk of a malformed one ends cannot be known; that of one out of sequence must be read.
+            # A malformed BDAT does not tell where its chunk ends. One out of sequence does, and its chunk is discarded.
             malformed=replies.MALFORMED_BDAT,
             phases_while_draining=frozenset({Phase.CHUNKS}),
             out_of_sequence=receiving.bdat_out_of_sequence,

@@ -1,6 +1,6 @@
-"""How a client behaves: what is counted and logged against its session, and when that is enough.
+"""The counts of a session: errors, junk and the like, their log lines, and the limits that end the session.
 
-A limit N trips at the N-th event. Called with the engine, whose slots hold the counts.
+A limit N trips at the N-th event. Every function gets the engine, whose slots hold the counts.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from twisted_smtpguard.replies import Reply
 
 
 def invalid(engine: Connection, reply: Reply) -> Reply:
-    """Count an invalid command that gets `reply`, and hand that back."""
+    """Count an invalid command and return `reply`, its reply."""
     engine.invalid_commands += 1
     return reply
 
 
 def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
-    """Count and log a reply that is being said; what comes back ends the session after it.
+    """Count and log a reply. Returns the reply that has to follow it and end the session, or None.
 
-    It counts once, by its class, a delivery's too; one that ends the session is not counted.
+    Each reply counts once, by its class, whether the guard or the delivery made it. A closing reply is not counted.
     """
     if reply.code >= 400:
         log(engine, reason or replies.reason_of(reply), reply)
     if reply.closes:
-        # RFC 5321 3.8: in a session nothing but a 421 announces that we hang up.
+        # RFC 5321 3.8: within a session only a 421 announces that the server closes the connection.
         return None if reply.code == 421 else replies.SESSION_REFUSED
     engine.account_next = engine.account_all
     is_junk, engine.is_junk = engine.is_junk, False
     engine.junk += is_junk
-    # That we cannot judge credentials is our fault.
+    # A checker that cannot judge credentials is not the client's error.
     is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE
     if is_error or (is_junk and _too_much_junk(engine)):
         engine.errors += 1
@@ -42,7 +42,7 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
 
 
 def _closing_reply(engine: Connection) -> Reply | None:
-    """Where one command trips two limits, that on invalid commands gives the reply."""
+    """The reply of the limit that ends the session now, or None. The first in the order below wins."""
     if engine.closing_reply is not None:
         engine.value = engine.closing_value
         return engine.closing_reply
@@ -80,8 +80,8 @@ def _too_much_junk(engine: Connection) -> bool:
 
 
 def enforces(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
-    """Whether the limit that `value` went against is enforced. One in dry run is logged instead: `once` in a session,
-    where it would have ended it."""
+    """Whether `limit`, which `value` has exceeded, is enforced. If it is in dry run, False, and that is logged: only
+    the first time in a session with `once`, for limits that would have ended it."""
     engine.value = value
     if limit not in engine.context.limits.dry_run:
         return True
@@ -93,13 +93,14 @@ def enforces(engine: Connection, limit: str, value: float | None = None, *, once
 
 
 def outside_transaction(engine: Connection) -> bool:
-    """Whether the last command came outside of a mail transaction."""
+    """Whether the last command came outside a mail transaction. A MAIL always did."""
     command = engine.command
     return engine.phase_before not in IN_TRANSACTION or (command is not None and command.verb == "MAIL")
 
 
 def refuses_pipelining(engine: Connection) -> bool:
-    """Whether the input that has come after the last command, before its reply, ends the session (RFC 2920 3.1)."""
+    """Whether input that came before the reply to the last command ends the session (RFC 2920 3.1). The caller has
+    checked that there is such input."""
     command = engine.command
     if command is None or not command.ends_group or engine.context.limits.unexpected_pipelining != "refuse":
         return False
@@ -114,7 +115,7 @@ def log(
     client_gone: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Log and count a refusal. `reply` None: it could not be said. `dry_run`: nothing is refused."""
+    """Log and count a refusal. `reply` is None if none could be sent, or in `dry_run`, where nothing is refused."""
     command = engine.command
     verb = command.verb if command is not None else ""
     shown = verb
@@ -143,7 +144,7 @@ def log(
 
 
 def log_without_reply(engine: Connection, reason: str) -> None:
-    """Log and count that a connection ends before its greeting, and that nothing could be said to it."""
+    """Log and count a connection that ends before its greeting and to which no reply could be sent."""
     engine.refused = True
     engine.context.events.reject(
         engine.peer_name,
@@ -155,7 +156,7 @@ def log_without_reply(engine: Connection, reason: str) -> None:
 
 
 def log_greeting(engine: Connection, *, counted: bool = False) -> None:
-    """Log that the client is let in. `counted`: it is logged again, since it says something after all."""
+    """Log the greeting of a session. `counted`: it was logged before as a silent connection, which now sends input."""
     engine.context.events.connect(
         engine.name,
         engine.peer_name,
@@ -169,7 +170,7 @@ def log_greeting(engine: Connection, *, counted: bool = False) -> None:
 
 
 def log_end(engine: Connection) -> None:
-    """Log that the connection holds no slot any more."""
+    """Log the end of the connection, when it gives back its slot."""
     context = engine.context
     seconds = context.seconds() - engine.began_at
     if engine.name:

@@ -1,4 +1,4 @@
-"""Whether message data comes fast enough."""
+"""The minimum rate of message data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.port import Cancellable
 
 _ROUNDING_SECONDS = 0.001
-"""A deadline never comes early, but the sum of what is left of a window is rounded."""
+"""A window with less time left than this is over: a deadline is never early, but sums of its parts are rounded."""
 
 
 class DataRate:
-    """Watches one message at a time: after a window of grace every further window needs its octets.
+    """Measures one message at a time. The first window is grace; each later one must bring its minimum of octets.
 
-    `too_slow()` is called once. A deadline is set once a window, not once a message: most messages are over before
-    it comes.
+    `too_slow()` is called once. The deadline of a window stays set when a message ends, and the next message uses it:
+    most messages end within a window, and a deadline for each would cost more than they do.
     """
 
     __slots__ = (
@@ -43,7 +43,7 @@ class DataRate:
         self._runs = False
         self._began_at = 0.0
         self._watching = False
-        """Between the first `run` and the `end` of a message."""
+        """Whether a message is being measured: `run` was called for it, and `end` was not."""
         self._begin()
 
     def _begin(self) -> None:
@@ -53,7 +53,7 @@ class DataRate:
         self._left = self._window
 
     def run(self) -> None:
-        """It is the client's turn: time counts."""
+        """Let the time of the window run, because message data is due."""
         if not self._runs:
             self._runs = self._watching = True
             self._began_at = self._context.seconds()
@@ -61,7 +61,8 @@ class DataRate:
                 self._deadline = self._context.call_later(self._left, self._window_over)
 
     def watch(self, *, in_message: bool, held: bool) -> None:
-        """Called when either has changed: message data is due, and the client is held back."""
+        """Called when a flag may have changed. `in_message`: a message is being received. `held`: the guard is not
+        taking its data, or a hook is pending."""
         if not in_message:
             self.end()
         elif held:
@@ -70,27 +71,27 @@ class DataRate:
             self.run()
 
     def hold(self) -> None:
-        """The client is held back, which is not its fault: the window stands still. It does not start again, or a
-        client that is held back often would never see the end of one."""
+        """Stop the time of the window while the guard holds the client back. The window is not restarted, or it would
+        never end for a client that is held back often."""
         if self._runs:
             self._runs = False
             self._left = max(0.0, self._left - (self._context.seconds() - self._began_at))
 
     def end(self) -> None:
-        """The message is over; the next one gets its own grace. May be called when none is watched."""
+        """End the measurement of a message; the next one has its own grace. May be called when there is none."""
         if self._watching:
             self._runs = self._watching = False
             self._begin()
 
     def stop(self) -> None:
-        """Nothing more is watched."""
+        """Cancel the deadline, because the session has ended."""
         self._runs = False
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _window_over(self) -> None:
-        """The window may be over, if it has not stood still since, and is that of the same message."""
+        """Called at the deadline. The window is not over yet if it was held, or belongs to a later message."""
         self._deadline = None
         if not self._runs:
             return

@@ -1,4 +1,4 @@
-"""The envelope: what MAIL and RCPT have to pass, the guard's own limits first, then the delivery."""
+"""The envelope: MAIL and RCPT are checked against the guard's limits first, then passed to the delivery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twisted_smtpguard.values import FAULTS, Client, Path, is_awaitable, is_late
 
 
 def mail(engine: Engine, sender: Path) -> Reply | None:
-    """MAIL: the limits in their order, then the delivery."""
+    """Carry out MAIL: check the limits in the documented order, then call the delivery's `begin()`."""
     context = engine.context
     if context.demands:
         if context.require_tls and not engine.tls:
@@ -24,7 +24,7 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
         if context.require_auth and engine.user is None:
             return replies.AUTH_REQUIRED
     engine.sender = sender
-    # What is logged of this command is about the transaction.
+    # A refusal of this command is logged with its reverse-path, as if the transaction had begun.
     engine.phase_before = Phase.SENDER
     if sender.parameters:
         declared, max_octets = int(sender.parameters.get("SIZE") or 0), context.max_octets
@@ -87,14 +87,14 @@ def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
     engine.mail_began_at = context.seconds()
     engine.utf8 = utf8
     engine.recipients = []
-    # There is one after a BDAT out of sequence.
+    # A BDAT out of sequence has left its message here.
     engine.message = None
     engine.phase = Phase.SENDER
     return reply
 
 
 def abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
-    """Called when a hook has answered too late: abort what it has handed over, or log what it has raised."""
+    """Called when a hook has answered too late: abort the object that it has returned, or log what it has raised."""
     if error is not None:
         hook_failed(engine, error, over=True)
     elif hasattr(given, "abort"):
@@ -102,7 +102,7 @@ def abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
 
 
 def rcpt(engine: Engine, recipient: Path) -> Reply | None:
-    """RCPT: the cap, then the delivery."""
+    """Carry out RCPT: check the cap and the rate, then call the delivery's `recipient()`."""
     engine.recipient = recipient.address
     context = engine.context
     number = len(engine.recipients) + 1
@@ -159,9 +159,10 @@ def report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
 def _over_rate(
     engine: Engine, rate: Any, exceeded: Reply, count: Any, go_on: Any, path: Path
 ) -> Reply | None:
-    """What `go_on(engine, path)` answers, unless the client, in all its sessions, is above the rate.
+    """Refuse the command with `exceeded` if the client is above its rate over all sessions, else call `go_on`.
 
-    `count` may come later, and is None where the store has failed.
+    `count` is the client's count, which may come later; it is None if the store has failed. Returns the reply, or None
+    if it comes later.
     """
     if is_later(count):
         then = partial(_counted, rate, exceeded, go_on, path)
@@ -193,7 +194,7 @@ def _counted(
 
 
 def client_of(engine: Engine, utf8: bool) -> Client:
-    """The session as the delivery knows it, for a message with or without SMTPUTF8."""
+    """The `Client` value that the delivery gets, for a message with (`utf8`) or without SMTPUTF8."""
     user = engine.user
     client = Client(
         peer=engine.peer,
@@ -211,7 +212,7 @@ def client_of(engine: Engine, utf8: bool) -> Client:
 
 
 def _protocol_word(engine: Engine, utf8: bool) -> str:
-    """RFC 3848 and RFC 6531 4.3: what stands after "with"."""
+    """The protocol word after "with" in a Received field (RFC 3848, RFC 6531 4.3)."""
     marks = "S" * (engine.tls != "") + "A" * (engine.user is not None)
     if utf8:
         return f"UTF8SMTP{marks}"

@@ -1,7 +1,7 @@
 """The grammar of command lines: octets in, values out, `Refused` for a line that SMTP does not allow.
 
-Pure functions of RFC 5321 4.1 (with RFC 1870, 3030, 3461, 6152 and 6531). The session calls them, once a command.
-No regular expression here may need more than linear time: a client writes the line.
+The functions are pure and follow RFC 5321 4.1 (with RFC 1870, 3030, 3461, 6152 and 6531). No regular expression here
+may need more than linear time, because an attacker may write the line.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BLANKS = re.compile(rb"[ \t]+")
 _HELLO = re.compile(rb"[!-~]{1,255}")
 _BDAT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?", re.IGNORECASE)
 
-# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line ends of Unicode (RFC 5198 2): what is
-# written into header fields must not look like a new line to any reader. Octets that are no UTF-8 are decoded
-# to lone surrogates, which are not in here either.
+# UTF8-non-ascii of RFC 6531 3.3, without the C1 controls and the line separators of Unicode (RFC 5198 2): a value that
+# is written into a header field must not look like a new line to any reader. Octets that are no UTF-8 are decoded to
+# lone surrogates, which this range leaves out too.
 _UTF8 = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
 _ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_UTF8}-]+"
 _DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
 _QUOTED_STRING = rf'"(?:[ !#-\[\]-~{_UTF8}]|\\[ -~])*"'
-# An underscore is in no RFC and in many host names; Postfix takes it too.
+# No RFC allows the underscore, but many host names have one, and Postfix accepts it too.
 _LETTER = rf"A-Za-z0-9_{_UTF8}"
 _LABEL = rf"[{_LETTER}](?:[{_LETTER}-]{{0,61}}[{_LETTER}])?"
 _DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
@@ -44,7 +44,7 @@ _PLAIN_LABEL = rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _PLAIN_MAILBOX = rb"<(" + _PLAIN_ATOMS + rb"@" + _PLAIN_LABEL + rb"(?:\." + _PLAIN_LABEL + rb")*)>"
 
 PLAIN_LINE_OCTETS = 512
-"""No plain line is longer."""
+"""No line that `plain_line` matches is longer, its CRLF included."""
 
 plain_line = re.compile(
     rb"(MAIL|RCPT|DATA|RSET|QUIT|NOOP|EHLO|HELO)"
@@ -52,9 +52,9 @@ plain_line = re.compile(
     + _PLAIN_MAILBOX
     + rb"|([!-~]{1,255})))?\r\n"
 ).match
-"""Matches the form of nearly every command line, with its CRLF, and reads it in one step without decoding. The groups
-are the verb, the plain address of MAIL or RCPT, and any other argument of one word. `parse_command` reads all other
-lines, and these with the same result."""
+"""Matches nearly every command line, its CRLF included, and so parses it in one step without decoding. The groups are
+the verb, the plain address of MAIL or RCPT, and any other argument of one word. `parse_command` parses all lines, these
+with the same result."""
 
 _IPV4 = re.compile(r"(?:(?:[01]?[0-9]?[0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!\Z)|\Z)){4}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
@@ -62,9 +62,10 @@ _GENERAL_LITERAL = re.compile(r"(?:[A-Za-z0-9-]*[A-Za-z0-9]):.+")
 
 _WORD = re.compile(r"[^ \t]+")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{_UTF8}]+))?")
-# RFC 3461 4: the digits are upper case. A control that is decoded would end a line wherever the value is written to.
+# RFC 3461 4: the hexadecimal digits are upper case. Encoded controls are left out: decoded, they could end a line where
+# the value is written.
 _XTEXT = r"(?:[!-*,-<>-~]|\+(?!7F)[2-9A-F][0-9A-F])+"
-# RFC 6533 3. Code points beyond U+00FF, the surrogates left out; below, those that are no controls.
+# RFC 6533 3: all code points but the controls and the surrogates.
 _EMBEDDED = (
     r"\\x\{(?i:[2-6][0-9A-F]|7[0-9A-E]|[A-F][0-9A-F]"
     r"|[1-9A-F][0-9A-F]{2}|(?:[1-9A-CEF][0-9A-F]|D[0-7])[0-9A-F]{2}|[1-9A-F][0-9A-F]{4}|10[0-9A-F]{4})\}"
@@ -75,12 +76,12 @@ _VALUES = {
     "SIZE": re.compile(r"[0-9]{1,20}"),
     "BODY": re.compile(r"7BIT|8BITMIME|BINARYMIME"),
     "SMTPUTF8": None,
-    # RFC 3461 4. What is in xtext is not changed.
+    # RFC 3461 4. A value in xtext is passed on as sent.
     "RET": re.compile(r"FULL|HDRS"),
     "ENVID": re.compile(rf"(?=.{{1,100}}\Z){_XTEXT}"),
     "NOTIFY": re.compile(rf"NEVER|{_EVENT}(?:,{_EVENT}){{0,2}}"),
     "ORCPT": re.compile(rf"(?i:utf-8);{_UTF8_ADDRESS}|(?!(?i:utf-8);)[A-Za-z0-9-]+;{_XTEXT}"),
-    # Whom the client says the message to be from (RFC 4954 5). It has to be taken, and need not be believed.
+    # The submitter, as the client names it (RFC 4954 5). The parameter has to be accepted and need not be believed.
     "AUTH": re.compile(_XTEXT),
 }
 _CASE_COUNTS = frozenset({"AUTH", "ENVID", "ORCPT"})
@@ -89,8 +90,8 @@ _MAIL = frozenset({"SIZE", "BODY", "SMTPUTF8", "AUTH"})
 _MAIL_DSN = frozenset({"RET", "ENVID"})
 _RCPT_DSN = frozenset({"NOTIFY", "ORCPT"})
 
-# The token of RFC 9110 5.6.2 before a colon: no SMTP verb is followed by one. What follows these four
-# verbs is free text, and may look like the rest of a request line.
+# The third alternative is the token of RFC 9110 5.6.2 and a colon, which follows no SMTP verb. In the last one four
+# verbs are left out, because free text follows them, which may look like the rest of an HTTP request line.
 _NOT_SMTP = re.compile(
     rb"\x16\x03"
     rb"|SSH-"
@@ -101,7 +102,7 @@ _NOT_SMTP = re.compile(
 
 
 class UnsupportedParameter(Refused):
-    """Of MAIL or RCPT; the log names it."""
+    """Refuses an unsupported parameter of MAIL or RCPT. The log shows its `keyword`."""
 
     def __init__(self, keyword: str) -> None:
         super().__init__(replies.UNSUPPORTED_PARAMETER)
@@ -109,22 +110,20 @@ class UnsupportedParameter(Refused):
 
 
 def is_not_smtp(start: bytes) -> bool:
-    """Whether `start`, the first line of a connection or the beginning of one, is another protocol's.
-
-    An HTTP request line, an SSH greeting, a TLS hello or a header field. False for every legal SMTP command.
-    """
+    """Whether `start`, the first line of a connection or its beginning, belongs to another protocol: an HTTP request
+    line, an SSH greeting, a TLS ClientHello or a header field. False for every legal SMTP command."""
     return _NOT_SMTP.match(start) is not None
 
 
 def parse_command(line: bytes) -> tuple[bytes, bytes]:
-    """The upper-case verb of a command line, and its argument.
+    """Split a command line, which comes without its CRLF, into the verb in upper case and the argument.
 
-    `line` comes without its CRLF. Blanks (spaces and tabs) at its end and between verb and argument belong to
-    neither; the rest of the argument is as sent. Refused: an empty line, NUL, a verb that is not ASCII.
+    Blanks (spaces and tabs) at the end and between verb and argument belong to neither; the rest of the argument is as
+    sent. Raises Refused for an empty line, a NUL, or a verb that is not ASCII.
     """
     verb, _, argument = line.partition(b" ")
     if verb in _PLAIN_VERBS and argument.strip(b" \t") == argument and b"\0" not in argument:
-        # As nearly every line.
+        # Nearly every line is like this, and needs no further search.
         return verb, argument
     line = line.rstrip(b" \t")
     verb, _, argument = line.partition(b" ")
@@ -136,14 +135,14 @@ def parse_command(line: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_hello(argument: bytes, *_: object) -> str:
-    """The one word after HELO or EHLO, 1 to 255 octets of printable ASCII."""
+    """Parse the argument of HELO or EHLO: one word of 1 to 255 octets of printable ASCII."""
     if _HELLO.fullmatch(argument) is None:
         raise Refused(replies.BAD_ARGUMENTS)
     return argument.decode("ascii")
 
 
 def parse_bdat(argument: bytes, *_: object) -> tuple[int, bool]:
-    """The octets of a chunk, and whether it is the last (RFC 3030 2)."""
+    """Parse the argument of BDAT: the octets of the chunk, and whether it is the last (RFC 3030 2)."""
     match = _BDAT.fullmatch(argument)
     if match is None:
         raise Refused(replies.BAD_ARGUMENTS)
@@ -151,10 +150,10 @@ def parse_bdat(argument: bytes, *_: object) -> tuple[int, bool]:
 
 
 def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
-    """The reverse-path of MAIL, with its parameters (RFC 5321 4.1.1.2).
+    """Parse the argument of MAIL: the reverse-path with its parameters (RFC 5321 4.1.1.2).
 
-    `offered` holds the parameters that may be used, of SIZE, BODY and SMTPUTF8, BINARYMIME if BODY may have
-    that value, and DSN for RET and ENVID.
+    `offered` has the parameters that may be used (SIZE, BODY, SMTPUTF8, AUTH), BINARYMIME if BODY may have that value,
+    and DSN for RET and ENVID.
     """
     if argument[:5].upper() != b"FROM:":
         raise Refused(replies.BAD_ARGUMENTS)
@@ -170,15 +169,15 @@ def parse_mail(argument: bytes, offered: frozenset[str], *_: object) -> Path:
 
 
 def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
-    """The forward-path of RCPT, with its parameters (RFC 5321 4.1.1.3).
+    """Parse the argument of RCPT: the forward-path with its parameters (RFC 5321 4.1.1.3).
 
-    `offered` holds DSN where NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
+    `offered` has DSN if NOTIFY and ORCPT may be used; `utf8` says whether the transaction's MAIL had SMTPUTF8.
     """
     if argument[:3].upper() != b"TO:":
         raise Refused(replies.BAD_ARGUMENTS)
     path, address, rest = _parse_path(argument[3:], replies.BAD_RECIPIENT_ADDRESS)
     if address is None:
-        # The one local part that needs no domain (RFC 5321 4.1.1.3).
+        # Postmaster is the only local part that needs no domain (RFC 5321 4.1.1.3).
         address = path["bare"]
         if address is None or address.lower() != "postmaster":
             raise Refused(replies.BAD_RECIPIENT_ADDRESS)
@@ -189,7 +188,8 @@ def parse_rcpt(argument: bytes, offered: frozenset[str], utf8: bool) -> Path:
 
 
 def _parse_path(octets: bytes, bad_address: Reply) -> tuple[re.Match[str], str | None, str]:
-    """The match of `_PATH`, the mailbox without its source route, and what follows the bracket."""
+    """Return the match of `_PATH`, the mailbox without its source route (None if there is none), and the text after
+    the closing bracket. Raises Refused with `bad_address`."""
     text = octets.decode("utf-8", "surrogateescape")
     path = _PATH.match(text)
     if path is None:
@@ -218,11 +218,10 @@ def _is_address_literal(text: str) -> bool:
 def _parse_parameters(
     rest: str, offered: frozenset[str], dsn: frozenset[str], ignorable: str = "", *, utf8: bool = False
 ) -> Mapping[str, str | None]:
-    """The ESMTP parameters after a path, by upper-case keyword.
+    """Parse the ESMTP parameters after a path. Returns their values by upper-case keyword.
 
-    `offered` are the parameters that may be used, and `dsn` those that may be used if DSN is among them. `ignorable` is
-    a parameter that is dropped if it is not offered and its value is <>. `utf8`: an ORCPT of type utf-8 may contain
-    UTF-8.
+    `offered` has the parameters that may be used, and `dsn` those that DSN adds if it is among them. The parameter
+    `ignorable` is dropped if it is not offered and its value is <>. `utf8`: an ORCPT of type utf-8 may contain UTF-8.
     """
     if not rest:
         return NO_PARAMETERS
@@ -232,7 +231,7 @@ def _parse_parameters(
         offered |= dsn
     parameters: dict[str, str | None] = {}
     dropped = False
-    # One at a time: a line of many parameters is refused at its first faulty one, before the others are made.
+    # The words are taken one at a time, so that a line of many parameters costs nothing after its first faulty one.
     for word in _WORD.finditer(rest):
         match = _PARAMETER.fullmatch(word[0])
         if match is None:
@@ -244,7 +243,7 @@ def _parse_parameters(
         if keyword in parameters or (drop and dropped):
             raise Refused(replies.BAD_ARGUMENTS)
         if value is not None and not value.isascii() and not (utf8 and keyword == "ORCPT"):
-            # Before anything is made upper case: of some letters that makes ASCII.
+            # This is checked before `upper()`, which turns some non-ASCII letters into ASCII.
             raise Refused(replies.BAD_ARGUMENTS)
         if drop:
             dropped = True
@@ -268,6 +267,6 @@ def _parse_value(keyword: str, value: str | None, offered: frozenset[str]) -> st
     if keyword == "ORCPT" and len(value.encode()) > _MAX_ORCPT_OCTETS:
         raise Refused(replies.BAD_ARGUMENTS)
     if keyword == "NOTIFY":
-        # Some servers refuse a word that is repeated.
+        # Repeated words are removed, because some servers refuse them.
         return ",".join(dict.fromkeys(value.upper().split(",")))
     return value if keyword in _CASE_COUNTS else value.upper()

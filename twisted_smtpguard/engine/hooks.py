@@ -1,4 +1,4 @@
-"""What a hook of the delivery may answer, and the reply that each failure of one becomes."""
+"""The check of what a delivery's hooks answer, and the reply to a hook that failed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from twisted_smtpguard.values import Refused
 
 _REFUSALS = frozenset(range(400, 600))
 _ANSWERS = _REFUSALS | frozenset(range(200, 300)) - {221}
-"""Codes that a delivery may give. Only a client's QUIT is answered with 221."""
+"""The reply codes that a delivery may use. 221 is left out: it answers QUIT only."""
 
 
 def missing_abort(given: Any) -> TypeError:
-    """The fault of a begin() or data() that has handed over what has no abort(), and so is not what was promised."""
+    """The exception for a begin() or data() that returned an object without abort()."""
     return TypeError(f"{given!r} has no abort()")
 
 
 def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> Reply:
-    """The reply that a failure becomes; logged where it is no refusal. `over`: the
-    answer is not wanted any more, so that it is no fault to end by cancellation."""
+    """The reply to a command whose hook raised `error`. Anything but a refusal or a timeout is logged as a bug of the
+    delivery. `over`: the hook was cancelled, so that a `Cancelled` is expected and not logged."""
     if isinstance(error, Refused):
         return answer_checked(engine, error.reply, refused=True)
     if isinstance(error, Expired):
@@ -34,7 +34,8 @@ def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> 
 
 
 def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Reply:
-    """A delivery's reply as it may go out: of a possible code, with an enhanced code (RFC 2034)."""
+    """A delivery's reply with an enhanced code added if it has none (RFC 2034), or LOCAL_ERROR, logged, if it is no
+    Reply or its code is not allowed. `refused`: only 4xx and 5xx are allowed."""
     if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
         engine.delivery_failed(ValueError(_shown(reply)), "not a reply to give here")
         return replies.LOCAL_ERROR
@@ -44,5 +45,5 @@ def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Repl
 def _shown(answer: Any) -> str:
     try:
         return repr(answer)
-    except Exception:  # noqa: BLE001 - it is foreign code too
+    except Exception:  # noqa: BLE001 - __repr__ is foreign code too
         return f"a {type(answer).__name__}"

@@ -1,4 +1,4 @@
-"""Names of hosts and domains: how they are written, what a guard may call itself, and when two are the same."""
+"""Host and domain names: their syntax, the hostname of a guard, and the comparison of two domains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 
 def parse_hostname(text: str) -> str:
-    """A hostname is what may stand after the @ of an address (RFC 5321 4.1.2). ValueError: it is none."""
+    """Return `text` if it is a hostname, which may follow the @ of an address (RFC 5321 4.1.2); else ValueError."""
     address = f"postmaster@{text}"
     try:
         path = parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8=False)
@@ -27,7 +27,7 @@ def parse_hostname(text: str) -> str:
 
 
 def check_hostname(hostname: str) -> str:
-    """The same for an argument `hostname`."""
+    """As `parse_hostname`, with a ValueError that names the argument `hostname`."""
     try:
         return parse_hostname(hostname)
     except ValueError as error:
@@ -36,8 +36,8 @@ def check_hostname(hostname: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def canonical(domain: str) -> str:
-    """The one spelling of a domain that is compared: lower case, A-labels for U-labels, an address literal without
-    leading zeros."""
+    """The spelling in which domains are compared: lower case, A-labels for U-labels, no final dot, and an address
+    literal without leading zeros."""
     if domain.startswith("["):
         return _canonical_literal(domain)
     domain = domain.lower().removesuffix(".")
@@ -46,7 +46,7 @@ def canonical(domain: str) -> str:
     try:
         return idna.encode(domain, uts46=True).decode("ascii")
     except idna.IDNAError:
-        # The text is not a domain of the DNS, and is equal only to itself.
+        # The text is no DNS domain, and so equals nothing but itself.
         return domain
 
 
@@ -62,7 +62,7 @@ def _canonical_literal(literal: str) -> str:
 
 
 def parse_domain(text: str) -> str:
-    """The canonical spelling of a domain or address literal. ValueError: `text` is neither."""
+    """Return the canonical spelling of a domain or address literal; ValueError if `text` is neither."""
     address = f"postmaster@{text}"
     try:
         if parse_rcpt(f"TO:<{address}>".encode(), frozenset(), utf8=True).address != address:

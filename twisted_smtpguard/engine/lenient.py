@@ -1,8 +1,8 @@
-"""Addresses as old printers, scanners and alarm systems write them at MAIL and RCPT, put into the form that SMTP has.
+"""The malformed addresses that old printers, scanners and alarm systems send in MAIL and RCPT, put into SMTP's form.
 
-Pure: octets in, octets out. Nothing is decided here. The result goes through the grammar like the line of any other
-client, so that a delivery and the trace fields only ever see an address that is valid. No regular expression here may
-need more than linear time: a client writes the line.
+Pure: octets in, octets out. Nothing is accepted here: the result is parsed like any other line, so that a delivery and
+the trace fields see only valid addresses. No regular expression here may need more than linear time, because an
+attacker may write the line.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MAILBOX = re.compile(rb'(@[^:"]*:)?([^"@\\()\[\],:; \t]+|' + _QUOTED + rb")@([^
 
 
 def proper_form(argument: bytes) -> bytes | None:
-    """The argument of a MAIL or RCPT with its path in proper form, for one that the grammar has refused. None: it has
-    none, or has it already.
+    """Rewrite the argument of a MAIL or RCPT that the grammar has refused. None if that would change nothing, or if no
+    address can be found in it.
 
-    Angle brackets are added. Blanks are removed before the colon, at both ends of the address, and around its @ and its
-    dots, and so is the final dot of a domain. A local part with a dot at an end, or with two in a row, is quoted
-    (RFC 5321 4.1.2).
+    Angle brackets are added. Blanks are removed around the colon, at both ends of the address, and around its @ and
+    its dots; so is the final dot of a domain. A local part that begins or ends with a dot, or has two in a row, is
+    quoted (RFC 5321 4.1.2).
     """
     parts = _ARGUMENT.fullmatch(argument)
     if parts is None:
@@ -48,7 +48,8 @@ def proper_form(argument: bytes) -> bytes | None:
 
 
 def _without_blanks(address: bytes) -> bytes | None:
-    """The words of an address in one, where an @ or a dot joins them. Two others are not one address."""
+    """The address without its blanks, or None if a blank stands anywhere but beside an @ or a dot: two words are not
+    one address."""
     words: list[bytes] = _WORD.findall(address)
     for left, right in pairwise(words):
         if left[-1:] not in b"@." and right[:1] not in b"@.":

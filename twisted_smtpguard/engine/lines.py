@@ -1,8 +1,8 @@
-"""Command lines: where one ends and the next begins, whatever a stranger sends in between, and what each is.
+"""Command lines: the input is split into lines, and each line is carried out, refused or skipped.
 
-Only CRLF ends a command. A line ended by LF alone, or with a bare CR in it, is refused at once, and what comes after it
-up to the next CRLF is thrown away: executing any of it would let one server see a command where another sees none. An
-over-long line is skipped to its CRLF without being kept. The result is the same however the octets were split.
+Only CRLF ends a command. A line that ends with LF alone, or has a bare CR in it, is refused at once, and the octets up
+to the next CRLF are thrown away: if any of them were executed, one server would see a command where another sees none.
+An over-long line is skipped to its CRLF without being kept. The result does not depend on how the octets were split.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _TLS_HELLO = b"\x16\x03"
 _is_hello = re.compile(rb"(?:EHLO|HELO) [!-~]{1,255}\r\n").match
 
 _LINE_OCTETS_OF_A_COMMAND = 64
-"""A long line counts as one command more for so many octets: 2 KiB take thirty times as long to parse as a NOOP."""
+"""A line costs one more command of the share for each 64 octets: 2 KiB take thirty times as long to parse as a NOOP."""
 
 
 def take_commands(engine: Engine) -> bool:
-    """The commands that have come, until one needs another stage or waits."""
+    """Carry out the commands in the buffer until one changes the stage or waits. Returns whether to go on."""
     buffer, start = engine.buffer, engine.offset
     size, row = len(buffer), engine.row
     context = engine.context
@@ -46,7 +46,7 @@ def take_commands(engine: Engine) -> bool:
             else:
                 engine.unwritten += reply.wire
         if stop == size:
-            # All has been taken, and STARTTLS alone begins something before more comes.
+            # The buffer is empty. Only STARTTLS has more to do before further input arrives.
             engine.buffer, engine.offset = b"", 0
             return engine.stage is Stage.STARTING_TLS
         if engine.row is not row:
@@ -62,16 +62,16 @@ def take_commands(engine: Engine) -> bool:
 
 
 def take_first_line(engine: Engine) -> bool:
-    """The first line of a session, which shows whether the client speaks SMTP at all."""
+    """Take the first line of a session, which shows whether the client speaks SMTP. Returns whether to go on."""
     buffer, start = engine.buffer, engine.offset
     if start >= len(buffer):
         return False
     if engine.silent:
-        # The proxy's own connection says something: from here on it is logged like any other.
+        # The proxy's own connection sends input, so from here on it is logged like any other.
         engine.silent = False
         counts.log_greeting(engine, counted=True)
     if _is_hello(buffer, start) is not None:
-        # As nearly all do: it can be nothing else.
+        # Nearly every first line is a plain HELO or EHLO, which can be no other protocol.
         engine.enter(Stage.COMMAND)
         return True
     if buffer.startswith(_TLS_HELLO, start):
@@ -86,7 +86,7 @@ def take_first_line(engine: Engine) -> bool:
     end = buffer.find(b"\n", start, stop)
     carriage_return = buffer.find(b"\r", start, stop)
     if end < 0 and not 0 <= carriage_return < stop - 1:
-        # Not whole, or over-long.
+        # The line is incomplete or over-long.
         return take_line(engine)
     line = engine.beginning + buffer[start : end + 1 if end >= 0 else stop]
     if grammar.is_not_smtp(line):
@@ -94,7 +94,7 @@ def take_first_line(engine: Engine) -> bool:
         return False
     engine.enter(Stage.COMMAND)
     if may_begin_header(line) and buffer.startswith(b"\r\n", start):
-        # A header of version 2 begins with empty lines, which are answered like any others.
+        # A PROXY header of version 2 begins with empty lines, which are answered like any other empty line.
         engine.offset = start + 2
         engine.beginning = line
         _say(engine, execute(engine, b""))
@@ -104,8 +104,8 @@ def take_first_line(engine: Engine) -> bool:
 
 
 def take_line(engine: Engine, max_line: int | None = None) -> bool:
-    """One line, whatever it is: a command, an answer to a challenge of AUTH, or no line at all. `max_line` is the
-    longest that it may be, by default that of a command."""
+    """Take one line: a command, a response to a challenge of AUTH, or a malformed line. Returns whether to go on.
+    `max_line` is its longest length in octets, by default that of a command line."""
     buffer, start = engine.buffer, engine.offset
     if max_line is None:
         max_line = engine.context.max_line
@@ -114,7 +114,6 @@ def take_line(engine: Engine, max_line: int | None = None) -> bool:
     carriage_return = buffer.find(b"\r", start, stop if end < 0 else end)
     if end >= 0:
         if start <= carriage_return == end - 1:
-            # A line of AUTH may be longer than others.
             engine.offset = end + 1
             engine.progress = True
             line = buffer[start:carriage_return]
@@ -124,7 +123,7 @@ def take_line(engine: Engine, max_line: int | None = None) -> bool:
             else:
                 _say(engine, execute(engine, line))
             return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
-        # At the first of the two, as if the octets had come one by one.
+        # The line is refused at its first bare CR or LF, as if the octets had arrived one by one.
         _refuse_line(engine, (end if carriage_return < 0 else carriage_return) + 1)
     elif 0 <= carriage_return < min(stop, len(buffer)) - 1:
         _refuse_line(engine, carriage_return + 1)
@@ -140,11 +139,12 @@ def take_line(engine: Engine, max_line: int | None = None) -> bool:
 
 
 def take_skipped_line(engine: Engine) -> bool:
-    """The rest of a malformed or over-long line. Each LF within it is one more malformed line."""
+    """Skip the rest of a malformed or over-long line. Each bare LF in it counts as one more malformed line. Returns
+    whether to go on."""
     buffer, start = engine.buffer, engine.offset
-    # Not the next CRLF: to look for that at every LF would take quadratic time.
+    # The next LF is searched for, not the next CRLF: that search, repeated at every LF, would take quadratic time.
     end = buffer.find(b"\n", start)
-    # A CR at the end may be the first half of the CRLF.
+    # A CR at the end of the buffer may be the first half of the CRLF and is kept.
     stop = end + 1 if end >= 0 else len(buffer) - buffer.endswith(b"\r", start)
     engine.offset = stop
     engine.skipped += stop - start
@@ -174,8 +174,8 @@ def _refuse_line(engine: Engine, stop: int) -> None:
 
 
 def _skip(engine: Engine, octets: int, reply: Reply | None) -> None:
-    """Throw the rest of a line away, of which so many octets are gone, and then say `reply`."""
-    # An over-long first line is not kept, and so cannot be told from SMTP. The line after it can, if it begins one.
+    """Skip the rest of a line, of which `octets` are gone already. `reply` is given at its end; None: it has been."""
+    # An over-long first line is not kept, so whether it was SMTP is unknown. The next line is checked as the first.
     of_first = engine.stage is Stage.FIRST_LINE and reply is not None
     engine.stage_before = Stage.FIRST_LINE if of_first else Stage.COMMAND
     engine.skipped, engine.skipped_for = octets, reply
@@ -188,7 +188,7 @@ def _say(engine: Engine, reply: Reply | None) -> None:
 
 
 def execute(engine: Engine, line: bytes) -> Reply | None:
-    """Carry out one command line, without its CRLF."""
+    """Carry out one command line, which comes without its CRLF. Returns the reply, or None if it comes later."""
     try:
         verb, argument = grammar.parse_command(line)
     except Refused as refused:

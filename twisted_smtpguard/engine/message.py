@@ -1,7 +1,7 @@
-"""One message: which octets of DATA and BDAT belong to it, whether it may be taken, and what the sink gets.
+"""The decoders and checks of one message: its end in DATA and BDAT, its limits, and the octets that the sink gets.
 
-Everything is done a piece at a time and by the fastest search that bytes have, never line by line. How the
-octets were split on their way makes no difference to any result.
+Everything works on whole pieces with the fastest searches that bytes have, never line by line. No result depends on
+how the octets were split.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ _END_OF_DATA = b"\r\n.\r\n"
 _END_OCTETS = 5
 _PART_OF_AN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 
-# A CR that is bare, or whose CRLF is before a dot or the last that there is: the first thing to look for in what comes
-# after DATA.
+# A bare CR, or the CR of a CRLF that precedes a dot or ends the piece. The first search in the octets after DATA.
 _SPECIAL_CR = re.compile(rb"\r(?!\n[^.])")
 
 # Two searches, each for one literal octet, are five times as fast as one search for either.
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"\n(?<!\r\n)")
 
-# A field (RFC 5322 2.2, with the blanks before the colon of 4.5) or a continuation. A line that has no colon
-# within its first 999 octets is no field, so that no more of an unfinished one need be kept.
+# The CRLF before a line that is neither a field (RFC 5322 2.2, with the blanks before the colon of 4.5) nor a
+# continuation. A line without a colon in its first 999 octets is no field, so that no more of it need be kept.
 _NO_FIELD = re.compile(rb"\r\n(?![ \t]|[!-9;-~]{1,900}[ \t]{0,98}:)")
 _RECEIVED = re.compile(rb"\r\nReceived[ \t]{0,98}:", re.IGNORECASE)
 _MAX_UNDECIDED_OCTETS = len(_CRLF) + 900 + 98
@@ -42,10 +41,10 @@ _INSIDE_A_LINE = b"\r\n "
 
 @attrs.frozen
 class MessageRules:
-    """What every message has to satisfy, made once for many. Limits are octets and 0 is no limit.
+    """What a message has to satisfy; one value serves many messages. Limits are octets, and 0 is no limit.
 
-    `normalize` turns a bare CR or LF into CRLF where it would be refused; in a `binary` message (BODY=BINARYMIME)
-    they are content. `dry_run_rules`: the rules of limits that are only tried, for messages that are held to these.
+    `normalize` turns a bare CR or LF into CRLF instead of refusing it; in a `binary` message (BODY=BINARYMIME) both are
+    content. `dry_run_rules` has the rules of each limit in dry run, which are checked beside these.
     """
 
     max_octets: float = attrs.field(converter=no_limit)
@@ -56,12 +55,12 @@ class MessageRules:
     binary: bool
     dry_run_rules: tuple[MessageRules, ...] = ()
     max_swallowed: float = attrs.field(init=False)
-    """Octets of a message beyond which its end is not waited for."""
+    """The octets of a message beyond which the session ends, without waiting for the end of the message."""
     scans_header: bool = attrs.field(init=False)
     refuses_bare: bool = attrs.field(init=False)
     normalizes: bool = attrs.field(init=False)
     slow_at_first: bool = attrs.field(init=False)
-    """Whether each line of the header, or of all of the message, may have to be looked at."""
+    """Whether a message begins with `slow_to_read` set: single lines of its header or body may have to be read."""
 
     def __attrs_post_init__(self) -> None:
         drain = max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf
@@ -74,34 +73,34 @@ class MessageRules:
         object.__setattr__(self, "slow_at_first", slow)
 
 
-# In what follows class attributes are how it begins: a message costs only what it changes.
+# The class attributes below are initial values, so that a message only pays for the attributes that it changes.
 
 
 class HeaderScan:
-    """The header section of one message: how long it is, and how many Received fields it has.
+    """Measures the header section of one message: its length, and the number of its Received fields.
 
-    It ends at the first line that is neither a field nor a continuation: the empty line, in most messages.
+    The section ends at the first line that is neither a field nor a continuation, usually the empty line.
     """
 
     over = False
-    """No more pieces are wanted."""
+    """Whether the header section has ended, so that no more pieces are needed."""
     _received = 0
     _unfinished = _CRLF
     _offset = -len(_CRLF)
-    """Where in the message the unfinished line begins, the CRLF before it included."""
+    """The offset in the message at which `_unfinished` begins: the unfinished line, with the CRLF before it."""
 
     def __init__(self, rules: MessageRules) -> None:
         self._rules = rules
 
     def take(self, piece: bytes) -> Reply | None:
-        """Scan the next octets of the message, which never split a CRLF. What is wrong with the header."""
+        """Scan the next octets of the message, which never split a CRLF. Returns the refusal, or None."""
         text = self._unfinished + piece
         start = self._offset
         no_field = _NO_FIELD.search(text)
         if no_field is None:
             end = len(text)
             size = start + end
-            # Even the unfinished line is a field: its rest can be read as if it were a continuation.
+            # Even the unfinished line is known to be a field, so its rest can be scanned like a continuation line.
             self._unfinished = _INSIDE_A_LINE
             self._offset = size - len(_INSIDE_A_LINE)
         else:
@@ -110,7 +109,7 @@ class HeaderScan:
             self._offset += end
             self.over = len(text) - end > _MAX_UNDECIDED_OCTETS
             self._unfinished = b"" if self.over else text[end:]
-        # Fields beyond the limit do not count: else the reply would depend on how the octets were split.
+        # Fields beyond the limit do not count, or the reply would depend on how the octets were split.
         rules = self._rules
         within = min(end, rules.max_header_octets - start)
         self._received += len(_RECEIVED.findall(text, 0, int(within)))
@@ -120,21 +119,21 @@ class HeaderScan:
 
 
 class MessageCheck:
-    """Holds one message to `rules`. Of a session's message this is the base; of a limit in dry run all there is."""
+    """Checks one message against `rules`: the base of a session's message, and all that a limit in dry run needs."""
 
     octets = 0
-    """Octets of the message so far, as the delivery would see them. Goes on after a refusal."""
+    """The octets of the message so far, as the delivery sees them. Counted even after a refusal."""
     problem: Reply | None = None
-    """The reply to the end of the data; None while nothing is wrong."""
+    """The reply that refuses the message at its end; None while nothing is wrong."""
     dry_run_checks: Sequence[MessageCheck] = ()
-    """What each limit in dry run would say: they see the same octets."""
+    """A check for each limit in dry run, which gets the same octets."""
     exhausted = False
-    """So far beyond the maximum that the rest is not waited for."""
+    """Whether the message is so far above the largest size that its end is not waited for."""
     slow_to_read = False
-    """Each line of what comes next may have to be looked at: some twenty times the cost of bulk."""
+    """Whether the next octets may have to be read line by line, at some twenty times the cost of bulk data."""
     _dry_run_is_slow = False
     _header: HeaderScan | None = None
-    """None once the header has ended, and where there is no limit on it."""
+    """None if there is no limit on the header, and once it has ended."""
 
     def __init__(self, rules: MessageRules) -> None:
         self._rules = rules
@@ -145,10 +144,10 @@ class MessageCheck:
         self.slow_to_read = rules.slow_at_first
 
     def take(self, piece: bytes, no_bare_cr: bool = False) -> bytes:
-        """Check the next octets, which never split a CRLF. What the delivery's sink gets: b"" once refused.
+        """Check the next octets, which never split a CRLF. Returns the octets for the sink: b"" once refused.
 
-        Of several problems the size wins, then the header's, and the bare newline is last. `no_bare_cr`: it is known
-        that there is none.
+        Of several problems the size wins over the header, and the header over a bare newline. `no_bare_cr`: the caller
+        knows that `piece` has no bare CR.
         """
         rules = self._rules
         if self.dry_run_checks:
@@ -178,12 +177,12 @@ class MessageCheck:
         return b""
 
     def expect(self, octets: int) -> None:
-        """So many octets more have been announced (BDAT)."""
+        """Refuse the message if the `octets` that a BDAT announces would make it too large."""
         if self.octets + octets > self._rules.max_octets:
             self.problem = replies.MESSAGE_TOO_LARGE
 
     def refuse(self, reply: Reply) -> None:
-        """The delivery wants no more of it. An earlier problem stays, and the size still wins."""
+        """Refuse the message with `reply` unless it has a problem already. A later size problem still wins."""
         if self.problem is None:
             self.problem = reply
 
@@ -193,55 +192,56 @@ def _normalize(piece: bytes) -> bytes:
 
 
 class IncomingMessage(MessageCheck):
-    """The message that a session receives: the checks, and how far it has come."""
+    """The message that a session receives: its checks and its progress."""
 
     chunked = False
-    """Whether it comes by BDAT."""
+    """Whether the message comes by BDAT."""
     ended = False
-    """What the client sends now does not belong to the message, or not yet."""
+    """Whether the message, or its current chunk, is complete, so that the next octets are a command."""
     last = True
-    """The end of this part is the end of the message."""
+    """Whether the end of this chunk is the end of the message. Always so for DATA."""
     chunk_octets = 0
-    """What the last BDAT announced."""
+    """The octets that the last BDAT announced."""
     _refused_by_sink: Reply | None = None
-    """The rest of the message is swallowed, and this comes at its end."""
+    """The sink's refusal, which is sent at the end of the message; None if there is none."""
     _refusal: Reply | None = None
+    """The refusal of an earlier chunk; None if there is none."""
 
     def keep_refusal(self, reply: Reply) -> None:
-        """A chunk was answered with `reply`: every further chunk of the message gets the same."""
+        """Answer every further chunk of the message with `reply`, as one chunk has been."""
         self._refusal = reply
         self.refuse(reply)
 
     def refuse_for_sink(self, reply: Reply) -> None:
-        """The delivery's sink has refused the message."""
+        """Refuse the message with the `reply` of the delivery's sink."""
         self._refused_by_sink = reply
         self.refuse(reply)
 
     def settle(self, problem: Reply) -> Reply:
-        """Why the message is refused, for which there is a `problem`. The maximum size wins over all but the reply to
-        an earlier chunk."""
+        """The reply to a message that has a `problem`. The reply to an earlier chunk wins over the largest size, and
+        that over the sink's refusal."""
         if self._refusal is None and problem is not replies.MESSAGE_TOO_LARGE:
             return self._refused_by_sink or problem
         return self._refusal or problem
 
 
 class DataDecoder(IncomingMessage):
-    """The octets after DATA (RFC 5321 4.1.1.4, 4.5.2). Only CRLF . CRLF ends them.
+    """Decodes the octets after DATA (RFC 5321 4.1.1.4, 4.5.2). Only CRLF . CRLF is the end of data.
 
-    Anything laxer lets a sender smuggle: two servers must not disagree on where a message ends.
+    A laxer end would allow SMTP smuggling: two servers must not disagree on where a message ends.
     """
 
-    # The first line may be the final dot: as if the CRLF of the DATA command were the data's.
+    # The first line may be the final dot, so the CRLF of the DATA command is put before the data.
     _held = _CRLF
     _virtual = _CRLF_OCTETS
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Decode what has arrived: the octets for the sink, and how many octets of `data` were consumed.
+        """Decode `data`. Returns the octets for the sink, and how many octets of `data` were consumed.
 
-        What comes after the end of the data is not looked at. Not to be called once `ended`.
+        Octets after the end of data are not consumed. Must not be called once `ended`.
         """
         text = self._held + data
-        # Most pieces of most messages have nothing special, and this one search is all.
+        # Most pieces of most messages have no such CR, and need no other search.
         special = _SPECIAL_CR.search(text)
         first = len(text) if special is None else special.start()
         dot = text.find(_CRLF_DOT, first)
@@ -255,7 +255,7 @@ class DataDecoder(IncomingMessage):
             cut = part.start() if part else len(text)
             consumed = len(data)
             self._held = text[cut:]
-        # The cut is never inside a CRLF, nor between a CRLF and a dot.
+        # `cut` is never inside a CRLF, nor between a CRLF and a dot.
         piece = text[:cut]
         if 0 <= dot < cut - _CRLF_OCTETS:
             piece = piece.replace(_CRLF_DOT, _CRLF)
@@ -265,12 +265,12 @@ class DataDecoder(IncomingMessage):
         return self.take(piece, first >= cut or first == end), consumed
 
     def ends_within(self, data: bytes) -> bool:
-        """Whether the end is in `data`, which is not consumed."""
+        """Whether the end of data is in `data`, which is not consumed."""
         return _END_OF_DATA in self._held + data
 
 
 class ChunkDecoder(IncomingMessage):
-    """The chunks of a message after BDAT (RFC 3030). There are no dots, and a CRLF may stand in two chunks.
+    """Decodes the chunks of a message after BDAT (RFC 3030). Dots are not stuffed, and chunks may split a CRLF.
 
     Call `start()` for each BDAT, then `feed()` until `ended`, at least once: with b"" for an empty chunk.
     """
@@ -278,12 +278,12 @@ class ChunkDecoder(IncomingMessage):
     chunked = True
     last = False
     ended = True
-    """This chunk is complete."""
+    """Whether the current chunk is complete."""
     _held = b""
     _left = 0
 
     def start(self, octets: int, last: bool) -> None:
-        """A BDAT announces `octets`. If these are too many the message is refused before they come."""
+        """Begin the chunk of a BDAT. If its `octets` make the message too large it is refused before they come."""
         self.expect(len(self._held) + octets)
         self._left = octets
         self.last = last
@@ -298,7 +298,7 @@ class ChunkDecoder(IncomingMessage):
         self.ended = self._left == 0
         piece = self._held + piece
         self._held = b""
-        # The LF of this CR may be still to come, even in another chunk.
+        # The LF that belongs to this CR may still come, even in the next chunk.
         if piece.endswith(b"\r") and not (self.ended and self.last):
             self._held = b"\r"
             piece = piece[:-1]
@@ -315,10 +315,10 @@ _LIMITS = frozenset({"max_message_size", "bare_newline", "max_header_size", "max
 
 
 def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRules:
-    """What messages must satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
+    """The rules that messages have to satisfy. `binary`: BODY=BINARYMIME, where bare newlines are data (RFC 3030).
 
-    The `dry_run_rules` say what each limit in dry run would have done. Bare newlines that are not refused are
-    made CRLF even then: the next server must not read more messages than the guard did.
+    A limit in dry run goes to `dry_run_rules`. If that is `bare_newline`, bare newlines are still made CRLF: the next
+    server must not find more messages in the octets than the guard did (SMTP smuggling).
     """
     in_dry_run = limits.dry_run & _LIMITS
     dry_run_rules = []
@@ -332,7 +332,7 @@ def message_rules(limits: Limits, max_octets: int, *, binary: bool) -> MessageRu
 
 
 def _rules(limits: Limits, held: Set[str], max_octets: int, *, normalize: bool, binary: bool) -> MessageRules:
-    """Those that hold a message to `held`, some of _LIMITS."""
+    """The rules that enforce the limits in `held`, a subset of _LIMITS."""
     return MessageRules(
         max_octets=max_octets,
         drain_octets=limits.oversize_drain,

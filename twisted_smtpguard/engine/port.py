@@ -1,6 +1,6 @@
-"""What the engine asks of its host, and what the host hands over of answers that come later.
+"""The port between an engine and its host: what the engine asks for, and how answers that come later are passed.
 
-A host moves octets, keeps time and speaks TLS. The Twisted protocol is one, a test's list of effects another.
+A host moves octets, keeps time and speaks TLS. The Twisted protocol is one host, a test's list of effects another.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ class Close(enum.Enum):
     """How the host ends a connection."""
 
     LINGER = "linger"
-    """When everything said has left: shut down our side only, and go on reading. `Engine.all_sent` is called."""
+    """Send everything that was written, call `Engine.all_sent`, shut down our side only, and go on reading."""
     PLAIN = "plain"
-    """When everything said has left: close. `Engine.all_sent` is called."""
+    """Send everything that was written, call `Engine.all_sent`, and close."""
     ABORT = "abort"
-    """At once, with all that has not left."""
+    """Close at once and drop what has not been sent."""
 
 
-class Cancelled(Exception):  # noqa: N818 - it is what has happened
-    """A hook that answers later has been cancelled, in whatever way its kind of answer says so."""
+class Cancelled(Exception):  # noqa: N818 - the name says what has happened
+    """Stands for the cancellation of a Deferred, coroutine or future, each of which has its own exception for it."""
 
 
 class Cancellable(Protocol):
-    """A call to come, or an answer to come."""
+    """A scheduled call, or an answer that comes later."""
 
     def cancel(self) -> object:
-        """Let it never come. Raises nothing."""
+        """Cancel the call or the answer. Raises nothing."""
 
 
 class Timer(Protocol):
-    """A deadline that runs."""
+    """A running deadline."""
 
     when: float
-    """When it comes, by the clock. It may be set to a later time."""
+    """The time of the deadline, by the guard's clock. It may be set to a later time."""
 
 
 Answered = Callable[[Any, BaseException | None], None]
-"""Called once with what a hook has answered, or with None and what it has raised (`Cancelled`, if it was)."""
+"""Called once: with a hook's answer and None, or with None and its exception (`Cancelled` if it was cancelled)."""
 
 
 class Host(Protocol):
     """One connection, as its engine sees it."""
 
     half_closed: bool
-    """Our side is shut down: the last line and our FIN have left. `Engine.half_closed` was called."""
+    """Whether our side is shut down: the last reply and our FIN have left, and `Engine.half_closed` was called."""
 
     @property
     def idle(self) -> bool:
-        """Everything that was written has left."""
+        """Whether everything that was written has been sent."""
 
     def write(self, octets: bytes) -> bool:
-        """Send these octets after those before them. True: so many wait for the client now that no further command is
-        to be executed. `Engine.drained` follows."""
+        """Send these octets after earlier ones. Returns whether so many wait for the client that the engine must carry
+        out no further command until `Engine.drained` is called."""
 
     def pause(self) -> None:
         """Stop reading the client."""
@@ -66,34 +66,35 @@ class Host(Protocol):
         """Read the client again."""
 
     def close(self, how: Close) -> None:
-        """End the connection. Nothing is written afterwards."""
+        """End the connection in the way `how`. The engine writes nothing afterwards."""
 
     def turn_away(self, line: bytes) -> None:
-        """Say one line to a connection that gets no session, and close it, as cheaply as can be."""
+        """Send one line to a connection that is refused at accept, and close it, as cheaply as possible."""
 
     def start_tls(self, octets: bytes) -> None:
-        """Speak only TLS from here on. `octets` of the handshake have come already. `Engine.secured` follows."""
+        """Begin TLS; nothing is sent in clear afterwards. `octets` are input that belongs to the handshake.
+        `arrival.secured` is called when the handshake is complete."""
 
     def deadline(self, seconds: float) -> Timer | None:
-        """Call `Engine.timed_out` so many seconds from now, instead of at any time set before. 0: never, and None."""
+        """Call `Engine.timed_out` after `seconds`, replacing the earlier deadline. 0: remove that, and return None."""
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
-        """Call `answered` when `later` (a Deferred, coroutine or future) is there; within this call if it is now."""
+        """Call `answered` when `later` (a Deferred, coroutine or future) has its result: at once if it has it now."""
 
     def next_turn(self) -> None:
         """Call `Engine.take_turn` when the other connections have had their turn."""
 
     def input_waits(self) -> bool:
-        """Whether the client has sent something that has not been read yet. False where that cannot be known."""
+        """Whether the client has sent octets that have not been read yet. False where that cannot be known."""
 
     def waiting_octets(self, most: int) -> bytes:
-        """The first octets of what `input_waits` has found, which stay where they are."""
+        """Return at most `most` of the octets that `input_waits` has found, without reading them."""
 
     def address(self) -> Address | None:
         """The IP address at the other end of the transport; None for a UNIX socket."""
 
     def peer(self) -> Peer:
-        """Who is at the other end of the transport. Costs a system call."""
+        """Return the peer at the other end of the transport. Costs a system call."""
 
     def is_own(self, header: Any) -> bool:
         """Whether a PROXY header says that the connection is the proxy's own, such as a health check."""

@@ -1,11 +1,11 @@
-"""The PROXY protocol, versions 1 and 2: the client that a proxy connects for. Octets in, a value out.
+"""The parser of the PROXY protocol, versions 1 and 2, by which a proxy names its client. Octets in, a value out.
 
-The source is haproxy.org's proxy-protocol.txt. The functions keep no state, and look at no more octets than a header
-may have: a caller calls them again with all octets so far when more have come.
+The source is haproxy.org's proxy-protocol.txt. The functions keep no state and read no more octets than a header may
+have. When more octets have come, the caller calls them again with all octets so far.
 
-Why no library: proxy-protocol of PyPI takes +25 and 4_7 for ports, raises struct.error at a short header, sets no bound
-to what it asks for, and does not tell how long the header was. Twisted's parsers are private, and behind its haproxy:
-endpoints a factory sees the proxy's address, and the greeting leaves before the header has come.
+Why no library: proxy-protocol of PyPI accepts +25 and 4_7 as ports, raises struct.error at a short header, does not
+bound how much it asks for, and does not tell how long the header was. Twisted's parsers are private, and with its
+haproxy: endpoints a factory sees the proxy's address and sends the greeting before the header has come.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import attrs
 from twisted_smtpguard.values import Address
 
 MAX_LINE_OCTETS = 107
-"""Of version 1, its CRLF included."""
+"""The longest header of version 1, its CRLF included."""
 
 MAX_BINARY_OCTETS = 4096
-"""The longest header of version 2 after its first 16 octets. The addresses take 36. Of the rest only TLS is read."""
+"""The longest header of version 2 without its first 16 octets. Addresses take at most 36; the rest is type-length-value
+vectors, of which only that of TLS is read."""
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_OCTETS = 16
@@ -39,18 +40,18 @@ _LINE = re.compile(
 )
 
 _BEGINNINGS = (_WORD, _SIGNATURE[:5])
-"""No SMTP client begins so: the second holds a NUL."""
+"""What headers of version 1 and 2 begin with. No SMTP client begins like this: the second has a NUL."""
 
 LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
-"""Octets that `begins_header` needs to see."""
+"""The number of octets that `begins_header` needs."""
 
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 
-# Type-length-value vectors of version 2: that of TLS, and the two that stand inside it.
+# Types of the type-length-value vectors of version 2: the vector of TLS, and the two inside it.
 _SSL, _SSL_VERSION, _SSL_CIPHER = 0x20, 0x21, 0x23
 _CLIENT_SSL = 0x01
-"""The first bit of what the vector of TLS begins with: the client has spoken TLS to the proxy."""
+"""The bit in the first octet of the TLS vector that says that the client speaks TLS to the proxy."""
 _SSL_FIXED_OCTETS = 5
 _VISIBLE = re.compile(rb"[!-~]{1,64}")
 
@@ -59,7 +60,7 @@ End: TypeAlias = tuple[Address, int]
 
 
 class HeaderError(ValueError):
-    """The octets are no PROXY header, or too many for one."""
+    """The octets are no PROXY header, or the header is too long."""
 
 
 @attrs.frozen
@@ -72,24 +73,25 @@ class ProxyHeader:
     client: End | None = None
     server: End | None = None
     tls: str = ""
-    """TLS version and cipher of the client's connection to the proxy, as far as the header has them. Empty if that
+    """The TLS version and cipher of the client's connection to the proxy, as far as the header has them. "" if that
     connection is not encrypted, the caller did not ask, or the header names no client."""
 
 
 def begins_header(octets: bytes) -> bool:
-    """Whether `octets`, the first of a connection, are the beginning of a header, whatever follows."""
+    """Whether `octets`, the first of a connection, already show that it begins with a PROXY header."""
     return octets.startswith(_BEGINNINGS)
 
 
 def may_begin_header(octets: bytes) -> bool:
-    """Whether `octets`, which `begins_header` has not recognised, may be the first of a header."""
+    """Whether `octets`, too few for `begins_header` to tell, may yet become the beginning of a PROXY header."""
     return any(each.startswith(octets) for each in _BEGINNINGS)
 
 
 def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:
-    """The header that `buffer` begins with; None: more of it is needed. HeaderError as soon as that is certain.
+    """Return the header that `buffer` begins with, or None if more octets are needed. HeaderError as soon as it is
+    certain that the octets are no valid header.
 
-    `tls` asks for what version 2 tells of the client's TLS. Then what follows the addresses must be well formed.
+    `tls` asks for the client's TLS in version 2. The vectors after the addresses must be well formed then.
     """
     if buffer.startswith(_SIGNATURE[: len(buffer)]):
         return _parse_binary(buffer, tls) if len(buffer) >= _FIXED_OCTETS else None
@@ -143,7 +145,7 @@ def _parse_binary(buffer: bytes, tls: bool) -> ProxyHeader | None:
 
 
 def _tls_of(vectors: bytes) -> str:
-    """What the vectors after the addresses tell of the client's TLS."""
+    """The TLS version and cipher of the client in the vectors after the addresses; "" if it does not speak TLS."""
     for kind, value in _vectors(vectors):
         if kind == _SSL:
             if len(value) < _SSL_FIXED_OCTETS:

@@ -1,4 +1,4 @@
-"""A message: DATA and BDAT, its octets on their way to the delivery's sink, and the verdict."""
+"""The receiving of a message: DATA and BDAT, the octets that go to the delivery's sink, and the verdict."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, is_awaitable
 
 MAX_WRITE_OCTETS = 64 * 1024
-"""The largest piece for write() of a sink, in octets."""
+"""The most octets that one write() of a sink gets."""
 
 _PIECE_OCTETS = 16 * 1024
 """Message data is copied out of the middle of the buffer in pieces of at most this size."""
 
 _SLOW_PIECE_OCTETS = 4 * 1024
-"""The same where each line may have to be looked at: in the header, and where newlines are made CRLF."""
+"""The largest piece while `slow_to_read` is set: in the header, and where newlines are made CRLF."""
 
 _DATA_OCTETS_OF_A_COMMAND, _SLOW_DATA_OCTETS_OF_A_COMMAND = 1024, 128
-"""So many octets count as one command in a share of a turn."""
+"""The octets of message data that cost as much of a share as one command: of bulk data, and of slow data."""
 
 _PROGRESS_OCTETS = 1024
-"""The octets of message data that have to come within the read timeout if no line ends sooner."""
+"""The octets of message data that extend the read timeout. The end of a line extends it too."""
 
 Chunk = tuple[int, bool]
-"""The octets that a BDAT announces, and whether it is the last."""
+"""The octets that a BDAT announces, and whether its chunk is the last."""
 
 
 # Commands.
 
 
 def data(engine: Engine, _: None) -> Reply | None:
-    """DATA with a recipient: the delivery's sink, then the 354."""
+    """Carry out DATA: call the delivery's `data()`, and reply 354 when it has returned the sink."""
     if engine.phase is Phase.REFUSED:
         return replies.NO_VALID_RECIPIENTS
     if engine.sender.parameters.get("BODY") == "BINARYMIME":
@@ -49,7 +49,7 @@ def data(engine: Engine, _: None) -> Reply | None:
 
 
 def bdat(engine: Engine, chunk: Chunk) -> Reply | None:
-    """BDAT in sequence: with the first chunk the delivery's sink is asked for."""
+    """Carry out BDAT in sequence. The first one of a message asks the delivery for the sink."""
     if engine.phase is Phase.REFUSED:
         return _refuse_chunk(engine, chunk, replies.NO_VALID_RECIPIENTS)
     if engine.message is not None:
@@ -58,7 +58,7 @@ def bdat(engine: Engine, chunk: Chunk) -> Reply | None:
 
 
 def bdat_out_of_sequence(engine: Engine, chunk: Chunk) -> Reply | None:
-    """BDAT out of sequence: its octets are discarded all the same."""
+    """Refuse a BDAT out of sequence. Its octets are discarded, since they are not commands."""
     return _refuse_chunk(engine, chunk, replies.BAD_SEQUENCE)
 
 
@@ -87,7 +87,8 @@ def _sink_answered(
 
 
 def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | None) -> None:
-    """The transaction ended while `data()` was at work: what has the end coming is what it has left."""
+    """Called when `data()` has answered after the end of its transaction: abort the sink, or, if `data()` raised, the
+    IMailTransaction."""
     if error is not None:
         hook_failed(engine, error, over=True)
     engine.abort_given(mail if error is not None else given)
@@ -108,9 +109,9 @@ def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
 
 
 def _chunks(engine: Engine) -> ChunkDecoder:
-    """A message begins that comes by BDAT. A transaction may have been begun with BODY=BINARYMIME (RFC 3030)."""
+    """Make the decoder of a message that comes by BDAT, which may be BODY=BINARYMIME (RFC 3030)."""
     _watch_rate(engine)
-    # A BDAT 0 enters no stage, and out of sequence it begins no message.
+    # A BDAT 0 changes no stage and, out of sequence, not the phase either: the data rate has to be settled here.
     engine.unsettled = True
     binary = engine.phase in IN_TRANSACTION and engine.sender.parameters.get("BODY") == "BINARYMIME"
     return ChunkDecoder(engine.context.rules(binary))
@@ -143,13 +144,13 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
     if not engine.message.ended:
         engine.enter(Stage.CHUNK)
         return None
-    # BDAT 0 is complete as it stands.
+    # The chunk of BDAT 0 is complete without further input.
     octets, _ = engine.message.feed(b"")
     return _pass_on(engine, octets)
 
 
 def _watch_rate(engine: Engine) -> None:
-    """Watch the data rate of the message that begins, if there is a limit."""
+    """Begin to measure the data rate of a message, if it is limited."""
     rate, limits = engine.rate, engine.context.limits
     if rate is None and limits.min_data_rate and limits.data_rate_window:
         rate = engine.rate = DataRate(
@@ -163,7 +164,7 @@ def _watch_rate(engine: Engine) -> None:
 
 
 def take_message(engine: Engine) -> bool:
-    """Take message data, up to its end."""
+    """Take a piece of message data, at most up to its end. Returns whether to go on."""
     buffer, start = engine.buffer, engine.offset
     if start >= len(buffer):
         engine.buffer, engine.offset = b"", 0
@@ -171,7 +172,7 @@ def take_message(engine: Engine) -> bool:
     message = engine.message
     slow = message.slow_to_read
     if start or slow:
-        # An arrival that is nothing but message data need not be cut, and is not copied.
+        # An arrival that is bulk message data from its first octet is fed whole, which saves a copy.
         buffer = buffer[start : start + (_SLOW_PIECE_OCTETS if slow else _PIECE_OCTETS)]
     octets, taken = message.feed(buffer)
     engine.offset = start + taken
@@ -195,9 +196,9 @@ def take_message(engine: Engine) -> bool:
 
 
 def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
-    """Hand octets to the sink; the reply where the message, or its chunk, is at its end and nothing has to wait."""
+    """Write `octets` to the sink. Returns the reply if the message or its chunk is complete, else None."""
     while octets and engine.sink is not None:
-        # A slice of all that there is, is no copy.
+        # Slicing the whole of `octets` copies nothing.
         piece, octets = octets[:MAX_WRITE_OCTETS], octets[MAX_WRITE_OCTETS:]
         try:
             answer = engine.sink.write(piece)
@@ -237,7 +238,7 @@ def _received(engine: Engine) -> Reply | None:
     if problem is not None:
         engine.value = message.octets if problem is replies.MESSAGE_TOO_LARGE else None
     if not message.last:
-        # Out of sequence no message goes on, whose data rate would be watched.
+        # After a BDAT out of sequence no message is open, so the data rate has to be settled.
         engine.unsettled = True
         if problem is None:
             return replies.chunk_received(message.chunk_octets)
@@ -265,7 +266,7 @@ def _finish(engine: Engine) -> Reply | None:
         return _verdict(engine, None, error)
     if answer is None or not is_awaitable(type(answer)):
         return _verdict(engine, answer, None)
-    # Kept for then: the session may be at its next message.
+    # These values are kept because the session may be at its next message when the verdict comes.
     accepted = partial(
         _accepted,
         engine,
@@ -292,7 +293,7 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
     else:
         reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:
-        # An accepted message makes up for errors and junk.
+        # An accepted message resets the counts of errors and junk.
         engine.messages += 1
         engine.errors = engine.junk = 0
         octets, sender = engine.message.octets, engine.sender.address
@@ -304,7 +305,8 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
 
 
 def _finished_late(accepted: Any, engine: Engine, answer: Any, error: BaseException | None) -> None:
-    """The message is safe, or not, after the client was told to try again: it may come twice."""
+    """Called when `finish()` has answered after its time limit. If it has accepted the message, that is logged: the
+    client was told to try again, and the message may come twice."""
     if error is not None:
         hook_failed(engine, error, over=True)
         return

@@ -1,4 +1,4 @@
-"""Why a connection is refused before its greeting."""
+"""The refusal of a connection before its greeting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted_smtpguard.replies import Reply
 
 
 class Arrival(Protocol):
-    """What the log has of a connection that has not been greeted."""
+    """What the log shows of a connection that has not been greeted."""
 
     @property
     def peer_name(self) -> str: ...
@@ -50,8 +50,8 @@ class Refusal:
         dry_run: bool = False,
         value: int | None = None,
     ) -> None:
-        """Count and log the refusal of `arrival`. `dry_run`: it is not enforced. `value` replaces that of this
-        refusal."""
+        """Count and log the refusal of `arrival`. `dry_run`: the refusal is not enforced. `value`, unless None,
+        replaces the refusal's own."""
         events.reject(
             arrival.peer_name,
             self.reason,
@@ -67,12 +67,12 @@ class Refusal:
         )
 
     def enforce(self, events: Any, limits: Limits, arrival: Arrival, limit: str) -> None:
-        """Raise NotAdmitted, or only log the refusal if `limit` is in dry run."""
+        """Raise NotAdmitted; if `limit` is in dry run, only log the refusal."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)
         self.log(arrival, events, limits, dry_run=True)
 
 
 def refusal_of(reply: Reply, value: int | None = None) -> Refusal:
-    """The refusal with a reply of the catalogue, which has its reason."""
+    """The refusal with `reply`, one of the catalogue, which also gives the log reason."""
     return Refusal(reply, replies.reason_of(reply), value)

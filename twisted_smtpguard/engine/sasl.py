@@ -1,6 +1,6 @@
-"""The dialogues of the AUTH mechanisms PLAIN (RFC 4616) and LOGIN: octets in, a challenge or credentials out.
+"""The AUTH mechanisms PLAIN (RFC 4616) and LOGIN: responses in, challenges and finally credentials out.
 
-The checkers decide whether credentials are right.
+Whether the credentials are right is decided by the checkers.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _EMPTY = b"="
 
 @attrs.frozen
 class Login:
-    """The credentials that a client has sent. The password is never shown."""
+    """The credentials that a client has sent. The repr leaves the password out."""
 
     username: bytes
     password: bytes = attrs.field(repr=False)
     acts_for: bytes = b""
-    """Another user, in whose name (RFC 4616 2: authzid)."""
+    """The user to act as (RFC 4616 2: authzid); b"" if the client named none."""
 
 
 Mechanism: TypeAlias = Callable[[bytes | None], Generator[bytes, bytes, Login]]
-"""Called with the initial response, if there was one; yields challenges, and is sent responses."""
+"""Called with the initial response or None. The generator yields challenges, is sent responses, and returns a Login."""
 
 
 def parse_auth(argument: bytes) -> tuple[str, bytes | None]:
-    """The argument of AUTH: the mechanism, and the initial response (RFC 4954 4)."""
+    """Split the argument of AUTH into the mechanism, in upper case, and the initial response, None if there is none
+    (RFC 4954 4)."""
     match = _COMMAND.fullmatch(argument)
     if match is None:
         raise Refused(replies.BAD_ARGUMENTS)
@@ -44,15 +45,15 @@ def parse_auth(argument: bytes) -> tuple[str, bytes | None]:
 
 
 def decode_initial(response: bytes | None) -> bytes | None:
-    """The initial response; a `=` stands for an empty one (RFC 4954 4)."""
+    """Decode the base64 of the initial response; `=` stands for an empty one (RFC 4954 4)."""
     if response is None:
         return None
     return b"" if response == _EMPTY else _decoded(response)
 
 
 def decode_response(line: bytes) -> bytes:
-    """A line after a challenge. Blanks at either end are ignored, as they are in a command. Refused where it cancels,
-    or is no base64."""
+    """Decode the response in a line after a challenge. Blanks at either end are ignored. Raises Refused if the line is
+    `*`, which cancels, or no base64."""
     line = line.strip(b" \t")
     if line == _CANCEL:
         raise Refused(replies.AUTH_CANCELLED)
@@ -81,12 +82,12 @@ def _login(initial: bytes | None) -> Generator[bytes, bytes, Login]:
 
 
 def _login_of(username: bytes, password: bytes, acts_for: bytes = b"") -> Login:
-    # Whether it is UTF-8, as RFC 4616 has it, is no question of syntax: old clients send the octets of ISO 8859-1, and
-    # are told that these are wrong.
+    # RFC 4616 demands UTF-8, but other octets are no syntax error here: old clients send ISO 8859-1, and the checkers
+    # tell them that the credentials are wrong.
     if any(b"\0" in octets for octets in (username, password, acts_for)):
         raise Refused(replies.BAD_AUTH_RESPONSE)
     return Login(username, password, acts_for)
 
 
 MECHANISMS: dict[str, Mechanism] = {"PLAIN": _plain, "LOGIN": _login}
-"""In the order in which EHLO offers them."""
+"""The mechanisms, in the order in which EHLO offers them."""

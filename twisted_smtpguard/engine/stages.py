@@ -1,4 +1,4 @@
-"""How far a connection has come (Stage), how far its session has come (Phase), and what a row of their table says."""
+"""The stages of a connection, the phases of its session, and the type of a row in the table of stages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import attrs
 
 
 class Stage(enum.Enum):
-    """Where a connection stands. Exactly one at a time; `Engine.enter` is the only function that changes it."""
+    """The stage of a connection. It is always in exactly one, and only `Engine.enter` changes it."""
 
-    # In C: a stage is looked up for every arrival.
+    # The hash is C code, because a stage is looked up for every arrival.
     __hash__ = object.__hash__
 
     ACCEPTED = "accepted"
     """Nothing has been decided yet."""
     PROXY_HEADER = "PROXY header"
-    """The PROXY header of a trusted proxy is due; nothing is known of the client before it is whole."""
+    """The PROXY header of a trusted proxy is due. Nothing is known of the client until it is complete."""
     TLS_HANDSHAKE = "TLS handshake"
     """What arrives belongs to the TLS handshake."""
     ADMISSION = "admission"
@@ -26,7 +26,7 @@ class Stage(enum.Enum):
     GREET_DELAY = "greet delay"
     """The connection is admitted, and its greeting is held back for a while."""
     FIRST_LINE = "first line"
-    """The client has been greeted and has not sent a whole line."""
+    """The client has been greeted and has not sent a complete line."""
     COMMAND = "command"
     """The next line is a command."""
     SKIPPED_LINE = "skipped line"
@@ -34,9 +34,9 @@ class Stage(enum.Enum):
     AUTH_RESPONSE = "AUTH response"
     """The next line answers a challenge of AUTH."""
     DATA = "message data"
-    """Message data comes, up to CRLF . CRLF."""
+    """The client sends message data, up to CRLF . CRLF."""
     CHUNK = "chunk"
-    """So many octets of message data come as the last BDAT has announced."""
+    """The client sends the octets of message data that the last BDAT has announced."""
     ANSWER = "answer"
     """A hook or a checker has been asked and has not answered. Input is kept."""
     SINK = "sink"
@@ -44,9 +44,10 @@ class Stage(enum.Enum):
     STARTING_TLS = "starting TLS"
     """STARTTLS was granted. The handshake begins as soon as the client has taken the reply."""
     CLOSING = "closing"
-    """The last line has been said, and has not left yet."""
+    """The last reply has been written and may not have been sent yet."""
     LINGERING = "lingering"
-    """Our side is shut down. What arrives is thrown away, so that the last line reaches the client."""
+    """Our side is shut down. Input is read and thrown away: closing with unread input would reset the connection, and
+    the client could lose the last reply."""
     CLOSED = "closed"
     """The connection is gone."""
 
@@ -58,45 +59,45 @@ class StageRow:
     follows: frozenset[Stage]
     """The stages from which it may be entered."""
     take: Callable[[Any], bool]
-    """Called with the engine: takes some of the input, and returns whether there may be more to take."""
+    """Called with the engine; takes some of the input and returns whether there may be more to take."""
     timed_out: Callable[[Any], object]
     """Called with the engine when the time limit of the stage is over."""
     timeout: str = ""
     """The name in `ServerContext.timeouts` of the time limit; "" for none."""
     reads: bool = True
-    """Whether the client is read. Input that is not taken is kept, up to the bound of the input buffer."""
+    """Whether the client is read. Input that is not taken is kept, up to `Limits.max_input_buffer`."""
     in_message: bool = False
-    """Whether the input is message data and not a command."""
+    """Whether the input is message data rather than commands."""
     needs: tuple[str, bool] = attrs.field(init=False)
-    """What the host has to be told when the stage is entered from one with other needs: `timeout` and `reads`."""
+    """`timeout` and `reads`. The host has to be told of them when a stage with other needs is entered."""
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "needs", (self.timeout, self.reads))
 
 
 class Phase(enum.Enum):
-    """How far a session has come (RFC 5321 4.1.4): which commands are in sequence."""
+    """The phase of a session, which decides which commands are in sequence (RFC 5321 4.1.4)."""
 
-    # In C: every command asks whether its phases hold the session's.
+    # The hash is C code, because the phase is looked up for every command.
     __hash__ = object.__hash__
 
     CONNECTED = "connected"
-    """Greeted, no HELO or EHLO yet."""
+    """The client has not sent HELO or EHLO."""
     READY = "ready"
-    """Between mail transactions."""
+    """No mail transaction is open."""
     SENDER = "sender"
-    """MAIL was accepted, no RCPT has been tried."""
+    """MAIL was accepted, and the delivery has not answered a RCPT yet."""
     REFUSED = "refused"
     """Every RCPT so far was refused."""
     RECIPIENTS = "recipients"
     """A recipient was accepted."""
     CHUNKS = "chunks"
-    """Between two BDATs of a message (RFC 3030)."""
+    """A message comes by BDAT, and its last chunk has not been received (RFC 3030)."""
 
 
 ANY = frozenset(Phase)
 IN_TRANSACTION = ANY - {Phase.CONNECTED, Phase.READY}
-"""Between MAIL and the verdict."""
+"""The phases of a mail transaction, from MAIL to the verdict."""
 
 ENDED = frozenset({Stage.CLOSING, Stage.LINGERING, Stage.CLOSED})
-"""Nothing more is said, and no command is executed."""
+"""The final stages, in which no command is carried out and no reply is added."""

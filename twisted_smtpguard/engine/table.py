@@ -1,4 +1,4 @@
-"""The stages of a connection, a row each: what may come before it, who takes what arrives, and how long it may take."""
+"""The table of stages, with a row for each: the stages it may follow, what takes its input, and its time limit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ STAGES: dict[Stage, StageRow] = {
         handshake_timed_out,
         "tls_handshake",
     ),
-    # A handshake that the endpoint has begun goes on beside these two.
+    # A TLS handshake that the endpoint has begun may be under way in these two stages, and may time out.
     _S.ADMISSION: StageRow(
         frozenset({_S.ACCEPTED, _S.PROXY_HEADER, _S.TLS_HANDSHAKE, _S.ADMISSION}), _keep, handshake_timed_out
     ),

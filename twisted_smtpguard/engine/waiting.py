@@ -1,4 +1,4 @@
-"""A hook that answers later: its time limit, its cancellation, and its answer, whether or not it is still wanted."""
+"""The wait for a hook that answers later: its time limit, its cancellation, and its answer, in time or too late."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from twisted_smtpguard.engine.stages import ENDED, Stage
 from twisted_smtpguard.replies import Reply
 
 Then = Callable[[Any, Any, BaseException | None], Any]
-"""Called with the engine, what a hook has answered, and None; or with the engine, None, and what it has raised."""
+"""Called with the engine, the hook's answer and None; or with the engine, None and the exception that it raised."""
 
 
-class Expired(Exception):  # noqa: N818 - it is what has happened
-    """Stands for the answer of a hook that has had its time. `at_work`: it goes on in spite of its cancellation."""
+class Expired(Exception):  # noqa: N818 - the name says what has happened
+    """Replaces the answer of a hook whose time limit is over. `at_work`: the hook ignored its cancellation and goes
+    on."""
 
     def __init__(self, *, at_work: bool) -> None:
         super().__init__()
@@ -35,10 +36,10 @@ def wait_for(
     finishes: bool = False,
     seconds: float | None = None,
 ) -> Reply | None:
-    """Wait for a hook that answers later. `then(engine, value, error)` makes the reply of its answer; `late` is told of
-    an answer that is not wanted any more. `seconds` is the hook's time, by default the delivery's.
+    """Wait for a hook that answers later. Returns the reply if the answer is there already, else None.
 
-    A reply where the answer is there already, else None.
+    `then(engine, value, error)` turns the answer into the reply; `late` gets an answer that comes after the wait is
+    over. `seconds` is the time limit, by default the delivery's; 0 for none.
     """
     pending = engine.pending = Wait(engine, then, late, is_delivery=is_delivery, finishes=finishes)
     engine.hooks_at_work += is_delivery
@@ -52,7 +53,7 @@ def wait_for(
 
 
 class Wait:
-    """One answer to come. It is wanted while it is the engine's `pending`."""
+    """The wait for one answer. It is over when it is no longer the engine's `pending`."""
 
     __slots__ = (
         "_engine",
@@ -76,12 +77,12 @@ class Wait:
         self.late = late
         """Called with an answer that comes after the wait is over."""
         self.is_delivery = is_delivery
-        """Whether the hook is one of the delivery. `session_ended()` is called only after its last answer."""
+        """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
         self.finishes = finishes
         """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
         self.handle: Cancellable | None = None
         self.there = False
-        """Whether the answer has come. It is `value` or `error`."""
+        """Whether the answer has come, as `value` or `error`."""
         self.value: Any = None
         self.error: BaseException | None = None
         self.expired = False
@@ -101,16 +102,16 @@ class Wait:
             engine.input(self._forget)
         elif self.handle is not None and not self.expired:
             engine.input(self._take)
-        # Otherwise `wait_for` or `_expire` is running, and takes the answer.
+        # Otherwise this is called within `wait_for` or `_expire`, which takes the answer.
 
     def cancel(self) -> None:
-        """Cancel the hook: its answer is not wanted any more. It may go on in spite of that."""
+        """Cancel the hook, whose answer is no longer needed. The hook may ignore that and go on."""
         self._stop_timer()
         if self.handle is not None and not self.there:
             self.handle.cancel()
 
     def time_out(self) -> None:
-        """Called when the hook has had its time."""
+        """Called when the time limit of the hook is over."""
         self._timer = None
         self._engine.input(self._expire)
 
@@ -127,7 +128,7 @@ class Wait:
         self._take()
 
     def _take(self) -> None:
-        """Called when the hook has answered or its time is over: reply to its command, and go on with the session."""
+        """Reply to the hook's command and go on with the session: the hook has answered, or its time is over."""
         engine = self._engine
         answers_command = engine.stage is Stage.ANSWER and not self.finishes
         reply = self.reply()
@@ -141,7 +142,7 @@ class Wait:
             engine.advance()
 
     def reply(self) -> Reply | None:
-        """The reply made from the answer; None if there is none yet."""
+        """Return the reply that `then` makes of the answer. None: nothing is sent, or another hook has been asked."""
         engine = self._engine
         engine.pending = None
         if engine.stage is Stage.ANSWER:
@@ -154,16 +155,16 @@ class Wait:
         return reply
 
     def _forget(self) -> None:
-        """Called when the hook has answered after its cancellation."""
+        """Called when the hook has answered after the wait is over."""
         self._tell_late()
         self._over()
 
     def _tell_late(self) -> None:
-        """Give an answer that is not wanted to `late`. What that raises answers no command, and is only logged."""
+        """Pass the answer to `late`. An exception from that is only logged, since no command waits for a reply."""
         if self.late is not None:
             try:
                 self.late(self._engine, self.value, self.error)
-            except BaseException as error:  # noqa: BLE001 - a delivery's fault must not keep the rest from being released
+            except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
                 self._engine.delivery_failed(error, "an answer that came too late could not be taken")
 
     def _over(self) -> None:
