@@ -48,16 +48,13 @@ class Reply:
         if not (
             type(self.code) is int
             and type(self.enhanced) is type(self.said) is str
-            and _are_lines(self.lines)
+            and type(self.lines) is tuple
+            and all(type(line) is str for line in self.lines)
         ):
             check_fields(self)
         object.__setattr__(self, "wire", b"".join(_render(self)))
         object.__setattr__(self, "closes", self.code in (421, 521))
         object.__setattr__(self, "is_accounted", self.code >= 400 or self.code == 221)
-
-
-def _are_lines(lines: object) -> bool:
-    return type(lines) is tuple and all(type(line) is str for line in lines)
 
 
 @attrs.frozen

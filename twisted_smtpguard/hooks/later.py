@@ -259,14 +259,11 @@ def within(
     """
     timer: Cancellable | None = None
 
-    def stop_timer() -> None:
+    def settle(outcome: Any) -> None:
         nonlocal timer
         if timer is not None:
             timer.cancel()
             timer = None
-
-    def settle(outcome: Any) -> None:
-        stop_timer()
         if not waiter.called:
             waiter.callback(outcome)
 
@@ -277,7 +274,10 @@ def within(
         cancel(promised, report)
 
     def give_up(_: object) -> None:
-        stop_timer()
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+            timer = None
         cancel(promised, report)
 
     waiter: Deferred[T] = Deferred(give_up)
