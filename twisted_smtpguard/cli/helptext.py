@@ -12,19 +12,21 @@ from twisted_smtpguard.limits.limits import IP_FILTER, Limits
 from twisted_smtpguard.limits.spec import LimitSpec
 from twisted_smtpguard.limits.units import FLAG, RATE
 
-DEFAULT_LISTEN = "tcp:2525:interface=127.0.0.1"
-DEFAULT_DELIVERY = "maildir:Maildir"
+ROWS = configparser.ConfigParser(interpolation=None)
+ROWS.read_string(files(__package__).joinpath("options.ini").read_text("utf-8"))
 
-_ROWS = configparser.ConfigParser(interpolation=None)
-_ROWS.read_string(files(__package__).joinpath("options.ini").read_text("utf-8"))
 
-OPTIONS = {name: (row.get("value", ""), " ".join(row["help"].split())) for name, row in _ROWS.items() if row}
+def _explanation(row: Mapping[str, str]) -> str:
+    return " ".join(row["help"].split()).replace("{default}", row.get("default", ""))
+
+
+OPTIONS = {name: (row.get("value", ""), _explanation(row)) for name, row in ROWS.items() if row}
 """Every option that is not a limit: the placeholder of its value, and its explanation."""
 
 
 def options_of_kind(kind: str) -> list[str]:
     """The names of the options that options.ini calls so."""
-    return [name for name in OPTIONS if _ROWS[name]["kind"] == kind]
+    return [name for name in OPTIONS if ROWS[name]["kind"] == kind]
 
 
 _ABOUT_LIMITS = (

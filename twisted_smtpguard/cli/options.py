@@ -22,14 +22,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
 from twisted_smtpguard.cli import plugins, settings
 from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration
-from twisted_smtpguard.cli.helptext import (
-    DEFAULT_DELIVERY,
-    DEFAULT_LISTEN,
-    OPTIONS,
-    limits_table,
-    options_of_kind,
-    usage_text,
-)
+from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
@@ -117,9 +110,9 @@ class Options(usage.Options):
         self.limits = Limits.for_profile(self.profile, dry_run=frozenset[str]().union(*dry_run), **numbers)
         self.hostname = self._value("hostname", parse_hostname) or settings.own_name()
         if not (given["listen"] or given["listen-tls"]):
-            given["listen"] = [Setting("listen", DEFAULT_LISTEN)]
+            given["listen"] = [Setting("listen", ROWS["listen"]["default"])]
         self.listen = given["listen"]
-        self.deliver = (given["deliver"] or [Setting("deliver", DEFAULT_DELIVERY)])[-1]
+        self.deliver = (given["deliver"] or [Setting("deliver", ROWS["deliver"]["default"])])[-1]
         self.flags = {option.replace("-", "_"): bool(self._value(option, FLAG.parse)) for option in _FLAGS}
         self._check_needs()
         self.each("listen-tls", settings.check_plain)

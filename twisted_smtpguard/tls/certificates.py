@@ -5,10 +5,7 @@ OpenSSL and cryptography are imported where there are any.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from tempfile import NamedTemporaryFile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -83,7 +80,13 @@ def read_pairs(certificates: Sequence[str], keys: Sequence[str]) -> list[KeyPair
         if owner is None:
             for file, chain in chains:
                 _refuse_chain_before_certificate(key, file, chain, CERTIFICATE)
-            raise FaultyFileError(KEY, path, _belongs_to_none(certificates))
+            problem = f"the key does not belong to the certificate in {certificates[0]}"
+            if len(certificates) > 1:
+                names = ", ".join(certificates)
+                problem = (
+                    f"the key belongs to none of the certificates in {names}, or to one that has its key"
+                )
+            raise FaultyFileError(KEY, path, problem)
         found[owner] = key
     pairs = []
     kinds: dict[type, str] = {}
@@ -103,28 +106,6 @@ def read_pairs(certificates: Sequence[str], keys: Sequence[str]) -> list[KeyPair
 def read_pair(path: str, *, option: str, name: str) -> KeyPair:
     """A certificate with its chain and its key, all in one file. FaultyFileError says what is wrong with it."""
     return _pair(path, read_certificates(path, option), read_key(path, option), option, name)
-
-
-@contextmanager
-def chain_file(pair: KeyPair) -> Iterator[str]:
-    """The path of a file with the certificate and its chain as they were read, and nothing secret. The operator's own
-    may have changed."""
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
-
-    octets = b"".join(each.public_bytes(Encoding.PEM) for each in (pair.certificate, *pair.chain))
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - no directory can be written
-        descriptor = os.memfd_create("chain")
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(octets)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    with NamedTemporaryFile() as named:
-        named.write(octets)
-        named.flush()
-        yield named.name
 
 
 def _octets(path: str, option: str) -> bytes:
@@ -164,12 +145,6 @@ def _refuse_chain_before_certificate(key: Any, path: str, chain: list[Certificat
             f"certificate number {number}"
         )
         raise FaultyFileError(option, path, problem)
-
-
-def _belongs_to_none(certificates: Sequence[str]) -> str:
-    if len(certificates) == 1:
-        return f"the key does not belong to the certificate in {certificates[0]}"
-    return f"the key belongs to none of the certificates in {', '.join(certificates)}, or to one that has its key"
 
 
 def _fits(key: Any, certificate: Certificate) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import attrs
@@ -13,14 +16,7 @@ from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
-from twisted_smtpguard.tls.certificates import (
-    CERTIFICATE,
-    KEY,
-    KeyPair,
-    chain_file,
-    read_certificates,
-    read_pairs,
-)
+from twisted_smtpguard.tls.certificates import CERTIFICATE, KEY, KeyPair, read_certificates, read_pairs
 from twisted_smtpguard.tls.doubts import Doubt, doubts, without_issuer
 from twisted_smtpguard.tls.names import NAMES, look_up, read_names
 
@@ -157,7 +153,7 @@ def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     for pair in pairs:
         try:
-            with chain_file(pair) as path:
+            with _chain_file(pair) as path:
                 # Each certificate keeps a chain of its own, which no other call of pyOpenSSL gives it.
                 context.use_certificate_chain_file(path)
             _with_either(context.use_privatekey, pair.key, crypto.PKey.from_cryptography_key)
@@ -172,6 +168,28 @@ def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
         # Of a client without one Twisted's own would know nothing but to refuse it.
         context.set_verify(SSL.VERIFY_PEER)
     return context
+
+
+@contextmanager
+def _chain_file(pair: KeyPair) -> Iterator[str]:
+    """The path of a file with the certificate and its chain as they were read, and nothing secret. The operator's own
+    may have changed."""
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
+
+    octets = b"".join(each.public_bytes(Encoding.PEM) for each in (pair.certificate, *pair.chain))
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - no directory can be written
+        descriptor = os.memfd_create("chain")
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(octets)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with NamedTemporaryFile() as named:
+        named.write(octets)
+        named.flush()
+        yield named.name
 
 
 def _choose_by_name(context: Any, names: Mapping[str, Any]) -> None:

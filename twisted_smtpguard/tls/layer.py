@@ -68,7 +68,8 @@ class TLSLayer:
         """Called when the handshake is over. Before, the end of the connection is all that its end can be."""
         layer = self._layer
         layer.readConnectionLost = self._read_connection_lost
-        layer.writeConnectionLost = _nothing
+        # Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows.
+        layer.writeConnectionLost = lambda: None
         alsoProvides(layer, IHalfCloseableProtocol)
 
     def lost(self) -> None:
@@ -131,7 +132,3 @@ class TLSLayer:
             self._layer.transport.connectionLost(Failure(ConnectionDone()))
         else:
             self._owner.readConnectionLost()
-
-
-def _nothing() -> None:
-    """Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows."""
