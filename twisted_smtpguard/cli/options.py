@@ -315,9 +315,9 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         proxy_protocol_from=options.texts("proxy-protocol-from"),
         checkers=checkers,
         names=options.texts("listen", "listen-tls"),
+        secrets=options.secret_files(),
         **options.flags,
     )
-    service.warn_of(*options.secret_files())
     heap_trimmer(reactor).setServiceParent(service)
     return service
 

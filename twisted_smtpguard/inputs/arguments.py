@@ -116,10 +116,12 @@ def _fits(value: object, hint: Any) -> bool:
         return value in arguments
     if origin is Callable:
         return callable(value)
-    if origin is tuple:
-        return isinstance(value, tuple) and _each_fits(value, arguments)
+    if origin is tuple and arguments[-1] is not ...:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin is not None and issubclass(origin, Iterable):
-        return _is_collection(value, origin) and _each_fits(value, (arguments[0], ...))
+        # An iterator can be iterated only once, so its items are not checked.
+        items = value if isinstance(value, Collection) else ()
+        return _is_collection(value, origin) and all(_fits(each, arguments[0]) for each in items)
     if hint is None:
         return value is None
     if _is_interface(hint):
@@ -153,18 +155,9 @@ def _is_collection(value: object, kind: type) -> bool:
     is."""
     if isinstance(value, str | bytes):
         return False
-    if issubclass(kind, list | frozenset | Mapping):
+    if issubclass(kind, list | tuple | frozenset | Mapping):
         return isinstance(value, kind)
     return isinstance(value, Iterable if kind is Iterable else Collection)
-
-
-def _each_fits(values: Any, hints: tuple[Any, ...]) -> bool:
-    if not isinstance(values, Collection):
-        # An iterator can be iterated only once, so its items are not checked.
-        return True
-    if len(hints) == 2 and hints[1] is ...:
-        return all(_fits(each, hints[0]) for each in values)
-    return len(values) == len(hints) and all(map(_fits, values, hints))
 
 
 _WORDS = {
@@ -188,7 +181,7 @@ def _described(hint: Any) -> str:
         return " or ".join(map(repr, arguments))
     if origin is Callable:
         return "a callable"
-    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):
+    if origin is tuple and arguments[-1] is not ...:
         return f"a tuple of {', '.join(map(_described, arguments))}"
     if origin is not None and issubclass(origin, Mapping):
         return "a mapping"

@@ -191,17 +191,15 @@ class ProcessService(MultiService):
 
 class StandaloneService(SMTPGuardService):
     """A guard that handles the signals of its process and tells systemd its state, as a ProcessService does. If it
-    cannot listen the process ends with a sentence that names the option."""
+    cannot listen the process ends with a sentence that names the option. Each start warns if others can read the files
+    `secrets`, which are those with private keys and those with passwords."""
 
-    _secrets: tuple[Sequence[str], Sequence[str]] = ((), ())
-
-    def __init__(self, reactor: Any, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, reactor: Any, *args: Any, secrets: Sequence[Sequence[str]] = ((), ()), **options: Any
+    ) -> None:
         super().__init__(reactor, *args, **options)
+        self._secrets = secrets
         self._signals = ProcessSignals(reactor, [self])
-
-    def warn_of(self, keys: Sequence[str], passwords: Sequence[str]) -> None:
-        """Make each start warn if others can read these files, and of other risks of the process."""
-        self._secrets = (keys, passwords)
 
     def startService(self) -> None:
         # A running service listens again after a drain, and handles the signals already.

@@ -21,18 +21,12 @@ from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import (
-    IConnectingDelivery,
-    ICounterStore,
-    IDelivery,
-    IIPFilter,
-    IRelayDelivery,
-)
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.service.reloading import Part, Reloader
-from twisted_smtpguard.service.startwarnings import warning_of_hostname
+from twisted_smtpguard.service.startwarnings import warn_of_setup
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.listener import Listener, bound_accept_log
@@ -180,9 +174,7 @@ class SMTPGuardService(PartsOwner):
                 self._close(port)
             safely(self._events.failure, _STOPPING_PARTS, self._end_parts)
             raise
-        self._warn_of_descriptors()
-        self._warn_of_open_relay()
-        self._warn_of_hostname()
+        warn_of_setup(self.factory.context, [port.getHost() for port in self._ports])
         self._warn_of_certificates()
         in_dry_run = self.factory.context.limits.dry_run
         if in_dry_run:
@@ -222,34 +214,6 @@ class SMTPGuardService(PartsOwner):
         """Close a listening port. Fires when it is closed, and never fails."""
         closing: Deferred[Any] = maybeDeferred(port.stopListening)
         return closing.addErrback(self._events.failure, "closing a listener")
-
-    def _warn_of_descriptors(self) -> None:
-        context = self.factory.context
-        cap, lingering = context.limits.enforced("max_connections"), context.limits.max_lingering
-        try:
-            import resource  # noqa: PLC0415 - not on every system
-        except ImportError:
-            return
-        descriptors, upstream = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 0
-        if IConnectingDelivery.providedBy(context.delivery):
-            upstream = IConnectingDelivery(context.delivery).max_connections
-        if not cap:
-            self._events.no_connection_cap(descriptors)
-        elif descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
-            self._events.descriptors_below_cap(descriptors, cap, lingering, upstream)
-
-    def _warn_of_hostname(self) -> None:
-        hosts = [getattr(port.getHost(), "host", None) for port in self._ports]
-        problem = warning_of_hostname(self.factory.context.hostname, [host for host in hosts if host])
-        if problem:
-            self._events.setup_warning("hostname", problem)
-
-    def _warn_of_open_relay(self) -> None:
-        delivery = self.factory.context.delivery
-        relays = IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all
-        # With require_auth only clients that have logged in can send.
-        if relays and not self.factory.context.require_auth:
-            self._events.open_relay(type(delivery).__name__)
 
     def _warn_of_certificates(self) -> None:
         tls, context = self.factory.tls, self.factory.context

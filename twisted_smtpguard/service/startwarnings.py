@@ -1,11 +1,15 @@
-"""The warnings at start: risks in how the process was set up that do not keep it from starting, one sentence each."""
+"""The warnings at start: risks in how a guard and its process were set up that do not keep it from starting."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
+from typing import Any
+
+from twisted_smtpguard.interfaces import IConnectingDelivery, IRelayDelivery
 
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _MAX_OCTETS = 1024 * 1024
@@ -31,6 +35,32 @@ def warnings_of_process(keys: Iterable[str], passwords: Iterable[str]) -> Iterat
     for path in dict.fromkeys(passwords):
         if _others_can_read(path):
             yield "readable_file", f"{path} has passwords in it, and every user of this machine can read it"
+
+
+def warn_of_setup(context: Any, hosts: Iterable[Any]) -> None:
+    """Log the risks of how a guard was set up. `context` is that of its factory; `hosts` are the addresses that it
+    listens on."""
+    events, delivery, cap = context.events, context.delivery, context.limits.enforced("max_connections")
+    lingering, upstream = context.limits.max_lingering, 0
+    if IConnectingDelivery.providedBy(delivery):
+        upstream = IConnectingDelivery(delivery).max_connections
+    # Not every system has this module.
+    with suppress(ImportError):
+        import resource  # noqa: PLC0415
+
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if not cap:
+            events.no_connection_cap(descriptors)
+        elif descriptors != resource.RLIM_INFINITY and cap + lingering + upstream >= descriptors:
+            events.descriptors_below_cap(descriptors, cap, lingering, upstream)
+    relays = IRelayDelivery.providedBy(delivery) and IRelayDelivery(delivery).may_relay_for_all
+    # With require_auth only clients that have logged in can send.
+    if relays and not context.require_auth:
+        events.open_relay(type(delivery).__name__)
+    names = [getattr(host, "host", None) for host in hosts]
+    problem = warning_of_hostname(context.hostname, [name for name in names if name])
+    if problem:
+        events.setup_warning("hostname", problem)
 
 
 def warning_of_hostname(hostname: str, addresses: Sequence[str]) -> str:
