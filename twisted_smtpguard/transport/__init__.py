@@ -1,1 +1,1 @@
-"""The engine on Twisted: octets, time, TLS, listeners."""
+"""The host of the engine on Twisted: factory, protocol, output, deadlines, TLS, listeners."""

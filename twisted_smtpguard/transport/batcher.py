@@ -1,8 +1,8 @@
-"""Replies of connections that are served in the same turn of the reactor leave together, at its end.
+"""The batching of replies: connections served in the same turn of the reactor send their replies together at its end.
 
-A client that waits for its reply sleeps, and to wake it takes the kernel as long as all else that a reply costs. Sent
-one right after the other, the replies of a turn find their clients awake: half of the kernel's time is saved. Where
-one connection at a time is served there is nothing to be saved, and its reply leaves at once.
+A client that waits for its reply sleeps, and waking it takes the kernel as long as everything else that a reply costs.
+If the replies of a turn are sent one right after the other, their clients are awake already, which saves half of the
+kernel's time. Where a turn serves one connection only, batching saves nothing and the reply is sent at once.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 _TRIAL = 32
-"""Of replies that leave at once, one in so many waits for the end of its turn, to see whether others do."""
+"""While replies are sent at once, every 32nd waits for the end of its turn, to see whether other connections reply."""
 
 _TURNS_ALONE = 8
-"""So many turns with one reply each, and replies leave at once again."""
+"""The number of turns with one sender each after which replies are sent at once again."""
 
 
 class Sender(Protocol):
-    """What has replies that can leave at any time."""
+    """A connection with replies that can be sent at any time."""
 
     def send_now(self) -> None:
-        """Let them leave."""
+        """Send the replies."""
 
 
 class ReplyBatcher:
-    """Decides for all connections of a guard when their replies leave."""
+    """Decides for all connections of a guard whether a reply is sent at once or at the end of the turn."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -37,7 +37,7 @@ class ReplyBatcher:
         self._count = 0
 
     def delays(self, sender: Sender) -> bool:
-        """Whether the sender's replies leave at the end of this turn: its `send_now()` is called then, once."""
+        """Whether the sender's replies have to wait for the end of this turn, when its `send_now()` is called once."""
         if not (self._crowded or self._waiting):
             self._count += 1
             if self._count % _TRIAL:
@@ -61,7 +61,7 @@ class ReplyBatcher:
             self._count += 1
             self._crowded = self._count < _TURNS_ALONE
         try:
-            # Those that are added meanwhile wait for the next turn.
+            # Senders that are added meanwhile wait for the next turn.
             for _ in range(len(waiting)):
                 waiting.popleft().send_now()
         finally:

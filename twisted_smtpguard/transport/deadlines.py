@@ -1,7 +1,7 @@
-"""One coarse timer for all deadlines: thousands of connections, each with its own, and one call on the clock.
+"""One coarse timer for the deadlines of thousands of connections, with a single call on the clock.
 
-A deadline is set back at every command and hardly ever comes. So setting it back to a later time is two
-assignments; the deadline is moved only when the time at which it stood has come.
+A deadline is extended at every command and is hardly ever reached. Extending it is therefore one assignment: it is
+moved in the table only when the time at which it stood there has come.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 TICKS_A_SECOND = 10
-"""A deadline comes at the first tick that is not before it: never early, at most 0.1 s late."""
+"""The resolution of deadlines: each is called at the first tick that is not before it, at most 0.1 s late."""
 
 _STALE_TICKS = 64
 _NO_TICK = math.inf
@@ -23,7 +23,7 @@ _log = Logger()
 
 
 class Deadline:
-    """A call to come, made by `Deadlines.call_later()`: what `TimeoutMixin` needs of an IDelayedCall."""
+    """A call scheduled by `Deadlines.call_later()`, with the part of IDelayedCall that `TimeoutMixin` needs."""
 
     __slots__ = ("_called", "_deadlines", "_function", "_tick", "when")
 
@@ -31,27 +31,27 @@ class Deadline:
         self._deadlines = deadlines
         self._function: Callable[[], object] | None = function
         self.when = when
-        """When it comes. It may be set to a later time, which costs less than `reset`."""
-        # Where it stands in the table, at or before its time; None: not in the table.
+        """The time of the call, by the clock. It may be set to a later time, which costs less than `reset`."""
+        # Its tick in the table, which may be earlier than `when`; None: it is not in the table.
         self._tick: int | None = None
         self._called = False
 
     def active(self) -> bool:
-        """Whether the call is still to come."""
+        """Whether the function has been neither called nor cancelled."""
         return self._function is not None
 
     def reset(self, seconds: float) -> None:
-        """Let it come `seconds` from now instead. AlreadyCalled or AlreadyCancelled when it is over."""
+        """Move the call to `seconds` from now. Raises AlreadyCalled or AlreadyCancelled if it is no longer active."""
         if self._function is None:
             self._check_active()
         when = self._deadlines.seconds() + seconds
-        # Later, as nearly always: it is moved when the time comes at which it stands.
+        # Nearly always it is extended, and is then moved in the table when its old time comes.
         if when < self.when:
             self._deadlines._move(self, when)
         self.when = when
 
     def cancel(self) -> None:
-        """Let it never come. AlreadyCalled or AlreadyCancelled when it is over."""
+        """Cancel the call. Raises AlreadyCalled or AlreadyCancelled if it is no longer active."""
         if self._function is None:
             self._check_active()
         self._function = None
@@ -68,29 +68,29 @@ class Deadline:
         self._function = None
         try:
             function()
-        except BaseException:  # noqa: BLE001 - as the reactor does: the others are still to be called
+        except BaseException:  # noqa: BLE001 - as in the reactor, the other deadlines must still be called
             _log.failure("A deadline's function failed")
 
 
 class Deadlines:
-    """All deadlines of one guard, on one clock. While there is none, nothing is scheduled on the clock."""
+    """All deadlines of one guard, on one clock. Without deadlines nothing is scheduled on the clock."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self.seconds = clock.seconds
-        """The time by this clock."""
+        """Returns the time of the clock, in seconds."""
         self._table: dict[int, dict[Deadline, None]] = {}
-        """By tick. A table within the table has no empty entry and forgets a deadline at once, so that ten
-        thousand connections that came and went leave nothing behind."""
+        """The deadlines by tick. A cancelled one is removed at once, and so is an empty tick, so that ten thousand
+        connections that came and went leave nothing."""
         self._ticks: list[int] = []
-        """A heap of every tick in the table, and of a bounded number that no longer are."""
+        """A heap of every tick in the table, and of a bounded number of ticks that are no longer in it."""
         self._wake_up: IDelayedCall | None = None
         self._wake_tick: float = _NO_TICK
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> Deadline:
-        """Call `function` without arguments, not before `seconds` from now and at most 0.1 s after.
+        """Call `function` without arguments after `seconds`: never early, and at most 0.1 s late.
 
-        What it raises is logged. It may make, move and cancel deadlines, its own slot's too.
+        What it raises is logged. It may make, move and cancel any deadlines, those of the same tick too.
         """
         deadline = Deadline(self, self.seconds() + seconds, function)
         self._insert(deadline)
@@ -130,7 +130,7 @@ class Deadlines:
             self._insert(deadline)
 
     def _schedule(self) -> None:
-        """Have the clock call at the earliest tick in the table, or not at all."""
+        """Schedule the call on the clock for the earliest tick in the table, or cancel it if the table is empty."""
         ticks = self._ticks
         while ticks and ticks[0] not in self._table:
             heappop(ticks)
@@ -144,7 +144,7 @@ class Deadlines:
             self._wake_up = self._clock.callLater(delay, self._wake)
 
     def _wake(self) -> None:
-        # `_wake_tick` stays: what the functions set is scheduled once, when all have been called.
+        # `_wake_tick` stays set, so that deadlines made by the functions are scheduled once, after all were called.
         self._wake_up = None
         now = self._clock.seconds()
         due: list[Deadline] = []
@@ -165,5 +165,5 @@ class Deadlines:
 def _tick_of(when: float) -> int:
     """The first tick that is not before `when`."""
     tick = math.ceil(when * TICKS_A_SECOND)
-    # The product is rounded, and may be rounded down to a whole number.
+    # The floating-point product may have been rounded down to a whole number.
     return tick if tick / TICKS_A_SECOND >= when else tick + 1

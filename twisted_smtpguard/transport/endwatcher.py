@@ -1,4 +1,4 @@
-"""The end of connections from which nothing is read: the kernel knows of it, though unread data lie before it."""
+"""The watch on connections that are not read: the kernel reports their end even if unread octets precede it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _log = Logger()
 
 
 class Unread(Protocol):
-    """A connection from which nothing is read for now."""
+    """A connection that is not read for now."""
 
     def input_end_announced(self) -> None:
-        """The client has shut down its side. What it sent before may be still unread."""
+        """Called when the client has half-closed the connection. Octets that it sent before may still be unread."""
 
     def connection_broken(self) -> None:
-        """The connection is gone, in both directions."""
+        """Called when the connection is gone in both directions."""
 
 
 @implementer(IReadDescriptor)
 class EndWatcher:
-    """Watches sockets that the reactor does not poll while nothing is to be read or written.
+    """Watches sockets that the reactor does not poll, because they are neither read nor written.
 
-    An epoll of its own, which the reactor polls as one descriptor: the kernel tells each end once, and idle sockets
-    cost nothing. Where there is no epoll an end is noticed when reading goes on.
+    It uses a separate epoll, which the reactor polls as one descriptor: the kernel reports each end once, and idle
+    sockets cost nothing. Without epoll an end is noticed only when reading is resumed.
     """
 
     def __init__(self) -> None:
@@ -39,19 +39,20 @@ class EndWatcher:
         self._watched: dict[int, Unread] = {}
 
     def prepare(self) -> None:
-        """Called when listening begins, so that the one descriptor is there when a crowd has taken all the others."""
+        """Open the epoll. Called when listening begins, before connections can use up all file descriptors."""
         if self._poll is None and hasattr(select, "epoll"):
             self._poll = select.epoll()
 
     def watch(self, transport: Any, owner: Unread, *, input_over: bool = False) -> None:
-        """Until `forget(owner)`. `input_over`: only the end of the whole connection is news."""
+        """Watch the socket of `transport` for `owner`, until `forget(owner)`. `input_over`: the half-close is known
+        already, so only the end in both directions is reported."""
         reactor = getattr(transport, "reactor", None)
         if not (hasattr(select, "epoll") and IReactorFDSet.providedBy(reactor)):
             return
         self.forget(owner)
         self.prepare()
         descriptor = transport.fileno()
-        # EPOLLERR and EPOLLHUP are told always.
+        # EPOLLERR and EPOLLHUP are always reported.
         self._poll.register(descriptor, 0 if input_over else select.EPOLLRDHUP)
         if not self._watched:
             self._reactor = reactor
@@ -60,12 +61,12 @@ class EndWatcher:
         self._watched[descriptor] = owner
 
     def forget(self, owner: Unread) -> None:
-        """Reading goes on, or the connection is gone. May be called when it is not watched."""
+        """Stop watching: reading is resumed, or the connection is gone. May be called when it is not watched."""
         descriptor = self._descriptors.pop(owner, None)
         if descriptor is None:
             return
         del self._watched[descriptor]
-        # What is closed is gone from an epoll by itself.
+        # A closed descriptor has left the epoll already.
         with suppress(OSError):
             self._poll.unregister(descriptor)
         if not self._watched:
@@ -81,7 +82,7 @@ class EndWatcher:
         return "EndWatcher"
 
     def doRead(self) -> None:
-        """Some have ended."""
+        """Tell the owners of all sockets whose end the kernel has reported."""
         for descriptor, events in self._poll.poll(0):
             owner = self._watched.get(descriptor)
             if owner is None:
@@ -93,8 +94,8 @@ class EndWatcher:
                 else:
                     self._poll.modify(descriptor, 0)
                     owner.input_end_announced()
-            except Exception:  # noqa: BLE001 - the others are still to be told
+            except Exception:  # noqa: BLE001 - the other owners must still be told
                 _log.failure("A connection that has ended could not be told so")
 
     def connectionLost(self, reason: Failure) -> None:
-        """Called by the reactor when it ends."""
+        """Called by the reactor when it stops. Nothing needs to be done."""

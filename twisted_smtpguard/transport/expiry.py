@@ -1,6 +1,6 @@
-"""One time limit for many: all have the same, so that the one added first is the next whose time is over.
+"""One time limit shared by many sessions: the one that was added first is always the next to expire.
 
-One deadline for all of them: thousands of sessions need no timer each.
+A single deadline therefore serves thousands of sessions.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ _log = Logger()
 
 
 class Expiring(Protocol):
-    """What has a time."""
+    """An object with a time limit, such as a session."""
 
     def time_over(self) -> None:
-        """It is over."""
+        """Called once, when the time limit is over."""
 
 
 class ExpiryQueue:
-    """Calls `time_over()` of whatever was added, `seconds` later, unless it was removed. 0: never."""
+    """Calls `time_over()` of each object `seconds` after it was added, unless it was removed. 0 seconds: never."""
 
     def __init__(self, deadlines: Deadlines, seconds: float) -> None:
         self._deadlines = deadlines
         self._seconds = seconds
         self._ends: dict[Expiring, float] = {}
-        """By age, the oldest first."""
+        """The time at which each object expires, the earliest first."""
         self._deadline: Deadline | None = None
 
     def add(self, new: Expiring) -> None:
-        """Its time begins."""
+        """Start the time limit of `new`."""
         if self._seconds:
             self._ends[new] = self._deadlines.seconds() + self._seconds
             if self._deadline is None:
                 self._deadline = self._deadlines.call_later(self._seconds, self._expire_due)
 
     def remove(self, gone: Expiring) -> None:
-        """Its time does not matter any more. May be called twice."""
+        """Drop the time limit of `gone`. May be called twice."""
         self._ends.pop(gone, None)
         if not self._ends and self._deadline is not None:
             self._deadline.cancel()
@@ -59,5 +59,5 @@ class ExpiryQueue:
         for each in over:
             try:
                 each.time_over()
-            except Exception:  # noqa: BLE001 - the others are still to be told
+            except Exception:  # noqa: BLE001 - the other objects must still be told
                 _log.failure("What has had its time could not end")

@@ -1,4 +1,4 @@
-"""The live connections: the cap on all of them, and what they share. One factory serves any number of ports."""
+"""The factory of a guard: its live connections, the cap on them, and what they share, for any number of ports."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import TurnAway
 
 _LAST_WAIT_SECONDS = 5
-"""After the grace of a stop: for verdicts that are still pending."""
+"""How long a stop waits after its grace for pending verdicts."""
 
 _LAST_LINES_SECONDS = 0.5
-"""After the grace of a stop: for the last lines to leave. Under TLS the client's side of the goodbye never comes from
-one that is frozen, and no verdict depends on it."""
+"""How long a stop waits after its grace for the last replies to be sent. Under TLS a frozen client never answers our
+close_notify, and no verdict depends on that answer."""
 
 _DRAIN_LOG_SECONDS = 10
-"""While a drain waits the log says every so often what for."""
+"""How often a drain logs what it waits for."""
 
 _CROWDED = 0.8
-"""The part of the connection cap above which there is no greet delay: a client that waits holds a slot."""
+"""The part of the connection cap above which there is no greet delay, because a client that waits holds a slot."""
 
 
 class _Arrival(NamedTuple):
-    """A connection that gets no session, for the log."""
+    """What the log shows of a connection that is refused at accept."""
 
     peer_name: str
     port: int | None
@@ -74,14 +74,14 @@ class _Arrival(NamedTuple):
 class SMTPGuardFactory(ServerFactory):
     """Tracks the live protocols of a guard. Usable on any stream endpoint, alone or in SMTPGuardService.
 
-    `reactor` provides the time. `hostname` is what the guard calls itself; by default the machine's name.
-    `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry says
-    more of one than the filter itself. `counters` counts what clients do; by default in memory. `tls` is what TLS is
-    spoken with: CertificateFiles, or whatever Twisted's `startTLS` takes; without it there is no STARTTLS.
-    `proxy_protocol_from` are the networks of proxies, and `unix` for UNIX sockets: each connection from there begins
-    with a PROXY header. `proxy_protocol_tls` takes their word for a client's TLS.
-    `checkers`, of twisted.cred, say who may log in with AUTH: under TLS only, unless `auth_without_tls`. `require_auth`
-    refuses MAIL before that, `require_tls` MAIL in clear.
+    `reactor` provides the time. `hostname` is the guard's name in its greeting; by default the machine's name.
+    `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry adds
+    settings to a filter. `counters` stores the counts of each client; by default in memory. `tls` has the certificate:
+    CertificateFiles, or whatever Twisted's `startTLS` takes; without it STARTTLS is not offered.
+    `proxy_protocol_from` has the networks of trusted proxies, and `unix` for UNIX sockets: each connection from there
+    begins with a PROXY header. `proxy_protocol_tls` believes what they report of a client's TLS.
+    `checkers`, of twisted.cred, decide who may log in with AUTH: with TLS only, unless `auth_without_tls`.
+    `require_auth` refuses MAIL before AUTH, `require_tls` refuses MAIL without TLS.
     """
 
     noisy = False
@@ -185,13 +185,13 @@ class SMTPGuardFactory(ServerFactory):
 
     @property
     def statistics(self) -> Statistics:
-        """What was counted so far."""
+        """The statistics so far."""
         statistics: Statistics = self.context.events.statistics
         return statistics
 
     @property
     def connections(self) -> int:
-        """Connections that hold a slot of `Limits.max_connections`."""
+        """The number of connections that hold a slot of `Limits.max_connections`."""
         return self._slots_held
 
     def _offers_chunking(self) -> bool:
@@ -199,7 +199,7 @@ class SMTPGuardFactory(ServerFactory):
         return not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
 
     def greet_delay(self) -> float:
-        """Seconds from the end of all other checks to the greeting, at this time."""
+        """The seconds from admission to the greeting, at this time; 0 for none."""
         limits = self.context.limits
         if not limits.greet_delay:
             return 0
@@ -207,15 +207,15 @@ class SMTPGuardFactory(ServerFactory):
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
-        """A name for the log that no other session has, in this process or another."""
+        """Return a session name for the log that no other session has, in this process or another."""
         return f"{self._session_prefix}-{next(self._session_numbers):x}"
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Called by the port at accept. A connection too many gets no session, and its address is not parsed."""
+        """Called by the port at accept. A connection above the cap gets a protocol that turns it away."""
         return self.build(addr, "")
 
     def build(self, addr: IAddress | None, listener: str, *, implicit_tls: bool = False) -> Any:
-        """As `buildProtocol`, for a connection at the listener of that name. `implicit_tls`: TLS comes before the
+        """As `buildProtocol`, for a connection to the listener with this name. `implicit_tls`: TLS comes before the
         greeting."""
         if self._drained is not None:
             return self._turn_away(self._stopping, addr, listener)
@@ -237,7 +237,7 @@ class SMTPGuardFactory(ServerFactory):
         *,
         dry_run: bool = False,
     ) -> TurnAway:
-        """Log that a connection is refused at accept. `turn_away` is its protocol, unless in dry run."""
+        """Log the refusal of a connection at accept. Returns `turn_away`, its protocol; unused in dry run."""
         arrival = _Arrival(peer_name(addr), getattr(addr, "port", None), listener)
         context = self.context
         turn_away.refusal.log(arrival, context.events, context.limits, dry_run=dry_run, value=value)
@@ -246,7 +246,7 @@ class SMTPGuardFactory(ServerFactory):
     # Called by the protocols.
 
     def may_linger(self) -> bool:
-        """Whether one more connection may linger; if so it does. Above the cap it is closed plainly."""
+        """Whether one more connection may linger, which is counted then. Above the cap it is closed at once."""
         cap = self.context.limits.max_lingering
         if cap and self._lingering >= cap:
             return False
@@ -254,11 +254,11 @@ class SMTPGuardFactory(ServerFactory):
         return True
 
     def release(self, engine: Engine) -> None:
-        """Our side of the connection is shut down, or the connection is gone: its slot is free. Called once."""
+        """Give back a connection's slot: our side is being shut down, or the connection is gone. Called once."""
         self._slots_held -= 1
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
-        """The connection is gone. Called once."""
+        """Forget a connection that is gone. Called once. `lingered`: it was counted by `may_linger`."""
         self._open.discard(protocol)
         self._lingering -= lingered
         self._something_ended()
@@ -266,9 +266,9 @@ class SMTPGuardFactory(ServerFactory):
     # Called by the service.
 
     def drain(self) -> Deferred[None]:
-        """Let no one in, and let everyone out. Fires when every session has ended and every verdict has come.
+        """Refuse new connections and end the sessions. Fires when every session has ended and every verdict has come.
 
-        A session in a transaction has `Limits.shutdown_grace` seconds to end it; then it is aborted. May be
+        A session in a mail transaction has `Limits.shutdown_grace` seconds to end it; then the session is ended. May be
         called again meanwhile.
         """
         if self._drained is not None:
@@ -296,7 +296,7 @@ class SMTPGuardFactory(ServerFactory):
             )
 
     def _log_drain_progress(self) -> None:
-        """Log what the drain waits for, so that an operator sees why it takes its time."""
+        """Log what the drain waits for, now and every few seconds, so that an operator sees why it takes long."""
         verdicts = self.context.pending_deliveries + sum(
             protocol.engine.awaits_verdict for protocol in self._open
         )
@@ -304,16 +304,16 @@ class SMTPGuardFactory(ServerFactory):
         self._next_drain_log = self.deadlines.call_later(_DRAIN_LOG_SECONDS, self._log_drain_progress)
 
     def reopen(self) -> None:
-        """After a drain: connections are let in again. RuntimeError before it is over."""
+        """Admit connections again after a drain. RuntimeError if the drain is not over."""
         if self._drained is not None and not self._drained.called:
-            raise RuntimeError("connections can be let in again when the drain is over")
+            raise RuntimeError("connections cannot be admitted again before the drain is over")
         self._drained = None
         self._grace_over = False
         self.context.draining = False
 
     def end_now(self) -> None:
-        """The grace is over: every session ends, and what has not left a moment later is not waited for. Verdicts
-        that are pending have five seconds more, however often this is called. Before a drain: it will have no grace."""
+        """End the grace of the drain: every session ends, and a reply that is not sent half a second later is dropped.
+        Pending verdicts have five seconds more, however often this is called. Before a drain: it gets no grace."""
         self._grace_over = True
         if self._drained is None:
             return

@@ -1,8 +1,8 @@
-"""A connection that has had its share of the reactor's turn waits for the next, so that no crowd keeps a fresh client
-waiting. How large a share is, the engine says.
+"""The queue of connections that have used up their share of the reactor's turn, so that busy clients do not keep a new
+one waiting. The engine decides how large a share is.
 
-Twisted hands over up to 64 KiB of every readable connection in one turn. As pipelined commands that is 30 ms of
-work, and with some hundred such connections a turn would take seconds.
+Twisted delivers up to 64 KiB of every readable connection in one turn. As pipelined commands these are 30 ms of work,
+and with a hundred such connections a turn would take seconds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 
 _CONNECTIONS_A_TURN = 8
-"""Of those that wait."""
+"""The number of waiting connections that are served in one turn."""
 
 
 class FairScheduler:
-    """The queue of connections that have more input than a share. First come, first served."""
+    """Serves the connections that have more input than their share, first come, first served."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -25,7 +25,7 @@ class FairScheduler:
         self._scheduled = False
 
     def wait(self, go_on: Callable[[], None]) -> None:
-        """Call `go_on` in a later turn. It may wait again."""
+        """Call `go_on` in a later turn. It may call `wait` again."""
         self._waiting.append(go_on)
         self._schedule()
 

@@ -1,4 +1,4 @@
-"""One listener of a guard: its connections are the guard's, and know at which listener they came."""
+"""The factory of one listener, whose connections belong to the guard and are logged with the listener's name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Listener(ServerFactory):
-    """The factory of one endpoint. `name` is what the log calls it.
+    """The factory of one endpoint. `name` is the listener's name in the log.
 
-    Its connections are those of `guard`, and count there. With `implicit_tls`, which is for plain endpoints, TLS is
-    begun here, after the PROXY header where there is one.
+    Its connections belong to `guard` and count there. `implicit_tls` is for plain endpoints: the guard begins TLS,
+    after the PROXY header if there is one.
     """
 
     noisy = False
@@ -37,11 +37,11 @@ class Listener(ServerFactory):
         self._unsaid = SilentTurnAway(replies.TOO_MANY_CONNECTIONS)
 
     def startFactory(self) -> None:
-        """Called when listening begins."""
+        """Called when listening begins. Opens the epoll of the EndWatcher while there are file descriptors."""
         self._guard.ends.prepare()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Called by the port at accept. A client that is refused before implicit TLS hears nothing."""
+        """Called by the port at accept. A client refused before implicit TLS gets no reply."""
         protocol = self._guard.build(addr, self.name, implicit_tls=self.implicit_tls)
         if self.implicit_tls and not isinstance(protocol, SMTPGuardProtocol):
             return self._unsaid
@@ -51,9 +51,9 @@ class Listener(ServerFactory):
 def bound_accept_log(port: Any, events: Events) -> None:
     """Log connections that `port` drops for lack of a file descriptor as refusals, which `max_log_lines` bounds.
 
-    Twisted itself logs a line for each of them, and two for each turn of the reactor.
+    Twisted itself logs one line for each of them, and two more in each turn of the reactor.
     """
-    # Twisted has no public way to this. If a release lacks the attribute, Twisted's own lines stay.
+    # Twisted has no public API for this. If a release lacks the attribute, Twisted's lines stay.
     theirs = getattr(port, "_logger", None)
     if not isinstance(theirs, Logger):
         return

@@ -1,6 +1,6 @@
-"""Replies on their way out: sent at once where that is possible, held back where the client is slow.
+"""The output of a connection: replies are sent at once where possible, and queued where the client is slow to read.
 
-Nothing else writes to a connection's transport, but the turn-away of connections that get no session.
+Only this file, and turnaway.py for connections that get no session, writes to a client's transport.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from twisted_smtpguard.transport.batcher import ReplyBatcher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 
 _PIECE_OCTETS = 4096
-"""What the transport is given at a time. When it asks for the next, it has taken all of the last."""
+"""The most octets that the transport is given at once. When it asks for more, it has sent all of them."""
 
 _DONE = Failure(ConnectionDone())
 
 
 @attrs.frozen
 class OutputRules:
-    """What all connections of a guard have in common. `timeout` is the time limit on writing, in seconds,
-    `max_waiting` what may wait for a client, in octets. 0: none."""
+    """The output settings that all connections of a guard share. `timeout` is the write timeout in seconds,
+    `max_waiting` the octets that may wait for a client. 0: no limit."""
 
     deadlines: Deadlines
     batcher: ReplyBatcher
     timeout: float
     max_waiting: float = attrs.field(converter=no_limit)
-    """While so much waits, nothing more is to be said."""
+    """While so many octets wait, the engine must carry out no further command (back-pressure)."""
 
 
 class Output:
-    """The outgoing half of a connection: the part of the protocol that its engine writes to."""
+    """The outgoing half of a connection, to which its engine writes. A base class of the protocol."""
 
     engine: Engine
     transport: Any
@@ -55,17 +55,17 @@ class Output:
     _lost = False
 
     congested = False
-    """So many replies wait for the client that nothing more is to be said."""
+    """Whether so many replies wait for the client that the engine must carry out no further command."""
     unsent = b""
-    """Written, and sent at the end of this turn."""
+    """Replies that are sent at the end of this turn of the reactor."""
     _socket: socket | None = None
-    """Sends at once. None where the transport has to see what passes, or something waits already."""
+    """The socket, to send at once. None if the transport has to encrypt or buffer, or if replies wait already."""
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
     _delays = True
 
     def write(self, octets: bytes) -> bool:
-        """Called by the engine: send these octets after those before them. Whether too many wait now."""
+        """Called by the engine: send these octets after earlier ones. Returns whether too many wait now."""
         if self._socket is None:
             if self._backlog is None:
                 self._wait_for_client(octets)
@@ -75,20 +75,20 @@ class Output:
         if not self.unsent and self.batcher.delays(self):
             self.unsent = octets
             return False
-        # What is written twice in a turn leaves at once.
+        # The second write of a turn is sent at once, together with the first.
         self.unsent += octets
         self.send_now()
         return self.congested
 
     def send_now(self) -> None:
-        """What was written leaves. Called at the end of the turn, too."""
+        """Send `unsent` now. Also called by the batcher at the end of the turn."""
         octets = self.unsent
         if octets and self._socket is not None:
             self.unsent = b""
             try:
                 sent = self._socket.send(octets)
             except OSError:
-                # Full, or broken: the transport finds out which.
+                # The socket's buffer is full, or the connection is broken. The transport finds out which.
                 sent = 0
             if sent != len(octets):
                 self._wait_for_client(octets[sent:])
@@ -99,14 +99,14 @@ class Output:
         backlog.begin(octets)
 
     def backlog_taken(self) -> None:
-        """Called by the backlog: the client has made room for all that waited."""
+        """Called by the backlog when the kernel has taken every reply that waited."""
         if isinstance(self._backlog, Backlog):
             self._socket = self._backlog.socket
         self._backlog = None
         self.drained()
 
     def drained(self) -> None:
-        """Nothing waits any more."""
+        """Called when no reply waits any more: close the connection if it is closing, else let the engine continue."""
         if self._close is not None:
             self._close_now()
         else:
@@ -114,42 +114,42 @@ class Output:
 
     @property
     def idle(self) -> bool:
-        """Everything that was written has left, as far as can be seen."""
+        """Whether everything that was written has been sent to the kernel. Under TLS: has been passed to Twisted."""
         if self.unsent:
             self.send_now()
         return self._backlog is None or self._backlog.empty
 
     def do_not_delay(self) -> None:
-        """Replies come late, more than one to an arrival: the kernel is not to hold one back until the last one is
-        acknowledged."""
+        """Set TCP_NODELAY, once, because a hook answers later. An arrival then gets more than one write, and the kernel
+        would hold back the second until the first is acknowledged (Nagle)."""
         if self._delays:
             self._delays = False
             if ITCPTransport.providedBy(self.transport):
-                # Of a connection that is gone the system may know no such option any more.
+                # The system may refuse the option on a connection that is gone.
                 with suppress(OSError):
                     self.transport.setTcpNoDelay(True)
 
     def own_socket(self) -> None:
-        """Use the socket itself, for replies that need not wait for a turn of the reactor.
+        """Send replies by the socket itself, so that they need not wait for a turn of the reactor.
 
-        Only that of Twisted's plain TCP transport: anything else may have to encrypt or buffer what passes.
+        Only with Twisted's plain TCP transport: any other may have to encrypt or buffer the octets.
         """
         if type(self.transport) is tcp.Server and not self.transport.TLS:
             self._socket = self.transport.socket
 
     def secure(self) -> None:
-        """TLS has begun: nothing passes by the encryption from here on."""
+        """Send every reply through the TLS layer from now on."""
         self._socket = None
         self._backlog = SecureBacklog(self)
 
-    # The ends.
+    # The end of the connection.
 
     def close(self, how: Close) -> None:
-        """Called by the engine: end the connection, when everything has left unless it is to be aborted."""
+        """Called by the engine: end the connection once everything has been sent, or at once with Close.ABORT."""
         if how is Close.ABORT:
             self.abort_transport()
         elif self._close is not None:
-            # The client has shut down its side too.
+            # The connection is closing already, and the client has now shut down its side too.
             self.transport.loseConnection()
         else:
             self._close = how
@@ -157,10 +157,10 @@ class Output:
                 self._close_now()
 
     def _close_now(self) -> None:
-        """Everything has left."""
+        """End the connection, now that everything has been sent."""
         secure = ISSLTransport.providedBy(self.transport)
         if self._backlog is not None:
-            # While there is a producer a close waits for it.
+            # Twisted does not close a transport before its producer is unregistered.
             self._backlog.leave()
             self._backlog = None
         lingers = self._close is Close.LINGER
@@ -168,15 +168,15 @@ class Output:
         if lingers and not secure:
             self.transport.loseWriteConnection()
         elif self._socket is None:
-            # Under TLS that is close_notify: a bare FIN would look like an attack.
+            # Under TLS this sends close_notify: a bare FIN would look like a truncation attack.
             self.transport.loseConnection()
         else:
-            # There is nothing to wait a turn of the reactor for.
+            # Nothing is left to send, so the connection is closed without waiting for a turn of the reactor.
             self.transport.connectionLost(_DONE)
 
     def abort_transport(self) -> None:
-        """Drop the connection with all that waits."""
-        # To abort a TLS connection that is lost would raise.
+        """Drop the connection with every reply that waits."""
+        # Twisted raises if a TLS connection is aborted that is lost already.
         if not (
             self._lost
             or safely(self.failed, "a connection could not be aborted", self.transport.abortConnection)
@@ -184,7 +184,7 @@ class Output:
             self.lost()
 
     def output_lost(self) -> None:
-        """The connection is gone."""
+        """Release everything, because the connection is gone."""
         self._socket = None
         self.unsent = b""
         if self._backlog is not None:
@@ -193,7 +193,7 @@ class Output:
 
 
 class _Producer:
-    """The replies that wait, as the transport knows them, and their time limit."""
+    """The replies that wait for the client, as a producer for the transport, and their write timeout."""
 
     __slots__ = ("_deadline", "_output", "_waiting", "empty")
 
@@ -204,15 +204,15 @@ class _Producer:
         self.empty = empty
 
     def stopProducing(self) -> None:
-        """Called by the transport: the connection is gone; connectionLost follows."""
+        """Called by the transport when the connection is gone. connectionLost follows and does the work."""
 
     def leave(self) -> None:
-        """Called when nothing waits any more."""
+        """Unregister the producer, because no reply waits any more."""
         self.lost()
         self._output.transport.unregisterProducer()
 
     def lost(self) -> None:
-        """Called when the connection is gone."""
+        """Cancel the write timeout."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -229,23 +229,23 @@ class _Producer:
 
 @implementer(IPullProducer)
 class Backlog(_Producer):
-    """Replies that wait because the client does not read. There is one only while some wait."""
+    """The replies that wait because the client does not read. Exists only while there are some."""
 
     __slots__ = ("socket",)
 
     def __init__(self, output: Output, own: socket | None) -> None:
         super().__init__(output, empty=False)
         self.socket = own
-        """By which replies leave again when none waits."""
+        """The socket that sends replies again when none waits any more."""
 
     def begin(self, octets: bytes) -> None:
-        """The transport takes these when it can."""
+        """Queue the first octets, and register with the transport, which asks for them when it can send."""
         self._begin_time_limit()
         self.add(octets)
         self._output.transport.registerProducer(self, False)
 
     def add(self, octets: bytes) -> None:
-        """These come after the others."""
+        """Queue `octets` after the others."""
         self._wait(self._waiting + octets)
 
     def _wait(self, octets: bytes) -> None:
@@ -253,7 +253,7 @@ class Backlog(_Producer):
         self._output.congested = len(octets) >= self._output.output_rules.max_waiting
 
     def resumeProducing(self) -> None:
-        """Called by the transport: it has taken the last piece."""
+        """Called by the transport when it has sent the last piece: give it the next, or leave."""
         output = self._output
         if self._waiting:
             piece = self._waiting[:_PIECE_OCTETS]
@@ -269,10 +269,10 @@ class Backlog(_Producer):
 
 @implementer(IPushProducer)
 class SecureBacklog(_Producer):
-    """Replies that wait under TLS, where everything has to pass through the encryption. Made when TLS has begun.
+    """The replies of a TLS connection, all of which pass through Twisted's TLS layer. Made when TLS begins.
 
-    Twisted takes 64 KiB before it pauses the producer. How fast the client reads them cannot be seen, so one time limit
-    on writing holds for all of them.
+    Twisted buffers 64 KiB before it pauses the producer, and how fast the client reads these cannot be seen. The write
+    timeout therefore applies to all of them together.
     """
 
     __slots__ = ()
@@ -282,21 +282,21 @@ class SecureBacklog(_Producer):
         output.transport.registerProducer(self, True)
 
     def add(self, octets: bytes) -> None:
-        """These come after the others."""
+        """Write `octets`, or queue them after the others while the transport is paused."""
         if self.empty:
             self._output.transport.write(octets)
         else:
             self._waiting += octets
 
     def pauseProducing(self) -> None:
-        """Called by the transport: it has enough for now."""
+        """Called by the transport when its buffer is full."""
         if self.empty:
             self.empty = False
             self._output.congested = True
             self._begin_time_limit()
 
     def resumeProducing(self) -> None:
-        """Called by the transport: it has sent all that it had."""
+        """Called by the transport when it has sent its whole buffer."""
         if self.empty:
             return
         output = self._output

@@ -1,4 +1,4 @@
-"""The other end of a connection: from Twisted's addresses to names for the log and Peer values."""
+"""The peer of a connection: its name in the log and its Peer value, made from Twisted's addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twisted_smtpguard.values import Address, Peer, unmapped
 
 
 def peer_name(peer: IAddress | None) -> str:
-    """What the log calls a peer: its IP address without port, or `unix`."""
+    """The name of a peer in the log: its IP address without the port, or `unix`."""
     if isinstance(peer, address.IPv4Address):
         return str(peer.host)
     ip, _ = _split(peer)
@@ -25,14 +25,14 @@ def peer_name(peer: IAddress | None) -> str:
 
 
 def socket_name(address: Any) -> str:
-    """The same of an address as the socket module has it."""
+    """As `peer_name`, for an address of the socket module."""
     ip = _address(address[0]) if isinstance(address, tuple) else None
     return "unix" if ip is None else str(ip)
 
 
 def make_peer(peer: IAddress | None, transport: Any, tls: bool) -> Peer:
-    """The Peer of a connection from `peer`. Costs a system call, so it is made when it is first needed. `tls`:
-    implicit."""
+    """The Peer of a connection from `peer`. It costs a system call, so callers make it only when it is needed. `tls`:
+    whether the connection has implicit TLS."""
     remote, remote_port = _split(peer)
     local, local_port = _split(transport.getHost())
     return Peer(
@@ -46,13 +46,13 @@ def make_peer(peer: IAddress | None, transport: Any, tls: bool) -> Peer:
 
 
 def peer_address(peer: IAddress | None) -> Address | None:
-    """The IP address of a peer; None where it came over a UNIX socket."""
+    """The IP address of a peer; None for a UNIX socket."""
     return _split(peer)[0]
 
 
 def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
-    """Whether the connection is the proxy's own, such as a health check: its header names no client, or, as HAProxy's
-    of version 1 does, the proxy's own end of it."""
+    """Whether the connection is the proxy's own, such as a health check. Its header names no client or, as HAProxy's
+    does in version 1, the proxy's own end of the connection."""
     return header.client is None or header.client == _split(peer)
 
 
@@ -67,7 +67,7 @@ def _split(end: IAddress | None) -> tuple[Address | None, int | None]:
 
 @lru_cache(maxsize=1024)
 def _address(host: str) -> Address | None:
-    """The same clients come again and again, and always to the same few addresses."""
+    """Parse an IP address. The results are cached, because the same clients and local addresses come up repeatedly."""
     return unmapped(ipaddress.ip_address(host))
 
 
@@ -75,11 +75,11 @@ _NONE = bytes(4)
 
 
 def input_waits(transport: Any) -> bool:
-    """Whether the kernel has input of the connection: what came with it is early, too. False where it cannot be
-    told, and of octets that were sent to begin TLS.
+    """Whether the kernel has unread input of the connection, which shows that a client has sent before its greeting.
+    False where that cannot be known, and under TLS, where the octets belong to the handshake.
 
-    FIONREAD: a recv() that finds nothing would raise, which takes twice as long. It counts up to an urgent octet
-    (MSG_OOB), which no mail client sends: what stands behind one is seen when it is read.
+    It uses FIONREAD, because a recv() that finds nothing raises, which takes twice as long. FIONREAD counts only up to
+    an urgent octet (MSG_OOB), which no mail client sends; octets after one are noticed when they are read.
     """
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False
@@ -90,7 +90,7 @@ def input_waits(transport: Any) -> bool:
 
 
 def waiting_octets(transport: Any, most: int) -> bytes:
-    """The first octets of what `input_waits` has found, which stay where they are."""
+    """Return at most `most` of the octets that `input_waits` has found, without reading them (MSG_PEEK)."""
     if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return b""
     try:

@@ -1,6 +1,6 @@
-"""One connection on Twisted: the host of its engine.
+"""The Twisted protocol of one connection, which is the host of its engine.
 
-It moves octets, keeps time, speaks TLS, and turns answers that come later into one call. It decides nothing.
+It moves octets, keeps time, speaks TLS, and turns answers that come later into one call. The engine decides everything.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Shared(Protocol):
     tls: Any
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
-        """The connection is gone. Called once."""
+        """Called once, when the connection is gone. `lingered`: it was counted as lingering."""
 
 
 class _Gone(NoHost):
-    """The host of a connection that a hook has ended, while it was asked: what it answers may still come later."""
+    """The host of a connection that is gone. A hook that ended the connection while it ran may still answer later."""
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
         return when_answered(later, answered, at_debug)
@@ -72,7 +72,7 @@ _NO_HOST = _Gone()
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
 class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
-    """One connection that was not refused at accept. Made by SMTPGuardFactory only."""
+    """The protocol of one connection that was not refused at accept. Made by SMTPGuardFactory only."""
 
     half_closed = False
     _tls_layer: TLSLayer | None = None
@@ -100,17 +100,17 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
             implicit_tls=implicit_tls,
         )
 
-    # What is true of it as a LineReceiver.
+    # LineReceiver.
 
     @property
     def line_mode(self) -> bool:  # type: ignore[override]
-        """What comes next is a line, not message data."""
+        """Whether the next input is a line rather than message data."""
         engine = self.engine
         return not engine.context.stages[engine.stage].in_message
 
     @property
     def MAX_LENGTH(self) -> int:  # type: ignore[override]
-        """Octets of a command line, its CRLF included; 0: no limit."""
+        """The longest command line in octets, its CRLF included; 0 for no limit."""
         longest: int = self.engine.context.max_line
         return longest
 
@@ -148,11 +148,11 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
     def readConnectionLost(self) -> None:
         self.engine.ended()
         if not self.engine.gone:
-            # It may yet leave altogether, while it waits for a verdict.
+            # While the client waits for a verdict, its connection may still break altogether.
             self.factory.ends.watch(self.transport, self, input_over=True)
 
     def writeConnectionLost(self) -> None:
-        """Our FIN has been sent, after everything else."""
+        """Called when our FIN has been sent, after everything else."""
         self.half_closed = True
         self.engine.half_closed()
 
@@ -169,12 +169,12 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         if self._lost:
             return
         self._lost = True
-        # Each step calls foreign code. An exception in one must not prevent the next.
+        # Each step calls foreign code, and an exception in one must not prevent the next.
         if self.engine.handshaking and reason is not None:
             safely(self.failed, "a connection could not be ended", self._lose_handshake, reason)
         safely(self.failed, "a connection could not be ended", self._lose_transport)
         safely(self.failed, "a connection could not be ended", self.engine.lost)
-        # No circle of references, or the garbage collector would have to find it.
+        # This breaks the reference cycle, which the garbage collector would have to find.
         self.engine.host = _NO_HOST
         self.factory.connection_ended(self, lingered=self.engine.lingers)
 
@@ -195,19 +195,19 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         """Log an exception of the guard or of foreign code, with its traceback."""
         self.factory.context.events.failure(failure, what, self.engine.name, self.engine.peer_name)
 
-    # Called by the watcher of ends, and by the TLS layer.
+    # Called by the EndWatcher and by the TLS layer.
 
     def input_end_announced(self) -> None:
-        """The client has shut down its side, while nothing is read."""
+        """Called when the client has half-closed the connection while it is not read."""
         self.engine.end_announced_by_host()
 
     def connection_broken(self) -> None:
-        """The connection is gone in both directions, while nothing is read."""
+        """Called when the connection is gone in both directions while it is not read."""
         self.engine.abort()
 
     @property
     def owes_verdict(self) -> bool:
-        """A reply is due that a client may still read after its connection has ended without close_notify."""
+        """Whether a client may still read a reply after its TLS connection has ended without close_notify."""
         return self.engine.owes_reply
 
     # Called by the engine.
@@ -230,7 +230,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
             self.transport.protocol.dataReceived(octets)
 
     def _tls_begins(self, layer: Any) -> None:
-        # Needs OpenSSL, which is there where TLS is.
+        # The import needs OpenSSL, which is installed wherever TLS is used.
         from twisted_smtpguard.tls.layer import attach  # noqa: PLC0415
 
         self.secure()
@@ -266,11 +266,11 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
     # TimeoutMixin.
 
     def callLater(self, period: float, func: Callable[[], object]) -> Any:
-        """The coarse timer that all connections share."""
+        """Called by TimeoutMixin: schedule `func` on the coarse timer that all connections share."""
         self._read_deadline = self.factory.deadlines.call_later(period, func)
         return self._read_deadline
 
     def timeoutConnection(self) -> None:
-        """The stage has had its time."""
+        """Called by TimeoutMixin when the time limit of the stage is over."""
         self.timeOut = None
         self.engine.timed_out()

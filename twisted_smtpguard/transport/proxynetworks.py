@@ -1,4 +1,4 @@
-"""Connections from a proxy in front: until its header is whole, nothing is known of the client, and nothing is said."""
+"""The networks of trusted proxies, whose connections begin with a PROXY header."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from twisted_smtpguard.filters.networktable import IPV4_BITS
 from twisted_smtpguard.values import Address
 
 UNIX = "unix"
-"""Stands for all UNIX sockets where networks of proxies are named."""
+"""The word that stands for all UNIX sockets in a list of proxy networks."""
 
 
 class ProxyNetworks:
-    """The proxies whose PROXY header is believed: networks, and `unix` for UNIX sockets. ValueError: an entry is
-    neither."""
+    """The proxies whose PROXY header is believed: networks, and `unix` for UNIX sockets. Any other entry raises
+    ValueError."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks: list[IPv4Network | IPv6Network] = []
@@ -26,7 +26,7 @@ class ProxyNetworks:
                 self._networks.append((IPv4Network if bits == IPV4_BITS else IPv6Network)((start, length)))
 
     def has(self, address: Address | None) -> bool:
-        """Whether a connection from there begins with a header. None: it came over a UNIX socket."""
+        """Whether a connection from `address` begins with a PROXY header. None stands for a UNIX socket."""
         if address is None:
             return self._unix
         return any(address in network for network in self._networks)

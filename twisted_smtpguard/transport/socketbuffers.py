@@ -1,5 +1,5 @@
-"""What the kernel may hold of one connection. Without a bound it takes some megabytes of what a client never reads, and
-of what we do not read, by its own tuning."""
+"""The kernel buffers of a connection. Without a bound the kernel's tuning grows them to megabytes, for replies that the
+client never reads and for input that we do not read."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from twisted.internet import tcp
 _SIDES = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 
 _MAX_WAITING = 4096
-"""Connections that may wait to be accepted: what SOMAXCONN is on Linux."""
+"""The most connections that may wait to be accepted: SOMAXCONN on Linux."""
 
 
 class SocketBuffers:
-    """Sets SO_SNDBUF and SO_RCVBUF, of `send` and `receive` octets; 0 leaves one to the system.
+    """Sets SO_SNDBUF and SO_RCVBUF to `send` and `receive` octets; 0 leaves a size to the system.
 
-    A listening TCP socket hands them on to the connections that it makes from then on. A connection that may have been
-    made before, and one over a UNIX socket, is looked at when it comes.
+    New connections inherit the sizes of a listening TCP socket. A connection that may have been made before these were
+    set, and every one over a UNIX socket, is checked when it is accepted.
     """
 
     def __init__(self, send: int, receive: int) -> None:
         self._sizes = [(side, size) for side, size in zip(_SIDES, (send, receive), strict=True) if size]
         self._in_force = 0
-        """What the system made of the first of them. Linux doubles it, and has bounds of its own."""
+        """The first size as the system reports it after it was set. Linux doubles it and has its own bounds."""
         self._unchecked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-        """Of each port: how many of its connections are still to be looked at."""
+        """How many connections of each port still have to be checked."""
 
     def opened(self, port: Any) -> None:
-        """A port listens. Of one that an application opens itself this is learnt at its first connection."""
+        """Set the sizes of a port that listens. A port that an application opens is found at its first connection."""
         self._unchecked[port] = self._first_of(port)
 
     def accepted(self, port: Any, connection: socket.socket) -> None:
-        """A connection has been made, at `port`."""
+        """Set the sizes of a connection accepted at `port`, unless it has inherited them."""
         if not self._sizes:
             return
         unchecked = self._unchecked.get(port)
@@ -51,7 +51,7 @@ class SocketBuffers:
                 self._set(connection)
 
     def _first_of(self, port: Any) -> float:
-        """Set those of a port. How many connections may have been made before, and are to be looked at."""
+        """Set the sizes of a port. Returns how many connections may have been made before and have to be checked."""
         if not isinstance(port, tcp.Port) or port.socket.family == getattr(socket, "AF_UNIX", None):
             return math.inf
         self._set(port.socket)

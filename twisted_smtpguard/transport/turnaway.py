@@ -1,4 +1,4 @@
-"""A connection that gets no session: one line, and it goes. As cheap as it can be, since floods end here."""
+"""The refusal of a connection at accept: it gets one reply and no session, as cheaply as possible because of floods."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TurnAway:
 
     def __init__(self, reply: Reply) -> None:
         self.refusal = refusal_of(reply)
-        """For the log; made once, for floods end here."""
+        """The refusal for the log, made once for all connections."""
 
     def makeConnection(self, transport: Any) -> None:
-        """Say why, and close. Nothing else knows the connection: it need not wait for a turn of the reactor."""
+        """Send the reply and close at once: nothing else uses the connection that would need a turn of the reactor."""
         if type(transport) is tcp.Server:
             say_before_close(transport, self.refusal.reply.wire)
             transport.connectionLost(_DONE)
@@ -34,25 +34,25 @@ class TurnAway:
             turn_away(transport, self.refusal.reply.wire)
 
     def dataReceived(self, data: bytes) -> None:
-        """Nothing that comes now is looked at."""
+        """Ignore input."""
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """It held nothing."""
+        """Do nothing: the connection holds no slot."""
 
     def connectionMade(self) -> None:
-        """makeConnection has done everything."""
+        """Do nothing: `makeConnection` has done everything."""
 
 
 class SilentTurnAway(TurnAway):
-    """The same at a listener of implicit TLS: to say anything would take a handshake."""
+    """The protocol of a refused connection at a listener of implicit TLS, where a reply would need a handshake."""
 
     def makeConnection(self, transport: Any) -> None:
-        """Abort."""
+        """Abort the connection."""
         transport.abortConnection()
 
 
 def turn_away(transport: Any, line: bytes) -> None:
-    """Say why, and close in the next turn. Under TLS nothing can be said without a handshake: abort."""
+    """Send `line` and close in the next turn of the reactor. Under TLS abort, since a reply would need a handshake."""
     if ISSLTransport.providedBy(transport):
         transport.abortConnection()
         return
@@ -64,8 +64,8 @@ def turn_away(transport: Any, line: bytes) -> None:
 
 
 def say_before_close(transport: tcp.Server, line: bytes) -> None:
-    """Send `line`, and take once what has already come: a close with unread input resets the connection, and the line
-    would be lost."""
+    """Send `line`, then read once the input that has come: closing with unread input resets the connection, and the
+    client would lose the line."""
     try:
         transport.socket.send(line)
         if input_waits(transport):
