@@ -353,7 +353,7 @@ class Wilderness:
         elif happens < 0.74 and self.server.open_links and self.server.badness:
             self.server.misbehave()
         elif happens < 0.75:
-            Deferred.fromCoroutine(self.behind.proxy.reload())
+            self.behind.proxy.reload()
             self.behind.threads.work()
         elif happens < 0.76:
             self.restart()

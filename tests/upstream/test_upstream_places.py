@@ -9,7 +9,6 @@ import pytest
 from fakes import Conversation, Guard
 from mailserver import Behind, Link, MailServer, hangs_up, silence
 from manual_threads import ManualThreads
-from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from twisted_smtpguard.delivery.smtp import SmtpDelivery
@@ -585,7 +584,7 @@ def test_a_connection_that_is_dead_is_not_replaced_while_the_server_is_down() ->
 def test_a_delivery_that_was_not_started_takes_mail_and_keeps_no_connection() -> None:
     server, clock = MailServer(), ManualThreads()
     client = Guard(SmtpDelivery(server, clock, hostname="guard.example"), clock).greeted()
-    Deferred.fromCoroutine(client.guard.delivery.reload())
+    client.guard.delivery.reload()
     clock.work()
     assert server.links == []
     client.say(MAIL, "RCPT TO:<b@example.org>", "DATA")

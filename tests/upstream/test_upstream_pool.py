@@ -695,7 +695,7 @@ def test_a_log_in_that_is_put_off_is_tried_again_soon() -> None:
 def reloaded(behind: Behind) -> object:
     """What a reload ends with."""
     outcome: list[Any] = []
-    Deferred.fromCoroutine(behind.proxy.reload()).addBoth(outcome.append)
+    behind.proxy.reload().addBoth(outcome.append)
     assert not outcome
     behind.threads.work()
     return outcome[0]

@@ -3,7 +3,7 @@ combined into one."""
 
 from __future__ import annotations
 
-from twisted_smtpguard.delivery.smtp import KEYS, SmtpFactory
+from twisted_smtpguard.delivery.smtp import SmtpFactory
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery, UpstreamTransaction
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.verdicts import combine, is_mixed
@@ -33,14 +33,11 @@ class LmtpDelivery(UpstreamDelivery):
 
 
 class LmtpFactory(SmtpFactory):
-    """`--deliver lmtp:ENDPOINT[,key=value...]`."""
+    """
+    recipients=N                    recipients of one message; with 1 each gets its own verdict. Default: 0, no limit.
+    """
 
     kind = LmtpDelivery
     name = "lmtp"
     summary = "Pass messages to an upstream LMTP server, such as Dovecot."
-    argument_format = (
-        "ENDPOINT[,key=value...], such as lmtp:unix:/run/dovecot/lmtp or lmtp:tcp:127.0.0.1:24\n\n"
-        f"{KEYS}\n"
-        "recipients=N                    recipients of one message; with 1 each gets its own verdict. Default: 0, no\n"
-        "                                limit."
-    )
+    example = "lmtp:unix:/run/dovecot/lmtp or lmtp:tcp:127.0.0.1:24"

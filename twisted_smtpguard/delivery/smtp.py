@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from twisted.internet.endpoints import clientFromString
@@ -12,26 +13,6 @@ from twisted_smtpguard.hooks.endpointfaults import client_hint
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
 from twisted_smtpguard.upstream.options import parse_upstream
 
-KEYS = """\
-The endpoint is a Twisted client endpoint string. Settings follow it, with a comma before each; a comma in the endpoint
-is written \\,. Times are written as for limits: 30, 1.5 or 5m. On SIGHUP the files of tls-ca= and auth= are read again;
-files that the endpoint itself names, such as trustRoots= of a tls: endpoint, are not.
-
-tls=off|opportunistic|required  STARTTLS; required checks the certificate. Default: off.
-tls-name=NAME                   the name that the certificate must have. Default: the host of the endpoint.
-tls-ca=FILE                     PEM certificates to trust. Default: those of the system.
-auth=FILE                       the login for the server: a file with one line user:password.
-helo=NAME                       the guard's name in EHLO or LHLO. Default: --hostname.
-connections=N                   connections at once. Default: 50.
-messages=N                      messages that one connection is used for. Default: 100.
-idle=TIME                       how long an unused connection is kept. Default: 30.
-wait=TIME                       how long a client waits for a free connection. Default: 10.
-connect=TIME                    limit for TCP and for the greeting; three times that until MAIL. Default: 10.
-timeout=TIME                    limit for the reply to a command, and for room to send more data. Default: 60.
-verdict=TIME                    limit for the reply to a message. Default: 280.
-announce=received|xclient|xforward|proxy|proxy-v1
-                                how the server learns who the client is. Default: received, a header field."""
-
 
 class SmtpDelivery(UpstreamDelivery):
     """Passes messages to an upstream SMTP server."""
@@ -39,14 +20,36 @@ class SmtpDelivery(UpstreamDelivery):
 
 @implementer(IDeliveryFactory)
 class SmtpFactory:
-    """`--deliver smtp:ENDPOINT[,key=value...]`."""
+    r"""The endpoint is a Twisted client endpoint string. Settings follow it, with a comma before each; a comma in the
+    endpoint is written \,. Times are written as for limits: 30, 1.5 or 5m. On SIGHUP the files of tls-ca= and auth= are
+    read again; files that the endpoint itself names, such as trustRoots= of a tls: endpoint, are not.
+
+    tls=off|opportunistic|required  STARTTLS; required checks the certificate. Default: off.
+    tls-name=NAME                   the name that the certificate must have. Default: the host of the endpoint.
+    tls-ca=FILE                     PEM certificates to trust. Default: those of the system.
+    auth=FILE                       the login for the server: a file with one line user:password.
+    helo=NAME                       the guard's name in EHLO or LHLO. Default: --hostname.
+    connections=N                   connections at once. Default: 50.
+    messages=N                      messages that one connection is used for. Default: 100.
+    idle=TIME                       how long an unused connection is kept. Default: 30.
+    wait=TIME                       how long a client waits for a free connection. Default: 10.
+    connect=TIME                    limit for TCP and for the greeting; three times that until MAIL. Default: 10.
+    timeout=TIME                    limit for the reply to a command, and for room to send more data. Default: 60.
+    verdict=TIME                    limit for the reply to a message. Default: 280.
+    announce=received|xclient|xforward|proxy|proxy-v1
+                                    how the server learns who the client is. Default: received, a header field.
+    """
 
     kind: type[UpstreamDelivery] = SmtpDelivery
     name = "smtp"
     summary = "Pass messages to an upstream SMTP server, and its replies to the client."
-    argument_format = (
-        "ENDPOINT[,key=value...], such as smtp:tcp:10.0.0.5:25,tls=required,announce=xclient\n\n" + KEYS
-    )
+    example = "smtp:tcp:10.0.0.5:25,tls=required,announce=xclient"
+
+    @property
+    def argument_format(self) -> str:
+        """The docstrings of the class and of those that it inherits from, since they are the help of the keys."""
+        docstrings = [inspect.getdoc(each) or "" for each in reversed(type(self).__mro__[:-1])]
+        return "\n".join([f"ENDPOINT[,key=value...], such as {self.example}\n", *docstrings])
 
     def __init__(self, hostname: str) -> None:
         self._hostname = hostname

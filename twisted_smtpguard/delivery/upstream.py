@@ -3,7 +3,7 @@ stored, and every verdict is the server's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -14,7 +14,7 @@ from zope.interface import implementer
 from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.trace import received
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
+from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import (
     IConnectingDelivery,
@@ -29,6 +29,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler
+from twisted_smtpguard.upstream.login import Credentials
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
@@ -47,7 +48,7 @@ _NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, repl
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
-class UpstreamDelivery(Service):
+class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     """Passes each message to the server at `endpoint` while it comes in. The client gets a 250 when the server has
     given one.
 
@@ -70,6 +71,7 @@ class UpstreamDelivery(Service):
         name: str = "upstream",
         host: str = "",
     ) -> None:
+        super().__init__(cast(ThreadedReactor, reactor))
         self.options = options = options or UpstreamOptions()
         check_hostname(hostname)
         if options.tls == "required" and not (options.tls_name or host):
@@ -80,7 +82,6 @@ class UpstreamDelivery(Service):
             raise ValueError("options: recipients is for LMTP only")
         self._clock = reactor
         self._hostname = hostname
-        self._thread = OneThread(cast(ThreadedReactor, reactor))
         self.notices = Notices(name, reactor)
         self._dialler = Dialler(
             endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
@@ -126,17 +127,12 @@ class UpstreamDelivery(Service):
         auth = self.options.auth
         return {path: "" for path in (auth.file if auth else "", self.options.tls_ca) if path}
 
-    async def prepare_reload(self) -> Callable[[], None]:
-        files_read = await self._thread.run(self._dialler.read_files)
+    def _read(self) -> tuple[Any, Credentials | None]:
+        return self._dialler.read_files()
 
-        def take() -> None:
-            self._dialler.files_read = files_read
-            self._pool.health.reconfigured()
-
-        return take
-
-    async def reload(self) -> None:
-        (await self.prepare_reload())()
+    def _take(self, files_read: tuple[Any, Credentials | None]) -> None:
+        self._dialler.files_read = files_read
+        self._pool.health.reconfigured()
 
     async def begin(self, client: Client, sender: Path) -> IMailTransaction:
         mail = UpstreamTransaction(self, client)
