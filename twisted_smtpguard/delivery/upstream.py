@@ -3,7 +3,7 @@ stored, and every verdict is the server's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -142,17 +142,8 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     def session_ended(self, session: str) -> None:
         self._pool.session_ended(session)
 
-    # Called by the transaction and its sink.
-
-    def trace_fields(self, client: Client, recipients: Sequence[Path]) -> bytes:
-        """The trace fields to put before the message. Empty if the server sees the client's address: it then writes its
-        own."""
-        if self.options.server_sees_client:
-            return b""
-        return received(client, self._hostname, recipients, self._clock.seconds())
-
     async def verdict(self, mail: UpstreamTransaction) -> Reply:
-        """The server's verdict on the whole message: a 2xx, or `Refused`."""
+        """The server's verdict on the whole message: a 2xx, or `Refused`. Called by the sink."""
         return await mail.verdict()
 
 
@@ -177,7 +168,7 @@ class UpstreamTransaction:
         """Take a connection and send MAIL. `Refused`: there is no transaction, and no connection is held."""
         try:
             self._connection = await self.delivery._pool.take(self.client)
-            self.begun = await self._accepted(mail_command(sender, self._connection.hello))
+            self.begun = self.accepted(await self._command(mail_command(sender, self._connection.hello)))
         except Refused:
             self.give_back()
             raise
@@ -188,12 +179,12 @@ class UpstreamTransaction:
     async def recipient(self, recipient: Path) -> Reply:
         if 0 < self.delivery.options.recipients <= len(self.recipients):
             raise Refused(replies.TOO_MANY_LMTP_RECIPIENTS)
-        reply = await self._accepted(rcpt_command(recipient, self.connection.hello))
+        reply = self.accepted(await self._command(rcpt_command(recipient, self.connection.hello)))
         self.recipients.append(recipient)
         return reply
 
     async def data(self) -> IMessageSink:
-        reply = await self._command(b"DATA")
+        reply = self.checked(await self._command(b"DATA"))
         if reply.code == 354:
             # The server may have sent a 421, or closed the connection, right after the 354.
             self.connection.require_usable()
@@ -211,16 +202,9 @@ class UpstreamTransaction:
     def abort(self) -> None:
         self.give_back()
 
-    async def _accepted(self, line: bytes) -> Reply:
-        """Send MAIL or RCPT. Returns a 2xx for the client, or raises `Refused`."""
-        reply = await self._command(line)
-        if not reply.positive:
-            raise verdict_of(reply)
-        return for_client(reply)
-
     async def _command(self, line: bytes) -> UpstreamReply:
         """Send a command, and return its reply. `Refused`: there was none, and the connection is dropped."""
-        return self.checked(await self.connection.command(line, self.delivery.options.timeout))
+        return await self.connection.command(line, self.delivery.options.timeout)
 
     # Called by the sink too.
 
@@ -238,6 +222,12 @@ class UpstreamTransaction:
         if reply.code in _HANGS_UP:
             self.drop(verdict_of(reply).reply)
         return reply
+
+    def accepted(self, reply: UpstreamReply) -> Reply:
+        """A 2xx as the client gets it. `Refused`: `reply` is another one."""
+        if not self.checked(reply).positive:
+            raise verdict_of(reply)
+        return for_client(reply)
 
     async def verdict(self) -> Reply:
         """The server's verdict on the message, or in LMTP on the message for the next recipient: a 2xx, or
@@ -278,7 +268,12 @@ class _Sink:
     def __init__(self, mail: UpstreamTransaction, dots: DotStuffer | None) -> None:
         self._mail = mail
         self._dots = dots
-        self._held = bytearray(mail.delivery.trace_fields(mail.client, mail.recipients))
+        self._held = bytearray()
+        delivery = mail.delivery
+        if not delivery.options.server_sees_client:
+            # A server that sees the client's address writes its own trace fields.
+            now = delivery._clock.seconds()
+            self._held += received(mail.client, delivery._hostname, mail.recipients, now)
 
     def write(self, data: bytes) -> Deferred[None] | None:
         if self._held or len(data) < _PIECE_OCTETS:
@@ -295,9 +290,7 @@ class _Sink:
         for start in range(0, len(piece), _PIECE_OCTETS):
             # A whole piece would wait in the transport, and this is one of many sessions.
             connection.chunk(piece[start : start + _PIECE_OCTETS])
-            reply = self._mail.checked(await connection.answer(self._mail.delivery.options.timeout))
-            if not reply.positive:
-                raise verdict_of(reply)
+            self._mail.accepted(await connection.answer(self._mail.delivery.options.timeout))
 
     async def finish(self) -> Reply:
         mail, delivery = self._mail, self._mail.delivery
