@@ -20,7 +20,7 @@ from zope.interface import implementer
 from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.hooks.later import call_hook, shielded
+from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
 from twisted_smtpguard.replies import Reply
@@ -310,14 +310,15 @@ def _or_returned_late(promised: Deferred[T], give_back: Callable[[T], None]) -> 
     fail at once and lose the result of the work, which goes on.
     """
 
-    def hand_over(given: T) -> T:
-        if taken is not None and taken.called:
-            give_back(given)
-        return given
+    taken: Deferred[T] = Deferred()
 
-    taken: Deferred[T] | None = None
-    promised.addCallback(hand_over)
-    taken = shielded(promised)
+    def hand_over(outcome: Any) -> None:
+        if not taken.called:
+            taken.callback(outcome)
+        elif not isinstance(outcome, Failure):
+            give_back(outcome)
+
+    promised.addBoth(hand_over)
     return taken
 
 
