@@ -86,7 +86,7 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
         self._dialler = Dialler(
             endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
         )
-        self._pool = Pool(self._dialler, reactor, self.options, self.notices)
+        self._pool = Pool(self._dialler)
 
     @property
     def extensions(self) -> frozenset[str]:

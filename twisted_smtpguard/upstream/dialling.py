@@ -54,9 +54,9 @@ class Dialler:
     """Makes connections to one server. With `lmtp` it says LHLO (RFC 2033) instead of EHLO."""
 
     _endpoint: IStreamClientEndpoint
-    _clock: IReactorTime
-    _options: UpstreamOptions
-    _notices: Notices
+    clock: IReactorTime
+    options: UpstreamOptions
+    notices: Notices
     _name: str
     _host: str
     _lmtp: bool
@@ -67,12 +67,12 @@ class Dialler:
     """Whether the server has accepted EHLO after a PROXY header."""
 
     def __attrs_post_init__(self) -> None:
-        self.files_read = self._tls_settings(), self._options.auth
+        self.files_read = self._tls_settings(), self.options.auth
 
     def read_files(self) -> tuple[Any, Credentials | None]:
         """Read the files of `tls-ca=` and `auth=`, or the system's certificates, again. May be called in a thread.
         ValueError: a file is faulty."""
-        login = self._options.auth
+        login = self.options.auth
         if login is not None and login.file:
             login = read_credentials(login.file)
         return self._tls_settings(), login
@@ -80,11 +80,11 @@ class Dialler:
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
         no connection could be made."""
-        tls = self._options.tls
+        tls = self.options.tls
         while True:
             dialling = Deferred.fromCoroutine(self._dial(client, ended, tls))
             try:
-                return await within(3 * self._options.connect, self._clock.callLater, dialling)
+                return await within(3 * self.options.connect, self.clock.callLater, dialling)
             except TimeoutError:
                 # Each step was within its own time limit, but all of them together took too long.
                 raise Refused(replies.UPSTREAM_TIMED_OUT) from None
@@ -98,7 +98,7 @@ class Dialler:
         """Log the warning once until a handshake succeeds, since clients decide how often a handshake is attempted."""
         if not self._warned_of_clear:
             self._warned_of_clear = True
-            self._notices.in_clear(problem)
+            self.notices.in_clear(problem)
 
     async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
         connection = await self._connect(ended)
@@ -111,11 +111,11 @@ class Dialler:
         return connection
 
     async def _connect(self, ended: Callable[[Connection], None]) -> Connection:
-        factory = Factory.forProtocol(lambda: Connection(self._clock, ended))
+        factory = Factory.forProtocol(lambda: Connection(self.clock, ended))
         factory.noisy = False
         connecting: Deferred[Any] = self._endpoint.connect(factory)
         try:
-            connection: Connection = await within(self._options.connect, self._clock.callLater, connecting)
+            connection: Connection = await within(self.options.connect, self.clock.callLater, connecting)
         except (CancelledError, ConnectingCancelledError) as cancelled:
             # The attempt was cancelled. Endpoints differ in how they report that, and it says nothing about the server.
             raise CancelledError from cancelled
@@ -125,7 +125,7 @@ class Dialler:
         return connection
 
     async def _open(self, connection: Connection, client: Client | None, tls: str) -> None:
-        options = self._options
+        options = self.options
         if not options.proxied:
             # The connection belongs to no client. A client is announced later, if at all.
             client = None
@@ -153,33 +153,27 @@ class Dialler:
         if options.announce in ("xclient", "xforward"):
             self._offered(connection, options.announce.upper())
 
-    async def reset(self, connection: Connection, client: Client, seconds: float) -> bool:
-        """Reset a connection that was used before, so that a MAIL of `client` may follow. Returns whether the server
-        agreed. On a client's own connection EHLO, which does what RSET does (RFC 5321 4.1.4), sends the client's
-        present HELO name: an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207
-        4.2)."""
-        if self._options.proxied and connection.greeted_as != _greeting_of(client):
-            try:
-                await self._hello(connection, client)
-            except ClientRefused:
-                # The refusal may be about the connection, as a 421 is. If it is about the client, the server will say
-                # so on the next connection too.
-                return False
-            return True
-        return (await connection.command(b"RSET", seconds)).positive
+    async def reset(self, connection: Connection, client: Client, seconds: float) -> None:
+        """Reset a connection that was used before, so that a MAIL of `client` may follow. `Refused`: the server did not
+        agree. On a client's own connection EHLO, which does what RSET does (RFC 5321 4.1.4), sends the client's present
+        HELO name: an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207 4.2)."""
+        if self.options.proxied and connection.greeted_as != _greeting_of(client):
+            await self._hello(connection, client)
+        elif not (await connection.command(b"RSET", seconds)).positive:
+            raise Refused(replies.UPSTREAM_LOST)
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:
         """Say EHLO or LHLO, with the client's HELO name if the connection is a client's own."""
         connection.greeted_as = None if client is None else _greeting_of(client)
-        name = (self._options.helo or self._name) if client is None else client.helo
+        name = (self.options.helo or self._name) if client is None else client.helo
         for verb in ("LHLO",) if self._lmtp else ("EHLO", "HELO"):
-            reply = await connection.command(f"{verb} {name}".encode(), self._options.timeout)
+            reply = await connection.command(f"{verb} {name}".encode(), self.options.timeout)
             if reply.positive:
                 connection.hello = NO_EXTENSIONS if verb == "HELO" else parse_hello(reply)
                 return
             # HELO is not used after a PROXY header: a server that read the header as a command answers that with these
             # codes.
-            if self._options.proxied or reply.code not in (500, 502, 504):
+            if self.options.proxied or reply.code not in (500, 502, 504):
                 break
         raise refused_by(verb, reply, client)
 
@@ -198,12 +192,12 @@ class Dialler:
         self._header_understood = True
 
     async def _secure(self, connection: Connection, client: Client | None) -> None:
-        required = self._options.tls == "required"
+        required = self.options.tls == "required"
         if "STARTTLS" not in connection.hello:
             if required:
                 raise Unsuitable("it offers no STARTTLS")
             return
-        reply = await connection.command(b"STARTTLS", self._options.timeout)
+        reply = await connection.command(b"STARTTLS", self.options.timeout)
         if required and 400 <= reply.code < 500:
             # The server may be able to start TLS in a moment.
             raise refused_by("STARTTLS", reply, None)
@@ -215,7 +209,7 @@ class Dialler:
         connection.require_usable()
         try:
             # The limit is at most that of `connect`, so that time is left to go on in clear if there is no answer.
-            await connection.start_tls(self.files_read[0], min(self._options.connect, self._options.timeout))
+            await connection.start_tls(self.files_read[0], min(self.options.connect, self.options.timeout))
         except Refused as refused:
             raise HandshakeFailed(refused.reply, connection.tls_problem) from refused
         self._warned_of_clear = False
@@ -225,28 +219,28 @@ class Dialler:
     def _tls_settings(self) -> Any:
         """The TLS options of connections. They are made once, since reading the trusted certificates blocks the
         reactor. ValueError: there are no certificates."""
-        if self._options.tls == "off":
+        if self.options.tls == "off":
             return None
         # Imported late, since the imports take time and not every guard uses TLS with its upstream server.
         from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
         from twisted.internet import ssl  # noqa: PLC0415
 
-        if self._options.tls == "opportunistic":
+        if self.options.tls == "opportunistic":
             return ssl.CertificateOptions()
         trusted = None
-        if self._options.tls_ca:
+        if self.options.tls_ca:
             trusted = ssl.trustRootFromCertificates(
                 ssl.Certificate.load(each.public_bytes(Encoding.DER))
-                for each in read_certificates(self._options.tls_ca)
+                for each in read_certificates(self.options.tls_ca)
             )
-        return ssl.optionsForClientTLS(self._options.tls_name or self._host, trustRoot=trusted)
+        return ssl.optionsForClientTLS(self.options.tls_name or self._host, trustRoot=trusted)
 
     async def _log_in(self, connection: Connection, credentials: Credentials) -> None:
         lines = dialogue(credentials, connection.hello.words("AUTH"))
         if lines is None:
             raise Unsuitable("it offers neither AUTH PLAIN nor AUTH LOGIN")
         for number, line in enumerate(lines, 1):
-            reply = await connection.command(line.encode(), self._options.timeout)
+            reply = await connection.command(line.encode(), self.options.timeout)
             if reply.code == (235 if number == len(lines) else 334):
                 continue
             why = f"it answers AUTH with {_without_secrets(reply, credentials, lines)}"
@@ -260,13 +254,13 @@ class Dialler:
     async def announce(self, connection: Connection, client: Client) -> None:
         """Send XCLIENT or XFORWARD for `client`, if the operator chose one of them. Called before each MAIL.
         `ClientRefused`: the server refused the command."""
-        kind = self._options.announce
+        kind = self.options.announce
         if kind not in ("xclient", "xforward"):
             return
         verb = kind.upper()
         commands = announcing.xclient if kind == "xclient" else announcing.xforward
         for command in commands(client, self._offered(connection, verb)):
-            reply = await connection.command(command.encode(), self._options.timeout)
+            reply = await connection.command(command.encode(), self.options.timeout)
             # Postfix answers XCLIENT with a new 220 greeting; some servers send 250.
             if not reply.positive:
                 raise refused_by(verb, reply, client)

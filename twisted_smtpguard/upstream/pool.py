@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.faults import cancel
@@ -13,8 +13,6 @@ from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import OfferedExtensions
-from twisted_smtpguard.upstream.notices import Notices
-from twisted_smtpguard.upstream.options import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable
 from twisted_smtpguard.upstream.waitingqueue import WaitingQueue
 from twisted_smtpguard.values import Client, Refused
@@ -46,12 +44,11 @@ _SIGNS_OF_FULL = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
 class Pool:
     """The pool. Each connection takes a place: while it is being made, while it is open, and while it is closing."""
 
-    def __init__(
-        self, dialler: Dialler, clock: IReactorTime, options: UpstreamOptions, notices: Notices
-    ) -> None:
+    def __init__(self, dialler: Dialler) -> None:
         self._dialler = dialler
-        self._clock = clock
-        self._options = options
+        self._clock = clock = dialler.clock
+        self._options = dialler.options
+        self._notices = notices = dialler.notices
         self._connections: set[Connection] = set()
         """The usable connections: in use, idle, or parked for their client."""
         self._idle: dict[Connection, IDelayedCall] = {}
@@ -67,7 +64,6 @@ class Pool:
         self._freed_at = self._succeeded_at = float("-inf")
         self._waiting = WaitingQueue(clock)
         self._serving = False
-        self._notices = notices
         self.health = Health(clock, notices, self._probe, self._serve_waiting)
         self.offering = OfferedExtensions(clock)
         self._open = self._stopped = False
@@ -197,10 +193,10 @@ class Pool:
     async def _make_ready(self, connection: Connection, client: Client) -> bool:
         """Reset a connection that was used before, and announce `client`. Returns whether the connection is ready."""
         try:
-            if not await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout)):
-                connection.end(replies.UPSTREAM_LOST)
-                return False
+            await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout))
         except Refused as refused:
+            # The refusal may be about the connection, as a 421 is. If it is about the client, the server will say so on
+            # the next connection too.
             connection.end(refused.reply)
             if connection.problem is replies.UPSTREAM_TIMED_OUT:
                 # The idle connections are probably dead too.
