@@ -21,7 +21,7 @@ from twisted_smtpguard.values import Path, Refused
 
 @attrs.frozen
 class Command:
-    """A row of the table."""
+    """A row of the table of commands."""
 
     verb: str
     parse: Callable[[bytes, frozenset[str], bool], Any]

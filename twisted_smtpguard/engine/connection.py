@@ -26,7 +26,7 @@ SHARE = 64
 that arrives at once, are one share too."""
 
 HELD_BY_TURN = 1
-"""The connection has had its share of this turn of the reactor."""
+"""The connection has used up its share of this turn of the reactor."""
 HELD_BY_OUTPUT = 2
 """So many replies wait for the client to read them that no further command is executed."""
 
@@ -41,7 +41,7 @@ NO_TIMER = _NoTimer()
 
 
 class Connection:
-    """One connection and its session. Its effects go to `host`; the log calls the client `peer_name`."""
+    """One connection and its session. Its effects go to `host`; `peer_name` is the client's name in the log."""
 
     # fmt: off
     __slots__ = (
@@ -168,7 +168,7 @@ class Connection:
         self.messages = 0
         """The number of accepted messages."""
         self.transactions = 0
-        """The number of mail transactions that were begun."""
+        """The number of mail transactions that have begun: MAIL commands that were accepted."""
         self.pending: Any = None
         """The `Wait` for the hook whose answer is needed to go on; None if there is none."""
         self.hooks_at_work = 0

@@ -47,7 +47,7 @@ class ServerContext:
     clients: Any
     """`ClientLimits`: what each client may have and do."""
     admission: Any
-    """`Admission`: decides whether a connection is let in."""
+    """`Admission`: decides whether a connection is admitted."""
     seconds: Callable[[], float]
     """The time of the guard's clock, in seconds."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]
@@ -109,14 +109,15 @@ class ServerContext:
     """The octets of queued replies at which they are written, to learn whether the client reads them."""
     configured_max_octets: int = attrs.field(init=False)
     max_messages: float = attrs.field(init=False)
-    """Of a session; infinity for no limit, as in the next two."""
+    """The most messages of a session; infinity for no limit."""
     max_recipients: float = attrs.field(init=False)
-    """Of a message."""
+    """The most recipients of a message; infinity for no limit."""
     max_pending_deliveries: float = attrs.field(init=False)
-    """As many pending finish() calls whose clients are gone, and no new message is taken."""
+    """The number of `pending_deliveries` at which MAIL is refused; infinity for no limit."""
     message_rate: Any = attrs.field(init=False)
-    """`ClientRate`: counts the messages of each client; None for no limit, as in the next."""
+    """`ClientRate`: counts the messages of each client; None for no limit."""
     recipient_rate: Any = attrs.field(init=False)
+    """`ClientRate`: counts the recipients of each client; None for no limit."""
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _rules: list[MessageRules] = attrs.field(factory=list, init=False)
     """The rules for messages that are not binary, and those for binary ones."""

@@ -226,7 +226,7 @@ class Engine(Connection):
     def _settle(self) -> None:
         """Bring deadline, reading and data rate in line with the stage, the end of the input and the untaken octets."""
         if self.stage in ENDED:
-            # `close` has done it.
+            # `close` has settled them.
             return
         if self.unwritten and not self.held & HELD_BY_TURN:
             self.flush()
@@ -246,7 +246,7 @@ class Engine(Connection):
                 self.end_reason = "lost" if row.in_message else "half_closed"
                 self.close(Close.PLAIN)
             return
-        # A full buffer pauses reading only where no client input is awaited: that must still be able to arrive.
+        # A full buffer pauses reading only while nothing is awaited from the client: what is awaited must arrive.
         pause = (not row.reads and not self.end_announced) or (not timeout and self.buffer_is_full)
         if pause is not self.paused:
             self.paused = pause
@@ -260,7 +260,7 @@ class Engine(Connection):
                 in_message=row.in_message or self.phase is Phase.CHUNKS,
                 held=self.held != 0 or self.pending is not None,
             )
-        # In these states every command has to be settled too.
+        # While one of these holds, every command has to be settled.
         self.unsettled = pause or self.held != 0 or not row.timeout
 
     # Replies.

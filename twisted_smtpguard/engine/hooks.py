@@ -37,7 +37,7 @@ def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Repl
     """A delivery's reply with an enhanced code added if it has none (RFC 2034), or LOCAL_ERROR, logged, if it is no
     Reply or its code is not allowed. `refused`: only 4xx and 5xx are allowed."""
     if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
-        engine.delivery_failed(ValueError(_shown(reply)), "not a reply to give here")
+        engine.delivery_failed(ValueError(_shown(reply)), "a hook returned a reply that is not allowed here")
         return replies.LOCAL_ERROR
     return replies.with_enhanced_code(replies.with_known_code(reply))
 

@@ -94,7 +94,7 @@ class Wait:
         self._timer = timer
 
     def answered(self, value: Any, error: BaseException | None) -> None:
-        """Called by the host once, with the answer."""
+        """Called once by the host, with the answer."""
         self.there, self.value, self.error = True, value, error
         self._stop_timer()
         engine = self._engine

@@ -95,7 +95,7 @@ class EndWatcher:
                     self._poll.modify(descriptor, 0)
                     owner.input_end_announced()
             except Exception:  # noqa: BLE001 - the other owners must still be told
-                _log.failure("A connection that has ended could not be told so")
+                _log.failure("The end of a connection that is not read could not be handled")
 
     def connectionLost(self, reason: Failure) -> None:
         """Called by the reactor when it stops. Nothing needs to be done."""

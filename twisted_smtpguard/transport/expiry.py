@@ -60,4 +60,4 @@ class ExpiryQueue:
             try:
                 each.time_over()
             except Exception:  # noqa: BLE001 - the other objects must still be told
-                _log.failure("What has had its time could not end")
+                _log.failure("A session whose time is over could not be ended")

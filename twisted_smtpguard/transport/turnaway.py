@@ -71,4 +71,4 @@ def say_before_close(transport: tcp.Server, line: bytes) -> None:
         if input_waits(transport):
             transport.socket.recv(65536)
     except OSError:
-        pass  # the client is gone already
+        pass  # the client has closed the connection already
