@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.port import Cancellable, Cancelled
@@ -180,36 +180,10 @@ def _wake(future: asyncio.Future[None], result: Any) -> Any:
 
 
 def _outcome_of(future: asyncio.Future[T]) -> Deferred[T]:
-    """A Deferred with the outcome of `future`."""
-    settled = False
-
-    def end(_: object) -> None:
-        nonlocal settled
-        settled = True
-        if outcome.called:
-            return
-        try:
-            value = future.result()
-        except BaseException:  # noqa: BLE001 - the caller of the hook gets it
-            outcome.errback(explained(Failure()))
-        else:
-            outcome.callback(value)
-
-    def cancelled(failure: Failure) -> Any:
-        if settled:
-            return failure
-        # The future decides what its cancellation leads to.
-        future.cancel()
-        return _outcome_of(future)
-
-    outcome: Deferred[T] = Deferred()
-    outcome.addErrback(cancelled)
-    if future.done():
-        # The task never waited.
-        end(future)
-    else:
-        future.add_done_callback(end)
-    return outcome
+    """A Deferred with the outcome of `future`, which decides what a cancellation of the Deferred leads to."""
+    # A task that never waited costs no turn of the loop.
+    promised = maybeDeferred(future.result) if future.done() else Deferred.fromFuture(future)
+    return promised.addErrback(explained)
 
 
 # Without an event loop of asyncio.
