@@ -72,7 +72,9 @@ class TableBuilder:
     def __init__(self) -> None:
         self._verdicts = [PASS, TRUST]
         self._indexes = {PASS: ALLOWED, TRUST: TRUSTED}
-        self._runs = {IPV4_BITS: _Runs(), IPV6_BITS: _Runs()}
+        self._runs: dict[int, list[list[int]]] = {IPV4_BITS: [[]], IPV6_BITS: [[]]}
+        """The networks as numbers, which are sorted a run at a time: sorting a million at once would block every other
+        thread."""
 
     def index(self, verdict: Verdict) -> int:
         """The index of `verdict` for `add`: ALLOWED, TRUSTED, or a number from FIRST_REFUSAL on. Equal verdicts are
@@ -87,7 +89,11 @@ class TableBuilder:
     def add(self, bits: int, start: int, length: int, index: int) -> None:
         """Add the network of `bits` (IPV4_BITS or IPV6_BITS) that begins with the address `start`, of which only the
         first `length` bits may be set."""
-        self._runs[bits].add(start << 40 | length << 32 | index)
+        run = self._runs[bits][-1]
+        run.append(start << 40 | length << 32 | index)
+        if len(run) == _RUN:
+            run.sort(reverse=True)
+            self._runs[bits].append([])
 
     def build(self, yield_gil: Callable[[], object]) -> NetworkTable:
         """Make the table; the builder cannot be used afterwards. `yield_gil` is called after each short piece of
@@ -95,32 +101,16 @@ class TableBuilder:
         ipv4, ipv6 = _IPv4Ranges(), _IPv6Ranges()
         for bits, ranges in ((IPV4_BITS, ipv4), (IPV6_BITS, ipv6)):
             last = -1
-            for count, (start, found) in enumerate(_flattened(self._runs[bits].drain(), bits)):
+            runs = self._runs[bits]
+            runs[-1].sort(reverse=True)
+            # Their memory is freed on the way.
+            for count, (start, found) in enumerate(_flattened(merge(*map(_popped, runs)), bits)):
                 if found != last:
                     ranges.append(start, found)
                     last = found
                 if count % _WORK == 0:
                     yield_gil()
         return NetworkTable(self._verdicts, ipv4, ipv6)
-
-
-class _Runs:
-    """Numbers that are sorted a run at a time: sorting a million at once would block every other thread."""
-
-    def __init__(self) -> None:
-        self._runs: list[list[int]] = [[]]
-
-    def add(self, number: int) -> None:
-        run = self._runs[-1]
-        run.append(number)
-        if len(run) == _RUN:
-            run.sort(reverse=True)
-            self._runs.append([])
-
-    def drain(self) -> Iterator[int]:
-        """All numbers in ascending order. Their memory is freed on the way."""
-        self._runs[-1].sort(reverse=True)
-        return merge(*map(_popped, self._runs))
 
 
 def _popped(run: list[int]) -> Iterator[int]:

@@ -7,7 +7,7 @@ front of those of its class, so that every way to begin TLS (STARTTLS, implicit 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
@@ -19,20 +19,11 @@ _SET_ON_CONNECTION = ("bio_read", "recv", "shutdown")
 _SET_ON_LAYER = ("readConnectionLost", "writeConnectionLost")
 
 
-class Secured(Protocol):
-    """The protocol of a connection that speaks TLS."""
-
-    @property
-    def owes_verdict(self) -> bool:
-        """A reply is due that a client may still read after its connection has ended without close_notify."""
-
-    def readConnectionLost(self) -> None:
-        """The client says no more."""
-
-
-def attach(transport: Any, layer: Any, owner: Secured) -> TLSLayer | None:
+def attach(transport: Any, layer: Any, owner: Any) -> TLSLayer | None:
     """TLS has begun at `transport`. `layer` is Twisted's protocol that encrypts, which is the transport itself where an
-    endpoint has begun TLS. None for a transport that encrypts by other means."""
+    endpoint has begun TLS. `owner` is the protocol of the connection: its `owes_verdict` tells whether a reply is due
+    that a client may still read after its connection has ended without close_notify, and its `readConnectionLost()` is
+    called when the client says no more. None for a transport that encrypts by other means."""
     connection = getattr(transport, "getHandle", lambda: None)()
     return TLSLayer(transport, layer, connection, owner) if isinstance(connection, SSL.Connection) else None
 
@@ -52,7 +43,7 @@ class TLSLayer:
         "_transport",
     )
 
-    def __init__(self, transport: Any, layer: Any, connection: Any, owner: Secured) -> None:
+    def __init__(self, transport: Any, layer: Any, connection: Any, owner: Any) -> None:
         self._transport = transport
         self._layer = layer
         self._connection = connection
