@@ -19,8 +19,7 @@ from twisted.python import usage
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard.cli.options import Options, make_service
-from twisted_smtpguard.limits.limits import Limits
-from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 
 SPECS = list(Limits.specs())

@@ -35,8 +35,7 @@ from twisted_smtpguard import (
 from twisted_smtpguard.cli.helptext import OPTIONS
 from twisted_smtpguard.filters.networklist import read_table
 from twisted_smtpguard.interfaces import IIPFilter
-from twisted_smtpguard.limits.limits import dry_runnable
-from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.limits import LimitSpec, dry_runnable
 
 HOW_TO = DOCS / "how-to" / "limit-connections-and-abuse.md"
 EMBEDDING = DOCS / "how-to" / "embed-in-a-twisted-application.md"

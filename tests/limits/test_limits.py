@@ -8,8 +8,7 @@ from reference_pages import assert_rows, row_of_limit
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.cli.settings import parse_dry_run
-from twisted_smtpguard.limits.limits import Limits, dry_runnable
-from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.limits import Limits, LimitSpec, dry_runnable
 from twisted_smtpguard.limits.units import NO_RATE, Rate
 
 SPECS = list(Limits.specs())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.limits import LimitSpec
 from twisted_smtpguard.replies import Entry
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"

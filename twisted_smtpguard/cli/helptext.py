@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from twisted_smtpguard.cli.configuration import Setting
-from twisted_smtpguard.limits.limits import IP_FILTER, Limits
-from twisted_smtpguard.limits.spec import LimitSpec
+from twisted_smtpguard.limits.limits import IP_FILTER, Limits, LimitSpec
 from twisted_smtpguard.limits.units import FLAG, RATE
 
 ROWS = configparser.ConfigParser(interpolation=None)

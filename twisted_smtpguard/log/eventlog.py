@@ -91,9 +91,16 @@ class EventLog:
         self._log(LogLevel.warn, event, " ".join(filter(None, [line, problem, remark])), fields)
 
     def failure(self, event: str, failure: Failure, fields: Mapping[str, Any], remark: str) -> None:
-        """Log `failure` with its traceback."""
+        """Log `failure` with its traceback, in which its message is escaped."""
         line = f"{_line(event, fields)} {escape_text(remark)}"
-        failure, error = _escaped(failure)
+        # A message may repeat what a client sent; everything else in a traceback comes from source files.
+        raw = safe_str(failure.value)
+        message = escape_text(raw[:MAX_ERROR_CHARACTERS])
+        error = f"{type(failure.value).__name__}: {message}"
+        if message != raw:
+            # The message is replaced in a copy, which keeps the type and the frames.
+            failure = Failure(failure)
+            failure.value = Exception(message)
         try:
             self._logger.failure(LINE, failure, text=line, event=event, **fields, error=error)
         except Exception:  # noqa: BLE001 - an observer is foreign code
@@ -226,18 +233,3 @@ def _shown(value: object) -> object:
     if isinstance(value, dict):
         return ",".join([f"{key}:{count}" for key, count in value.items()])
     return value
-
-
-def _escaped(failure: Failure) -> tuple[Failure, str]:
-    """The failure with an escaped message in its traceback, and its type and message as one line.
-
-    A message may repeat what a client sent; everything else in a traceback comes from source files.
-    """
-    kind = type(failure.value).__name__
-    raw = safe_str(failure.value)
-    message = escape_text(raw[:MAX_ERROR_CHARACTERS])
-    if message != raw:
-        # The message is replaced in a copy, which keeps the type and the frames.
-        failure = Failure(failure)
-        failure.value = Exception(message)
-    return failure, f"{kind}: {message}"
