@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -33,10 +33,6 @@ class FilterEntry:
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
-
-
-Ruling: TypeAlias = Refusal | bool
-"""The outcome of one filter. True: the client is trusted; False: the next filter is asked."""
 
 
 class FilterChain:
@@ -77,24 +73,22 @@ class FilterChain:
                 raise
             except FAULTS:
                 require_connected(connection)
-                ruling = self._failed(entry, connection, explained(Failure()))
+                refusal = self._failed(entry, connection, explained(Failure()), "exception")
             else:
                 require_connected(connection)
-                ruling = self._read(entry, connection, answer)
-            if isinstance(ruling, Refusal):
-                ruling.enforce(self._events, self._limits, connection, IP_FILTER)
-            elif ruling:
-                return True
+                if not isinstance(answer, Verdict):
+                    failure = Failure(TypeError(f"{answer!r} is no Verdict"))
+                    refusal = self._failed(entry, connection, failure, "no_verdict")
+                elif answer.reply is None:
+                    if answer == TRUST:
+                        return True
+                    continue
+                else:
+                    reply = replies.with_enhanced_code(answer.reply)
+                    refusal = Refusal(reply, "ip_filter", ip_filter=entry.name, rule=answer.rule)
+            if refusal is not None:
+                refusal.enforce(self._events, self._limits, connection, IP_FILTER)
         return False
-
-    def _read(self, entry: FilterEntry, connection: PendingConnection, verdict: object) -> Ruling:
-        if not isinstance(verdict, Verdict):
-            self._report(entry, connection, Failure(TypeError(f"{verdict!r} is no Verdict")))
-            return self._cannot_judge(entry, connection, "no_verdict")
-        if verdict.reply is not None:
-            reply = replies.with_enhanced_code(verdict.reply)
-            return Refusal(reply, "ip_filter", ip_filter=entry.name, rule=verdict.rule)
-        return verdict == TRUST
 
     def _report(
         self, entry: FilterEntry, connection: PendingConnection, failure: Failure, what: str = ""
@@ -102,18 +96,19 @@ class FilterChain:
         text = f"IP filter {entry.name}: {what}" if what else f"IP filter {entry.name}"
         self._events.failure(failure, text, peer=connection.peer_name)
 
-    def _failed(self, entry: FilterEntry, connection: PendingConnection, failure: Failure) -> Ruling:
+    def _failed(
+        self, entry: FilterEntry, connection: PendingConnection, failure: Failure, problem: str
+    ) -> Refusal | None:
+        """The refusal by a filter that cannot judge. None: the next filter is asked."""
+        reason = "internal_error"
         if isinstance(failure.value, TimeoutError):
-            return self._cannot_judge(entry, connection, "timeout")
-        self._report(entry, connection, failure)
-        return self._cannot_judge(entry, connection, "exception")
-
-    def _cannot_judge(self, entry: FilterEntry, connection: PendingConnection, problem: str) -> Ruling:
+            reason, problem = "ip_filter_timeout", "timeout"
+        else:
+            self._report(entry, connection, failure)
         let_in = entry.fail_open or IP_FILTER in self._limits.dry_run
         self._events.filter_failed(entry.name, connection.peer_name, problem, let_in=let_in)
         if entry.fail_open:
-            return False
-        reason = "ip_filter_timeout" if problem == "timeout" else "internal_error"
+            return None
         return Refusal(replies.LOCAL_ERROR_CLOSING, reason, ip_filter=entry.name)
 
 

@@ -72,7 +72,7 @@ def _others() -> dict[str, Any]:
     """The checkers of other distributions that take passwords. Of two with one name strcred uses the first."""
     factories = [*filter(takes_passwords, strcred.findCheckerFactories())]
     found = {factory.authType: factory for factory in reversed(factories)}
-    return {name: factory for name, factory in found.items() if name not in _builtin()}
+    return {name: found[name] for name in found.keys() - _builtin().keys()}
 
 
 def _factory(name: str) -> Any:
