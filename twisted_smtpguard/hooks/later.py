@@ -128,35 +128,24 @@ def _task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) ->
 
 async def _run(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Any:
     """The result of the coroutine, or its failure as a value: a task that raises SystemExit would end the loop."""
-    return await _step_by_step(coroutine, loop)
+    return await _in_task(coroutine, loop)
 
 
 @types.coroutine
-def _step_by_step(
-    coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
-) -> Generator[Any, Any, Any]:
+def _in_task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, Any]:
     """Run `coroutine` inside a task. The task itself waits for asyncio's futures; Deferreds are waited for here."""
-    step: Callable[[], Any] = partial(coroutine.send, None)
-    while True:
-        try:
-            waits_for = step()
-        except StopIteration as end:
-            return end.value
-        except BaseException:  # noqa: BLE001 - the caller of the hook gets it
-            return Failure()
-        try:
-            result = None
-            if isinstance(waits_for, Deferred):
-                yield from _wait_for(waits_for, loop)
-            else:
-                result = yield waits_for
-        except GeneratorExit:
-            coroutine.close()
-            raise
-        except BaseException as error:  # noqa: BLE001 - the coroutine handles a cancellation too
-            step = partial(coroutine.throw, error)
-        else:
-            step = partial(coroutine.send, result)
+
+    def wait(waits_for: Any) -> Generator[Any, Any, Any]:
+        if isinstance(waits_for, Deferred):
+            return (yield from _wait_for(waits_for, loop))
+        return (yield waits_for)
+
+    try:
+        return (yield from _continue(coroutine, coroutine.send(None), wait))
+    except StopIteration as end:
+        return end.value
+    except BaseException:  # noqa: BLE001 - the caller of the hook gets it
+        return Failure()
 
 
 def _wait_for(deferred: Deferred[Any], loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, None]:
@@ -197,13 +186,20 @@ def start_coroutine(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     except StopIteration as end:
         value: T = end.value
         return value
-    return Deferred.fromCoroutine(_continue(coroutine, waits_for))
+    return Deferred.fromCoroutine(_continue(coroutine, waits_for, _wait))
 
 
-def _continue(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+def _wait(waits_for: Any) -> Generator[Any, Any, Any]:
+    return (yield waits_for)
+
+
+def _continue(
+    coroutine: Coroutine[Any, Any, T], waits_for: Any, wait: Callable[[Any], Generator[Any, Any, Any]]
+) -> Generator[Any, Any, T]:
+    """Run a coroutine from its first wait to its end. It gets the result, or the exception, of `wait`."""
     while True:
         try:
-            result = yield waits_for
+            result = yield from wait(waits_for)
         except GeneratorExit:
             coroutine.close()
             raise
