@@ -75,20 +75,16 @@ class LimitSpec:
 def _docstrings(cls: type) -> dict[str, str]:
     """The docstring after each field in the source of a class, in one line."""
     try:
-        body = ast.parse(inspect.getsource(sys.modules[cls.__module__])).body
+        tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     except (OSError, TypeError):
         return {}
-    nodes = [
-        node
-        for each in body
-        if isinstance(each, ast.ClassDef) and each.name == cls.__name__
-        for node in each.body
-    ]
     found = {}
-    for node, after in pairwise(nodes):
-        match node, after:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                found[name] = " ".join(text.split())
+    for each in tree.body:
+        if isinstance(each, ast.ClassDef) and each.name == cls.__name__:
+            for node, after in pairwise(each.body):
+                match node, after:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                        found[name] = " ".join(text.split())
     return found
 
 

@@ -37,13 +37,11 @@ def read_names(directory: str) -> tuple[dict[str, KeyPair], dict[str, FaultyFile
             name = _parse_name(file.removesuffix(_SUFFIX))
             if name in pairs:
                 raise ValueError(f"it is for the same name as {pairs[name].file}")
-        except ValueError as error:
-            faults[file] = FaultyFileError(NAMES, path, str(error))
-            continue
-        try:
             pairs[name] = read_pair(path, option=NAMES, name=name)
         except FaultyFileError as error:
             faults[name] = error
+        except ValueError as error:
+            faults[file] = FaultyFileError(NAMES, path, str(error))
     if not pairs and not faults:
         raise FaultyFileError(NAMES, directory, "there is no file in it that is called NAME.pem")
     return pairs, faults
