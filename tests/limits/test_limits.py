@@ -8,6 +8,7 @@ from reference_pages import assert_rows, row_of_limit
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.cli.settings import parse_dry_run
+from twisted_smtpguard.limits import limits as limits_module
 from twisted_smtpguard.limits.limits import Limits, LimitSpec, dry_runnable
 from twisted_smtpguard.limits.units import NO_RATE, Rate
 
@@ -176,6 +177,17 @@ def test_every_limit_explains_itself(spec: LimitSpec) -> None:
     assert spec.help[0].isupper()
     assert spec.unit.name
     assert spec.option == spec.name.replace("_", "-")
+
+
+def test_a_limit_that_was_installed_without_its_source_has_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_source(module: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr("inspect.getsource", no_source)
+    spec = attrs.evolve(SPECS[0], owner=type("Others", (Limits,), {}))
+    limits_module._docstrings.cache_clear()
+    assert spec.help == ""
+    limits_module._docstrings.cache_clear()
 
 
 @each_spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.delivery.discard import DiscardFactory
@@ -30,15 +30,8 @@ _LOG_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile("[a-z][a-z0-9-]*")
 
 
-class Factory(Protocol):
-    """The attributes of every kind of factory."""
-
-    name: str
-    summary: str
-    argument_format: str
-
-
-F = TypeVar("F", bound=Factory)
+F = TypeVar("F")
+"""A factory: an IDeliveryFactory or an IIPFilterFactory."""
 T = TypeVar("T")
 
 
@@ -155,20 +148,20 @@ def look_up(kind: str, name: str, factories: Mapping[str, F]) -> F:
     return factories[name]
 
 
-def table(factories: Mapping[str, Factory]) -> str:
+def table(factories: Mapping[str, Any]) -> str:
     """One line for each factory, with its name and summary: the text of --help-deliveries and --help-ip-filters."""
     width = max(map(len, factories), default=0)
     return "\n".join(f"{name:{width}}  {factories[name].summary}" for name in sorted(factories))
 
 
-def description(kind: str, name: str, factories: Mapping[str, Factory]) -> str:
+def description(kind: str, name: str, factories: Mapping[str, Any]) -> str:
     """The description of the factory called `name` and its argument: the text of --help-delivery NAME and
     --help-ip-filter NAME."""
     factory = look_up(kind, name, factories)
     return f"{factory.name}: {factory.summary}\n\n{factory.argument_format}"
 
 
-def _made(interface: type[T], factory: Factory, make: Callable[[], T]) -> T:
+def _made(interface: type[T], factory: object, make: Callable[[], T]) -> T:
     """The result of `make`. ValueError: it does not provide `interface`, or the plugin failed."""
     try:
         made = make()
