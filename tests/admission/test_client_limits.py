@@ -225,6 +225,12 @@ def test_refused_recipients_count_in_the_recipient_rate() -> None:
     assert guard.delivery.calls.count("recipient") == 3
 
 
+def test_data_after_a_first_recipient_above_the_rate_is_no_invalid_command() -> None:
+    guard = Guard(recipient_rate=Rate(1, 60), max_invalid_commands=1)
+    client = guard.greeted()
+    assert client.codes(MAIL, RCPT, "RSET", MAIL, RCPT, "DATA", RCPT, "DATA")[-4:] == [450, 554, 450, 554]
+
+
 def test_a_recipient_above_the_recipient_rate_is_not_in_the_message_and_the_transaction_goes_on() -> None:
     guard = guard_with("recipient_rate", 1)
     client = guard.greeted()

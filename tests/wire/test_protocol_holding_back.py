@@ -350,3 +350,18 @@ def test_replies_to_a_burst_that_is_not_only_of_commands_are_bounded_too(octets:
     client.transport.reads = False
     client.send(octets)
     assert 16384 <= waiting_octets(client) < 2 * 16384
+
+
+def test_inputs_that_hooks_cause_are_carried_out_in_their_order() -> None:
+    guard = Guard()
+    client = guard.greeted()
+    client.say("MAIL FROM:<a@client.example>")
+    client.heard()
+    caused = [[b"RCPT TO:<second@guard.example>\r\n", b"NOOP\r\n"], [b"VRFY x\r\n"]]
+
+    def cause(_: object) -> None:
+        for octets in caused.pop(0):
+            client.protocol.dataReceived(octets)
+
+    guard.delivery.answers["recipient"] = cause
+    assert client.codes("RCPT TO:<first@guard.example>", "HELP") == [250, 214, 250, 250, 252]

@@ -319,10 +319,11 @@ def test_a_message_that_becomes_safe_after_its_451_is_logged_as_late() -> None:
     assert events == []
     client.guard.delivery.outcome = lambda name: "now"
     client.guard.clock.advance(9)
-    client.say("MAIL FROM:<>")
+    client.say("EHLO other.example", "MAIL FROM:<>")
     pending(client).succeed()
     (event,) = events
     assert (event["late"], event["client_gone"], event["sender"]) == (True, False, "a@b.example")
+    assert event["helo"] == "client.example"
     assert event["seconds"] == 40
 
 

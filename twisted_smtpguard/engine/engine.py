@@ -29,23 +29,15 @@ class Engine(Connection):
     # Inputs.
 
     def input(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call `function` as one input, then carry out the inputs that it has caused."""
-        if self.busy:
-            self._postpone(partial(function, *arguments))
-            return
-        self.busy = True
-        try:
-            function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - a bug of ours must not end the process or another session
-            self._recover(error)
-        self.busy = False
-        if self.queue is not None:
+        """Call `function` as one input, when those before it have been carried out."""
+        self.queue = [*(self.queue or ()), partial(function, *arguments)]
+        if not self.busy:
             self._serve_queue()
 
     def received(self, octets: bytes) -> None:
         """Take octets from the client."""
         if self.busy:
-            self._postpone(partial(self.received, octets))
+            self.input(self._receive, octets)
             return
         self.busy = True
         if self.buffer:
@@ -55,7 +47,7 @@ class Engine(Connection):
             self.buffer = octets
         try:
             self.advance()
-        except BaseException as error:  # noqa: BLE001 - as in `input`
+        except BaseException as error:  # noqa: BLE001 - a bug of ours must not end the process or another session
             self._recover(error)
         self.busy = False
         if self.queue is not None:
@@ -70,15 +62,21 @@ class Engine(Connection):
             if self.stage is not Stage.CLOSED:
                 self.abort()
 
-    def _postpone(self, call: Callable[[], object]) -> None:
-        if self.queue is None:
-            self.queue = []
-        self.queue.append(call)
+    def _receive(self, octets: bytes) -> None:
+        self.buffer = self.buffer[self.offset :] + octets
+        self.offset = 0
+        self.advance()
 
     def _serve_queue(self) -> None:
-        queue, self.queue = self.queue or [], None
-        for call in queue:
-            call() if call.func == self.received else self.input(call)  # type: ignore[attr-defined]
+        """Carry out the inputs that wait in their order, and after them those that they cause."""
+        self.busy = True
+        while self.queue:
+            try:
+                self.queue.pop(0)()
+            except BaseException as error:  # noqa: BLE001 - as in `received`
+                self._recover(error)
+        self.queue = None
+        self.busy = False
 
     def take_turn(self) -> None:
         """Continue, now that the other connections have had their turn."""
@@ -194,7 +192,7 @@ class Engine(Connection):
     def half_closed(self) -> None:
         """Called when our side is shut down: the last reply and our FIN have left."""
         if self.grace_over:
-            self.abort()
+            self.input(self.abort)
 
     # Stages.
 
@@ -207,7 +205,7 @@ class Engine(Connection):
                 while row.take(self):
                     row = self.row
                 break
-            except BaseException as error:  # noqa: BLE001 - as in `input`
+            except BaseException as error:  # noqa: BLE001 - as in `received`
                 self._fault(error, amid_message=row.in_message)
         if self.unsettled or self.buffer:
             self._settle()
@@ -274,7 +272,7 @@ class Engine(Connection):
 
     def account(self, reply: Reply, reason: str = "") -> None:
         """Queue, count and log a reply, and end the session if the reply or a limit requires it."""
-        if self.queue is not None and self.context.draining and counts.outside_transaction(self):
+        if self.queue and self.context.draining and counts.outside_transaction(self):
             # A hook of this command has stopped the guard before the mail transaction began.
             self.reset()
             reply = replies.SHUTTING_DOWN

@@ -142,11 +142,16 @@ def _answered(recipient: Path, engine: Engine, answer: Any, error: BaseException
     if reply.code < 300:
         engine.phase = Phase.RECIPIENTS
         engine.recipients.append(recipient.address)
-    else:
-        if reply.code >= 500:
-            engine.rejected_recipients += 1
-        if engine.phase is Phase.SENDER:
-            engine.phase = Phase.REFUSED
+        return reply
+    if reply.code >= 500:
+        engine.rejected_recipients += 1
+    return _refused(engine, reply)
+
+
+def _refused(engine: Engine, reply: Reply) -> Reply:
+    """Refuse a MAIL or RCPT with `reply`. After a first RCPT that was refused, DATA is in sequence (RFC 2920 3.1)."""
+    if engine.phase is Phase.SENDER:
+        engine.phase = Phase.REFUSED
     return reply
 
 
@@ -186,10 +191,10 @@ def _counted(
         raise error
     if count is None:
         if rate.name not in engine.context.limits.dry_run:
-            return replies.LOCAL_ERROR
+            return _refused(engine, replies.LOCAL_ERROR)
         counts.log(engine, "internal_error", dry_run=True)
     elif count > rate.most and counts.enforces(engine, rate.name, count):
-        return exceeded
+        return _refused(engine, exceeded)
     return go_on(engine, path)  # type: ignore[no-any-return]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -266,16 +267,8 @@ def _finish(engine: Engine) -> Reply | None:
         return _verdict(engine, None, error)
     if answer is None or not is_awaitable(type(answer)):
         return _verdict(engine, answer, None)
-    # These values are kept because the session may be at its next message when the verdict comes.
-    accepted = partial(
-        _accepted,
-        engine,
-        engine.mail_began_at,
-        engine.message.octets,
-        engine.sender.address,
-        engine.recipients,
-    )
-    return wait_for(engine, answer, _late_verdict, late=partial(_finished_late, accepted), finishes=True)
+    late = partial(_finished_late, _acceptance(engine), engine.mail_began_at)
+    return wait_for(engine, answer, _late_verdict, late=late, finishes=True)
 
 
 def _late_verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
@@ -296,15 +289,21 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
         # An accepted message resets the counts of errors and junk.
         engine.messages += 1
         engine.errors = engine.junk = 0
-        octets, sender = engine.message.octets, engine.sender.address
-        _accepted(engine, engine.mail_began_at, octets, sender, engine.recipients, reply)
+        seconds = engine.context.seconds() - engine.mail_began_at
+        _acceptance(engine)(seconds=seconds, reply=reply, client_gone=engine.stage in ENDED, late=False)
     engine.reset()
     if engine.stage in ENDED and reply.code >= 400:
         counts.log(engine, replies.reason_of(reply), reply, client_gone=True)
     return reply
 
 
-def _finished_late(accepted: Any, engine: Engine, answer: Any, error: BaseException | None) -> None:
+def _finished_late(
+    accepted: Callable[..., None],
+    began_at: float,
+    engine: Engine,
+    answer: Any,
+    error: BaseException | None,
+) -> None:
     """Called when `finish()` has answered after its time limit. If it has accepted the message, that is logged: the
     client was told to try again, and the message may come twice."""
     if error is not None:
@@ -312,31 +311,22 @@ def _finished_late(accepted: Any, engine: Engine, answer: Any, error: BaseExcept
         return
     reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:
-        accepted(reply, late=True)
+        seconds = engine.context.seconds() - began_at
+        accepted(seconds=seconds, reply=reply, client_gone=engine.stage in ENDED, late=True)
 
 
-def _accepted(
-    engine: Engine,
-    began_at: float,
-    octets: int,
-    sender: str,
-    recipients: list[str],
-    reply: Reply,
-    *,
-    late: bool = False,
-) -> None:
-    context = engine.context
-    context.events.accept(
+def _acceptance(engine: Engine) -> Callable[..., None]:
+    """`Events.accept` with what is true of the present message. By the time of a late verdict the session may have
+    begun another one, or another life with EHLO, STARTTLS or AUTH."""
+    user = engine.user
+    return partial(
+        engine.context.events.accept,
         engine.name,
         engine.peer_name,
-        sender=sender,
-        recipients=recipients,
-        octets=octets,
-        seconds=context.seconds() - began_at,
-        reply=reply,
+        sender=engine.sender.address,
+        recipients=engine.recipients,
+        octets=engine.message.octets,
         helo=engine.helo,
         tls=engine.tls,
-        client_gone=engine.stage in ENDED,
-        late=late,
-        user=None if engine.user is None else engine.user.name,
+        user=None if user is None else user.name,
     )

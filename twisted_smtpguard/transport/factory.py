@@ -330,7 +330,7 @@ class SMTPGuardFactory(ServerFactory):
 
     def _cut_off(self) -> None:
         for protocol in list(self._open):
-            safely(protocol.failed, "a connection could not be aborted", protocol.engine.abort)
+            safely(protocol.failed, "a connection could not be aborted", protocol.connection_broken)
 
     def _something_ended(self) -> None:
         if not (self._open or self.context.pending_deliveries or self.clients.pending):

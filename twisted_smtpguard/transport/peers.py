@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import socket
-import termios
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +12,13 @@ from twisted.internet.interfaces import IAddress, ISSLTransport
 
 from twisted_smtpguard.engine.proxyheader import ProxyHeader
 from twisted_smtpguard.values import Address, Peer, unmapped
+
+try:
+    import fcntl
+    import termios
+except ImportError:
+    # Windows has neither.
+    fcntl = None  # type: ignore[assignment]
 
 
 def peer_name(peer: IAddress | None) -> str:
@@ -81,7 +86,7 @@ def input_waits(transport: Any) -> bool:
     It uses FIONREAD, because a recv() that finds nothing raises, which takes twice as long. FIONREAD counts only up to
     an urgent octet (MSG_OOB), which no mail client sends; octets after one are noticed when they are read.
     """
-    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+    if fcntl is None or not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
         return False
     try:
         return fcntl.ioctl(transport.socket, termios.FIONREAD, _NONE) != _NONE

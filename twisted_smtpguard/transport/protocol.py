@@ -130,7 +130,7 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
             behind_proxy = proxies is not None and not by_endpoint and proxies.has(self.address())
             arrival.begin(self.engine, behind_proxy=behind_proxy, tls_has_begun=by_endpoint)
         else:
-            self.engine.abort()
+            self.connection_broken()
 
     def _prepare(self) -> None:
         transport: Any = self.transport
@@ -202,8 +202,8 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
         self.engine.end_announced_by_host()
 
     def connection_broken(self) -> None:
-        """Called when the connection is gone in both directions while it is not read."""
-        self.engine.abort()
+        """Drop the connection: it cannot be used, is gone in both directions, or is not waited for any longer."""
+        self.engine.input(self.engine.abort)
 
     @property
     def owes_verdict(self) -> bool:
