@@ -86,7 +86,7 @@ class Phase(enum.Enum):
     READY = "ready"
     """No mail transaction is open."""
     SENDER = "sender"
-    """MAIL was accepted, and the delivery has not answered a RCPT yet."""
+    """MAIL was accepted, and no well-formed RCPT has come."""
     REFUSED = "refused"
     """Every RCPT so far was refused."""
     RECIPIENTS = "recipients"
