@@ -42,18 +42,16 @@ class Setting:
 
     def value(self, parse: Callable[[str], T]) -> T:
         """The text, parsed by `parse`. A ValueError of `parse`, which says what is expected, becomes a usage error."""
-        try:
+        with self.blamed(f", not {self.text!r}"):
             return parse(self.text)
-        except ValueError as error:
-            raise self.wrong(f"{error}, not {self.text!r}") from error
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Turn a ValueError, which is a sentence, into a usage error about this option."""
+    def blamed(self, end: str = "") -> Iterator[None]:
+        """Turn a ValueError, which is a sentence but for its `end`, into a usage error about this option."""
         try:
             yield
         except ValueError as error:
-            raise self.wrong(str(error)) from error
+            raise self.wrong(f"{error}{end}") from error
 
     def wrong(self, problem: str) -> UsageError:
         """The usage error for `problem`: one sentence with the option and its place."""
