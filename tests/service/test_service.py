@@ -553,7 +553,7 @@ def test_a_factory_is_reopened_only_when_its_drain_is_over() -> None:
     client = guard.connect()
     client.say("EHLO a", "MAIL FROM:<a@b.example>")
     guard.factory.drain()
-    with pytest.raises(RuntimeError, match="when the drain is over"):
+    with pytest.raises(RuntimeError, match="before the drain is over"):
         guard.factory.reopen()
     client.disconnect()
     guard.factory.reopen()
