@@ -188,6 +188,23 @@ def test_a_failure_that_stands_open_does_not_open_for_another_filter() -> None:
     assert client.heard() == INTERNAL
 
 
+class Unshowable:
+    """An answer whose repr() raises."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+
+def test_an_answer_that_cannot_even_be_shown_is_no_verdict() -> None:
+    answers = FakeFilter(lambda _: Unshowable())
+    assert Guard(ip_filters=[answers]).connect().heard() == INTERNAL
+    with capturedLogs() as events:
+        client = Guard(ip_filters=[FilterEntry(answers, "odd", fail_open=True), FakeFilter(PASS)]).connect()
+    assert client.heard() == GREETING
+    (line,) = [event["text"] for event in logged(events, "filter_failed")]
+    assert line == "filter_failed peer=192.0.2.1 filter=odd problem=no_verdict outcome=passed"
+
+
 def test_a_refusal_is_logged_with_the_filter_that_refused() -> None:
     with capturedLogs() as events:
         Guard(ip_filters=[FilterEntry(FakeFilter(refuse(OWN, "zen a key")), "zen")]).connect()

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.pendingconnection import PendingConnection, require_connected
@@ -77,7 +78,7 @@ class FilterChain:
             else:
                 require_connected(connection)
                 if not isinstance(answer, Verdict):
-                    failure = Failure(TypeError(f"{answer!r} is no Verdict"))
+                    failure = Failure(TypeError(f"{safe_repr(answer)} is no Verdict"))
                     refusal = self._failed(entry, connection, failure, "no_verdict")
                 elif answer.reply is None:
                     if answer == TRUST:
