@@ -308,7 +308,7 @@ def test_a_factory_of_another_distribution_is_listed_and_made(
 class Fails:
     credentialInterfaces = (IUsernamePassword,)
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self._error = error
 
     def requestAvatarId(self, credentials: Any) -> Any:
@@ -328,6 +328,15 @@ def test_one_that_cannot_judge_keeps_nobody_from_another() -> None:
         lines = book.take("checker_failed")
     assert len(lines) == 3
     assert all(line.endswith(" the database is down") for line in lines)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_so_does_one_that_raises_what_is_no_exception(kind: type[BaseException]) -> None:
+    others = Keeps(WAYS["get and =="], {b"ann": b"pw"})
+    with logbook() as book:
+        guard = Guard(checkers=[Fails(kind()), others])
+        assert [tried(guard, "ann", "pw"), tried(guard, "ann", "no")] == [YES, LATER]
+        assert len(book.take("failure")) == 2
 
 
 def test_what_a_checker_says_in_its_exception_is_logged_only_where_it_promises_no_password() -> None:

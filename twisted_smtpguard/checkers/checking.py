@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.sasl import Login
 from twisted_smtpguard.hooks.later import call_hook, start_coroutine
+from twisted_smtpguard.values import FAULTS
 
 
 @attrs.frozen
@@ -66,7 +67,7 @@ class Checkers:
             except CancelledError:
                 # The client has left.
                 raise
-            except Exception:  # noqa: BLE001 - a checker is foreign code
+            except FAULTS:
                 failures.append(Failure())
                 continue
             name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
