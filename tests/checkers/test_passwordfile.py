@@ -355,3 +355,30 @@ def test_an_application_may_ask_it_itself(users: Path, threads: ManualThreads) -
     asked.addCallback(answers.append)
     threads.work()
     assert answers == [b"ann"]
+
+
+@pytest.mark.parametrize("time_limit", [False, True])
+def test_an_answer_to_one_may_cancel_the_question_of_another(
+    users: Path, threads: ManualThreads, time_limit: bool
+) -> None:
+    from twisted.cred.credentials import UsernamePassword
+
+    file = PasswordFile(users, threads)
+    outcomes: list[str] = []
+
+    def answered(outcome: Any) -> None:
+        outcomes.append(type(getattr(outcome, "value", outcome)).__name__)
+        for each in asked:
+            each.cancel()
+
+    # The first is answered by the look that it began, the others by the next one. Nobody cancels the last.
+    first, *asked, last = [file.requestAvatarId(UsernamePassword(b"ann", b"right")) for _ in range(4)]
+    for each in asked:
+        each.addBoth(answered)
+    last.addBoth(answered)
+    first.addErrback(lambda _: None)
+    if time_limit:
+        threads.advance(5)
+    threads.work()
+    answer = "CheckerUnavailable" if time_limit else "bytes"
+    assert outcomes == [answer, "CancelledError", answer]

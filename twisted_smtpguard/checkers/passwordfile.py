@@ -120,7 +120,9 @@ class PasswordFile(ReadInThread[_Reading]):
         waiting = [*self._waiting, *self._next]
         self._waiting, self._next = [], []
         for each in waiting:
-            each.errback(self._hanging())
+            # A callback of one login may have cancelled another.
+            if not each.called:
+                each.errback(self._hanging())
 
     def _looked(self, outcome: _Reading | Failure | None) -> None:
         self._looking = False
@@ -136,10 +138,9 @@ class PasswordFile(ReadInThread[_Reading]):
         elif outcome is not None:
             self._take(outcome)
         for each in waiting:
-            if unreadable is None:
-                each.callback(self._users)
-            else:
-                each.errback(unreadable)
+            # A callback of one login may have cancelled another.
+            if not each.called:
+                each.callback(self._users if unreadable is None else Failure(unreadable))
         # A callback above may have asked again, and so have begun the next look.
         if self._next and not self._looking:
             self._look()
