@@ -10,9 +10,12 @@ import pytest
 import pytest_twisted
 from fakes import FakeDelivery
 from loopback import reactor
+from twisted.application.service import IService
+from twisted.application.service import Service as TwistedService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
+from zope.interface import implementer
 
 from twisted_smtpguard.service.process import StandaloneService
 
@@ -195,6 +198,42 @@ async def test_after_a_stop_a_signal_to_stop_means_what_it_meant_before() -> Non
     assert signal.getsignal(signal.SIGTERM) != before
     await guard.stopService()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@implementer(IService)
+class SlowlyStopped(FakeDelivery, TwistedService):
+    """A delivery that is a service and stops when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped: Deferred[None] = Deferred()
+
+    def stopService(self) -> Deferred[None]:
+        TwistedService.stopService(self)
+        return self.stopped
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_is_refused_during_a_stop_does_not_change_what_signals_mean_after_it() -> None:
+    heard: list[int] = []
+
+    def before(number: int, frame: object) -> None:
+        heard.append(number)
+
+    signal.signal(signal.SIGTERM, before)
+    delivery = SlowlyStopped()
+    guard = service(delivery)
+    guard.startService()
+    stopped = guard.stopService()
+    while guard.running:
+        await deferLater(reactor, 0.01, lambda: None)
+    with pytest.raises(RuntimeError, match="a stop or drain is under way"):
+        guard.startService()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    delivery.stopped.callback(None)
+    await stopped
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGHUP) is before_the_start
 
 
 @pytest_twisted.ensureDeferred

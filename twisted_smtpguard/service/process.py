@@ -65,7 +65,6 @@ class ProcessSignals:
         """Begin to handle signals. Called before anything listens, since an operator may send a signal as soon as the
         log says that the guard listens."""
         self._stop_asked = False
-        self._previous_handlers = {}
         if self._shutting_down is None:
             self._shutting_down = False
             self._reactor.addSystemEventTrigger("before", "shutdown", setattr, self, "_shutting_down", True)
@@ -102,10 +101,11 @@ class ProcessSignals:
         for number, handler in self._previous_handlers.items():
             # None is a handler that was not set by Python, and that Python cannot restore.
             signal.signal(number, handler or signal.SIG_DFL)
+        handled, self._previous_handlers = self._previous_handlers, {}
         if self._shutting_down:
             # The reactor now waits for its threads, indefinitely if one hangs, and handles no signal meanwhile. So
             # signals end the process, and so does a timer, which must not delay the end itself.
-            for number in self._previous_handlers.keys() & {signal.SIGINT, signal.SIGTERM}:
+            for number in handled.keys() & {signal.SIGINT, signal.SIGTERM}:
                 signal.signal(number, signal.SIG_DFL)
             deadline = threading.Timer(_THREADS_SECONDS, _end_now)
             deadline.daemon = True
@@ -113,7 +113,8 @@ class ProcessSignals:
         return outcome
 
     def _handle(self, number: int, handler: Any) -> None:
-        self._previous_handlers[number] = signal.signal(number, handler)
+        # After a second start, as during a stop, the handler in force is one of these.
+        self._previous_handlers.setdefault(number, signal.signal(number, handler))
 
     def _watch_stops(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -202,8 +203,9 @@ class StandaloneService(SMTPGuardService):
         self._signals = ProcessSignals(reactor, [self])
 
     def startService(self) -> None:
-        # A running service listens again after a drain, and handles the signals already.
-        if not self.running:
+        # A running service listens again after a drain, and handles the signals already. During a stop the start is
+        # refused.
+        if not (self.running or self._ending):
             self._signals.handle()
         super().startService()
         for what, problem in warnings_of_process(*self._secrets):
