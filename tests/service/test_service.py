@@ -496,6 +496,25 @@ async def test_a_delivery_that_is_a_service_is_stopped_again_when_a_port_is_busy
 
 
 @pytest_twisted.ensureDeferred
+async def test_after_a_failed_start_the_next_one_is_refused_until_the_delivery_has_stopped() -> None:
+    delivery = DeliveryService()
+    guard = delivery.guard = Loopback(delivery=delivery)
+    faulty = (FaultyEndpoint(), Listener(guard.factory, "faulty"))
+    guard.service._listeners.append(faulty)
+    delivery.stopping = Deferred()
+    with pytest.raises(OSError, match="no network"):
+        guard.service.startService()
+    guard.service._listeners.remove(faulty)
+    with pytest.raises(RuntimeError, match="a stop or drain is under way"):
+        guard.service.startService()
+    delivery.stopping.callback(None)
+    delivery.stopping = None
+    guard.start()
+    assert [what for what, *_ in delivery.seen] == ["start", "stop", "start"]
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
     class Broken(DeliveryService):
         def startService(self) -> None:

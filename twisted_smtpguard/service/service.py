@@ -17,7 +17,6 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
@@ -172,7 +171,8 @@ class SMTPGuardService(PartsOwner):
             ports, self._ports = self._ports, []
             for port in ports:
                 self._close(port)
-            safely(self._events.failure, _STOPPING_PARTS, self._end_parts)
+            self._ending += 1
+            self._stop_parts().addBoth(self._drain_ended)
             raise
         warn_of_setup(self.factory.context, [port.getHost() for port in self._ports])
         self._warn_of_certificates()
@@ -248,7 +248,7 @@ class SMTPGuardService(PartsOwner):
         going on is cancelled. A second call meanwhile waits for the same end.
         """
         if self._stopping is None or self._stopping.called:
-            self._stopping = self._until_drained(self._stop_parts)
+            self._stopping = self._until_drained(self._stop_all)
         return shielded(self._stopping)
 
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
@@ -265,12 +265,15 @@ class SMTPGuardService(PartsOwner):
         self._ending -= 1
         return outcome
 
-    def _stop_parts(self, _: object) -> Deferred[Any]:
-        """Stop the filters and the delivery. One that hangs must not delay the end of the process."""
+    def _stop_all(self, _: object) -> Deferred[Any]:
+        return self._stop_parts().addCallback(lambda _: self._events.stopped())
+
+    def _stop_parts(self) -> Deferred[Any]:
+        """Stop the filters and the delivery. Fires when that is done, or after 5 seconds, and never fails: one that
+        hangs must not delay the end of the process."""
         stopping: Deferred[Any] = shielded(maybeDeferred(self._end_parts))
         stopped = within(_PARTS_SECONDS, self.factory.deadlines.call_later, stopping)
-        stopped.addErrback(self._events.failure, _STOPPING_PARTS)
-        return stopped.addCallback(lambda _: self._events.stopped())
+        return stopped.addErrback(self._events.failure, _STOPPING_PARTS)
 
     def _end_parts(self) -> Deferred[Any] | None:
         self._reloader.stop()
