@@ -23,7 +23,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import Answered, Cancelled, Close, NoHost
+from twisted_smtpguard.engine.port import Answered, Cancelled, Close, Host
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
 from twisted_smtpguard.engine.table import STAGES
 from twisted_smtpguard.limits.limits import Limits
@@ -389,10 +389,8 @@ class PureAdmission:
         return self.answer()
 
 
-class PureHost:
+class PureHost(Host):
     """One connection: the port that its engine has its effects on, and the client at the other end."""
-
-    half_closed = False
 
     def __init__(self, guard: PureGuard, peer: Peer) -> None:
         self.guard = guard
@@ -491,9 +489,6 @@ class PureHost:
         assert not self._turn, "asked twice for a turn"
         self._turn = True
 
-    def input_waits(self) -> bool:
-        return bool(self._unread)
-
     def waiting_octets(self, most: int) -> bytes:
         return self._unread[:most]
 
@@ -576,7 +571,7 @@ class PureHost:
             self.deadline(0)
             self._waiting = b""
             self.engine.lost()
-            self.engine.host = NoHost()
+            self.engine.host = Host()
             self.guard.lingering -= self.engine.lingers
 
     def shut_down(self, *, now: bool) -> None:

@@ -230,12 +230,11 @@ def take_early_input(engine: Engine) -> bool:
 def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
     """Refuse a client that sent input before its greeting. Returns whether it was refused. Where that is only logged,
     it is logged once. With implicit TLS the client has to send first, and is not refused."""
-    spoke = engine.buffer or engine.host.input_waits()
-    if engine.implicit_tls or "early_talker" in engine.dry_run_logged or not spoke:
+    octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
+    if engine.implicit_tls or "early_talker" in engine.dry_run_logged or not octets:
         return False
     engine.dry_run_logged |= {"early_talker"}
     context = engine.context
-    octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
     if not engine.behind_proxy and begins_header(octets):
         # This is a misconfigured proxy and no abuser. If it is greeted, its first line gets the same reply.
         if context.limits.early_talker == "log":

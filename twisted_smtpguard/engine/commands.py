@@ -15,6 +15,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import authentication, counts, envelope, grammar, lenient, receiving
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.stages import ANY, Phase, Stage
+from twisted_smtpguard.inputs.arguments import derived
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Path, Refused
 
@@ -45,11 +46,8 @@ class Command:
     """The phases in which the command is still carried out while the service stops."""
     out_of_sequence: Callable[[Engine, Any], Reply | None] | None = None
     """Replaces `run` if the command comes out of sequence; None: the command is refused with a 503."""
-    special: bool = attrs.field(init=False)
+    special: bool = derived(lambda self: self.junk or self.junk_again or self.ends_group)
     """Whether one of `junk`, `junk_again` and `ends_group` is set."""
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "special", self.junk or self.junk_again or self.ends_group)
 
 
 def carry_out(engine: Engine, command: Command, argument: bytes | Path) -> Reply | None:
@@ -169,36 +167,29 @@ def _starttls(engine: Engine, argument: bytes) -> Reply:
     if engine.tls:
         return counts.invalid(engine, replies.BAD_SEQUENCE)
     engine.reset()
-    if engine.offset < len(engine.buffer) or engine.host.input_waits():
+    if engine.offset < len(engine.buffer) or engine.host.waiting_octets(1):
         return replies.INPUT_AFTER_STARTTLS
     engine.enter(Stage.STARTING_TLS)
     return replies.READY_FOR_TLS
-
-
-def _rset(engine: Engine, _: None) -> Reply:
-    engine.reset()
-    return replies.OK
-
-
-def _noop(engine: Engine, _: bytes) -> Reply:
-    return replies.OK
-
-
-def _vrfy(engine: Engine, _: None) -> Reply:
-    return replies.CANNOT_VERIFY
-
-
-def _expn(engine: Engine, _: bytes) -> Reply:
-    return replies.EXPN_NOT_IMPLEMENTED
 
 
 def _help(engine: Engine, _: bytes) -> Reply:
     return engine.context.commands(engine.tls != "")
 
 
-def _quit(engine: Engine, _: None) -> Reply:
-    engine.reset()
-    return replies.GOODBYE
+def _says(reply: Reply) -> Callable[[Engine, Any], Reply]:
+    """The handler of a command that does nothing but reply."""
+    return lambda engine, argument: reply
+
+
+def _resets(reply: Reply) -> Callable[[Engine, Any], Reply]:
+    """The handler of a command that ends the mail transaction and replies."""
+
+    def run(engine: Engine, argument: Any) -> Reply:
+        engine.reset()
+        return reply
+
+    return run
 
 
 _ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
@@ -225,11 +216,11 @@ COMMANDS: dict[bytes, Command] = {
             phases_while_draining=frozenset({Phase.CHUNKS}),
             out_of_sequence=receiving.bdat_out_of_sequence,
         ),
-        Command("RSET", _nothing, ANY, _rset, junk=True),
-        Command("NOOP", _anything, ANY, _noop, junk=True),
-        Command("VRFY", _something, ANY, _vrfy, junk=True),
-        Command("EXPN", _anything, ANY, _expn, junk=True),
+        Command("RSET", _nothing, ANY, _resets(replies.OK), junk=True),
+        Command("NOOP", _anything, ANY, _says(replies.OK), junk=True),
+        Command("VRFY", _something, ANY, _says(replies.CANNOT_VERIFY), junk=True),
+        Command("EXPN", _anything, ANY, _says(replies.EXPN_NOT_IMPLEMENTED), junk=True),
         Command("HELP", _anything, ANY, _help, junk=True),
-        Command("QUIT", _nothing, ANY, _quit, phases_while_draining=ANY),
+        Command("QUIT", _nothing, ANY, _resets(replies.GOODBYE), phases_while_draining=ANY),
     )
 }

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.port import Cancellable, Host
-from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
+from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage, StageRow
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Client, Path, Peer
 
@@ -40,189 +42,169 @@ class _NoTimer:
 NO_TIMER = _NoTimer()
 
 
+@attrs.define(eq=False, repr=False, weakref_slot=False)
 class Connection:
     """One connection and its session. Its effects go to `host`; `peer_name` is the client's name in the log."""
 
-    # fmt: off
-    __slots__ = (
-        "account_all", "account_next", "admitted", "after_auth", "auth", "began_at", "beginning", "behind_proxy",
-        "buffer", "busy", "closing_reply", "closing_value", "command", "context", "delay", "dry_run_logged",
-        "end_announced", "end_reason", "errors", "failures", "grace_over", "handshaking", "held", "helo",
-        "holds_slot", "hooks_at_work", "host", "implicit_tls", "input_ended", "invalid_commands", "is_junk", "junk",
-        "known_client", "known_key", "known_peer", "lingers", "listener", "mail", "mail_began_at", "message",
-        "messages", "name", "offered", "offset", "owes_session_ended", "parameter", "paused", "peer_name", "pending",
-        "phase", "phase_before", "place", "port", "progress", "progress_octets", "queue", "rate", "recipient",
-        "recipients", "refused", "rejected_recipients", "row", "secure", "sender", "share", "silent", "sink",
-        "skipped", "skipped_for", "stage", "stage_before", "time_limit", "timed", "timer", "tls", "transactions",
-        "trusted", "unknown", "unsettled", "unwritten", "user", "user_tried", "utf8", "value",
-    )
-    # fmt: on
+    context: ServerContext
+    host: Host
+    peer_name: str
+    port: int | None = None
+    """The client's port; None for a UNIX socket."""
+    listener: str = ""
+    """The name in the log of the listener that accepted the connection."""
+    implicit_tls: bool = False
+    """Whether TLS comes before the greeting."""
+    stage: Stage = Stage.ACCEPTED
+    row: StageRow = attrs.field(init=False)
+    stage_before: Stage = Stage.ACCEPTED
+    """The stage that the connection goes back to when a skipped line has ended."""
+    phase: Phase = Phase.CONNECTED
+    began_at: float = attrs.field(init=False)
+    # Input and output.
+    buffer: bytes = b""
+    offset: int = 0
+    """How many octets of the buffer have been taken."""
+    unwritten: bytes = b""
+    """Replies that have not been written yet."""
+    busy: bool = False
+    """Whether an input is being carried out."""
+    queue: list[Callable[[], object]] | None = None
+    """Inputs that wait until the current one is complete; None if there are none."""
+    held: int = 0
+    """The reasons why no more input may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 for none."""
+    share: int = 0
+    """What is left of the connection's share of this turn of the reactor, in short commands."""
+    paused: bool = False
+    """Whether the host has been told to stop reading the client."""
+    input_ended: bool = False
+    """Whether the client has half-closed the connection."""
+    end_announced: bool = False
+    """Whether the kernel has reported the client's half-close. Octets that it sent before may still be unread."""
+    progress: bool = True
+    """Whether the deadline is to be extended: the client has sent what was due, or a new stage was entered."""
+    timed: str = ""
+    """The name in `ServerContext.timeouts` of the running time limit; "" for none."""
+    timer: Any = NO_TIMER
+    """The deadline of that time limit."""
+    time_limit: float = 0.0
+    """Seconds from the last progress to the deadline."""
+    unsettled: bool = True
+    """Whether more than the deadline has to be settled, such as a new stage or the end of the input."""
+    progress_octets: int = 0
+    """Octets of message data without a line end since the last progress."""
+    skipped: int = 0
+    """The octets of the skipped line that have been thrown away."""
+    skipped_for: Reply | None = None
+    """The reply that is due at the end of the skipped line; None if it has been given."""
+    # The client and its admission.
+    behind_proxy: bool = False
+    """Whether the connection comes from a trusted proxy, and so begins with a PROXY header."""
+    silent: bool = False
+    """Whether the connection is the proxy's own, such as a health check, and has sent nothing yet."""
+    beginning: bytes = b""
+    """Empty lines that have been answered and may be the beginning of an unexpected PROXY header."""
+    known_peer: Peer | None = None
+    known_key: str = ""
+    admitted: bool = False
+    trusted: bool = False
+    """Whether an IP filter trusts the client."""
+    place: Any = None
+    """The `Place` of this connection among those that its client may have at once."""
+    tls: str = ""
+    """TLS version and cipher; "" without TLS."""
+    secure: bool = False
+    """Whether the TLS handshake with the guard is complete. A proxy's handshake does not count."""
+    handshaking: bool = False
+    """Whether a TLS handshake has begun and is not complete."""
+    delay: Cancellable | None = None
+    """The call that ends the greet delay, while it runs."""
+    refused: bool = False
+    """Whether the connection was refused before its greeting. That has been logged."""
+    holds_slot: bool = True
+    """Whether the connection counts against `Limits.max_connections`."""
+    grace_over: bool = False
+    """Whether the grace of a stop is over, so that the service no longer waits for lingering clients."""
+    lingers: bool = False
+    """Whether the connection counts against `Limits.max_lingering`."""
+    end_reason: str = "lost"
+    """The reason in the log for the end of the connection."""
+    # The session.
+    name: str = ""
+    """The name of the session in the log; "" before the greeting."""
+    helo: str = ""
+    known_client: Client | None = None
+    """The `Client` that the delivery gets for messages without SMTPUTF8; None until it is first needed."""
+    offered: frozenset[str] = _NOTHING
+    """The MAIL parameters that the reply to EHLO has offered; none before EHLO."""
+    user: Any = None
+    """The user who has logged in."""
+    auth: Any = None
+    """The `Exchange` of AUTH, while a response is due."""
+    failures: int = 0
+    """The number of wrong credentials in this session."""
+    messages: int = 0
+    """The number of accepted messages."""
+    transactions: int = 0
+    """The number of mail transactions that have begun: MAIL commands that were accepted."""
+    pending: Any = None
+    """The `Wait` for the hook whose answer is needed to go on; None if there is none."""
+    hooks_at_work: int = 0
+    """The number of hooks of the delivery that have not answered, cancelled ones included."""
+    owes_session_ended: bool = False
+    """Whether `session_ended()` has yet to be called, because `begin()` was."""
+    # The mail transaction.
+    mail: Any = None
+    """The `IMailTransaction`, until its `data()` is called."""
+    sink: Any = None
+    """The `IMessageSink`, until the end of the message."""
+    message: Any = None
+    """The `IncomingMessage`, from DATA or the first BDAT to the verdict."""
+    sender: Path = _NO_SENDER
+    recipients: list[str] = _NO_RECIPIENTS
+    """The accepted recipients."""
+    utf8: bool = False
+    """Whether the transaction was begun with SMTPUTF8."""
+    mail_began_at: float = 0.0
+    rate: DataRate | None = None
+    """The watch on the rate of message data; None if there is no limit."""
+    # Counts and values for the log.
+    command: Any = None
+    """The row of the last command; None if the last line was no command."""
+    phase_before: Phase = Phase.CONNECTED
+    """The phase in which the last command came."""
+    after_auth: bool = False
+    """Whether the last valid command was AUTH. An unknown line after it may be a password, and is not logged."""
+    unknown: bytes = b""
+    """The unknown verb of the last line, if it was no command."""
+    parameter: str = ""
+    """The MAIL or RCPT parameter that was refused with a 555, until it is logged."""
+    recipient: str | None = None
+    """The address in the last RCPT."""
+    user_tried: str | None = None
+    """The user name in the last AUTH."""
+    value: float | None = None
+    """The value that exceeded a limit, for the log."""
+    invalid_commands: int = 0
+    rejected_recipients: int = 0
+    errors: int = 0
+    junk: int = 0
+    is_junk: bool = False
+    """Whether the last command counts as junk."""
+    account_next: bool = False
+    """Whether the next reply passes through `account` even if it is a success."""
+    account_all: bool = False
+    """Whether every reply passes through `account`: the service stops, or the session time is over."""
+    closing_reply: Reply | None = None
+    """The reply that ends the session after the next one, whatever the counts say; None for none."""
+    closing_value: float | None = None
+    """The value that exceeded the limit of `closing_reply`, for the log."""
+    dry_run_logged: frozenset[str] = _NOTHING
+    """Limits in dry run that have been logged in this session. One that would have ended it is logged once."""
 
-    def __init__(
-        self,
-        context: ServerContext,
-        host: Host,
-        peer_name: str,
-        *,
-        port: int | None = None,
-        listener: str = "",
-        implicit_tls: bool = False,
-    ) -> None:
-        self.context = context
-        self.host = host
-        self.peer_name = peer_name
-        self.port = port
-        """The client's port; None for a UNIX socket."""
-        self.listener = listener
-        """The name in the log of the listener that accepted the connection."""
-        self.implicit_tls = implicit_tls
-        """Whether TLS comes before the greeting."""
-        self.stage = Stage.ACCEPTED
-        self.row = context.stages[Stage.ACCEPTED]
-        self.stage_before = Stage.ACCEPTED
-        """The stage that the connection goes back to when a skipped line has ended."""
-        self.phase = Phase.CONNECTED
-        self.began_at = context.seconds()
-        # Input and output.
-        self.buffer = b""
-        self.offset = 0
-        """How many octets of the buffer have been taken."""
-        self.unwritten = b""
-        """Replies that have not been written yet."""
-        self.busy = False
-        """Whether an input is being carried out."""
-        self.queue: list[Callable[[], object]] | None = None
-        """Inputs that wait until the current one is complete; None if there are none."""
-        self.held = 0
-        """The reasons why no more input may be taken now: HELD_BY_TURN, HELD_BY_OUTPUT, both, or 0 for none."""
-        self.share = 0
-        """What is left of the connection's share of this turn of the reactor, in short commands."""
-        self.paused = False
-        """Whether the host has been told to stop reading the client."""
-        self.input_ended = False
-        """Whether the client has half-closed the connection."""
-        self.end_announced = False
-        """Whether the kernel has reported the client's half-close. Octets that it sent before may still be unread."""
-        self.progress = True
-        """Whether the deadline is to be extended: the client has sent what was due, or a new stage was entered."""
-        self.timed = ""
-        """The name in `ServerContext.timeouts` of the running time limit; "" for none."""
-        self.timer: Any = NO_TIMER
-        """The deadline of that time limit."""
-        self.time_limit = 0.0
-        """Seconds from the last progress to the deadline."""
-        self.unsettled = True
-        """Whether more than the deadline has to be settled, such as a new stage or the end of the input."""
-        self.progress_octets = 0
-        """Octets of message data without a line end since the last progress."""
-        self.skipped = 0
-        """The octets of the skipped line that have been thrown away."""
-        self.skipped_for: Reply | None = None
-        """The reply that is due at the end of the skipped line; None if it has been given."""
-        # The client and its admission.
-        self.behind_proxy = False
-        """Whether the connection comes from a trusted proxy, and so begins with a PROXY header."""
-        self.silent = False
-        """Whether the connection is the proxy's own, such as a health check, and has sent nothing yet."""
-        self.beginning = b""
-        """Empty lines that have been answered and may be the beginning of an unexpected PROXY header."""
-        self.known_peer: Peer | None = None
-        self.known_key = ""
-        self.admitted = False
-        self.trusted = False
-        """Whether an IP filter trusts the client."""
-        self.place: Any = None
-        """The `Place` of this connection among those that its client may have at once."""
-        self.tls = ""
-        """TLS version and cipher; "" without TLS."""
-        self.secure = False
-        """Whether the TLS handshake with the guard is complete. A proxy's handshake does not count."""
-        self.handshaking = False
-        """Whether a TLS handshake has begun and is not complete."""
-        self.delay: Cancellable | None = None
-        """The call that ends the greet delay, while it runs."""
-        self.refused = False
-        """Whether the connection was refused before its greeting. That has been logged."""
-        self.holds_slot = True
-        """Whether the connection counts against `Limits.max_connections`."""
-        self.grace_over = False
-        """Whether the grace of a stop is over, so that the service no longer waits for lingering clients."""
-        self.lingers = False
-        """Whether the connection counts against `Limits.max_lingering`."""
-        self.end_reason = "lost"
-        """The reason in the log for the end of the connection."""
-        # The session.
-        self.name = ""
-        """The name of the session in the log; "" before the greeting."""
-        self.helo = ""
-        self.known_client: Client | None = None
-        """The `Client` that the delivery gets for messages without SMTPUTF8; None until it is first needed."""
-        self.offered = _NOTHING
-        """The MAIL parameters that the reply to EHLO has offered; none before EHLO."""
-        self.user: Any = None
-        """The user who has logged in."""
-        self.auth: Any = None
-        """The `Exchange` of AUTH, while a response is due."""
-        self.failures = 0
-        """The number of wrong credentials in this session."""
-        self.messages = 0
-        """The number of accepted messages."""
-        self.transactions = 0
-        """The number of mail transactions that have begun: MAIL commands that were accepted."""
-        self.pending: Any = None
-        """The `Wait` for the hook whose answer is needed to go on; None if there is none."""
-        self.hooks_at_work = 0
-        """The number of hooks of the delivery that have not answered, cancelled ones included."""
-        self.owes_session_ended = False
-        """Whether `session_ended()` has yet to be called, because `begin()` was."""
-        # The mail transaction.
-        self.mail: Any = None
-        """The `IMailTransaction`, until its `data()` is called."""
-        self.sink: Any = None
-        """The `IMessageSink`, until the end of the message."""
-        self.message: Any = None
-        """The `IncomingMessage`, from DATA or the first BDAT to the verdict."""
-        self.sender = _NO_SENDER
-        self.recipients = _NO_RECIPIENTS
-        """The accepted recipients."""
-        self.utf8 = False
-        """Whether the transaction was begun with SMTPUTF8."""
-        self.mail_began_at = 0.0
-        self.rate: DataRate | None = None
-        """The watch on the rate of message data; None if there is no limit."""
-        # Counts and values for the log.
-        self.command: Any = None
-        """The row of the last command; None if the last line was no command."""
-        self.phase_before = Phase.CONNECTED
-        """The phase in which the last command came."""
-        self.after_auth = False
-        """Whether the last valid command was AUTH. An unknown line after it may be a password, and is not logged."""
-        self.unknown = b""
-        """The unknown verb of the last line, if it was no command."""
-        self.parameter = ""
-        """The MAIL or RCPT parameter that was refused with a 555, until it is logged."""
-        self.recipient: str | None = None
-        """The address in the last RCPT."""
-        self.user_tried: str | None = None
-        """The user name in the last AUTH."""
-        self.value: float | None = None
-        """The value that exceeded a limit, for the log."""
-        self.invalid_commands = 0
-        self.rejected_recipients = 0
-        self.errors = 0
-        self.junk = 0
-        self.is_junk = False
-        """Whether the last command counts as junk."""
-        self.account_next = False
-        """Whether the next reply passes through `account` even if it is a success."""
-        self.account_all = False
-        """Whether every reply passes through `account`: the service stops, or the session time is over."""
-        self.closing_reply: Reply | None = None
-        """The reply that ends the session after the next one, whatever the counts say; None for none."""
-        self.closing_value: float | None = None
-        """The value that exceeded the limit of `closing_reply`, for the log."""
-        self.dry_run_logged = _NOTHING
-        """Limits in dry run that have been logged in this session. One that would have ended it is logged once."""
+    def __attrs_post_init__(self) -> None:
+        self.row = self.context.stages[self.stage]
+        self.began_at = self.context.seconds()
 
     # Properties.
 

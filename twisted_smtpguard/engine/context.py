@@ -14,6 +14,7 @@ from twisted_smtpguard.engine.message import MessageRules, message_rules
 from twisted_smtpguard.engine.port import Cancellable
 from twisted_smtpguard.engine.sasl import MECHANISMS
 from twisted_smtpguard.engine.stages import Stage, StageRow
+from twisted_smtpguard.inputs.arguments import derived
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
@@ -90,67 +91,46 @@ class ServerContext:
     pending_deliveries: int = 0
     """The number of pending finish() calls whose clients are gone."""
 
-    demands: bool = attrs.field(init=False)
+    demands: bool = derived(lambda self: self.require_tls or self.require_auth)
     """Whether TLS or AUTH is required."""
-    hello: Reply = attrs.field(init=False)
+    hello: Reply = derived(lambda self: replies.hello(self.hostname))
     """The reply to HELO."""
-    greeting: Reply = attrs.field(init=False)
-    begin: Callable[..., Any] = attrs.field(init=False)
+    greeting: Reply = derived(lambda self: replies.greeting(self.hostname))
+    begin: Callable[..., Any] = derived(lambda self: self.delivery.begin)
     """The delivery's `begin()`."""
-    timeouts: dict[str, float] = attrs.field(init=False)
+    timeouts: dict[str, float] = derived(lambda self: _timeouts(self.limits))
     """The time limit for each `StageRow.timeout`, in seconds; 0 for none."""
-    max_line: int = attrs.field(init=False)
+    # Without a limit on command lines the whole line is kept in memory, so the bound on endless lines applies.
+    max_line: int = derived(lambda self: self.limits.max_command_line or self.limits.max_endless_line)
     """The longest command line in octets, its CRLF included; 0 for no limit."""
-    plain_line: Callable[[bytes, int], Match[bytes] | None] = attrs.field(init=False)
+    plain_line: Callable[[bytes, int], Match[bytes] | None] = derived(lambda self: _plain_line(self.max_line))
     """Matches a plain command line at an offset of the input (see grammar.py)."""
-    max_auth_line: int = attrs.field(init=False)
+    max_auth_line: int = derived(
+        lambda self: (
+            self.limits.max_auth_line or self.limits.max_endless_line
+            if self.identify is not None
+            else self.max_line
+        )
+    )
     """The longest line of AUTH in octets; without AUTH the same as `max_line`."""
-    max_unwritten: int = attrs.field(init=False)
+    max_unwritten: int = derived(lambda self: self.limits.max_output_buffer or _MAX_UNWRITTEN_OCTETS)
     """The octets of queued replies at which they are written, to learn whether the client reads them."""
-    configured_max_octets: int = attrs.field(init=False)
-    max_messages: float = attrs.field(init=False)
+    configured_max_octets: int = derived(lambda self: self.limits.enforced("max_message_size"))
+    max_messages: float = derived(lambda self: no_limit(self.limits.max_messages))
     """The most messages of a session; infinity for no limit."""
-    max_recipients: float = attrs.field(init=False)
+    max_recipients: float = derived(lambda self: no_limit(self.limits.max_recipients))
     """The most recipients of a message; infinity for no limit."""
-    max_pending_deliveries: float = attrs.field(init=False)
+    max_pending_deliveries: float = derived(lambda self: no_limit(self.limits.max_pending_deliveries))
     """The number of `pending_deliveries` at which MAIL is refused; infinity for no limit."""
-    message_rate: Any = attrs.field(init=False)
+    message_rate: Any = derived(lambda self: self.clients.rate("message_rate"))
     """`ClientRate`: counts the messages of each client; None for no limit."""
-    recipient_rate: Any = attrs.field(init=False)
+    recipient_rate: Any = derived(lambda self: self.clients.rate("recipient_rate"))
     """`ClientRate`: counts the recipients of each client; None for no limit."""
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
     _rules: list[MessageRules] = attrs.field(factory=list, init=False)
     """The rules for messages that are not binary, and those for binary ones."""
     _rules_made_for: int = attrs.field(default=-1, init=False)
     """The `max_message_octets` of the delivery when `_rules` were made."""
-
-    def __attrs_post_init__(self) -> None:
-        limits = self.limits
-        self.demands = self.require_tls or self.require_auth
-        self.hello = replies.hello(self.hostname)
-        self.greeting = replies.greeting(self.hostname)
-        self.begin = self.delivery.begin
-        read = limits.read_timeout
-        self.timeouts = {
-            "": 0,
-            "read": read,
-            "linger": limits.linger_timeout,
-            "tls_handshake": _sooner(limits.tls_handshake_timeout, read),
-            "proxy_header": _sooner(limits.proxy_header_timeout, read),
-        }
-        # Without a limit on command lines the whole line is kept in memory, so the bound on endless lines applies.
-        self.max_line = limits.max_command_line or limits.max_endless_line
-        fits = not self.max_line or self.max_line >= grammar.PLAIN_LINE_OCTETS
-        self.plain_line = grammar.plain_line if fits else _no_line
-        has_auth = self.identify is not None
-        self.max_auth_line = (limits.max_auth_line or limits.max_endless_line) if has_auth else self.max_line
-        self.max_unwritten = limits.max_output_buffer or _MAX_UNWRITTEN_OCTETS
-        self.configured_max_octets = limits.enforced("max_message_size")
-        self.max_messages = no_limit(limits.max_messages)
-        self.max_recipients = no_limit(limits.max_recipients)
-        self.max_pending_deliveries = no_limit(limits.max_pending_deliveries)
-        self.message_rate = self.clients.rate("message_rate")
-        self.recipient_rate = self.clients.rate("recipient_rate")
 
     @property
     def max_octets(self) -> int:
@@ -216,10 +196,22 @@ def _mail_parameters(extensions: frozenset[str], *, auth: bool) -> frozenset[str
     return frozenset(offered)
 
 
+def _timeouts(limits: Limits) -> dict[str, float]:
+    return {
+        "": 0,
+        "read": limits.read_timeout,
+        "linger": limits.linger_timeout,
+        "tls_handshake": _sooner(limits.tls_handshake_timeout, limits.read_timeout),
+        "proxy_header": _sooner(limits.proxy_header_timeout, limits.read_timeout),
+    }
+
+
 def _sooner(*seconds: float) -> float:
     """The smallest of several time limits in seconds, where 0 means no limit; 0 if there is none."""
     return min((each for each in seconds if each), default=0)
 
 
-def _no_line(buffer: bytes, offset: int) -> None:
-    """Match nothing: replaces `plain_line` where the limit on lines is below the length of a plain line."""
+def _plain_line(max_line: int) -> Callable[[bytes, int], Match[bytes] | None]:
+    """`plain_line` of grammar.py, or a function that matches nothing where the limit is below a plain line's length."""
+    fits = not max_line or max_line >= grammar.PLAIN_LINE_OCTETS
+    return grammar.plain_line if fits else lambda buffer, offset: None

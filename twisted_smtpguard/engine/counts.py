@@ -48,22 +48,12 @@ def _closing_reply(engine: Connection) -> Reply | None:
         return engine.closing_reply
     if not engine.trusted:
         limits = engine.context.limits
-        for limit, most, count, reply in (
-            (
-                "max_invalid_commands",
-                limits.max_invalid_commands,
-                engine.invalid_commands,
-                replies.TOO_MANY_INVALID_COMMANDS,
-            ),
-            (
-                "max_rejected_recipients",
-                limits.max_rejected_recipients,
-                engine.rejected_recipients,
-                replies.TOO_MANY_REJECTED_RECIPIENTS,
-            ),
-            ("max_errors", limits.max_errors, engine.errors, replies.TOO_MANY_ERRORS),
+        for limit, count, reply in (
+            ("max_invalid_commands", engine.invalid_commands, replies.TOO_MANY_INVALID_COMMANDS),
+            ("max_rejected_recipients", engine.rejected_recipients, replies.TOO_MANY_REJECTED_RECIPIENTS),
+            ("max_errors", engine.errors, replies.TOO_MANY_ERRORS),
         ):
-            if 0 < most <= count and enforces(engine, limit, count, once=True):
+            if 0 < getattr(limits, limit) <= count and enforces(engine, limit, count, once=True):
                 return reply
     if engine.account_all and engine.phase not in IN_TRANSACTION:
         if engine.context.draining:
@@ -108,19 +98,13 @@ def refuses_pipelining(engine: Connection) -> bool:
 
 
 def log(
-    engine: Connection,
-    reason: str,
-    reply: Reply | None = None,
-    *,
-    client_gone: bool = False,
-    dry_run: bool = False,
+    engine: Connection, reason: str, reply: Reply | None = None, *, gone: bool = False, dry_run: bool = False
 ) -> None:
-    """Log and count a refusal. `reply` is None if none could be sent, or in `dry_run`, where nothing is refused."""
+    """Log and count a refusal. `reply` is None if none could be sent, or in `dry_run`, where nothing is refused.
+    `gone`: the client has disconnected."""
     command = engine.command
     verb = command.verb if command is not None else ""
-    shown = verb
-    if command is None and engine.unknown and not engine.after_auth:
-        shown = engine.unknown.decode("ascii")
+    unknown = b"" if engine.after_auth else engine.unknown
     parameter, engine.parameter = engine.parameter, ""
     in_transaction = engine.phase_before in IN_TRANSACTION
     engine.context.events.reject(
@@ -133,12 +117,12 @@ def log(
         reply=reply,
         limit=engine.context.limits.shown(reason),
         value=engine.value,
-        command=shown,
+        command=verb or unknown.decode("ascii"),
         parameter=parameter,
         sender=engine.sender.address if in_transaction else None,
         recipient=engine.recipient if verb == "RCPT" else None,
         user=engine.user_tried if verb == "AUTH" else None,
-        client_gone=client_gone,
+        client_gone=gone,
         hint=replies.hint_of(reason, engine.peer_name),
     )
 

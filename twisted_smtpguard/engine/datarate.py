@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
+
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.port import Cancellable
 
@@ -11,6 +13,7 @@ _ROUNDING_SECONDS = 0.001
 """A window with less time left than this is over: a deadline is never early, but sums of its parts are rounded."""
 
 
+@attrs.define(eq=False)
 class DataRate:
     """Measures one message at a time. The first window is grace; each later one must bring its minimum of octets.
 
@@ -18,38 +21,27 @@ class DataRate:
     most messages end within a window, and a deadline for each would cost more than they do.
     """
 
-    __slots__ = (
-        "_began_at",
-        "_context",
-        "_deadline",
-        "_demand",
-        "_in_grace",
-        "_left",
-        "_runs",
-        "_too_slow",
-        "_watching",
-        "_window",
-        "octets",
-    )
+    _context: ServerContext
+    _octets_a_second: int
+    _window: float
+    _too_slow: Callable[[], None]
+    octets: int = 0
+    """Octets of message data in this window."""
+    _in_grace: bool = True
+    _left: float = attrs.field(init=False)
+    """The seconds that this window had left when its time began to run."""
+    _deadline: Cancellable | None = None
+    _runs: bool = False
+    _began_at: float = 0.0
+    _watching: bool = False
+    """Whether a message is being measured: `run` was called for it, and `end` was not."""
 
-    def __init__(
-        self, context: ServerContext, octets_a_second: int, window: float, too_slow: Callable[[], None]
-    ) -> None:
-        self._context = context
-        self._window = window
-        self._demand = octets_a_second * window
-        self._too_slow = too_slow
-        self._deadline: Cancellable | None = None
-        self._runs = False
-        self._began_at = 0.0
-        self._watching = False
-        """Whether a message is being measured: `run` was called for it, and `end` was not."""
-        self._begin()
+    def __attrs_post_init__(self) -> None:
+        self._left = self._window
 
-    def _begin(self) -> None:
-        self._in_grace = True
+    def _begin(self, *, in_grace: bool) -> None:
+        self._in_grace = in_grace
         self.octets = 0
-        """Octets of message data in this window."""
         self._left = self._window
 
     def run(self) -> None:
@@ -81,7 +73,7 @@ class DataRate:
         """End the measurement of a message; the next one has its own grace. May be called when there is none."""
         if self._watching:
             self._runs = self._watching = False
-            self._begin()
+            self._begin(in_grace=True)
 
     def stop(self) -> None:
         """Cancel the deadline, because the session has ended."""
@@ -97,9 +89,8 @@ class DataRate:
             return
         self.hold()
         if self._left < _ROUNDING_SECONDS:
-            if not self._in_grace and self.octets < self._demand:
+            if not self._in_grace and self.octets < self._octets_a_second * self._window:
                 self._too_slow()
                 return
-            self._begin()
-            self._in_grace = False
+            self._begin(in_grace=False)
         self.run()

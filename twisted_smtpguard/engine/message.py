@@ -13,6 +13,7 @@ from collections.abc import Sequence, Set
 import attrs
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.inputs.arguments import derived
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
@@ -54,23 +55,21 @@ class MessageRules:
     normalize: bool
     binary: bool
     dry_run_rules: tuple[MessageRules, ...] = ()
-    max_swallowed: float = attrs.field(init=False)
+    max_swallowed: float = derived(
+        lambda self: (
+            self.max_octets + (max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf)
+        )
+    )
     """The octets of a message beyond which the session ends, without waiting for the end of the message."""
-    scans_header: bool = attrs.field(init=False)
-    refuses_bare: bool = attrs.field(init=False)
-    normalizes: bool = attrs.field(init=False)
-    slow_at_first: bool = attrs.field(init=False)
+    scans_header: bool = derived(lambda self: min(self.max_header_octets, self.max_received) < math.inf)
+    refuses_bare: bool = derived(lambda self: not (self.normalize or self.binary))
+    normalizes: bool = derived(lambda self: self.normalize and not self.binary)
+    slow_at_first: bool = derived(
+        lambda self: (
+            self.scans_header or self.normalizes or any(each.slow_at_first for each in self.dry_run_rules)
+        )
+    )
     """Whether a message begins with `slow_to_read` set: single lines of its header or body may have to be read."""
-
-    def __attrs_post_init__(self) -> None:
-        drain = max(self.max_octets, self.drain_octets) if self.drain_octets else math.inf
-        object.__setattr__(self, "max_swallowed", self.max_octets + drain)
-        limits = (self.max_header_octets, self.max_received)
-        object.__setattr__(self, "scans_header", limits != (math.inf, math.inf))
-        object.__setattr__(self, "refuses_bare", not (self.normalize or self.binary))
-        object.__setattr__(self, "normalizes", self.normalize and not self.binary)
-        slow = self.scans_header or self.normalizes or any(each.slow_at_first for each in self.dry_run_rules)
-        object.__setattr__(self, "slow_at_first", slow)
 
 
 # The class attributes below are initial values, so that a message only pays for the attributes that it changes.

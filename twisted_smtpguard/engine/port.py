@@ -45,19 +45,22 @@ Answered = Callable[[Any, BaseException | None], None]
 """Called once: with a hook's answer and None, or with None and its exception (`Cancelled` if it was cancelled)."""
 
 
-class Host(Protocol):
-    """One connection, as its engine sees it."""
+class Host:
+    """One connection, as its engine sees it. What stands here is the host of a connection that is gone, where nothing
+    has any effect; the host of a live connection overrides all of it."""
 
-    half_closed: bool
+    half_closed = False
     """Whether our side is shut down: the last reply and our FIN have left, and `Engine.half_closed` was called."""
 
     @property
     def idle(self) -> bool:
         """Whether everything that was written has been sent."""
+        return True
 
     def write(self, octets: bytes) -> bool:
         """Send these octets after earlier ones. Returns whether so many wait for the client that the engine must carry
         out no further command until `Engine.drained` is called."""
+        return False
 
     def pause(self) -> None:
         """Stop reading the client."""
@@ -77,73 +80,28 @@ class Host(Protocol):
 
     def deadline(self, seconds: float) -> Timer | None:
         """Call `Engine.timed_out` after `seconds`, replacing the earlier deadline. 0: remove that, and return None."""
+        return None
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
         """Call `answered` when `later` (a Deferred, coroutine or future) has its result: at once if it has it now."""
+        raise NotImplementedError
 
     def next_turn(self) -> None:
         """Call `Engine.take_turn` when the other connections have had their turn."""
 
-    def input_waits(self) -> bool:
-        """Whether the client has sent octets that have not been read yet. False where that cannot be known."""
-
     def waiting_octets(self, most: int) -> bytes:
-        """Return at most `most` of the octets that `input_waits` has found, without reading them."""
+        """Return at most `most` of the octets that the client has sent and that have not been read yet, and leave them
+        unread. b"" where that cannot be known."""
+        return b""
 
     def address(self) -> Address | None:
         """The IP address at the other end of the transport; None for a UNIX socket."""
+        return None
 
     def peer(self) -> Peer:
         """Return the peer at the other end of the transport. Costs a system call."""
+        raise NotImplementedError
 
     def is_own(self, header: Any) -> bool:
         """Whether a PROXY header says that the connection is the proxy's own, such as a health check."""
-
-
-class NoHost:
-    """The host of a connection that is gone: nothing has any effect."""
-
-    idle = True
-    half_closed = False
-
-    def write(self, octets: bytes) -> bool:
         return False
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def close(self, how: Close) -> None:
-        pass
-
-    def turn_away(self, line: bytes) -> None:
-        pass
-
-    def start_tls(self, octets: bytes) -> None:
-        pass
-
-    def deadline(self, seconds: float) -> Timer | None:
-        return None
-
-    def wait(self, later: Any, answered: Answered) -> Cancellable:
-        raise RuntimeError("a connection that is gone waits for nothing")
-
-    def next_turn(self) -> None:
-        pass
-
-    def input_waits(self) -> bool:
-        return False
-
-    def waiting_octets(self, most: int) -> bytes:
-        return b""
-
-    def is_own(self, header: Any) -> bool:
-        return False
-
-    def address(self) -> Address | None:
-        return None
-
-    def peer(self) -> Peer:
-        raise RuntimeError("a connection that is gone has no peer")

@@ -293,7 +293,7 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
         _acceptance(engine)(seconds=seconds, reply=reply, client_gone=engine.stage in ENDED, late=False)
     engine.reset()
     if engine.stage in ENDED and reply.code >= 400:
-        counts.log(engine, replies.reason_of(reply), reply, client_gone=True)
+        counts.log(engine, replies.reason_of(reply), reply, gone=True)
     return reply
 
 

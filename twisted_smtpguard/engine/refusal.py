@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.replies import Reply
-
-
-class Arrival(Protocol):
-    """What the log shows of a connection that has not been greeted."""
-
-    @property
-    def peer_name(self) -> str: ...
-    @property
-    def port(self) -> int | None: ...
-    @property
-    def listener(self) -> str: ...
 
 
 class NotAdmitted(Exception):  # noqa: N818 - a decision, not a fault
@@ -42,16 +31,10 @@ class Refusal:
     """The rule of the filter that matched, in the filter's words."""
 
     def log(
-        self,
-        arrival: Arrival,
-        events: Any,
-        limits: Limits,
-        *,
-        dry_run: bool = False,
-        value: int | None = None,
+        self, arrival: Any, events: Any, limits: Limits, *, dry_run: bool = False, value: int | None = None
     ) -> None:
-        """Count and log the refusal of `arrival`. `dry_run`: the refusal is not enforced. `value`, unless None,
-        replaces the refusal's own."""
+        """Count and log the refusal of `arrival`, which has a `peer_name`, a `port` and a `listener` as an engine has
+        them. `dry_run`: the refusal is not enforced. `value`, unless None, replaces the refusal's own."""
         events.reject(
             arrival.peer_name,
             self.reason,
@@ -66,7 +49,7 @@ class Refusal:
             hint=replies.hint_of(self.reason, arrival.peer_name),
         )
 
-    def enforce(self, events: Any, limits: Limits, arrival: Arrival, limit: str) -> None:
+    def enforce(self, events: Any, limits: Limits, arrival: Any, limit: str) -> None:
         """Raise NotAdmitted; if `limit` is in dry run, only log the refusal."""
         if limit not in limits.dry_run:
             raise NotAdmitted(self)

@@ -8,6 +8,8 @@ from typing import Any
 
 import attrs
 
+from twisted_smtpguard.inputs.arguments import derived
+
 
 class Stage(enum.Enum):
     """The stage of a connection. It is always in exactly one, and only `Engine.enter` changes it."""
@@ -68,11 +70,8 @@ class StageRow:
     """Whether the client is read. Input that is not taken is kept, up to `Limits.max_input_buffer`."""
     in_message: bool = False
     """Whether the input is message data rather than commands."""
-    needs: tuple[str, bool] = attrs.field(init=False)
+    needs: tuple[str, bool] = derived(lambda self: (self.timeout, self.reads))
     """`timeout` and `reads`. The host has to be told of them when a stage with other needs is entered."""
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "needs", (self.timeout, self.reads))
 
 
 class Phase(enum.Enum):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
@@ -41,63 +43,45 @@ def wait_for(
     `then(engine, value, error)` turns the answer into the reply; `late` gets an answer that comes after the wait is
     over. `seconds` is the time limit, by default the delivery's; 0 for none.
     """
-    pending = engine.pending = Wait(engine, then, late, is_delivery=is_delivery, finishes=finishes)
+    pending = engine.pending = Wait(engine, then, late, is_delivery, finishes)
     engine.hooks_at_work += is_delivery
     engine.enter(stage)
     handle = engine.host.wait(later, pending.answered)
     if pending.there:
         return pending.reply()
     limit = engine.context.limits.delivery_timeout if seconds is None else seconds
-    pending.begin(handle, engine.context.call_later(limit, pending.time_out) if limit else None)
+    pending.handle = handle
+    if limit:
+        pending.timer = engine.context.call_later(limit, pending.time_out)
     return None
 
 
+@attrs.define(eq=False)
 class Wait:
     """The wait for one answer. It is over when it is no longer the engine's `pending`."""
 
-    __slots__ = (
-        "_engine",
-        "_timer",
-        "error",
-        "expired",
-        "finishes",
-        "handle",
-        "is_delivery",
-        "late",
-        "then",
-        "there",
-        "value",
-    )
-
-    def __init__(
-        self, engine: Engine, then: Then, late: Then | None, *, is_delivery: bool, finishes: bool
-    ) -> None:
-        self._engine = engine
-        self.then = then
-        self.late = late
-        """Called with an answer that comes after the wait is over."""
-        self.is_delivery = is_delivery
-        """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
-        self.finishes = finishes
-        """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
-        self.handle: Cancellable | None = None
-        self.there = False
-        """Whether the answer has come, as `value` or `error`."""
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.expired = False
-        self._timer: Cancellable | None = None
-
-    def begin(self, handle: Cancellable, timer: Cancellable | None) -> None:
-        """Called if the hook has not answered at once."""
-        self.handle = handle
-        self._timer = timer
+    engine: Engine
+    then: Then
+    late: Then | None
+    """Called with an answer that comes after the wait is over."""
+    is_delivery: bool
+    """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
+    finishes: bool
+    """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
+    handle: Cancellable | None = None
+    """The answer to come; None while it is unknown whether the hook has answered at once."""
+    timer: Cancellable | None = None
+    there: bool = False
+    """Whether the answer has come, as `value` or `error`."""
+    value: Any = None
+    error: BaseException | None = None
+    expired: bool = False
 
     def answered(self, value: Any, error: BaseException | None) -> None:
         """Called once by the host, with the answer."""
         self.there, self.value, self.error = True, value, error
         self._stop_timer()
-        engine = self._engine
+        engine = self.engine
         if engine.pending is not self:
             engine.input(self._forget)
         elif self.handle is not None and not self.expired:
@@ -112,11 +96,11 @@ class Wait:
 
     def time_out(self) -> None:
         """Called when the time limit of the hook is over."""
-        self._timer = None
-        self._engine.input(self._expire)
+        self.timer = None
+        self.engine.input(self._expire)
 
     def _expire(self) -> None:
-        if self._engine.pending is not self or self.there:
+        if self.engine.pending is not self or self.there:
             return
         self.expired = True
         self.cancel()
@@ -129,7 +113,7 @@ class Wait:
 
     def _take(self) -> None:
         """Reply to the hook's command and go on with the session: the hook has answered, or its time is over."""
-        engine = self._engine
+        engine = self.engine
         answers_command = engine.stage is Stage.ANSWER and not self.finishes
         reply = self.reply()
         if engine.stage in ENDED:
@@ -143,7 +127,7 @@ class Wait:
 
     def reply(self) -> Reply | None:
         """Return the reply that `then` makes of the answer. None: nothing is sent, or another hook has been asked."""
-        engine = self._engine
+        engine = self.engine
         engine.pending = None
         if engine.stage is Stage.ANSWER:
             engine.enter(Stage.COMMAND)
@@ -163,16 +147,16 @@ class Wait:
         """Pass the answer to `late`. An exception from that is only logged, since no command waits for a reply."""
         if self.late is not None:
             try:
-                self.late(self._engine, self.value, self.error)
+                self.late(self.engine, self.value, self.error)
             except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
-                self._engine.delivery_failed(error, "an answer that came too late could not be taken")
+                self.engine.delivery_failed(error, "an answer that came too late could not be taken")
 
     def _over(self) -> None:
         if self.is_delivery:
-            self._engine.hooks_at_work -= 1
-            self._engine.notify_session_ended()
+            self.engine.hooks_at_work -= 1
+            self.engine.notify_session_ended()
 
     def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
+        timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()

@@ -192,3 +192,8 @@ def _described(hint: Any) -> str:
         return f"an {hint.__name__}"
     # What the caller can know of a private class is what its name says.
     return f"a {getattr(origin or hint, '__name__', str(hint)).lstrip('_')}"
+
+
+def derived(value: Callable[[Any], Any]) -> Any:
+    """A field of an attrs class that is no argument: `value` makes it from the object, whose earlier fields are set."""
+    return attrs.field(init=False, default=attrs.Factory(value, takes_self=True))

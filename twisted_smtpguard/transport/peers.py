@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from twisted.internet import address, tcp
 from twisted.internet.interfaces import IAddress, ISSLTransport
 
+from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.port import Host
 from twisted_smtpguard.engine.proxyheader import ProxyHeader
 from twisted_smtpguard.values import Address, Peer, unmapped
 
@@ -35,30 +38,30 @@ def socket_name(address: Any) -> str:
     return "unix" if ip is None else str(ip)
 
 
-def make_peer(peer: IAddress | None, transport: Any, tls: bool) -> Peer:
-    """The Peer of a connection from `peer`. It costs a system call, so callers make it only when it is needed. `tls`:
-    whether the connection has implicit TLS."""
-    remote, remote_port = _split(peer)
-    local, local_port = _split(transport.getHost())
-    return Peer(
-        address=remote,
-        port=remote_port,
-        local_address=local,
-        local_port=local_port,
-        tls=tls,
-        proxied=False,
-    )
+class RemoteEnd(Host):
+    """The part of a host that knows the other end of the connection. A base class of the protocol."""
 
+    engine: Engine
+    transport: Any
+    _address: IAddress | None
 
-def peer_address(peer: IAddress | None) -> Address | None:
-    """The IP address of a peer; None for a UNIX socket."""
-    return _split(peer)[0]
+    def address(self) -> Address | None:
+        return _split(self._address)[0]
 
+    def peer(self) -> Peer:
+        tls = self.engine.implicit_tls
+        return Peer(*_split(self._address), *_split(self.transport.getHost()), tls=tls)
 
-def is_own(header: ProxyHeader, peer: IAddress | None) -> bool:
-    """Whether the connection is the proxy's own, such as a health check. Its header names no client or, as HAProxy's
-    does in version 1, the proxy's own end of the connection."""
-    return header.client is None or header.client == _split(peer)
+    def is_own(self, header: ProxyHeader) -> bool:
+        # The header names no client or, as HAProxy's does in version 1, the proxy's own end of the connection.
+        return header.client is None or header.client == _split(self._address)
+
+    def waiting_octets(self, most: int) -> bytes:
+        if input_waits(self.transport):
+            with suppress(OSError):
+                octets: bytes = self.transport.socket.recv(most, socket.MSG_PEEK)
+                return octets
+        return b""
 
 
 _OF_TCP = (address.IPv4Address, address.IPv6Address)
@@ -92,14 +95,3 @@ def input_waits(transport: Any) -> bool:
         return fcntl.ioctl(transport.socket, termios.FIONREAD, _NONE) != _NONE
     except OSError:
         return False
-
-
-def waiting_octets(transport: Any, most: int) -> bytes:
-    """Return at most `most` of the octets that `input_waits` has found, without reading them (MSG_PEEK)."""
-    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
-        return b""
-    try:
-        octets: bytes = transport.socket.recv(most, socket.MSG_PEEK)
-    except OSError:
-        return b""
-    return octets

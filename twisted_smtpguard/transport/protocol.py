@@ -18,8 +18,7 @@ from zope.interface import implementer
 from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import Answered, Cancellable, NoHost
-from twisted_smtpguard.engine.proxyheader import ProxyHeader
+from twisted_smtpguard.engine.port import Answered, Cancellable, Host
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.tls.files import certificate_shown, spoken
@@ -27,18 +26,10 @@ from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
 from twisted_smtpguard.transport.fairness import FairScheduler
 from twisted_smtpguard.transport.output import Output, OutputRules
-from twisted_smtpguard.transport.peers import (
-    input_waits,
-    is_own,
-    make_peer,
-    peer_address,
-    peer_name,
-    waiting_octets,
-)
+from twisted_smtpguard.transport.peers import RemoteEnd, peer_name
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import turn_away
-from twisted_smtpguard.values import Address, Peer
 
 if TYPE_CHECKING:
     from twisted_smtpguard.tls.layer import TLSLayer
@@ -60,7 +51,7 @@ class Shared(Protocol):
         """Called once, when the connection is gone. `lingered`: it was counted as lingering."""
 
 
-class _Gone(NoHost):
+class _Gone(Host):
     """The host of a connection that is gone. A hook that ended the connection while it ran may still answer later."""
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
@@ -71,10 +62,9 @@ _NO_HOST = _Gone()
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener)
-class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
+class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
     """The protocol of one connection that was not refused at accept. Made by SMTPGuardFactory only."""
 
-    half_closed = False
     _tls_layer: TLSLayer | None = None
     _lost = False
     _read_deadline: Deadline
@@ -247,21 +237,6 @@ class SMTPGuardProtocol(Output, LineReceiver, TimeoutMixin):
 
     def next_turn(self) -> None:
         self.factory.turns.wait(self.engine.take_turn)
-
-    def input_waits(self) -> bool:
-        return input_waits(self.transport)
-
-    def waiting_octets(self, most: int) -> bytes:
-        return waiting_octets(self.transport, most)
-
-    def is_own(self, header: ProxyHeader) -> bool:
-        return is_own(header, self._address)
-
-    def address(self) -> Address | None:
-        return peer_address(self._address)
-
-    def peer(self) -> Peer:
-        return make_peer(self._address, self.transport, self.engine.implicit_tls)
 
     # TimeoutMixin.
 
