@@ -185,16 +185,15 @@ def _ask_admission(engine: Engine) -> None:
     if refusal is None or hasattr(refusal, "reply"):
         _decided(engine, refusal, at_once=at_once)
     else:
-        wait_for(engine, refusal, _answered, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
-
-
-def _answered(engine: Engine, refusal: Any, error: BaseException | None) -> None:
-    if engine.stage in ENDED:
-        return
-    if error is not None:
-        _admission_failed(engine, error)
-    else:
-        _decided(engine, refusal)
+        wait_for(
+            engine,
+            refusal,
+            _decided,
+            _admission_failed,
+            stage=Stage.ADMISSION,
+            is_delivery=False,
+            seconds=0,
+        )
 
 
 def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:

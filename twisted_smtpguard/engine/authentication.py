@@ -15,8 +15,9 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, sasl
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.stages import ENDED, Phase, Stage
-from twisted_smtpguard.engine.waiting import Expired, wait_for
+from twisted_smtpguard.engine.port import Expired
+from twisted_smtpguard.engine.stages import Phase, Stage
+from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_later
 
@@ -82,23 +83,11 @@ def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
         return _unavailable(engine, error)
     if is_later(judgement):
         # There is no `late`: a judgement that comes too late is dropped.
-        return wait_for(engine, judgement, partial(_answered, mechanism), is_delivery=False)
-    return _judged(engine, mechanism, judgement)
+        return wait_for(engine, judgement, partial(_judged, mechanism), _unavailable, is_delivery=False)
+    return _judged(mechanism, engine, judgement)
 
 
-def _answered(mechanism: str, engine: Engine, judgement: Any, error: BaseException | None) -> Reply | None:
-    if engine.stage in ENDED:
-        return None
-    if isinstance(error, Expired):
-        seconds = engine.context.limits.delivery_timeout
-        engine.context.events.checker_failed(
-            engine.name, engine.peer_name, f"no answer in {seconds:g} seconds"
-        )
-        return replies.AUTH_UNAVAILABLE
-    return _judged(engine, mechanism, judgement) if error is None else _unavailable(engine, error)
-
-
-def _judged(engine: Engine, mechanism: str, judgement: Any) -> Reply:
+def _judged(mechanism: str, engine: Engine, judgement: Any) -> Reply:
     for failure in judgement.failures:
         log_failure(engine, failure.value)
     user = judgement.user
@@ -127,6 +116,8 @@ def _unavailable(engine: Engine, error: BaseException) -> Reply:
 def log_failure(engine: Engine, error: BaseException) -> None:
     """Log that a checker could not judge the credentials."""
     events = engine.context.events
+    if isinstance(error, Expired):
+        error = CheckerUnavailable(f"no answer in {engine.context.limits.delivery_timeout:g} seconds")
     if isinstance(error, CheckerUnavailable):
         events.checker_failed(engine.name, engine.peer_name, str(error))
         return

@@ -9,8 +9,9 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
-from twisted_smtpguard.engine.stages import ENDED, Phase
-from twisted_smtpguard.engine.waiting import Expired, wait_for
+from twisted_smtpguard.engine.port import Expired
+from twisted_smtpguard.engine.stages import Phase
+from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, Client, Path, is_awaitable, is_later
 
@@ -56,32 +57,24 @@ def _begin(engine: Engine, sender: Path) -> Reply | None:
     try:
         given = context.begin(client, sender)
         if not is_awaitable(type(given)):
-            return _begun(engine, sender, utf8, given)
+            return _begun(sender, utf8, engine, given)
     except FAULTS as error:
         return hook_failed(engine, error)
-    return wait_for(engine, given, partial(_begun_later, sender, utf8), late=abort_late)
+    return wait_for(engine, given, partial(_begun, sender, utf8), hook_failed, late=_abort_late)
 
 
-def _begun_later(sender: Path, utf8: bool, engine: Engine, given: Any, error: BaseException | None) -> Reply:
-    if error is None:
-        try:
-            return _begun(engine, sender, utf8, given)
-        except FAULTS as raised:
-            return hook_failed(engine, raised)
-    return hook_failed(engine, error)
-
-
-def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
-    if not hasattr(given, "abort"):
-        raise missing_abort(given)
-    context = engine.context
-    if context.is_relay(given):
-        reply = answer_checked(engine, given.begun)
-        if reply.code >= 300:
-            engine.abort_given(given)
-            return reply
-    else:
-        reply = replies.SENDER_OK
+def _begun(sender: Path, utf8: bool, engine: Engine, given: Any) -> Reply:
+    context, reply = engine.context, replies.SENDER_OK
+    try:
+        if not hasattr(given, "abort"):
+            raise missing_abort(given)
+        if context.is_relay(given):
+            reply = answer_checked(engine, given.begun)
+    except FAULTS as error:
+        return hook_failed(engine, error)
+    if reply.code >= 300:
+        engine.abort_given(given)
+        return reply
     engine.mail = given
     engine.transactions += 1
     engine.mail_began_at = context.seconds()
@@ -93,11 +86,9 @@ def _begun(engine: Engine, sender: Path, utf8: bool, given: Any) -> Reply:
     return reply
 
 
-def abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
-    """Called when a hook has answered too late: abort the object that it has returned, or log what it has raised."""
-    if error is not None:
-        hook_failed(engine, error, over=True)
-    elif hasattr(given, "abort"):
+def _abort_late(engine: Engine, given: Any, error: BaseException | None) -> None:
+    """Called when `begin()` has answered too late: abort the object that it has returned."""
+    if hasattr(given, "abort"):
         engine.abort_given(given)
 
 
@@ -125,40 +116,36 @@ def _ask(engine: Engine, recipient: Path) -> Reply | None:
             engine.phase = Phase.RECIPIENTS
             return replies.RECIPIENT_OK
         if not is_awaitable(type(answer)):
-            return _answered(recipient, engine, answer, None)
+            return _answered(recipient, engine, answer)
     except FAULTS as error:
-        return _answered(recipient, engine, None, error)
-    return wait_for(engine, answer, partial(_answered, recipient), late=report_late)
+        return _failed(engine, error)
+    return wait_for(engine, answer, partial(_answered, recipient), _failed)
 
 
-def _answered(recipient: Path, engine: Engine, answer: Any, error: BaseException | None) -> Reply:
-    if error is not None:
-        reply = hook_failed(engine, error)
-        if isinstance(error, Expired):
-            engine.reset()
-            return reply
-    else:
-        reply = replies.RECIPIENT_OK if answer is None else answer_checked(engine, answer)
-    if reply.code < 300:
-        engine.phase = Phase.RECIPIENTS
-        engine.recipients.append(recipient.address)
+def _answered(recipient: Path, engine: Engine, answer: Any) -> Reply:
+    reply = replies.RECIPIENT_OK if answer is None else answer_checked(engine, answer)
+    if reply.code >= 300:
+        return _refused(engine, reply)
+    engine.phase = Phase.RECIPIENTS
+    engine.recipients.append(recipient.address)
+    return reply
+
+
+def _failed(engine: Engine, error: BaseException) -> Reply:
+    reply = hook_failed(engine, error)
+    if isinstance(error, Expired):
+        engine.reset()
         return reply
-    if reply.code >= 500:
-        engine.rejected_recipients += 1
     return _refused(engine, reply)
 
 
 def _refused(engine: Engine, reply: Reply) -> Reply:
     """Refuse a MAIL or RCPT with `reply`. After a first RCPT that was refused, DATA is in sequence (RFC 2920 3.1)."""
+    if reply.code >= 500:
+        engine.rejected_recipients += 1
     if engine.phase is Phase.SENDER:
         engine.phase = Phase.REFUSED
     return reply
-
-
-def report_late(engine: Engine, _: Any, error: BaseException | None) -> None:
-    """Called when a hook has answered too late: log what it has raised."""
-    if error is not None:
-        hook_failed(engine, error, over=True)
 
 
 def _over_rate(
@@ -173,22 +160,12 @@ def _over_rate(
         then = partial(_counted, rate, exceeded, go_on, path)
         # The store has its own time limit.
         return wait_for(engine, count, then, is_delivery=False, seconds=0)
-    return _counted(rate, exceeded, go_on, path, engine, count, None)
+    return _counted(rate, exceeded, go_on, path, engine, count)
 
 
 def _counted(
-    rate: Any,
-    exceeded: Reply,
-    go_on: Any,
-    path: Path,
-    engine: Engine,
-    count: int | None,
-    error: BaseException | None,
+    rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine, count: int | None
 ) -> Reply | None:
-    if engine.stage in ENDED:
-        return None
-    if error is not None:
-        raise error
     if count is None:
         if rate.name not in engine.context.limits.dry_run:
             return _refused(engine, replies.LOCAL_ERROR)

@@ -6,8 +6,7 @@ from typing import Any
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import Cancelled
-from twisted_smtpguard.engine.waiting import Expired
+from twisted_smtpguard.engine.port import Cancelled, Expired
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Refused
 

@@ -27,6 +27,15 @@ class Cancelled(Exception):  # noqa: N818 - the name says what has happened
     """Stands for the cancellation of a Deferred, coroutine or future, each of which has its own exception for it."""
 
 
+class Expired(Exception):  # noqa: N818 - the name says what has happened
+    """Replaces the answer of a hook whose time limit is over. `at_work`: the hook ignored its cancellation and goes
+    on."""
+
+    def __init__(self, *, at_work: bool) -> None:
+        super().__init__()
+        self.at_work = at_work
+
+
 class Cancellable(Protocol):
     """A scheduled call, or an answer that comes later."""
 

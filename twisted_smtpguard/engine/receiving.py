@@ -10,11 +10,11 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.envelope import report_late
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
+from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
-from twisted_smtpguard.engine.waiting import Expired, wait_for
+from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, is_awaitable
 
@@ -70,34 +70,25 @@ def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
         chunked = chunk is not None and engine.context.is_relay(mail)
         given = mail.data_in_chunks() if chunked else mail.data()
         if not is_awaitable(type(given)):
-            return _sink_given(engine, chunk, given)
+            return _sink_given(mail, chunk, engine, given)
     except FAULTS as error:
-        return _no_sink(engine, mail, chunk, error)
-    return wait_for(engine, given, partial(_sink_answered, mail, chunk), late=partial(_sink_late, mail))
-
-
-def _sink_answered(
-    mail: Any, chunk: Chunk | None, engine: Engine, given: Any, error: BaseException | None
-) -> Reply | None:
-    if error is None:
-        try:
-            return _sink_given(engine, chunk, given)
-        except FAULTS as raised:
-            return _no_sink(engine, mail, chunk, raised)
-    return _no_sink(engine, mail, chunk, error)
+        return _no_sink(mail, chunk, engine, error)
+    then, failed = partial(_sink_given, mail, chunk), partial(_no_sink, mail, chunk)
+    return wait_for(engine, given, then, failed, late=partial(_sink_late, mail))
 
 
 def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | None) -> None:
     """Called when `data()` has answered after the end of its transaction: abort the sink, or, if `data()` raised, the
     IMailTransaction."""
-    if error is not None:
-        hook_failed(engine, error, over=True)
     engine.abort_given(mail if error is not None else given)
 
 
-def _sink_given(engine: Engine, chunk: Chunk | None, sink: Any) -> Reply | None:
-    if not hasattr(sink, "abort"):
-        raise missing_abort(sink)
+def _sink_given(mail: Any, chunk: Chunk | None, engine: Engine, sink: Any) -> Reply | None:
+    try:
+        if not hasattr(sink, "abort"):
+            raise missing_abort(sink)
+    except FAULTS as error:
+        return _no_sink(mail, chunk, engine, error)
     engine.sink = sink
     if chunk is None:
         engine.message = DataDecoder(engine.context.rules(False))
@@ -118,7 +109,7 @@ def _chunks(engine: Engine) -> ChunkDecoder:
     return ChunkDecoder(engine.context.rules(binary))
 
 
-def _no_sink(engine: Engine, mail: Any, chunk: Chunk | None, error: BaseException) -> Reply | None:
+def _no_sink(mail: Any, chunk: Chunk | None, engine: Engine, error: BaseException) -> Reply | None:
     reply = hook_failed(engine, error)
     if not (isinstance(error, Expired) and error.at_work):
         engine.abort_given(mail)
@@ -204,18 +195,22 @@ def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
         try:
             answer = engine.sink.write(piece)
             if answer is not None and is_awaitable(type(answer)):
-                return wait_for(engine, answer, partial(_written, octets), late=report_late, stage=Stage.SINK)
+                then, failed = partial(_written, octets), partial(_not_written, octets)
+                return wait_for(engine, answer, then, failed, stage=Stage.SINK)
         except FAULTS as error:
             _refused_by_sink(engine, error)
     return _received(engine)
 
 
-def _written(rest: bytes, engine: Engine, _: Any, error: BaseException | None) -> Reply | None:
+def _written(rest: bytes, engine: Engine, _: Any) -> Reply | None:
     if engine.stage is Stage.SINK:
         engine.enter(Stage.CHUNK if engine.message.chunked else Stage.DATA)
-    if error is not None:
-        _refused_by_sink(engine, error)
     return _pass_on(engine, rest)
+
+
+def _not_written(rest: bytes, engine: Engine, error: BaseException) -> Reply | None:
+    _refused_by_sink(engine, error)
+    return _written(rest, engine, None)
 
 
 def _refused_by_sink(engine: Engine, error: BaseException) -> None:
@@ -264,27 +259,19 @@ def _finish(engine: Engine) -> Reply | None:
     try:
         answer = sink.finish()
     except FAULTS as error:
-        return _verdict(engine, None, error)
+        return _verdict_failed(engine, error)
     if answer is None or not is_awaitable(type(answer)):
-        return _verdict(engine, answer, None)
+        return _verdict(engine, answer)
     late = partial(_finished_late, _acceptance(engine), engine.mail_began_at)
-    return wait_for(engine, answer, _late_verdict, late=late, finishes=True)
+    return wait_for(engine, answer, _verdict, _verdict_failed, late=late, finishes=True)
 
 
-def _late_verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
-    try:
-        return _verdict(engine, answer, error)
-    finally:
-        if engine.stage in ENDED:
-            engine.context.pending_deliveries -= 1
-            engine.context.pending_delivery_settled()
+def _verdict_failed(engine: Engine, error: BaseException) -> Reply:
+    return _verdict(engine, hook_failed(engine, error))
 
 
-def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
-    if error is not None:
-        reply = hook_failed(engine, error)
-    else:
-        reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
+def _verdict(engine: Engine, answer: Any) -> Reply:
+    reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:
         # An accepted message resets the counts of errors and junk.
         engine.messages += 1
@@ -298,16 +285,11 @@ def _verdict(engine: Engine, answer: Any, error: BaseException | None) -> Reply:
 
 
 def _finished_late(
-    accepted: Callable[..., None],
-    began_at: float,
-    engine: Engine,
-    answer: Any,
-    error: BaseException | None,
+    accepted: Callable[..., None], began_at: float, engine: Engine, answer: Any, error: BaseException | None
 ) -> None:
     """Called when `finish()` has answered after its time limit. If it has accepted the message, that is logged: the
     client was told to try again, and the message may come twice."""
     if error is not None:
-        hook_failed(engine, error, over=True)
         return
     reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:

@@ -10,29 +10,26 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import Cancellable, Cancelled
+from twisted_smtpguard.engine.hooks import hook_failed
+from twisted_smtpguard.engine.port import Cancellable, Cancelled, Expired
 from twisted_smtpguard.engine.stages import ENDED, Stage
 from twisted_smtpguard.replies import Reply
 
-Then = Callable[[Any, Any, BaseException | None], Any]
+Then = Callable[[Engine, Any], Reply | None]
+"""Called with the engine, and the hook's answer or the exception that it raised. Returns the reply, or None if nothing
+is sent now."""
+
+Late = Callable[[Engine, Any, BaseException | None], object]
 """Called with the engine, the hook's answer and None; or with the engine, None and the exception that it raised."""
-
-
-class Expired(Exception):  # noqa: N818 - the name says what has happened
-    """Replaces the answer of a hook whose time limit is over. `at_work`: the hook ignored its cancellation and goes
-    on."""
-
-    def __init__(self, *, at_work: bool) -> None:
-        super().__init__()
-        self.at_work = at_work
 
 
 def wait_for(
     engine: Engine,
     later: Any,
     then: Then,
+    failed: Then | None = None,
     *,
-    late: Then | None = None,
+    late: Late | None = None,
     stage: Stage = Stage.ANSWER,
     is_delivery: bool = True,
     finishes: bool = False,
@@ -40,10 +37,11 @@ def wait_for(
 ) -> Reply | None:
     """Wait for a hook that answers later. Returns the reply if the answer is there already, else None.
 
-    `then(engine, value, error)` turns the answer into the reply; `late` gets an answer that comes after the wait is
-    over. `seconds` is the time limit, by default the delivery's; 0 for none.
+    `then` turns the answer into the reply, and `failed` an exception; without it the exception is raised here. `late`
+    gets an answer that comes after the wait is over. `seconds` is the time limit, by default the delivery's; 0 for
+    none.
     """
-    pending = engine.pending = Wait(engine, then, late, is_delivery, finishes)
+    pending = engine.pending = Wait(engine, then, failed, late, is_delivery, finishes)
     engine.hooks_at_work += is_delivery
     engine.enter(stage)
     handle = engine.host.wait(later, pending.answered)
@@ -62,7 +60,8 @@ class Wait:
 
     engine: Engine
     then: Then
-    late: Then | None
+    failed: Then | None
+    late: Late | None
     """Called with an answer that comes after the wait is over."""
     is_delivery: bool
     """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
@@ -132,11 +131,17 @@ class Wait:
         if engine.stage is Stage.ANSWER:
             engine.enter(Stage.COMMAND)
         try:
-            reply: Reply | None = self.then(engine, self.value, self.error)
+            if self.error is None:
+                return self.then(engine, self.value)
+            if self.failed is None:
+                raise self.error
+            return self.failed(engine, self.error)
         finally:
+            if self.finishes and engine.stage in ENDED:
+                engine.context.pending_deliveries -= 1
+                engine.context.pending_delivery_settled()
             if self.there:
                 self._over()
-        return reply
 
     def _forget(self) -> None:
         """Called when the hook has answered after the wait is over."""
@@ -144,12 +149,15 @@ class Wait:
         self._over()
 
     def _tell_late(self) -> None:
-        """Pass the answer to `late`. An exception from that is only logged, since no command waits for a reply."""
-        if self.late is not None:
-            try:
+        """Log what the hook of a delivery has raised, and pass the answer to `late`. An exception from that is only
+        logged, since no command waits for a reply."""
+        try:
+            if self.error is not None and self.is_delivery:
+                hook_failed(self.engine, self.error, over=True)
+            if self.late is not None:
                 self.late(self.engine, self.value, self.error)
-            except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
-                self.engine.delivery_failed(error, "an answer that came too late could not be taken")
+        except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
+            self.engine.delivery_failed(error, "an answer that came too late could not be taken")
 
     def _over(self) -> None:
         if self.is_delivery:
