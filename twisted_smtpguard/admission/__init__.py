@@ -1,1 +1,1 @@
-"""Admission: IP filters, and the limits per client. It knows neither transports nor sessions."""
+"""Admission: the IP filters and the limits per client. This package knows neither transports nor sessions."""

@@ -19,7 +19,7 @@ from twisted_smtpguard.replies import Reply
 
 
 class Admission:
-    """Decides about connections. A guard has one for all its listeners."""
+    """Decides which connections are admitted. A guard has one for all its listeners."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class Admission:
         self._connection_rate = clients.rate("connection_rate")
         self._events = events
         self.asks_nothing = not (entries or self._cap or self._connection_rate)
-        """Whether every client is admitted, and none is trusted, without a question to a filter or a store."""
+        """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
-        """Why the connection is refused; None: it is admitted, trusted or not. The answer is a Deferred if a filter or
-        the store answers later; it is cancelled when the client disconnects."""
+        """The refusal of the connection; None if it is admitted, trusted or not. A Deferred of that if a filter or the
+        store answers later, which the caller cancels when the client disconnects."""
         decision = self._judge(connection) if self.chain.entries else self._count(connection)
         try:
             answer = start_coroutine(decision)
@@ -50,10 +50,10 @@ class Admission:
         return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
 
     async def _judge(self, connection: PendingConnection) -> None:
-        """Ask the filters, and count a client that is not trusted. NotAdmitted: the connection is refused.
+        """Ask the filters, and count the connection unless its client is trusted. NotAdmitted: it is refused.
 
-        While a filter answers later, the connection counts among those of its client already. Otherwise one client
-        could keep any number of filters at work.
+        While the answer of a filter is pending, the connection already counts against its client's limits. Otherwise
+        one client could have any number of checks pending.
         """
         counted = False
 
@@ -70,14 +70,14 @@ class Admission:
         connection.trusted = trusted
 
     def _uncount(self, connection: PendingConnection) -> None:
-        """Undo the counting of a client that turned out to be trusted."""
+        """Undo the count of a connection whose client turned out to be trusted."""
         if connection.place is not None:
             connection.place.give_back()
         if self._connection_rate is not None:
             self._connection_rate.count(connection.key, -1)
 
     async def _count(self, connection: PendingConnection) -> None:
-        """Count the connection. NotAdmitted: its client has too many, or the store has failed."""
+        """Count the connection against its client's limits. NotAdmitted: it exceeds one, or the store has failed."""
         cap, rate = self._cap, self._connection_rate
         if cap:
             connection.place = Place(self._clients, connection.key)
@@ -96,7 +96,8 @@ class Admission:
                 self._refuse(connection, replies.CONNECTION_RATE_EXCEEDED, count)
 
     def _refuse(self, connection: PendingConnection, reply: Reply, count: int | None) -> None:
-        """Refuse the connection, whose client has `count`; None: the store has failed."""
+        """Refuse the connection with `reply`, because its client has reached `count`; with an internal error if `count`
+        is None, because the store has failed. In dry run the refusal is only logged."""
         refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
         refusal.enforce(self._events, self._limits, connection, replies.reason_of(reply))
 

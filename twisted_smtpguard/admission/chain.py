@@ -1,4 +1,4 @@
-"""The chain of IP filters: each is asked in its order until one decides."""
+"""The chain of IP filters, which are asked in order until one decides."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class FilterEntry:
     name: str = attrs.field(default=attrs.Factory(lambda self: type(self.filter).__name__, takes_self=True))
     """Its name in the log; by default the name of its class."""
     fail_open: bool = False
-    """If it cannot judge, the next filter is asked. By default the client is refused."""
+    """Whether the next filter is asked if this one cannot judge. By default the client is refused."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
 
 
 class FilterChain:
-    """The IP filters of one guard. `call_later` gives each its time limit."""
+    """The IP filters of one guard. `call_later` schedules their time limits."""
 
     def __init__(
         self, entries: Sequence[FilterEntry], limits: Limits, call_later: CallLater, events: Events
@@ -50,10 +50,11 @@ class FilterChain:
     async def judge(
         self, connection: PendingConnection, before_waiting: Callable[[], Awaitable[None]]
     ) -> bool:
-        """Whether a filter trusts the connection. NotAdmitted: a filter refuses it, or fails without fail-open.
+        """Ask the filters, and return whether one trusts the client. NotAdmitted: a filter refuses the connection, or
+        cannot judge it and is not fail-open.
 
-        `before_waiting` is called when the first filter does not answer at once. If it raises, no further filter is
-        asked.
+        `before_waiting` is called once, before the first wait for an answer. If it raises NotAdmitted, the pending
+        answer is cancelled, and no further filter is asked.
         """
         waited = False
         for entry in self.entries:
@@ -100,7 +101,7 @@ class FilterChain:
     def _failed(
         self, entry: FilterEntry, connection: PendingConnection, failure: Failure, problem: str
     ) -> Refusal | None:
-        """The refusal by a filter that cannot judge. None: the next filter is asked."""
+        """Log that a filter cannot judge. Returns the refusal; None if it fails open, so that the next one is asked."""
         reason = "internal_error"
         if isinstance(failure.value, TimeoutError):
             reason, problem = "ip_filter_timeout", "timeout"

@@ -1,4 +1,4 @@
-"""The limits per client, over all its connections. The counts are in a counter store."""
+"""The limits per client, which apply to all its connections together. The counts are in a counter store."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.values import FAULTS, Address, is_later
 
 Count: TypeAlias = int | Deferred[int | None] | None
-"""The answer of the store. None: it has failed."""
+"""A count from the store, at once or later; None if the store has failed."""
 
 _CONNECTIONS = "max_connections_per_client"
 
 _STORE_SECONDS = 10
-"""The time limit of a store: that of an IP filter by default, and never 0."""
+"""How long a store may take to answer. It is the default of `ip_filter_timeout`, and cannot be changed."""
 
 
 class ClientLimits:
-    """Asks the store. If it fails, or does not answer in time, that is logged, and the answer is None.
+    """The counts of a guard's clients in the counter store. If the store fails, or does not answer in time, that is
+    logged and the count is None.
 
-    `settled()` is called whenever a later answer of the store has come.
+    `settled()` is called whenever an answer that was pending has come.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class ClientLimits:
         return ClientRate(self, self._store, self._seconds, name, rate) if rate else None
 
     def take_place(self, place: Place, limit: int) -> Count:
-        """Take one more of `limit` places (0: of any number), and return how many the client then holds."""
+        """Ask for one more of `limit` places (0: any number), and return how many the client then holds. If that is
+        more than `limit`, none was taken."""
         try:
             answer = self._store.acquire(_CONNECTIONS, place.key, limit)
         except FAULTS:
@@ -91,8 +93,8 @@ class ClientLimits:
         self._failed(explained(Failure()))
 
     def read(self, read: Callable[[object], int], answer: Any) -> Count:
-        """The result of `read` on the answer. `read` is called even if the answer comes after the time limit or a
-        cancellation."""
+        """Return `read(answer)`; a Deferred of it if the answer comes later. `read` also gets an answer that comes
+        after the time limit or a cancellation, so that a place that was taken too late is given back."""
         try:
             if not is_later(answer):
                 return read(answer)
@@ -115,7 +117,7 @@ class ClientLimits:
 
 
 class ClientRate:
-    """One of the rate limits per client. `most` events may come in `seconds`, 0 in a window of their own."""
+    """One of the rate limits per client: at most `most` events in each window."""
 
     __slots__ = ("_add", "_clients", "_now", "_seconds", "most", "name")
 
@@ -135,18 +137,19 @@ class ClientRate:
         self._seconds = rate.seconds
 
     def count(self, key: str, events: int = 1) -> Count:
-        """Count events of the client with this key, and return how many there were in its window. -1 takes one back."""
+        """Count events of the client with this key, and return how many its window has, these included. -1 takes one
+        back."""
         try:
             answer = self._add(self.name, key, events, self._seconds, self._now())
         except FAULTS:
             self._clients.failed()
             return None
-        # The usual case is short, since this is called at every recipient.
+        # The usual answer, an int, takes a short path, since this is called at every recipient.
         return answer if type(answer) is int else self._clients.read(_whole, answer)
 
 
 class Place:
-    """The place of one connection among those that its client may have at once. It is given back exactly once."""
+    """One connection's place among those that its client may hold at once. It is given back exactly once."""
 
     __slots__ = ("_clients", "_held", "_over", "key")
 
@@ -156,8 +159,9 @@ class Place:
         self._held = self._over = False
 
     def take(self, limit: int, answer: object) -> int:
-        """How many places of `limit` (0: any number) the client holds, by the answer of the store. If the connection
-        has ended meanwhile, this one is given back at once."""
+        """Take the store's answer to the request for this place, and return how many places the client holds. If that
+        is more than `limit` (0: no limit), this place was not granted. If it was, but the connection has ended
+        meanwhile, it is given back at once."""
         held = _whole(answer)
         if not 0 < limit < held:
             if self._over:
@@ -181,7 +185,7 @@ def _whole(answer: object) -> int:
 
 
 UNIX = "unix"
-"""All peers on UNIX sockets are one client."""
+"""The key of all peers on UNIX sockets, which are one client."""
 
 
 def client_key(address: Address | None, ipv4_bits: int, ipv6_bits: int) -> str:

@@ -18,8 +18,7 @@ _NO_WINDOW = complex(-math.inf, 0)
 
 @implementer(ICounterStore)
 class LocalCounterStore:
-    """A store that answers at once, and never with a Deferred. For each `counter` it remembers `max_clients` clients;
-    0: all.
+    """A counter store that always answers at once. For each `counter` it remembers `max_clients` clients; 0: all.
 
     The first client to be forgotten is the one for which `acquire` or `add` was called least recently: a client that
     goes on trying is remembered, however many strangers come. A forgotten client starts anew, with no places. In a full
@@ -79,6 +78,7 @@ class LocalCounterStore:
         return int(window.imag)
 
     def _put(self, table: OrderedDict[str, T], client: str, value: T) -> None:
+        """Set the value of a client. If the table is full, the least recently used client is forgotten."""
         table[client] = value
         if self._max_clients and len(table) > self._max_clients:
             table.popitem(last=False)

@@ -40,6 +40,6 @@ class PendingConnection(Protocol):
 
 
 def require_connected(connection: PendingConnection) -> None:
-    """CancelledError: the connection has ended, and a hook went on in spite of its cancellation."""
+    """Raise CancelledError if the connection has ended: the hook that answers now has ignored its cancellation."""
     if connection.gone:
         raise CancelledError

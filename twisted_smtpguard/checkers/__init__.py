@@ -1,1 +1,1 @@
-"""Authentication: the checkers of `--auth`, and how a checker of twisted.cred is asked."""
+"""Authentication: the checkers that `--auth` names, and the calls of checkers of twisted.cred."""

@@ -1,4 +1,4 @@
-"""The verdict on credentials, which checkers of twisted.cred give.
+"""The verdict on credentials, for which the checkers of twisted.cred are asked.
 
 A checker gets the user's name and password as octets, as in Twisted, or as text if it shows that it stores text.
 """
@@ -26,7 +26,7 @@ class User:
 
     name: str
     avatar_id: object
-    """The checker's own answer."""
+    """What the checker has answered."""
 
 
 @attrs.frozen
@@ -81,7 +81,8 @@ _WRONG_KIND = (TypeError, AttributeError, LookupError, UnicodeError)
 
 
 class _Octets(bytes):
-    """Octets that notice when they are compared with text. Like all octets, they are never equal to text."""
+    """Octets that record whether they were compared with text, as by a checker that stores text. Like all octets, they
+    are never equal to text."""
 
     noticed: bool = False
 
@@ -114,12 +115,12 @@ def _octets(password: bytes | str) -> bytes:
 
 
 class _AskedChecker:
-    """One checker, which is asked with octets or with text, whichever it stores."""
+    """One checker. It is asked with octets or with text, whichever it stores."""
 
     def __init__(self, checker: Any) -> None:
         self._checker = checker
         self._keeps_text: bool | None = None
-        """None: that is not known yet."""
+        """Whether the checker stores text; None while that is unknown."""
 
     async def avatar_id(self, login: Login) -> object:
         """The checker's answer. UnauthorizedLogin: it does not know the user, or the password is wrong. Any other

@@ -28,13 +28,13 @@ _SECONDS = 5
 """How long a look at the file, or reading it, may take. After that the disk counts as hanging."""
 
 _UNSETTLED_SECONDS = 0.1
-"""A file that was written less than this before it was read may change again without a newer time."""
+"""A file that was last written less than this before it was read may change again without a newer time."""
 
 Users: TypeAlias = "dict[bytes, bytes]"
 _Version: TypeAlias = "tuple[int, ...]"
 _Reading: TypeAlias = "tuple[_Version | None, Users | str]"
-"""The version of the file, which is None if it may change again without a newer time; and its users, or which line is
-wrong and why."""
+"""The version of the file, or None if it may change again without a newer time; and its users, or the text that says
+which line is wrong and why."""
 
 
 class _Reactor(ThreadedReactor, Protocol):
@@ -71,7 +71,7 @@ class PasswordFile(ReadInThread[_Reading]):
         self._looking = False
         """Whether a thread is at work on the file."""
         self._timer: Cancellable | None = None
-        """The time limit of that thread. None while a thread works: the limit has passed."""
+        """The time limit of that look. None while a thread is at work means that the limit has passed."""
         self._waiting: list[Deferred[Users]] = []
         """The logins that came before that thread began to look."""
         self._next: list[Deferred[Users]] = []
@@ -94,7 +94,7 @@ class PasswordFile(ReadInThread[_Reading]):
         return reading
 
     def _current_users(self) -> Deferred[Users]:
-        """The users in the file now. One thread looks for all logins that come meanwhile."""
+        """Fires with the users that the file has now. All logins that come during one look share the next look."""
         waiting: Deferred[Users] = Deferred(self._forget)
         if self._looking and self._timer is None:
             return fail(self._hanging())
@@ -104,7 +104,7 @@ class PasswordFile(ReadInThread[_Reading]):
         return waiting
 
     def _forget(self, waiting: Deferred[Users]) -> None:
-        """Called when a login was cancelled, since its client has left."""
+        """Called when a login is cancelled, because its client has disconnected."""
         for each in (self._waiting, self._next):
             if waiting in each:
                 each.remove(waiting)
@@ -158,7 +158,7 @@ class PasswordFile(ReadInThread[_Reading]):
 
 
 def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
-    # The comparison takes as long for an unknown user, and its time does not tell how much of a password is right.
+    # The passwords are compared for an unknown user too, and in a time that does not tell how much of one is right.
     right = compare_digest(users.get(user, b""), password)
     if not right or user not in users:
         raise UnauthorizedLogin
@@ -166,8 +166,8 @@ def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
 
 
 def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], object] = lambda: None) -> Any:
-    """Read the file; None: it is still the version `known`. Called in a thread. OSError: it cannot be read, or is no
-    regular file."""
+    """Read the file; returns None if its version is still `known`. Called in a thread. OSError: it cannot be read, or
+    is not a regular file."""
     if known is not None and _version(os.stat(path)) == known:  # noqa: PTH116 - it costs less
         return None
     with open_regular(path) as file:

@@ -17,7 +17,7 @@ from twisted_smtpguard.values import CheckerUnavailable
 
 _SHADOW = "/etc/shadow"
 _NO_PASSWORD = ("", "x")
-"""Entries with which nobody logs in by password; so are those that begin with "*" or "!"."""
+"""Entries of accounts without a password login. Those that begin with "*" or "!" have none either."""
 
 
 def why_unusable() -> str:
@@ -52,7 +52,7 @@ class UnixUsers:
 
 
 def _judge(user: bytes, password: bytes) -> bytes | tuple[()]:
-    """Called in a thread."""
+    """The user's name, if the password is right. Called in a thread."""
     try:
         name, word = user.decode(), password.decode()
     except UnicodeDecodeError:

@@ -35,8 +35,8 @@ _LINES_AT_ONCE = 256
 
 
 def parse_network(text: str) -> tuple[int, int, int]:
-    """Parse an address or CIDR into IPV4_BITS or IPV6_BITS, first address, and prefix length. An IPv4-mapped network is
-    an IPv4 network."""
+    """Parse an address or CIDR. Returns IPV4_BITS or IPV6_BITS, the first address as a number, and the prefix length.
+    An IPv4-mapped network is returned as the IPv4 network."""
     address, slash, prefix = text.partition("/")
     family, bits = (AF_INET6, IPV6_BITS) if ":" in address else (AF_INET, IPV4_BITS)
     try:
@@ -82,7 +82,7 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
     number = 0
     try:
         with open_regular(path) as file:
-            # At most one octet more than a line may have is read, since a line may never end.
+            # A line may never end, so no more of it is read than shows that it is too long.
             while line := file.readline(MAX_LINE_OCTETS + 1):
                 number += 1
                 try:
@@ -130,7 +130,7 @@ def _text(octets: bytes) -> str:
         line = octets.rstrip(b"\r\n").decode()
     except UnicodeDecodeError:
         raise ValueError("UTF-8 is expected") from None
-    # A CR within a line is the line end of other systems: a comment would hide all lines after it.
+    # Some systems end a line with CR alone: a comment would hide all lines after it.
     if "\0" in line or "\r" in line:
         raise ValueError("neither NUL nor a CR within a line is expected")
     return line.replace("\t", " ")

@@ -36,7 +36,7 @@ _MASK_INDEX = (1 << _INDEX_BITS) - 1
 _MASK_32 = (1 << 32) - 1
 _MASK_64 = (1 << 64) - 1
 
-# The numbers of networks that are sorted, or processed, in less than a millisecond.
+# How many networks are sorted, and how many ranges are made, in less than a millisecond.
 _RUN = 2048
 _WORK = 256
 
@@ -103,7 +103,7 @@ class TableBuilder:
             last = -1
             runs = self._runs[bits]
             runs[-1].sort(reverse=True)
-            # Their memory is freed on the way.
+            # A run is emptied while it is merged, so that its memory is free before the end.
             for count, (start, found) in enumerate(_flattened(merge(*map(_popped, runs)), bits)):
                 if found != last:
                     ranges.append(start, found)
@@ -147,6 +147,8 @@ def _flattened(keys: Iterable[int], bits: int) -> Iterator[tuple[int, int]]:
 
 
 class _IPv4Ranges:
+    """The beginnings of the ranges, sorted, and the entry of each."""
+
     def __init__(self) -> None:
         self._starts = array("I")
         self._indexes = array("I")
@@ -160,7 +162,7 @@ class _IPv4Ranges:
 
 
 class _IPv6Ranges:
-    """Two arrays hold 64 bits each, since no array holds 128."""
+    """The same for IPv6. A beginning is split over two arrays, since the items of an array have at most 64 bits."""
 
     def __init__(self) -> None:
         self._high = array("Q")

@@ -1,1 +1,1 @@
-"""How hooks are called: those that answer later, those that raise, and work in threads."""
+"""Calls of hooks, which are foreign code: answers that come later, exceptions, and work in threads."""

@@ -1,4 +1,4 @@
-"""What is wrong with an endpoint, in the operator's words: with its string, or where it cannot be listened on."""
+"""The sentences for the operator about an endpoint: why its string is wrong, and why it cannot be listened on."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _SOCKET = re.compile(r"systemd:(?:.*:)?(name|index)=([^:]*)")
 
 
 def wrong_string(text: str, error: Exception) -> str:
-    """Why `text` makes no endpoint; Twisted's parser, or that of a plugin, has raised `error`."""
+    """Why the string `text` makes no endpoint. `error` is the exception of Twisted's parser, or of a plugin's."""
     if text.startswith("systemd:") and isinstance(error, KeyError | IndexError):
         return _no_such_socket(text)
-    # A TypeError names a function of Twisted's that the operator never called.
+    # A TypeError begins with the name of one of Twisted's functions, which tells an operator nothing.
     detail = re.sub(r"^[\w.]+\(\) ", "", str(error))
-    # A misspelt name is told as it is.
+    # For a misspelt keyword the text of the exception says more than the hint.
     if "unexpected keyword" not in detail:
         detail = escape_hint(text) or detail
     return f"an endpoint such as tcp:2525:interface=127.0.0.1 is expected, not {text!r} ({detail})"
 
 
 def escape_hint(text: str) -> str:
-    """How an IPv6 address that stands in `text` as it is would have to be written. "": there is none."""
+    """The sentence on how to escape the IPv6 address in `text`; "" if `text` has no unescaped one."""
     bare = re.sub(r"\\.", "", text)
     found = _ADDRESS.fullmatch(text)
     if not re.match(r"tcp6?:|ssl:|tls:|\[", bare):
@@ -49,7 +49,7 @@ def escape_hint(text: str) -> str:
 
 
 def client_hint(text: str) -> str:
-    """The same for the string of an upstream server."""
+    """As `escape_hint`, for the string of an upstream server."""
     hint = "the colons of an IPv6 address are written \\:, as in 'tcp:host=2001\\:db8\\:\\:1:port=25'"
     return hint if escape_hint(text) else ""
 
@@ -57,7 +57,7 @@ def client_hint(text: str) -> str:
 def _no_such_socket(text: str) -> str:
     asked = _SOCKET.match(text)
     kind, which = asked.groups() if asked else ("name", "")
-    # Of what systemd passes (sd_listen_fds(3)) Twisted leaves only the names in the environment.
+    # Of the variables that systemd sets (sd_listen_fds(3)), Twisted leaves only this one in the environment.
     names = os.environ.get("LISTEN_FDNAMES")
     passed = f"it has passed {', '.join(map(repr, names.split(':')))}; " if names else ""
     called = f" with FileDescriptorName={which}" if kind == "name" else ""
@@ -68,7 +68,8 @@ def _no_such_socket(text: str) -> str:
 
 
 def why_not(name: str, error: Exception, others: Collection[tuple[str, IListeningPort]]) -> str:
-    """Why the endpoint `name` cannot be listened on. `others` are those that are listened on already."""
+    """Why the guard cannot listen on the endpoint `name`. `others` are the names and ports of the endpoints on which it
+    listens already."""
     if isinstance(error, CannotListenError):
         problem = error.socketError
         if isinstance(problem, OSError) and problem.errno == errno.EADDRINUSE:
@@ -83,7 +84,7 @@ def why_not(name: str, error: Exception, others: Collection[tuple[str, IListenin
         if "lock" in str(problem):
             return "another process listens on that socket"
     if isinstance(error, OSError) and error.strerror:
-        # Of the two names of a link it is the second that was to be made.
+        # An error about a link has two file names, of which the second is that of the new link.
         path = os.fsdecode(error.filename2 or error.filename or "").removesuffix(".lock")
         if path:
             folder = os.path.dirname(path)  # noqa: PTH120 - it may be no path that Path takes

@@ -1,4 +1,4 @@
-"""Answers of hooks that come later, and time limits for them.
+"""Hooks that answer later: their answers as Deferreds, and time limits for them.
 
 A hook may answer with a Deferred or another awaitable. If an event loop of asyncio runs, as under the asyncio reactor,
 a coroutine is run as a task of that loop: it may await everything that asyncio has, and Deferreds too. Under another
@@ -54,7 +54,8 @@ def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
     """The Deferred that a hook has answered with, or a Deferred for its coroutine, future of asyncio or other
     awaitable.
 
-    Cancelling it cancels the answer, which may go on in spite of that. It fails with Exceptions only.
+    Cancelling it cancels the answer, which may ignore that and go on. It fails with HookCancelledError instead of
+    asyncio's CancelledError, which is no Exception.
     """
     if isinstance(answer, Deferred):
         return answer.addErrback(explained)
@@ -169,7 +170,7 @@ def _wake(future: asyncio.Future[None], result: Any) -> Any:
 
 
 def _outcome_of(future: asyncio.Future[T]) -> Deferred[T]:
-    """A Deferred with the outcome of `future`, which decides what a cancellation of the Deferred leads to."""
+    """A Deferred with the outcome of `future`. Cancelling it cancels the future, whose outcome still counts then."""
     # A task that never waited costs no turn of the loop.
     promised = maybeDeferred(future.result) if future.done() else Deferred.fromFuture(future)
     return promised.addErrback(explained)
@@ -196,7 +197,8 @@ def _wait(waits_for: Any) -> Generator[Any, Any, Any]:
 def _continue(
     coroutine: Coroutine[Any, Any, T], waits_for: Any, wait: Callable[[Any], Generator[Any, Any, Any]]
 ) -> Generator[Any, Any, T]:
-    """Run a coroutine from its first wait to its end. It gets the result, or the exception, of `wait`."""
+    """Run a coroutine from its first wait, which is for `waits_for`, to its end. `wait` does the waiting, and the
+    coroutine gets its result or its exception."""
     while True:
         try:
             result = yield from wait(waits_for)
@@ -222,7 +224,7 @@ async def answer_of(answer: Any) -> Any:
 def within(
     seconds: float, call_later: CallLater, promised: Deferred[T], report: Report = at_debug
 ) -> Deferred[T]:
-    """The outcome of `promised`, or TimeoutError after `seconds`; 0 is no limit.
+    """A Deferred with the outcome of `promised`, or with TimeoutError after `seconds`; 0 is no limit.
 
     `promised` is cancelled at the time limit, and when the returned Deferred is cancelled. If it goes on in spite of
     that, its outcome is dropped. `report` gets the exception of a canceller that raises.

@@ -1,4 +1,4 @@
-"""Work that would block the reactor, and so is done in one of its threads."""
+"""Work in the reactor's threads, such as reading files, which would block the reactor itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
-_REST_SECONDS = 0.00005
+_YIELD_SECONDS = 0.00005
+"""How long a thread sleeps to let the reactor's thread run."""
 
 
 class ThreadedReactor(Protocol):
@@ -31,15 +32,14 @@ class ThreadedReactor(Protocol):
 def in_thread(
     reactor: ThreadedReactor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> Deferred[T]:
-    """Call `function` in one of the reactor's threads."""
+    """Call `function` in one of the reactor's threads. Fires with its result."""
     return deferToThreadPool(
         cast(IReactorFromThreads, reactor), reactor.getThreadPool(), function, *args, **kwargs
     )
 
 
 class OneThread:
-    """Work that is done in one of the reactor's threads at a time, so that a disk which hangs indefinitely does not
-    block all threads."""
+    """Runs calls in the reactor's threads, one at a time, so that a disk that hangs blocks one thread and not all."""
 
     def __init__(self, reactor: ThreadedReactor) -> None:
         self._reactor = reactor
@@ -63,11 +63,11 @@ def _leave(outcome: Any, busy: DeferredLock) -> Any:
 
 
 class ReadInThread(Generic[T]):
-    """What has data from files, and provides IPreparedReload: it reads them again in one of the reactor's threads, or,
-    without a reactor, where everything else has to wait for it."""
+    """The base class of objects whose data come from files, and which provide IPreparedReload. A reload reads the files
+    in one of the reactor's threads; without a reactor it blocks until they are read."""
 
     def __init__(self, reactor: ThreadedReactor | None) -> None:
-        # One thread, so that a later reading never ends before an earlier one.
+        # One at a time, so that a later reading never ends before an earlier one.
         self._thread = None if reactor is None else OneThread(reactor)
 
     def _read(self) -> T:
@@ -84,18 +84,18 @@ class ReadInThread(Generic[T]):
         return call(function, *args, **kwargs)
 
     def prepare_reload(self) -> Deferred[Callable[[], None]]:
-        """Called at a reload."""
+        """Read the data. Fires with the function that switches to them."""
         return self._in_thread(self._read).addCallback(lambda data: lambda: self._take(data))
 
     def reload(self) -> Deferred[None]:
-        """As `prepare_reload`, for a caller that reloads nothing else."""
+        """Read the data and switch to them, for a caller that reloads nothing else."""
         return self.prepare_reload().addCallback(lambda take: take())
 
 
 def yield_gil() -> None:
     """Let the reactor's thread run. Called in a thread, after each short piece of work.
 
-    Otherwise the reactor would get the interpreter back only 5 ms after each of its system calls, and make a few
-    hundred of them in a second. A sleep of 0 would return to this thread at once.
+    Otherwise the reactor would wait 5 ms for the GIL, the interpreter's switch interval, after each of its system
+    calls, and so make only a few hundred of them a second. A sleep of 0 would return to this thread at once.
     """
-    time.sleep(_REST_SECONDS)
+    time.sleep(_YIELD_SECONDS)

@@ -1,1 +1,1 @@
-"""The checks of input: arguments from applications, files of operators, text from strangers."""
+"""Checks of input: arguments from applications, files from operators, text from strangers."""

@@ -9,14 +9,14 @@ import stat
 from typing import BinaryIO
 
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
-"""The flag with which opening a pipe does not block. Otherwise a reload would block until somebody opens the pipe to
-write."""
+"""The flag with which opening a pipe does not block. Otherwise a reload would block until the pipe is opened for
+writing."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file, or a symbolic link to one, for reading. OSError: there is none, or it is not a regular
     file."""
-    # The kind is checked after the opening, since the name may be given to another file before.
+    # The kind is checked on the open file, since the name may come to mean another file after a check.
     return open(path, "rb", opener=_opened)
 
 
