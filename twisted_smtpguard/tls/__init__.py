@@ -1,1 +1,1 @@
-"""TLS: certificates and keys from files, by name, and what Twisted leaves out of the layer."""
+"""TLS: certificates and keys from files, by name if a client asks for one, and what Twisted's TLS layer lacks."""

@@ -1,6 +1,6 @@
-"""Certificates and keys in PEM files: reading them, and which key belongs to which certificate.
+"""Certificates and private keys: reading them from PEM files, and matching each key with its certificate.
 
-OpenSSL and cryptography are imported where there are any.
+Functions import cryptography, so that it is loaded only by a guard that has certificates.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 CERTIFICATE, KEY = "tls-certificate", "tls-key"
-"""The options of the command line that name the files."""
+"""The command-line options that name the files."""
 
 
 @attrs.frozen
 class KeyPair:
-    """A certificate of the server with its key, as they are in files."""
+    """A certificate of the server with its chain and its key, as read from files."""
 
     certificate: Certificate
     chain: tuple[Certificate, ...]
-    """What stands after it in its file."""
+    """The certificates that follow it in its file."""
     key: Any = attrs.field(repr=False)
     file: str
-    """Of the certificate."""
+    """The path of the certificate's file."""
     option: str = CERTIFICATE
+    """The command-line option that names the file."""
     name: str = ""
-    """The name that a client has to ask for; "": it need not ask for any."""
+    """The name for which clients get this certificate (SNI); "" if it is for all other clients."""
 
 
 def read_certificates(path: str, option: str = "") -> list[Certificate]:
-    """At least one. FaultyFileError says what is wrong with the file, which `option` names."""
+    """The certificates in a file, one or more. FaultyFileError says what is wrong with the file; `option` is the
+    command-line option that names it."""
     from cryptography import x509  # noqa: PLC0415
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
 
@@ -43,7 +45,7 @@ def read_certificates(path: str, option: str = "") -> list[Certificate]:
     try:
         found = x509.load_pem_x509_certificates(octets)
         for each in found:
-            # It is looked into only where it is asked for.
+            # The key is parsed only when it is asked for, so a damaged one would be found too late.
             each.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         damaged = b"BEGIN CERTIFICATE" in octets
@@ -53,7 +55,8 @@ def read_certificates(path: str, option: str = "") -> list[Certificate]:
 
 
 def read_key(path: str, option: str = "") -> Any:
-    """A private key. FaultyFileError says what is wrong with the file, which `option` names."""
+    """The private key in a file. FaultyFileError says what is wrong with the file; `option` is the command-line option
+    that names it."""
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
 
@@ -70,8 +73,9 @@ def read_key(path: str, option: str = "") -> Any:
 
 
 def read_pairs(certificates: Sequence[str], keys: Sequence[str]) -> list[KeyPair]:
-    """One for each file of a certificate, in their order. Its key is in one of the files `keys`, in whatever order
-    these are, or else in its own. FaultyFileError says what is wrong with which file."""
+    """The certificates in the files `certificates`, in the same order, each with its key. A key is in one of the files
+    `keys`, whose order does not matter, or else in the file of its certificate. FaultyFileError says which file is
+    wrong, and why."""
     chains = [(path, read_certificates(path, CERTIFICATE)) for path in certificates]
     found: dict[str, Any] = {}
     for path in keys:
@@ -104,12 +108,12 @@ def read_pairs(certificates: Sequence[str], keys: Sequence[str]) -> list[KeyPair
 
 
 def read_pair(path: str, *, option: str, name: str) -> KeyPair:
-    """A certificate with its chain and its key, all in one file. FaultyFileError says what is wrong with it."""
+    """The certificate, its chain and its key in one file. FaultyFileError says what is wrong with the file."""
     return _pair(path, read_certificates(path, option), read_key(path, option), option, name)
 
 
 def _octets(path: str, option: str) -> bytes:
-    """What is in a regular file."""
+    """The content of a regular file. FaultyFileError: it cannot be read."""
     try:
         with open_regular(path) as file:
             return file.read()
@@ -118,7 +122,7 @@ def _octets(path: str, option: str) -> bytes:
 
 
 def _own_key(path: str, keys: Sequence[str]) -> Any:
-    """The key in the file of a certificate that none of `keys` belongs to."""
+    """The key in the file of its certificate, if none of the files `keys` has it."""
     try:
         return read_key(path, CERTIFICATE)
     except FaultyFileError as error:
@@ -138,6 +142,7 @@ def _pair(
 
 
 def _refuse_chain_before_certificate(key: Any, path: str, chain: list[Certificate], option: str) -> None:
+    """FaultyFileError: the key belongs to a certificate that is not the first in its file."""
     number = next((number for number, each in enumerate(chain, 1) if _fits(key, each)), 1)
     if number > 1:
         problem = (
@@ -148,6 +153,7 @@ def _refuse_chain_before_certificate(key: Any, path: str, chain: list[Certificat
 
 
 def _fits(key: Any, certificate: Certificate) -> bool:
+    """Whether the private key belongs to the certificate."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
 
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,6 +1,6 @@
-"""What a client may find wrong with a certificate of ours, though it is served: said before the client finds it.
+"""Problems for which clients may reject a certificate that the guard serves. The operator is warned of them.
 
-OpenSSL and cryptography are imported where there are certificates.
+Functions import OpenSSL and cryptography, so that they are loaded only by a guard that has certificates.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NO_ISSUER = frozenset({2, 7, 20, 21})
-"""Of OpenSSL's results of a verification, those that say that the issuer of a certificate was not found, or another one
-of its name."""
+"""The results of OpenSSL's verification that mean that the issuer of a certificate was not found, or that only another
+certificate with the issuer's name was."""
 
 MAX_NAMES_SHOWN = 10
+"""How many names of a certificate are logged."""
 
 
 @attrs.frozen
 class Doubt:
-    """One thing that is wrong with the certificate in `file`."""
+    """One problem of the certificate in `file`."""
 
     reason: str
     option: str
     file: str
     subject: str
     names: Sequence[str]
-    """For which it is: DNS names and addresses."""
+    """The DNS names and addresses that the certificate is for."""
     ends: datetime
+    """The end of the certificate's validity."""
     problem: str
-    """A sentence."""
+    """The problem, as a sentence for the operator."""
 
 
 def without_issuer(pairs: Iterable[KeyPair], authorities: Sequence[Certificate]) -> frozenset[str]:
-    """The files of those of the server's own certificates whose issuer is neither in the file, nor one of
-    `authorities`, nor one that this system trusts. A chain that goes on is not judged: which roots clients have is
-    unknown."""
+    """The files of the certificates of `pairs` whose issuer is neither in the file, nor one of `authorities`, nor
+    trusted by this system. The rest of a chain is not checked, since it is unknown which roots clients have."""
     from OpenSSL import SSL, crypto  # noqa: PLC0415
 
-    # It owns the store, which is gone when it is.
+    # The context owns the store, which is freed with it.
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_default_verify_paths()
     store = cast(Any, context.get_cert_store())
@@ -68,7 +69,8 @@ def without_issuer(pairs: Iterable[KeyPair], authorities: Sequence[Certificate])
 
 
 def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) -> Iterator[Doubt]:
-    """All of them. `hostname` is what the guard calls itself, `now` seconds since 1970."""
+    """Every problem of the certificate of `pair`. `issuer_missing`: `without_issuer` has returned its file. `hostname`
+    is the guard's name in its greeting; `now` is in seconds since 1970."""
     time = _EPOCH + timedelta(seconds=now)
     subject, names = pair.certificate.subject.rfc4514_string(), _names_of(pair.certificate)
 
@@ -97,7 +99,7 @@ def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) ->
 
 
 def _names_of(certificate: Certificate) -> list[str]:
-    """The DNS names and addresses that it is for. Clients look at no others."""
+    """The DNS names and addresses that a certificate is for: its subjectAltName. Clients look at no other names."""
     from cryptography import x509  # noqa: PLC0415
 
     try:
@@ -109,7 +111,7 @@ def _names_of(certificate: Certificate) -> list[str]:
 
 
 def is_for(name: str, names: Sequence[str]) -> bool:
-    """Whether a certificate that has `names` is for `name`: a domain, a wildcard name, or an address literal."""
+    """Whether a certificate for `names` is valid for `name`: a domain, a wildcard name, or an address literal."""
     if name.startswith("["):
         try:
             address = ip_address(name[1:-1].removeprefix("IPv6:"))
@@ -122,6 +124,7 @@ def is_for(name: str, names: Sequence[str]) -> bool:
 
 
 def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
+    """Whether `issuer` has signed `certificate`."""
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415
 
     try:
@@ -132,6 +135,7 @@ def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
 
 
 def _times(certificate: Any) -> tuple[datetime, datetime]:
+    """The beginning and the end of a certificate's validity."""
     if hasattr(certificate, "not_valid_after_utc"):
         return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     # Before cryptography 42.

@@ -1,4 +1,4 @@
-"""The certificates, the keys, and what they make: how TLS is spoken. OpenSSL is imported where there is one."""
+"""TLS with certificates and keys from files, which a reload reads again. OpenSSL is loaded only if it is used."""
 
 from __future__ import annotations
 
@@ -25,37 +25,39 @@ _AUTHORITIES = "tls-client-authorities"
 
 @attrs.frozen
 class _Served:
-    """What was read at one time."""
+    """The certificates that are served, as one reading found them, and their OpenSSL contexts."""
 
     context: Any
-    """For who asks for no name, or for none of these."""
+    """The context for clients that ask for no name (SNI), or for none of `names`."""
     pairs: Sequence[KeyPair]
+    """The certificates of that context."""
     names: Mapping[str, tuple[KeyPair, Any]]
-    """By each name its certificate, and the context with it."""
+    """The certificate for each name, and its context."""
     without_issuer: frozenset[str]
     """The files of certificates whose issuer is not known."""
     faults: Sequence[FaultyFileError]
-    """Of files of names. What they held before is still served."""
+    """The mistakes in files of names, whose old certificates are still served."""
 
 
 @implementer(IOpenSSLServerConnectionCreator, IPreparedReload, IReadsFiles)
 class CertificateFiles(ReadInThread[_Served]):
-    """TLS 1.2 and later with the certificate in a PEM file, its chain after it, and its `key`, by default in the same
-    file. Read at once, and again at a reload: what is encrypted already goes on with what it began with. A reload reads
-    in one of the threads of `reactor`, if it is given, else where everything else has to wait for it.
+    """TLS 1.2 and later, with certificates and keys from PEM files.
 
-    Both may be several files: one certificate of each kind, such as one RSA and one ECDSA, of which each client gets
-    one that it can verify. A key tells itself to which certificate it belongs.
+    `certificate` is a file with the server's certificate and then its chain; `key` has its private key, by default in
+    the same file. Both may be several files: one certificate for each kind of key, such as RSA and ECDSA, of which each
+    client gets one that it can verify. The keys may be in any order.
 
-    `names` is a directory of files NAME.pem, each with a certificate, its chain and its key, for clients who ask for
-    that name (SNI): `mx.example.org.pem`, or `*.example.org.pem` for all one label below. Who asks for another name, or
-    for none, gets `certificate`. At a reload a file with a mistake leaves what it held before in force.
+    `names` is a directory of files NAME.pem, each with a certificate, its chain and its key, for clients that ask for
+    that name (SNI): `mx.example.org.pem`, or `*.example.org.pem` for all names with one label more. Clients that ask
+    for another name, or for none, get `certificate`.
 
-    `client_authorities` is a PEM file of certificates: clients are asked for one that one of these has signed, or that
-    is one of these. Who shows none is let in all the same; `Peer.certificate` tells. One that is not signed so fails
-    the handshake.
+    `client_authorities` is a PEM file of certificates. Clients are asked for a certificate that is one of these or is
+    signed by one; the handshake fails if a client has another one. A client that has none is admitted all the same, and
+    `Peer.certificate` is None.
 
-    A ValueError says what is wrong with which file.
+    The files are read at once, and again at a reload: in one of the threads of `reactor`, or without it while
+    everything else waits. Connections under TLS keep the certificates that they began with. A faulty file of `names`
+    keeps its old content in force, any other faulty file that of all. ValueError says which file is wrong, and why.
     """
 
     @checked
@@ -83,26 +85,27 @@ class CertificateFiles(ReadInThread[_Served]):
 
     @property
     def asks_for_certificates(self) -> bool:
-        """Whether clients are asked for one. IP filters of a listener of implicit TLS then come after the handshake."""
+        """Whether clients are asked for certificates. With implicit TLS the IP filters are then asked after the
+        handshake."""
         return bool(self._client_authorities)
 
     @property
     def files(self) -> Mapping[str, str]:
-        """What a reload reads."""
+        """The files that a reload reads."""
         read = dict.fromkeys(self._certificates, CERTIFICATE)
         read |= {path: KEY for path in self._keys if path not in read}
         read |= {self._names: NAMES, self._client_authorities: _AUTHORITIES}
         return {path: option for path, option in read.items() if path}
 
     def take_faults(self) -> Sequence[FaultyFileError]:
-        """What the last reload found wrong with files of names, of which what they held before stays in force. Told
-        once."""
+        """The mistakes that the last reload found in files of `names`, whose old content stays in force. Each is
+        returned once."""
         faults, self._faults = self._faults, ()
         return faults
 
     def doubts(self, hostname: str, now: float) -> list[Doubt]:
-        """What clients may find wrong with the certificates that are served. `hostname` is what the guard calls itself,
-        `now` seconds since 1970."""
+        """The problems for which clients may reject the served certificates. `hostname` is the guard's name in its
+        greeting; `now` is in seconds since 1970."""
         served = self._served
         found: list[Doubt] = []
         for pair in (*served.pairs, *(pair for pair, _ in served.names.values())):
@@ -144,17 +147,17 @@ def _several(files: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
-    """How TLS is spoken with these certificates."""
+    """An OpenSSL context that serves these certificates."""
     from OpenSSL import SSL, crypto  # noqa: PLC0415
     from twisted.internet.ssl import CertificateOptions, TLSVersion  # noqa: PLC0415
 
     context: Any = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2).getContext()
-    # A client could make us compute for ever.
+    # By renegotiating, a client could make the guard compute one handshake after another.
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     for pair in pairs:
         try:
             with _chain_file(pair) as path:
-                # Each certificate keeps a chain of its own, which no other call of pyOpenSSL gives it.
+                # This is the only call of pyOpenSSL that gives each of several certificates its own chain.
                 context.use_certificate_chain_file(path)
             _with_either(context.use_privatekey, pair.key, crypto.PKey.from_cryptography_key)
             context.check_privatekey()
@@ -165,19 +168,20 @@ def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
         context.get_cert_store().add_cert(crypto.X509.from_cryptography(authority))
         _with_either(context.add_client_ca, authority, crypto.X509.from_cryptography)
     if authorities:
-        # Of a client without one Twisted's own would know nothing but to refuse it.
+        # With CertificateOptions a client that has no certificate could only be refused.
         context.set_verify(SSL.VERIFY_PEER)
     return context
 
 
 @contextmanager
 def _chain_file(pair: KeyPair) -> Iterator[str]:
-    """The path of a file with the certificate and its chain as they were read, and nothing secret. The operator's own
-    may have changed."""
+    """The path of a temporary file with the certificate and its chain, without the key. The operator's own file may
+    have changed since it was read."""
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
 
     octets = b"".join(each.public_bytes(Encoding.PEM) for each in (pair.certificate, *pair.chain))
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - no directory can be written
+    # A hardened systemd unit may leave the guard no writable directory.
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112
         descriptor = os.memfd_create("chain")
         try:
             with open(descriptor, "wb", closefd=False) as file:
@@ -193,6 +197,8 @@ def _chain_file(pair: KeyPair) -> Iterator[str]:
 
 
 def _choose_by_name(context: Any, names: Mapping[str, Any]) -> None:
+    """Make connections of `context` switch to the context of `names` for the name that the client asks for."""
+
     def choose(connection: Any) -> None:
         found = look_up(names, connection.get_servername())
         if found is not None:
@@ -202,7 +208,7 @@ def _choose_by_name(context: Any, names: Mapping[str, Any]) -> None:
 
 
 def _with_either(method: Callable[[Any], object], value: Any, converted: Callable[[Any], object]) -> None:
-    """pyOpenSSL before 24.3 takes objects of its own only; those of cryptography are what it takes from then on."""
+    """Call `method` with an object of cryptography, or for pyOpenSSL before 24.3 with its own kind of object."""
     try:
         method(value)
     except TypeError:
@@ -210,24 +216,25 @@ def _with_either(method: Callable[[Any], object], value: Any, converted: Callabl
 
 
 def _reason(error: Exception) -> str:
+    """The text of an error of OpenSSL."""
     queue = error.args[0] if error.args else None
     words = [str(entry[-1]) for entry in queue if entry] if isinstance(queue, list) else [str(error)]
     return ", ".join(words) or type(error).__name__
 
 
 def can_begin_tls(tls: object) -> bool:
-    """Whether Twisted's `startTLS` takes it."""
+    """Whether Twisted's `startTLS` takes `tls`."""
     return IOpenSSLServerConnectionCreator.providedBy(tls) or callable(getattr(tls, "getContext", None))
 
 
-def spoken(transport: Any) -> str:
-    """The version and the cipher, once the handshake is over."""
+def version_and_cipher(transport: Any) -> str:
+    """Such as `TLSv1.3 TLS_AES_256_GCM_SHA384`. The handshake must be complete."""
     connection = transport.getHandle()
     return f"{connection.get_protocol_version_name()} {connection.get_cipher_name()}"
 
 
-def certificate_shown(transport: Any) -> bytes | None:
-    """The client's certificate (DER), once the handshake is over; None where it has shown none."""
+def client_certificate(transport: Any) -> bytes | None:
+    """The client's certificate in DER form; None if it has sent none. The handshake must be complete."""
     certificate = transport.getPeerCertificate()
     if certificate is None:
         return None

@@ -1,7 +1,8 @@
-"""What Twisted's TLS layer leaves out: the end of a client's input as an event, and output larger than one read.
+"""What Twisted's TLS layer lacks: the end of a client's input as an event, and a handshake larger than one read of it.
 
-Twisted calls `bio_read`, `recv` and `shutdown` of the connection's OpenSSL object. Here they are set on the object, in
-front of those of its class, so that every way to begin TLS (STARTTLS, implicit TLS, an `ssl:` endpoint) has them.
+Twisted calls `bio_read`, `recv` and `shutdown` of the connection's OpenSSL object. The methods here are set on that
+object, where they hide those of its class, so that every way to begin TLS (STARTTLS, implicit TLS, an `ssl:` endpoint)
+has them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ _SET_ON_LAYER = ("readConnectionLost", "writeConnectionLost")
 
 
 def attach(transport: Any, layer: Any, owner: Any) -> TLSLayer | None:
-    """TLS has begun at `transport`. `layer` is Twisted's protocol that encrypts, which is the transport itself where an
-    endpoint has begun TLS. `owner` is the protocol of the connection: its `owes_verdict` tells whether a reply is due
-    that a client may still read after its connection has ended without close_notify, and its `readConnectionLost()` is
-    called when the client says no more. None for a transport that encrypts by other means."""
+    """Called when TLS has begun on `transport`. Returns None if the transport does not encrypt with OpenSSL.
+
+    `layer` is Twisted's protocol that encrypts; it is the transport itself if an endpoint has begun TLS. `owner` is the
+    protocol of the connection. Its `owes_verdict` tells whether the client may still read a reply after the connection
+    has ended without close_notify, and its `readConnectionLost()` is called at the end of the client's input.
+    """
     connection = getattr(transport, "getHandle", lambda: None)()
     return TLSLayer(transport, layer, connection, owner) if isinstance(connection, SSL.Connection) else None
 
@@ -56,7 +59,7 @@ class TLSLayer:
         connection.shutdown = self._shutdown
 
     def secured(self) -> None:
-        """Called when the handshake is over. Before, the end of the connection is all that its end can be."""
+        """Called when the handshake is complete. Before that, the end of the input is the end of the connection."""
         layer = self._layer
         layer.readConnectionLost = self._read_connection_lost
         # Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows.
@@ -64,20 +67,20 @@ class TLSLayer:
         alsoProvides(layer, IHalfCloseableProtocol)
 
     def lost(self) -> None:
-        """Called when the connection is gone. No circle of references is left, or the garbage collector would have to
-        find it."""
+        """Called when the connection is gone. Breaks the reference cycles, which the garbage collector would have to
+        find."""
         for owner, names in ((self._connection, _SET_ON_CONNECTION), (self._layer, _SET_ON_LAYER)):
             for name in names:
                 owner.__dict__.pop(name, None)
         for name in self.__slots__:
-            # The traceback of an error of OpenSSL's may outlive the connection, and refers to this.
+            # The traceback of an OpenSSL error may outlive the connection, and refers to this object.
             setattr(self, name, None)
 
     # Called by Twisted.
 
     def _bio_read(self, octets: int) -> bytes:
-        """All that is to be sent. Twisted reads once: of a handshake with a long chain of certificates the rest would
-        stay behind, and the client would wait for it."""
+        """Return all octets that are to be sent, even more than `octets`. Twisted calls this once: the rest of a
+        handshake with a long chain of certificates would not be sent, and the client would wait for it."""
         piece: bytes = self._take(octets)
         if len(piece) < octets:
             return piece
@@ -88,23 +91,23 @@ class TLSLayer:
         return b"".join(pieces)
 
     def _recv(self, octets: int) -> bytes:
-        """Twisted would close the connection at the client's close_notify, and drop every reply that is still due: the
-        end of input (RFC 8446 6.1) is told to the protocol instead."""
+        """Return decrypted input. At the client's close_notify, which ends its input only (RFC 8446 6.1), the owner's
+        `readConnectionLost()` is called. Twisted would close the connection and drop every reply that is still due."""
         try:
             received: bytes = self._read(octets)
         except SSL.ZeroReturnError:
             if self._connection.get_shutdown() & SSL.SENT_SHUTDOWN:
-                raise  # both sides have said goodbye
+                raise  # both sides have sent close_notify
             if not self._ended:
                 self._ended = True
-                # What comes now is no TLS, and OpenSSL would keep it.
+                # Octets after a close_notify are not TLS, and OpenSSL would buffer them.
                 self._transport.pauseProducing()
                 self._owner.readConnectionLost()
             raise SSL.WantReadError from None
         return received
 
     def _shutdown(self) -> bool:
-        """Send close_notify. Whether no answer to it will come."""
+        """Send close_notify. Returns whether the client's own has come, or cannot come any more."""
         try:
             complete = bool(self._shut_down())
         except SSL.Error:
@@ -114,8 +117,8 @@ class TLSLayer:
         return complete or self._cut_off
 
     def _read_connection_lost(self) -> None:
-        """The connection has ended without close_notify. That ends a session at once, but for a message that was
-        whole: its client must be able to hear what became of it."""
+        """Called when the client has half-closed the connection without close_notify. That ends the session at once,
+        unless it owes the verdict on a whole message, which the client must be able to read."""
         if self._ended:
             return
         self._cut_off = True

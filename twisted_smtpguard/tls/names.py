@@ -1,6 +1,6 @@
-"""Certificates by the name that a client asks for (SNI, RFC 6066 3): a directory of files NAME.pem.
+"""Certificates for the names that clients ask for (SNI, RFC 6066 3), in a directory of files NAME.pem.
 
-What a client asks for is looked up in a table. It never becomes a path.
+The name from a client is looked up in a table, and never becomes part of a path.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from twisted_smtpguard.tls.certificates import KeyPair, read_pair
 T = TypeVar("T")
 
 NAMES = "tls-names"
-"""The option of the command line."""
+"""The command-line option that names the directory."""
 
 _SUFFIX = ".pem"
 _WILDCARD = "*."
 
 
 def read_names(directory: str) -> tuple[dict[str, KeyPair], dict[str, FaultyFileError]]:
-    """Of each name its certificate, or what is wrong with its file. FaultyFileError: the directory cannot be read, or
-    has no certificates."""
+    """The certificate for each name, and the mistakes in other files: by name, or by file name if a file is not called
+    after a name of its own. FaultyFileError: the directory cannot be read, or has no file NAME.pem."""
     try:
         os.listdir(directory)  # noqa: PTH208 - as the operator wrote it
     except OSError as error:
@@ -48,7 +48,7 @@ def read_names(directory: str) -> tuple[dict[str, KeyPair], dict[str, FaultyFile
 
 
 def files_of_names(directory: str) -> list[str]:
-    """The paths of files that are called after a name, if there are any."""
+    """The paths of the files NAME.pem in a directory, sorted; none if it cannot be read."""
     try:
         files = sorted(os.listdir(directory))  # noqa: PTH208 - as the operator wrote it
     except OSError:
@@ -58,7 +58,8 @@ def files_of_names(directory: str) -> list[str]:
 
 
 def look_up(names: Mapping[str, T], asked: bytes | None) -> T | None:
-    """What there is for the name that a client asks for, which is whatever it sent: for itself, or by a wildcard."""
+    """The value for the name `asked`, which is whatever a client has sent: that of the name itself, or else that of the
+    wildcard for its domain. None if there is neither."""
     if not asked:
         return None
     name = asked.decode("ascii", "replace").lower().removesuffix(".")
@@ -67,7 +68,7 @@ def look_up(names: Mapping[str, T], asked: bytes | None) -> T | None:
 
 
 def _parse_name(text: str) -> str:
-    """As clients send it: in lower case, and IDNA's letters."""
+    """The name as clients send it: in lower case, and as an A-label (RFC 5890). ValueError: it is no domain."""
     wildcard = _WILDCARD if text.startswith(_WILDCARD) else ""
     try:
         domain = parse_domain(text.removeprefix(_WILDCARD))

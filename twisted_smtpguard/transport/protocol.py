@@ -21,7 +21,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, Host
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
-from twisted_smtpguard.tls.files import certificate_shown, spoken
+from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
 from twisted_smtpguard.transport.fairness import FairScheduler
@@ -149,7 +149,7 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
     def handshakeCompleted(self) -> None:
         if self._tls_layer is not None:
             self._tls_layer.secured()
-        arrival.secured(self.engine, spoken(self.transport), certificate_shown(self.transport))
+        arrival.secured(self.engine, version_and_cipher(self.transport), client_certificate(self.transport))
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         self.lost(reason)
