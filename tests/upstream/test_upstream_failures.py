@@ -259,6 +259,25 @@ def test_what_the_client_hears_of_a_server_that_fails_in_the_middle_of_a_body(fa
     assert client.send(b"z" * 200_000 + b"\r\n.\r\n") == f"{heard}\r\n"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_message_whose_end_was_not_sent_cannot_come_twice(lmtp: bool, chunked: bool) -> None:
+    server = MailServer()
+    behind = Behind(server, lmtp=lmtp)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    if chunked:
+        client.send(b"BDAT 3\r\nx\r\n")
+    else:
+        client.say("DATA", "x")
+    server.links[-1].close()
+    with capturedLogs() as events:
+        said = client.send(b"BDAT 0 LAST\r\n" if chunked else b".\r\n")
+    assert said == f"{LOST}\r\n"
+    assert [event for event in events if event.get("event") == "may_come_twice"] == []
+    behind.assert_nothing_is_left()
+
+
 def test_a_server_that_never_reads_holds_the_client_back_until_its_time_is_up() -> None:
     server = MailServer()
     behind, client = amid_body(server)

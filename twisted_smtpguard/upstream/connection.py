@@ -119,18 +119,20 @@ class Connection(Protocol):
         return self._wait(seconds) if self._full else None
 
     def end_data(self, octets: bytes, verdicts: int) -> None:
-        """Send `octets`, which end the message. The server then owes `verdicts` replies."""
+        """Send `octets`, which end the message. The server then owes `verdicts` replies. `Refused`: the connection has
+        ended, and nothing was sent."""
+        self.require_usable()
         self._replies_due += verdicts
         self._stop_streaming()
-        if self.usable:
-            self.transport.write(octets)
+        self.transport.write(octets)
 
     def chunk(self, octets: bytes, *, last: bool = False, verdicts: int = 1) -> None:
-        """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies."""
-        if self.usable:
-            self._replies_due += verdicts
-            self.transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
-            self.transport.write(octets)
+        """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies. `Refused`: the
+        connection has ended, and nothing was sent."""
+        self.require_usable()
+        self._replies_due += verdicts
+        self.transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
+        self.transport.write(octets)
 
     def _stop_streaming(self) -> None:
         if self._streaming:
