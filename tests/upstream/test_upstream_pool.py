@@ -976,6 +976,27 @@ def test_a_handshake_that_is_never_answered_leaves_time_to_go_on_in_clear(
     assert behind.greeted().say(MAIL).startswith("250 ")
 
 
+def test_an_attempt_and_the_one_in_clear_after_it_have_three_times_connect_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    monkeypatch.setattr(Link, "startTLS", lambda *_: None)
+    server.answers["EHLO"] = silence
+    behind = Behind(server, tls="opportunistic", connect=10)
+    behind.clock.advance(15)
+    server.links[0].says("250-mx.example\r\n250 STARTTLS")
+    behind.clock.advance(10)
+    assert server.open_links == server.links[1:]
+    behind.clock.advance(4.9)
+    assert len(server.open_links) == 1
+    behind.clock.advance(0.1)
+    assert server.open_links == []
+    said = behind.greeted().say(MAIL)
+    assert said == "451 4.4.2 Upstream server did not answer in time, try again later\r\n"
+    behind.assert_nothing_is_left()
+
+
 @pytest.mark.parametrize("waits_for", ["the greeting", "EHLO", "MAIL", "the verdict"])
 def test_what_nobody_refers_to_any_more_is_forgotten_without_a_word(waits_for: str) -> None:
     """A coroutine that is collected must not be run again by what it closes, in the middle of something else."""

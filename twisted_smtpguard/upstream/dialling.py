@@ -78,21 +78,25 @@ class Dialler:
         return self._tls_settings(), login
 
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
-        """Make a connection that is ready for MAIL. `client` is the client that it is for, if it is for one. `Refused`:
-        no connection could be made."""
+        """Make a connection that is ready for MAIL. With a PROXY header it belongs to `client`; None: to no client.
+        `Refused`: no connection could be made."""
+        dialling = Deferred.fromCoroutine(self._dial(client, ended))
+        try:
+            return await within(3 * self.options.connect, self.clock.callLater, dialling)
+        except TimeoutError:
+            # Each step was within its own time limit, but all of them together took too long.
+            raise Refused(replies.UPSTREAM_TIMED_OUT) from None
+
+    async def _dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
+        """Make the connection. With opportunistic TLS a failed handshake is followed by an attempt in clear."""
         tls = self.options.tls
-        while True:
-            dialling = Deferred.fromCoroutine(self._dial(client, ended, tls))
-            try:
-                return await within(3 * self.options.connect, self.clock.callLater, dialling)
-            except TimeoutError:
-                # Each step was within its own time limit, but all of them together took too long.
-                raise Refused(replies.UPSTREAM_TIMED_OUT) from None
-            except HandshakeFailed as failed:
-                if tls != "opportunistic":
-                    raise
-                self._warn_of_clear(describe(failed))
-                tls = "off"
+        try:
+            return await self._attempt(client, ended, tls)
+        except HandshakeFailed as failed:
+            if tls != "opportunistic":
+                raise
+            self._warn_of_clear(describe(failed))
+        return await self._attempt(client, ended, "off")
 
     def _warn_of_clear(self, problem: str) -> None:
         """Log the warning once until a handshake succeeds, since clients decide how often a handshake is attempted."""
@@ -100,7 +104,9 @@ class Dialler:
             self._warned_of_clear = True
             self.notices.in_clear(problem)
 
-    async def _dial(self, client: Client | None, ended: Callable[[Connection], None], tls: str) -> Connection:
+    async def _attempt(
+        self, client: Client | None, ended: Callable[[Connection], None], tls: str
+    ) -> Connection:
         connection = await self._connect(ended)
         try:
             await self._open(connection, client, tls)
