@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import tempfile
 
 import pytest
@@ -194,6 +195,22 @@ def test_a_full_disk_is_452(threads, monkeypatch):
     pending = mail.data().write(LARGE)
     threads.work()
     assert outcome(pending).reply == INSUFFICIENT_STORAGE
+
+
+def test_a_disk_that_is_full_when_the_files_buffer_is_written_is_452(threads, monkeypatch, tmp_path):
+    class FullAfterThat(io.FileIO):
+        def write(self, data):
+            if self.tell():
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(data)
+
+    file = io.BufferedRandom(FullAfterThat(tmp_path / "body", "x+"))
+    monkeypatch.setattr(callable_delivery, "TemporaryFile", lambda: file)
+    application = Application()
+    verdict = finished(threads, application, (LARGE, b"the tail stays in the buffer"))
+    assert outcome(verdict).reply == INSUFFICIENT_STORAGE
+    assert application.calls == []
+    assert file.closed
 
 
 def test_the_application_says_what_it_can_carry(threads):

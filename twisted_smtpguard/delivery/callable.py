@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from inspect import isawaitable
 from io import BytesIO
@@ -28,16 +29,21 @@ EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
 
 
 class _TemporaryFile:
-    """A file without a name. It is used in a thread until it is handed to the function."""
+    """A file without a name. Only threads use it until the function gets it."""
 
     def __init__(self) -> None:
         self.body: IO[bytes] = TemporaryFile()  # noqa: SIM115 - remove() closes it
         self.write = self.body.write
-        self.remove = self.body.close
 
     def rewind(self) -> BinaryIO:
         self.body.seek(0)
         return self.body  # type: ignore[return-value]
+
+    def remove(self) -> None:
+        # On a full disk a close fails too, since it writes what is left in the file's buffer. It frees the descriptor
+        # nevertheless.
+        with suppress(OSError):
+            self.body.close()
 
 
 @implementer(IMessageSink)
