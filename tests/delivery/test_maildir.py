@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path as FilePath
@@ -529,6 +531,21 @@ def test_those_who_come_while_the_disk_is_asked_share_its_answer(careful, disk, 
     outcomes = [outcome(deferred) for deferred in waiting]
     assert isinstance(outcomes.pop(3), CancelledError)
     assert all(hasattr(mail, "recipient") for mail in outcomes)
+
+
+def test_clients_that_leave_while_the_disk_hangs_leave_nothing_and_take_no_further_thread(careful, threads):
+    left = []
+    for _ in range(100):
+        waiting = careful.begin(CLIENT, Path("", {}))
+        waiting.addErrback(lambda failure: failure.trap(CancelledError))
+        left.append(weakref.ref(waiting))
+        waiting.cancel()
+    del waiting
+    gc.collect()
+    assert [each for each in left if each() is not None] == []
+    assert threads.waiting == 1
+    threads.work()
+    assert begun(careful) == "accepted"
 
 
 def test_a_clock_that_is_set_back_does_not_keep_an_old_answer(careful, disk, threads):

@@ -27,16 +27,19 @@ class FreeSpace:
         self._directory = directory
         self._octets: int | None = None
         self._asked = float("-inf")
-        self._waiting: list[Deferred[int | None]] = []
+        self._asking = False
+        self._waiting: deque[Deferred[int | None]] = deque()
 
     def octets(self) -> int | Deferred[int | None] | None:
         """The space that unprivileged users may still use. While the last answer is recent it comes at once, so that a
         busy guard asks once a second. None: the disk could not be asked, which was logged."""
-        if not self._waiting and 0 <= self._reactor.seconds() - self._asked < GOOD_FOR_SECONDS:
+        if not self._asking and 0 <= self._reactor.seconds() - self._asked < GOOD_FOR_SECONDS:
             return self._octets
-        waiter: Deferred[int | None] = Deferred()
+        # A client that leaves must not stay here: while a network disk hangs, any number of them may come.
+        waiter: Deferred[int | None] = Deferred(self._waiting.remove)
         self._waiting.append(waiter)
-        if len(self._waiting) == 1:
+        if not self._asking:
+            self._asking = True
             in_thread(self._reactor, os.statvfs, self._directory).addCallback(
                 lambda disk: disk.f_bavail * disk.f_frsize
             ).addErrback(self._unknown).addCallback(self._answer)
@@ -48,9 +51,9 @@ class FreeSpace:
     def _answer(self, octets: int | None) -> None:
         self._octets = octets
         self._asked = self._reactor.seconds()
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(octets)
+        self._asking = False
+        while self._waiting:
+            self._waiting.popleft().callback(octets)
 
 
 class SharedSync:
