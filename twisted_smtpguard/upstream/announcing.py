@@ -15,11 +15,13 @@ from ipaddress import IPv4Address, IPv6Address
 from twisted_smtpguard.values import Address, Client, Peer
 
 UNKNOWN = "[UNAVAILABLE]"
+"""The value of an attribute that the guard does not know."""
 
 _MAX_LINE = 500
 """Below the 512 octets of a command line (RFC 5321 4.5.3.1.4)."""
 
 _MAX_VALUE = 255
+"""The longest value of an attribute. Postfix refuses a longer one, and with it the client."""
 
 _NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
 
@@ -89,7 +91,6 @@ def _commands(verb: str, values: dict[str, str], offered: Collection[str]) -> li
     words = []
     for name in [name for name in values if name in offered]:
         text = _xtext(values[name])
-        # Postfix refuses a longer value, and with it the client.
         words.append(f"{name}={text if len(text) <= _MAX_VALUE else UNKNOWN}")
     width = _MAX_LINE - len(f"{verb} ")
     lines = textwrap.wrap(" ".join(words), width, break_long_words=False, break_on_hyphens=False)

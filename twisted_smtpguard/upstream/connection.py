@@ -1,6 +1,7 @@
-"""One connection to the upstream server: commands one at a time, message data with back-pressure, time limits.
+"""One connection to the upstream server: commands one at a time, message data with back-pressure, and a deadline for
+each answer of the server.
 
-A fault ends the connection, and raises `Refused` with the 451 for the client.
+A fault of the server ends the connection, and raises `Refused` with the 451 for the client.
 """
 
 # ruff: noqa: N802 - Twisted's own method names
@@ -29,12 +30,12 @@ from twisted_smtpguard.upstream.tlsfailure import tls_failure
 from twisted_smtpguard.values import Peer, Refused
 
 SEND_BUFFER_OCTETS = 16 * 1024
-"""How much may wait in the transport, besides the piece that is being sent, before the client is held back."""
+"""How many octets may wait in the transport, besides the piece that is being sent, before the client is paused."""
 
 
 @implementer(IPushProducer, IHandshakeListener)
 class Connection(Protocol):
-    """A connection to the server. `ended(self)` is called once, as soon as the connection is of no more use."""
+    """A connection to the server. `ended(self)` is called once, as soon as the connection can no longer be used."""
 
     transport: Any
 
@@ -49,41 +50,42 @@ class Connection(Protocol):
         self._streaming = self._full = self._securing = False
         self.hello: Hello = NO_EXTENSIONS
         self.greeted_as: tuple[str, bool] | None = None
-        """The HELO name of the client that the last EHLO was for, and whether that client used TLS."""
+        """The HELO name that the last EHLO took from its client, and whether that client used TLS. None: the name was
+        the guard's own."""
         self.problem: Reply | None = None
-        """The reply for clients that says why the connection is of no more use. None: it can be used."""
+        """Why the connection can no longer be used, as a reply for the client. None: it can be used."""
         self.tls_problem = ""
-        """What was wrong with TLS, for the log."""
+        """Why TLS failed, for the log; "": it did not fail."""
         self.closed: Deferred[None] = Deferred()
         """Fires when the transport has been closed."""
         self.messages = 0
-        """How many messages the connection was used for."""
+        """How many mail transactions the connection was used for."""
         self.error_replies = 0
-        """How many replies of 400 and above came since the last accepted message."""
+        """How many 4xx and 5xx replies have come since the last accepted message."""
 
     @property
     def usable(self) -> bool:
         return self.problem is None
 
     def require_usable(self) -> None:
-        """`Refused`, with the reply for the client: the connection is of no more use."""
+        """Raise `Refused`, with the reply for the client, if the connection can no longer be used."""
         if self.problem is not None:
             raise Refused(self.problem)
 
     # Commands and replies.
 
     def send_proxy_header(self, octets: bytes) -> None:
-        """Send a PROXY header. It must come before everything else."""
+        """Send a PROXY header. Nothing may be sent before it."""
         self.transport.write(octets)
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
-        """Send a command line, and return its reply. ValueError: `line` is not exactly one line, and nothing is
-        sent."""
+        """Send a command line. The Deferred is that of `answer`. ValueError: `line` is not exactly one line, and
+        nothing was sent."""
         if b"\r" in line or b"\n" in line or b"\0" in line:
-            # The server would take what follows the line end for a command of the guard: command injection.
+            # The server would execute the text after the line end as another command: command injection.
             raise ValueError(f"a command is one line, not {line!r}")
         if self._parser.amid_reply:
-            # The reply to the command before is incomplete, so the reply to this one would be taken for its rest.
+            # Part of a reply has come unasked, and the reply to this command would be parsed as the rest of it.
             self.end(replies.UPSTREAM_GARBLED)
         if not self.usable:
             return self._wait(seconds)
@@ -92,14 +94,15 @@ class Connection(Protocol):
         return self.answer(seconds)
 
     def answer(self, seconds: float) -> Deferred[UpstreamReply]:
-        """The next reply that is due; a reply that came before the connection ended counts. Cancelling the Deferred
-        ends the connection, since the reply would be taken for that of the next command."""
+        """Wait for the next reply that is due. A reply that came before the connection ended still counts. `Refused`:
+        no reply came within `seconds`, or the connection has ended. Cancelling the Deferred ends the connection, since
+        the late reply would be taken for the reply to the next command."""
         if self._answers:
             return succeed(self._answers.popleft())
         return self._wait(seconds)
 
     def local_peer(self) -> Peer | None:
-        """The guard's own end of the connection, as the server sees it. None over a UNIX socket."""
+        """The guard's own end of the connection, as the server sees it. None: the connection is over a UNIX socket."""
         here, there = self.transport.getHost(), self.transport.getPeer()
         if not isinstance(here, IPv4Address | IPv6Address):
             return None
@@ -108,12 +111,14 @@ class Connection(Protocol):
     # Message data.
 
     def start_data(self) -> None:
-        """Begin the message, after the 354. What is written from now on is message data."""
+        """Called after the 354: the octets that are sent from now on are message data, and the server has to be silent
+        until their end."""
         self._streaming = True
         self.transport.registerProducer(self, True)
 
     def stream(self, octets: bytes, seconds: float) -> Deferred[None] | None:
-        """Send octets of a message. A returned Deferred fires when there is room in the transport again."""
+        """Send octets of a message. None: more may be sent at once. Else the Deferred fires when the transport has room
+        again, for which the server has `seconds`. `Refused`: the connection has ended."""
         self.require_usable()
         self.transport.write(octets)
         return self._wait(seconds) if self._full else None
@@ -142,7 +147,8 @@ class Connection(Protocol):
     # TLS.
 
     def start_tls(self, options: Any, seconds: float) -> Deferred[None]:
-        """Begin the handshake, after the server has answered STARTTLS with 220. Fires when it is complete."""
+        """Begin the TLS handshake. Called when the server has answered STARTTLS with 220. The Deferred fires when the
+        handshake is complete. `Refused`: it failed, or took longer than `seconds`."""
         if self._parser.amid_reply or self._answers:
             self.end(replies.UPSTREAM_GARBLED)
         secured: Deferred[None] = self._wait(seconds)
@@ -160,8 +166,9 @@ class Connection(Protocol):
     # The end.
 
     def quit(self, seconds: float) -> None:
-        """Send QUIT and close. The server has `seconds` to close its side: under TLS a close waits for the server's
-        close_notify, which may never come. Called when no command is under way."""
+        """Send QUIT and close the connection. It is aborted if the server has not closed its side after `seconds`:
+        under TLS a close waits for the server's close_notify, which may never come. Called when no command is
+        pending."""
         if self.usable:
             self._finish(replies.UPSTREAM_LOST)
             self._abandoning = self._clock.callLater(seconds, self.abandon)
@@ -172,7 +179,7 @@ class Connection(Protocol):
         self.transport.loseConnection()
 
     def hurry(self, seconds: float) -> None:
-        """Shorten the time that the server has after `quit()`."""
+        """Shorten the time that the server has after `quit()` to `seconds` from now."""
         call = self._abandoning
         if call is not None and call.active() and call.getTime() > self._clock.seconds() + seconds:
             call.reset(seconds)
@@ -180,14 +187,15 @@ class Connection(Protocol):
     def abandon(self) -> None:
         """Abort the connection after `quit()`, if the server has not closed its side yet."""
         if not (self.closed.called or _safely(self._abort)):
-            # The transport failed, so nothing else would free the place of the connection.
+            # The transport will not report the end, so nothing else would free the place of the connection.
             self.connectionLost()
 
     def _abort(self) -> None:
         self.transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
-        """Abort the connection, whatever is under way. The server does not deliver an incomplete message."""
+        """Abort the connection, also in the middle of a command or message. Whoever waits for the server gets
+        `problem`. The server does not deliver an incomplete message."""
         if self.usable:
             # The place is freed and the waiter is told even if the transport raises.
             _safely(self._stop_streaming)
@@ -200,13 +208,13 @@ class Connection(Protocol):
         self.problem = problem
         self._ended(self)
         if self._waiter is not None:
-            # A verdict counts, whatever follows it.
+            # A verdict that has come counts, whatever follows it: else the message would come twice.
             self._fire(self._answers.popleft() if self._answers else Failure(Refused(problem)))
 
     # Called by the transport.
 
     def connectionMade(self) -> None:
-        # Twisted's own 64 KiB would add up over many sessions.
+        # Twisted's default, 64 KiB, would add up over many sessions.
         if hasattr(self.transport, "bufferSize"):
             self.transport.bufferSize = SEND_BUFFER_OCTETS
 
@@ -272,7 +280,7 @@ class Connection(Protocol):
         waiter: Deferred[Any] = Deferred(lambda _: self._wait_cancelled())
         self._waiter = waiter
         timer = self._clock.callLater(seconds, self.end, replies.UPSTREAM_TIMED_OUT)
-        return waiter.addBoth(_passed_on, timer)
+        return waiter.addBoth(_stop_timer_of, timer)
 
     def _fire(self, outcome: Any) -> None:
         waiter, self._waiter = self._waiter, None
@@ -285,12 +293,12 @@ class Connection(Protocol):
 
 
 def stop_timer(timer: IDelayedCall | None) -> None:
-    """Cancel `timer`, if there is one that is still to come."""
+    """Cancel `timer`, unless it is None, has been called or was cancelled before."""
     if timer is not None and timer.active():
         timer.cancel()
 
 
-def _passed_on(outcome: Any, timer: IDelayedCall) -> Any:
+def _stop_timer_of(outcome: Any, timer: IDelayedCall) -> Any:
     stop_timer(timer)
     return outcome
 
@@ -300,6 +308,7 @@ def _safely(step: Callable[..., object], *args: object) -> bool:
 
 
 def _unexpected_reply(answer: UpstreamReply, *, amid_message: bool) -> Reply:
-    """The reply for the client after an unexpected reply. A server that closes the connection says why (RFC 5321 3.8);
-    any other unexpected reply is the server's fault. It is about the client only while a message is being sent."""
+    """The reply for the client after a reply that was not due, such as the 421 of a server that is about to close the
+    connection (RFC 5321 3.8). It passes as the server's word on the message only while one is being sent; else the
+    client gets a 451."""
     return for_client(answer) if amid_message and answer.code >= 400 else as_temporary(answer).reply

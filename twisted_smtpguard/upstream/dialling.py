@@ -1,5 +1,5 @@
-"""How a connection is made ready for MAIL: greeting, EHLO or LHLO, STARTTLS, AUTH, and the announcement of the
-client."""
+"""How a connection to the upstream server is made and made ready for MAIL: greeting, EHLO or LHLO, STARTTLS, AUTH, and
+the announcement of the client."""
 
 from __future__ import annotations
 
@@ -58,11 +58,14 @@ class Dialler:
     options: UpstreamOptions
     notices: Notices
     _name: str
+    """The guard's hostname, for EHLO."""
     _host: str
+    """The host of the endpoint, which the server's certificate must name; "": it has none."""
     _lmtp: bool
     files_read: tuple[Any, Credentials | None] = attrs.field(init=False)
     """The TLS options and the login of new connections, as `read_files` returned them."""
     _warned_of_clear: bool = attrs.field(default=False, init=False)
+    """Whether the log says that mail goes out in clear, and no handshake has succeeded since."""
     _header_understood: bool = attrs.field(default=False, init=False)
     """Whether the server has accepted EHLO after a PROXY header."""
 
@@ -133,7 +136,7 @@ class Dialler:
     async def _open(self, connection: Connection, client: Client | None, tls: str) -> None:
         options = self.options
         if not options.proxied:
-            # The connection belongs to no client. A client is announced later, if at all.
+            # The connection belongs to no client. `announce` names one later, if the operator chose that.
             client = None
         else:
             peer = client.peer if client is not None and client.peer.address is not None else None
@@ -160,16 +163,20 @@ class Dialler:
             self._offered(connection, options.announce.upper())
 
     async def reset(self, connection: Connection, client: Client, seconds: float) -> None:
-        """Reset a connection that was used before, so that a MAIL of `client` may follow. `Refused`: the server did not
-        agree. On a client's own connection EHLO, which does what RSET does (RFC 5321 4.1.4), sends the client's present
-        HELO name: an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207 4.2)."""
+        """Reset a connection that was used before, so that a MAIL of `client` may follow. `Refused`: the server
+        refused, or the connection has ended.
+
+        On a client's own connection a changed HELO name is sent with EHLO, which resets as RSET does (RFC 5321 4.1.4):
+        an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207 4.2).
+        """
         if self.options.proxied and connection.greeted_as != _greeting_of(client):
             await self._hello(connection, client)
         elif not (await connection.command(b"RSET", seconds)).positive:
             raise Refused(replies.UPSTREAM_LOST)
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:
-        """Say EHLO or LHLO, with the client's HELO name if the connection is a client's own."""
+        """Send EHLO or LHLO, with the HELO name of `client`; None: with the guard's own name. A server that does not
+        know EHLO gets a HELO."""
         connection.greeted_as = None if client is None else _greeting_of(client)
         name = (self.options.helo or self._name) if client is None else client.helo
         for verb in ("LHLO",) if self._lmtp else ("EHLO", "HELO"):
@@ -177,15 +184,15 @@ class Dialler:
             if reply.positive:
                 connection.hello = NO_EXTENSIONS if verb == "HELO" else parse_hello(reply)
                 return
-            # HELO is not used after a PROXY header: a server that read the header as a command answers that with these
-            # codes.
+            # After a PROXY header there is no HELO: a server that takes the header for a command answers the header
+            # with one of these codes.
             if self.options.proxied or reply.code not in (500, 502, 504):
                 break
         raise refused_by(verb, reply, client)
 
     async def _hello_after_header(self, connection: Connection, client: Client | None) -> None:
-        """Say EHLO after a PROXY header. A server that expects no header has read it as a command, and its answer to
-        that comes before the answer to EHLO, or instead of it."""
+        """Send EHLO after a PROXY header. A server that expects no header takes it for a command, and its answer to the
+        header comes before the answer to EHLO, or instead of it."""
         try:
             await self._hello(connection, client)
         except Refused as refused:
@@ -214,12 +221,12 @@ class Dialler:
             return
         connection.require_usable()
         try:
-            # The limit is at most that of `connect`, so that time is left to go on in clear if there is no answer.
+            # The limit is no more than `connect`, so that time is left for an attempt in clear if the server is silent.
             await connection.start_tls(self.files_read[0], min(self.options.connect, self.options.timeout))
         except Refused as refused:
             raise HandshakeFailed(refused.reply, connection.tls_problem) from refused
         self._warned_of_clear = False
-        # The answer to an EHLO in clear must be discarded (RFC 3207 4.2).
+        # The extensions that were offered in clear must be forgotten (RFC 3207 4.2).
         await self._hello(connection, client)
 
     def _tls_settings(self) -> Any:
@@ -274,8 +281,8 @@ class Dialler:
             await self._hello(connection, client)
 
     def _offered(self, connection: Connection, command: str) -> frozenset[str]:
-        """The attributes that the server offers for `command`. Without ADDR it would apply its rules to the guard's
-        address instead of the client's."""
+        """The attributes that the server offers for `command`. `Unsuitable`: ADDR is not among them, so the server
+        would apply its rules to the guard's address instead of the client's."""
         offered = connection.hello.words(command)
         if "ADDR" not in offered:
             raise Unsuitable(f"it does not offer {command} with ADDR to this host")

@@ -1,7 +1,7 @@
-"""Whether another connection to the upstream server is worth an attempt: the server may be down, or full.
+"""The health of the upstream server, which decides whether another connection is attempted: it may be down, or full.
 
-While the server is down every client is told so at once, and the guard attempts a connection from time to time. While
-it is full it accepts no further connection, and transactions wait for one that is open.
+While the server is down every client is told so at once, and the guard probes it from time to time. While it is full it
+accepts no further connection, and transactions wait for one that is open.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from twisted_smtpguard.values import Refused
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
-"""How long the guard waits before it tries a server that is down again: twice as long each time, up to the second
-number. A server that is back gets mail within that time."""
+"""The first and the longest wait before a server that is down is probed again; each wait is twice as long as the one
+before. A server that is up again gets mail after the longest at the latest."""
 
 FIRST_UNSUITABLE_RETRY_SECONDS = 30.0
 LAST_UNSUITABLE_RETRY_SECONDS = 600.0
-"""The same for a server that answers and cannot be used as configured: a wrong password that is sent every few seconds
-gets the account, or the guard's address, locked out."""
+"""The same waits for a server that answers and cannot be used as configured. They are longer, since a wrong password
+that is sent every few seconds gets the account, or the guard's address, locked out."""
 
 _UNSUITABLE = replies.UPSTREAM_UNSUITABLE
 
@@ -48,14 +48,17 @@ class Health:
     full: IDelayedCall | None = attrs.field(default=None, init=False)
     """The end of the time for which the server counts as full. None: it may accept more connections than are open."""
     careful: bool = attrs.field(default=False, init=False)
-    """The server was full, and has accepted no connection since. Only one at a time is attempted."""
+    """Whether the server was full and has accepted no connection since. Then only one at a time is attempted."""
     _watching: bool = attrs.field(default=False, init=False)
+    """Whether the pool has started, so that the server is probed when that is needed."""
     _retry_seconds: float = attrs.field(default=0.0, init=False)
-    """How long to wait before the next attempt, within the bounds above."""
+    """How long to wait before the next probe of a server that is down, if that is within the bounds above."""
     _retry: IDelayedCall | None = attrs.field(default=None, init=False)
     """The next probe, if one is due: the server is down, or may be."""
     _probing: Deferred[None] | None = attrs.field(default=None, init=False)
+    """The probe that is under way."""
     _probe_again: bool = attrs.field(default=False, init=False)
+    """Whether the settings have changed during the probe, so that its failure says nothing about the server."""
     _changes: int = attrs.field(default=0, init=False)
     """How often the settings have changed."""
     _times_full: int = attrs.field(default=0, init=False)
@@ -78,7 +81,8 @@ class Health:
     # Reports of the pool.
 
     def attempt(self) -> tuple[int, int]:
-        """Called when a connection is attempted. The value is handed back with the outcome."""
+        """Called when a connection is attempted. Returns a value for `succeeded` or `failed`, which shows them what has
+        changed since."""
         return self._changes, self._times_full
 
     def succeeded(self, attempt: tuple[int, int]) -> None:
@@ -178,6 +182,6 @@ class Health:
         self._retry = None
 
     def _full_over(self) -> None:
-        """The server may have room for another connection by now."""
+        """Called when the time for which the server counts as full is over."""
         self.full = None
         self._changed()

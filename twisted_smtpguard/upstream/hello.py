@@ -2,7 +2,7 @@
 clients.
 
 A server that sees the client's address may offer strangers less than it offers the guard. An extension that it did not
-offer for one client is offered to no client for a while: mail that needs it would be put off at each attempt.
+offer for one client is offered to no client for a while: a message that needs it would get a 451 at each attempt.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ REMEMBER_SECONDS = 3600.0
 """How long an extension that was missing for one client is offered to no client."""
 
 _MAY_BE_NEEDED = frozenset({"8BITMIME", "BINARYMIME", "CHUNKING", "DSN", "SMTPUTF8"})
+"""The extensions without which a message that uses them cannot be passed on."""
 
 _PASSED_ON = frozenset({"8BITMIME", "SMTPUTF8", "DSN"})
+"""The extensions that the guard can offer whenever the server does."""
 
 
 @attrs.frozen
@@ -72,19 +74,20 @@ class OfferedExtensions:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._offered_to_us: Hello = NO_EXTENSIONS
+        """The server's last answer to the guard itself, before it was told of any client."""
         self._missing: dict[str, float] = {}
         """When each extension was last missing."""
         self.hello: Hello = NO_EXTENSIONS
         """The extensions that may be offered."""
 
     def update(self, hello: Hello, *, by_client: bool = False) -> None:
-        """Called with each answer to EHLO. `by_client`: the server was told of a client before."""
+        """Called with each answer to EHLO. `by_client`: whether the server knew a client's address when it answered."""
         now = self._clock.seconds()
         if by_client:
             self._missing.update(dict.fromkeys(_MAY_BE_NEEDED - hello.keywords.keys(), now))
         else:
             for word in hello.keywords.keys() - self._offered_to_us.keywords.keys():
-                # The server has begun to offer it.
+                # The server did not offer this extension to the guard before, and now does.
                 self._missing.pop(word, None)
             self._offered_to_us = hello
         if self._missing:

@@ -9,7 +9,7 @@ from twisted_smtpguard.upstream.hello import Hello
 from twisted_smtpguard.values import Path, Refused
 
 _NEEDS = {"BODY": "8BITMIME", **dict.fromkeys(("RET", "ENVID", "NOTIFY", "ORCPT"), "DSN")}
-"""The extension that defines a parameter, if it is not called as the parameter is."""
+"""The extension that defines each parameter. A parameter that is not listed has the same name as its extension."""
 
 _MAY_BE_LEFT_OUT = frozenset({("SIZE", None), ("BODY", "7BIT")})
 """Parameters that may be dropped, since the server does not need them. The value None stands for any value."""
@@ -33,7 +33,7 @@ def _command(verb: str, path: Path, offered: Hello) -> bytes:
 def _parameters(path: Path, offered: Hello) -> Iterable[str]:
     for keyword, value in path.parameters.items():
         if keyword == "AUTH":
-            # It is never passed on. The server must not trust the guard about who has logged in (RFC 4954 5).
+            # AUTH is never passed on, since the server must not trust the guard about who has logged in (RFC 4954 5).
             continue
         needed = {_NEEDS.get(keyword, keyword)}
         if value == "BINARYMIME":

@@ -1,7 +1,7 @@
 """The log events about an upstream server. A test checks docs/reference/events.md against this file.
 
-A delivery has no `Events`, since a plugin that makes one has none either. So these events are not counted in the
-statistics. They have their own budgets, since each session of a flood may cause one.
+These events are not counted in the statistics: a delivery does not get the guard's `Events`, since a plugin can make
+one. They have their own budgets of lines, since each session of a flood may cause one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_LINES = 10
 """How often each event is logged in a second."""
 
 AGAIN_SECONDS = 3600.0
-"""How long a refused command is not logged again."""
+"""How long a command that was refused with the same code is not logged again."""
 
 MAX_VERDICTS_SHOWN = 5
 """How many verdicts of a message are logged. Their number is always logged."""
@@ -40,8 +40,9 @@ class Notices:
         self._seconds = time.time if clock is None else clock.seconds
         self._log = EventLog(self._seconds)
         self._told_at: dict[tuple[str, str], float] = {}
-        """When each command and code was last logged. The table is bounded: there are a few commands and 400 codes."""
-        # Each event has its own budget, so that many mixed verdicts do not hide that the server is down.
+        """When each refused command and code was last logged. There are only a few commands and 400 codes."""
+        # Each event has its own budget, so that a flood of one, such as mixed_verdicts, does not suppress
+        # upstream_down.
         self._budgets: defaultdict[str, LineBudget] = defaultdict(lambda: LineBudget(MAX_LINES, 0))
 
     def down(self, problem: str) -> None:

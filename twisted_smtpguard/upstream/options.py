@@ -40,7 +40,8 @@ def _parse_word(name: str) -> str:
 
 
 def _text(parse: Callable[[str], T]) -> Unit[T]:
-    """The unit of a setting that any text of an application may be, or what it is read from."""
+    """The unit of a setting that `parse` reads from the operator's text. A value from an application is taken as it
+    is."""
     return Unit("text", parse, lambda value: None)
 
 
@@ -80,8 +81,8 @@ class UpstreamOptions:
     wait: float = attrs.field(default=10.0, metadata={"unit": _SOME_SECONDS})
     """How long a transaction waits for a free connection."""
     connect: float = attrs.field(default=10.0, metadata={"unit": _SOME_SECONDS})
-    """The time limit for TCP, for the greeting, and for a TLS handshake. All steps until a connection is ready have
-    three times as long together."""
+    """The time limit for each of TCP, the greeting and a TLS handshake. All steps until MAIL together have three times
+    as long, with an attempt in clear after a failed handshake."""
     timeout: float = attrs.field(default=60.0, metadata={"unit": _SOME_SECONDS})
     """The time limit for the reply to a command, and for room to send more of a message."""
     verdict: float = attrs.field(default=280.0, metadata={"unit": _SOME_SECONDS})
@@ -125,7 +126,7 @@ class Upstream:
 
     @property
     def kind(self) -> str:
-        """The type of the endpoint, which stands before its first colon. It may be in capitals, as Twisted allows."""
+        """The type of the endpoint in lower case, such as `tcp`. Twisted allows capitals too."""
         return self.endpoint.partition(":")[0].lower()
 
     @property
@@ -163,6 +164,7 @@ def parse_upstream(name: str, text: str) -> Upstream:
 
 
 def _contradiction(name: str, upstream: Upstream) -> str:
+    """What is wrong with settings that contradict each other or the endpoint, in one sentence; "": nothing."""
     options = upstream.options
     implicit = upstream.kind in ("tls", "ssl")
     if upstream.kind == "ssl" and not _NAMED.search(upstream.endpoint):

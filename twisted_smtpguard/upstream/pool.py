@@ -18,27 +18,27 @@ from twisted_smtpguard.upstream.waitingqueue import WaitingQueue
 from twisted_smtpguard.values import Client, Refused
 
 MAX_ERROR_REPLIES = 5
-"""How many replies of 400 and above a connection may have had since its last message. The server counts them too, and
-slows down or disconnects the next client: Postfix from the tenth on."""
+"""How many 4xx and 5xx replies a connection may have had since its last accepted message. The server counts them too,
+and slows down or disconnects whoever uses the connection next: Postfix from the tenth on."""
 
 CLOSE_SECONDS = 5.0
 FAST_CLOSE_SECONDS = 1.0
-"""How long the server has to close a connection after QUIT: usually, and when its place is needed or the guard
-stops."""
+"""How long the server has to close a connection after QUIT. The second number is for a place that a transaction waits
+for, and for the stop of the guard."""
 
 _RSET_SECONDS = 10.0
 
 _FULL_SECONDS = 5.0
-"""How long no further connection is attempted after one that was too many for the server."""
+"""How long no further connection is attempted after the server was found full."""
 
 _CLOSE_LAG_SECONDS = 1.0
 """How long a server may still count a connection that has been closed."""
 
 _UP_SECONDS = 5.0
-"""How long a server that has accepted a connection counts as up, whatever it says to one client."""
+"""How long a server counts as up after it has accepted a connection, even if it then refuses single clients."""
 
 _SIGNS_OF_FULL = frozenset({replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_LOST})
-"""How a connection fails that a server has no free process for."""
+"""How a connection fails if the server accepts it and has no free process for it."""
 
 
 class Pool:
@@ -54,6 +54,7 @@ class Pool:
         self._idle: dict[Connection, IDelayedCall] = {}
         """Unused connections, the last used one last, each with the call that closes it."""
         self._parked: dict[str, Connection] = {}
+        """Unused connections that belong to one client each, by its session, the last used one last."""
         self._unready: set[Connection] = set()
         """Connections that are being made ready for a transaction."""
         self._places_held = 0
@@ -61,7 +62,11 @@ class Pool:
         self._dialling: set[Deferred[Connection]] = set()
         """The attempts to connect."""
         self._closing: set[Connection] = set()
-        self._freed_at = self._succeeded_at = float("-inf")
+        """Connections that are closing after QUIT. Each has its place until it is closed."""
+        self._freed_at = float("-inf")
+        """When a connection ended last, so that the server had room for another."""
+        self._succeeded_at = float("-inf")
+        """When a connection was made last."""
         self._waiting = WaitingQueue(clock)
         self._serving = False
         self.health = Health(clock, notices, self._probe, self._serve_waiting)
@@ -77,7 +82,8 @@ class Pool:
         self.health.start()
 
     def stop(self) -> Deferred[Any]:
-        """Send QUIT on unused connections, and abort the others. Fires when all have been closed."""
+        """Send QUIT on unused connections, abort those in use, and refuse all that wait. Fires when the unused ones,
+        and those that were closing already, have been closed."""
         self._open, self._stopped = False, True
         self.health.stop()
         self._waiting.refuse_all(replies.UPSTREAM_UNAVAILABLE)
@@ -125,7 +131,7 @@ class Pool:
             called = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
-        """Give back a connection. No command is under way on it, and no message is incomplete."""
+        """Give back a connection, on which no command is pending and no message incomplete."""
         if not connection.usable:
             return
         if not self._open or self._is_worn_out(connection):
@@ -143,7 +149,7 @@ class Pool:
             self._close(connection)
 
     def _is_worn_out(self, connection: Connection) -> bool:
-        """Whether the next client should not get this connection."""
+        """Whether the connection has to be closed instead of used again."""
         options = self._options
         return (
             0 < options.messages <= connection.messages
@@ -168,6 +174,7 @@ class Pool:
         return connection
 
     async def _reuse_idle(self, client: Client) -> Connection | None:
+        """The idle connection that was used last, ready for `client`. None: there is none, or it was no longer good."""
         if not self._idle:
             return None
         connection, expiry = self._idle.popitem()
@@ -215,7 +222,7 @@ class Pool:
             await self._dialler.announce(connection, client)
             connection.require_usable()
         except BaseException as error:
-            # If the refusal is about the client, other clients could use the connection; it is not worth the risk.
+            # Other clients could still use the connection if only this one was refused, but the guard cannot know that.
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_LOST)
             raise
         connection.messages += 1
@@ -246,7 +253,7 @@ class Pool:
         return connection
 
     async def _probe(self) -> None:
-        """Make a connection that is for no client."""
+        """Make a connection that is for no client, to find out whether the server is up and what it offers."""
         if not self._has_place():
             # All places are taken, so the server is up.
             return
@@ -263,7 +270,8 @@ class Pool:
             self._serve_waiting()
 
     def _failed(self, refused: Refused, client: Client | None, attempt: tuple[int, int]) -> None:
-        """Judge a connection that failed. `ServerFull`: it failed because others are open."""
+        """Decide what a failed attempt says about the server. `ServerFull`: the server is full, since others are
+        open."""
         if isinstance(refused, ClientRefused):
             if self._clock.seconds() - self._succeeded_at >= _UP_SECONDS:
                 # The server may refuse every client in this way.
@@ -273,7 +281,7 @@ class Pool:
         connections = len(self._connections) + len(self._unready)
         there_are_others = bool(connections or self._closing or (put_off and self._places_held > 1))
         if self._options.proxied and not isinstance(refused, Unreachable):
-            # The server answers for each client alone.
+            # The server judges the address of the client, not that of the guard.
             if client is not None:
                 # It may accept other clients, and no client may make the guard believe that the server is down.
                 self.health.cause_unknown()
@@ -303,7 +311,7 @@ class Pool:
         return self.in_use + len(self._closing) < self._options.connections
 
     def _can_try(self) -> bool:
-        """Whether an attempt is worth making now."""
+        """Whether a transaction may take an idle connection, or attempt a new one, now."""
         if self._idle:
             return True
         return (
@@ -313,6 +321,7 @@ class Pool:
         )
 
     def _can_dial(self) -> bool:
+        """Whether there is a place for a new connection, and the server may have room for it."""
         if self.health.full or (self.health.careful and self._dialling):
             return False
         return self._has_place()
@@ -331,7 +340,7 @@ class Pool:
             self._close(self._parked.pop(next(iter(self._parked))), FAST_CLOSE_SECONDS)
 
     def _serve_waiting(self) -> None:
-        """Wake the transactions that wait, as long as an attempt is worth making."""
+        """Wake waiting transactions, in their order, as long as they may take or attempt a connection."""
         if self._serving:
             return
         self._serving = True
@@ -347,7 +356,7 @@ class Pool:
             self._explore()
 
     def _ended(self, connection: Connection) -> None:
-        """Called once a connection is of no more use."""
+        """Called once for each connection, as soon as it can no longer be used."""
         if connection in self._unready:
             # Its place in the pool is still held.
             self._unready.discard(connection)
@@ -361,7 +370,7 @@ class Pool:
             self._place_freed()
 
     def _close(self, connection: Connection, seconds: float = CLOSE_SECONDS) -> None:
-        """Send QUIT. The connection will have been closed at most `seconds` later."""
+        """Send QUIT. The connection is closed after `seconds` at the latest."""
         if not connection.closed.called:
             self._closing.add(connection)
             connection.closed.addCallback(lambda _: self._closed(connection))
@@ -380,4 +389,5 @@ class Pool:
         self.health.place_freed()
 
     def _keep(self, connection: Connection) -> None:
+        """Make the connection idle. It is closed if no transaction takes it in time."""
         self._idle[connection] = self._clock.callLater(self._options.idle, self._close, connection)

@@ -76,11 +76,11 @@ def refused_by(command: str, answer: UpstreamReply, client: Client | None) -> Co
 
 
 class ServerFull(Refused):
-    """The server accepts no more connections than are open. The transaction has to wait for one of those."""
+    """The server accepts no more connections than are open. The transaction has to wait for one of them."""
 
 
 def verdict_of(reply: UpstreamReply) -> Refused:
-    """The server's refusal as the client gets it. A code below 400 at this point is an invalid reply."""
+    """The server's refusal as the client gets it. A reply below 400 refuses nothing, and so is an invalid one here."""
     return Refused(for_client(reply) if reply.code >= 400 else replies.UPSTREAM_GARBLED)
 
 
@@ -94,7 +94,7 @@ def as_temporary(reply: UpstreamReply) -> Refused:
 
 
 def describe(error: Refused) -> str:
-    """The text for the log about a connection that failed."""
+    """Why a connection failed, for the log."""
     if isinstance(error, Explained):
         return error.why
     if error.__cause__ is not None:

@@ -1,6 +1,6 @@
 """The parser of an SMTP or LMTP server's replies: octets in, replies out, and each as the guard's own client gets it.
 
-Pure. Whatever the server sends, at most one reply of MAX_REPLY_OCTETS is held.
+Pure. Whatever the server sends, at most one incomplete reply is held, and its size is bounded.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class ReplyParser:
         return bool(self._partial or self._lines)
 
     def feed(self, data: bytes) -> Iterator[UpstreamReply]:
-        """The replies that are complete with `data`. BadReply, after the last of them: the connection cannot be used
-        any more."""
+        """Yield each reply that `data` completes. BadReply is raised after the last valid one; the connection cannot be
+        used any more then."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             if self._take(line.removesuffix(b"\r")):

@@ -31,8 +31,8 @@ class WaitingQueue:
         return next(self._numbers)
 
     async def wait(self, number: int, seconds: float) -> None:
-        """Wait to be woken. `Refused`: that did not happen within `seconds`, or `refuse_all` was called. May be
-        cancelled."""
+        """Wait to be woken. `Refused`: the wait took `seconds`, or `refuse_all` was called. A cancelled waiter leaves
+        the queue."""
         turn: Deferred[None] = Deferred(lambda _: self._queue.remove(waiter))
         waiter = number, turn
         insort(self._queue, waiter)
@@ -44,7 +44,7 @@ class WaitingQueue:
         turn.callback(None)
 
     def refuse_all(self, reply: Reply) -> None:
-        """Refuse all that wait now with `reply`, since no connection will come."""
+        """Refuse all waiters that are in the queue now with `reply`, since no connection will come."""
         last = self.next_number()
         while self._queue and self._queue[0][0] < last:
             _, turn = self._queue.pop(0)
