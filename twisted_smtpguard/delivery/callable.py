@@ -25,7 +25,7 @@ DeliveryFunction: TypeAlias = Callable[[Envelope, BinaryIO], Later[Reply | None]
 
 
 EXTENSIONS = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME", "DSN"})
-"""What `IDelivery.extensions` may hold."""
+"""Everything that `IDelivery.extensions` may hold."""
 
 
 class _TemporaryFile:
@@ -76,9 +76,9 @@ class _CallableSink:
 
 @implementer(IDelivery)
 class CallableDelivery:
-    """Each message is one call of `function(envelope, body)` in the reactor's thread.
+    """Hands each message to `function(envelope, body)`, which is called in the reactor's thread.
 
-    `body` is a seekable binary file at position 0. It has the octets as they came, with CRLF line ends. It is closed
+    `body` is a seekable binary file at position 0, with the octets as they came, line ends CRLF. It is closed
     when `function` has answered, or when the time limit has cancelled it. A body of 64 KiB or more is on disk: read it
     in a thread if the reactor must not wait.
 

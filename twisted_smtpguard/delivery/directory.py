@@ -15,12 +15,13 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
 
 GOOD_FOR_SECONDS = 1.0
+"""How long an answer about the free space is used."""
 
 _log = Logger()
 
 
 class FreeSpace:
-    """Asks the disk in a thread, since a network disk may be slow, and remembers the answer."""
+    """The free space on the disk of `directory`. The disk is asked in a thread, since a network disk may be slow."""
 
     def __init__(self, reactor: ThreadedReactor, directory: Path) -> None:
         self._reactor = reactor
@@ -31,8 +32,9 @@ class FreeSpace:
         self._waiting: deque[Deferred[int | None]] = deque()
 
     def octets(self) -> int | Deferred[int | None] | None:
-        """The space that unprivileged users may still use. While the last answer is recent it comes at once, so that a
-        busy guard asks once a second. None: the disk could not be asked, which was logged."""
+        """How many octets unprivileged users may still use; None: the disk could not be asked, which was logged. A
+        recent answer is given at once, so that a busy guard asks the disk once a second; else a Deferred fires with
+        it."""
         if not self._asking and 0 <= self._reactor.seconds() - self._asked < GOOD_FOR_SECONDS:
             return self._octets
         # A client that leaves must not stay here: while a network disk hangs, any number of them may come.
@@ -67,9 +69,9 @@ class SharedSync:
         """The requests that no call serves yet. The thread takes them when its call begins."""
 
     def ask(self) -> Deferred[None]:
-        """Request a synchronisation. It fires after a call of `sync` that began after this request, so everything done
-        before is safe. If that call fails, all requests that it serves fail, and no others. Called in the reactor's
-        thread."""
+        """Request a synchronisation. The Deferred fires after a call of `sync` that began after this request, so that
+        everything done before the request is safe. If the call fails, all requests that it serves fail, and no others.
+        Called in the reactor's thread."""
         answer: Deferred[None] = Deferred()
         self._waiting.append(answer)
         if not self._busy:

@@ -35,6 +35,7 @@ from twisted_smtpguard.values import Client, Path, Refused, is_later
 _OPTION = "accept-domain"
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LINES_AT_ONCE = 256
+"""How many lines of a file are read before the reactor's thread may run."""
 
 _ROUTING = frozenset("@%!")
 """Characters by which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
@@ -68,7 +69,7 @@ class AcceptedDomains(PartsOwner):
     def _read(self, yield_gil: Callable[[], object] = lambda: None) -> frozenset[str]:
         domains = self._named.union(*(read_domains(file, yield_gil) for file in self._files))
         if not domains:
-            # The file may be just being written. Without a domain no mail would be accepted.
+            # The file may be half written. Without a domain no mail would be accepted.
             raise FaultyFileError(_OPTION, str(self._files[-1]), "there is no domain in it")
         return domains
 
@@ -163,10 +164,10 @@ class _CheckedRelayTransaction(_Check, proxyForInterface(IRelayTransaction)):  #
 
 
 def is_for(address: str, domains: frozenset[str]) -> bool:
-    """Whether the recipient `address` is at one of `domains`, which are canonical. `Postmaster` without a domain always
-    is.
+    """Whether the recipient `address` is in one of `domains`, which are canonical.
 
-    An address whose local part names another destination, such as `user%elsewhere@here`, never is.
+    `Postmaster` without a domain always is. An address whose local part names another destination, such as
+    `user%elsewhere@here`, never is: the server would relay the mail to that.
     """
     local, at, domain = address.rpartition("@")
     if not at:

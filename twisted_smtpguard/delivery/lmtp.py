@@ -21,7 +21,7 @@ class LmtpDelivery(UpstreamDelivery):
             try:
                 reply = await mail.verdict()
             except Refused as refused:
-                # If the connection ends before the verdict, it is a 451, so that the client tries again.
+                # If the connection has ended before this verdict, `reply` is a 451, so that the client tries again.
                 reply = refused.reply
             verdicts.append((recipient.address, reply))
         folded = combine(verdicts)

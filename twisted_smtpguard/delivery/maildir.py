@@ -64,7 +64,8 @@ class _MaildirSink:
         self._spool.discard()
 
     async def _store(self) -> None:
-        # A second call in a thread costs more than a synchronisation that no other message would share.
+        # A message that is stored alone synchronises new/ in its one call in a thread. No other message would share the
+        # synchronisation, which costs less than a second call in a thread.
         alone = not self._maildir._storing
         self._maildir._storing += 1
         try:
@@ -96,8 +97,8 @@ class _MaildirSink:
                 return MessageFile(maildir._path, maildir._new_name(), header)
 
     def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
-        """Pass on the outcome. If `answer` was cancelled the client has got a 451; if the message was stored all the
-        same, since its rename had begun, the client will send it again."""
+        """Pass the outcome on to `answer`. If `answer` was cancelled, the client has got a 451 and will send the
+        message again, although it may have been stored, since its rename had begun."""
         if not answer.called:
             answer.callback(result)
         elif result is None:
@@ -117,7 +118,7 @@ class MaildirDelivery:
     """Stores every message in the Maildir at `path`, for all recipients.
 
     `hostname` is the guard's name in Received fields and file names. MAIL is refused if less than `min_free_space`
-    octets of the disk would be free after a message of the declared size; 0: MAIL is never refused for that.
+    octets of the disk would be free after a message of the declared size; 0: the free space is not checked.
     ValueError: `path` cannot be used.
     """
 
@@ -140,7 +141,7 @@ class MaildirDelivery:
         self._sync = SharedSync(reactor, partial(sync_directory, new))
         self._storing = 0
         """How many messages are being stored, until they are safe in new/."""
-        # The free space of new/ is asked, not that of the Maildir, so that MAIL fails if the disk is no longer mounted.
+        # new/ is asked about, not the Maildir itself, so that MAIL is refused if the disk is no longer mounted.
         self._free_space = FreeSpace(reactor, new)
 
     def begin(self, client: Client, sender: Path) -> IMailTransaction | Deferred[IMailTransaction]:

@@ -75,7 +75,7 @@ def sync_directory(path: Path) -> None:
 
 
 class NotTakenBack(Exception):  # noqa: N818 - it is an outcome
-    """The message could not be removed from new/: it is not safe there, or a reader has taken it already."""
+    """A message that was refused could not be removed from new/. Perhaps a reader has taken it already."""
 
 
 class MessageFile:
@@ -127,6 +127,7 @@ class MessageFile:
             raise NotTakenBack from error
 
     def remove(self) -> None:
+        """Close the file, and remove it from tmp/ if it is still there. Never raises an OSError."""
         with suppress(OSError):
             self._close()
         with suppress(OSError):

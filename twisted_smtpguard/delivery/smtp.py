@@ -1,4 +1,4 @@
-"""`smtp:ENDPOINT`: messages are passed to an SMTP server, so that the guard is its proxy."""
+"""`smtp:ENDPOINT`: messages are passed to an upstream SMTP server, and the guard is its proxy."""
 
 from __future__ import annotations
 

@@ -34,14 +34,15 @@ def refuse_if_full(error: BaseException) -> None:
 
 
 class Discarded(Exception):  # noqa: N818 - it is an outcome
-    """The body was discarded while a thread was about to work on it."""
+    """The body was discarded before the thread could do its work."""
 
 
 class Spool:
     """The body of one message. `open_file` is called once, in a thread, when the file is first needed.
 
-    The file's `write(data)` writes all of `data`. Its `remove()` closes the file and removes it from the disk; it is
-    called after any failure, and perhaps more than once. Both are called in a thread, one call at a time.
+    The file's `write(data)` writes all of `data`. Its `remove()` closes the file and removes it from the disk. It is
+    called after any failure, perhaps more than once, and raises no OSError, which would hide why the body was not
+    stored. Both are called in a thread, one call at a time.
 
     After a failure nothing is left of the file. A full disk raises `Refused` with a 452; any other error is raised as
     it is. Everything but `keep` is called in the reactor's thread.
@@ -52,6 +53,7 @@ class Spool:
         self._open_file = open_file
         self._held = bytearray()
         self._threaded = False
+        """Whether a thread has been asked to write to the file."""
         self._file: Any = None
         self._discarded = False
         # Held while a thread works on the file. Only threads wait for it.
@@ -60,7 +62,7 @@ class Spool:
         self._decision = Lock()
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        """Take the next octets. While a returned Deferred is pending, only `discard` may be called."""
+        """Take the next octets. A Deferred fires when they are in the file; until then only `discard` may be called."""
         self._held += data
         if len(self._held) < MAX_HELD_OCTETS:
             return None

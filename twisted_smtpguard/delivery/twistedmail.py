@@ -1,5 +1,5 @@
-"""`TwistedMailDelivery`: messages are handed to objects that were written for twisted.mail.smtp. They see what its SMTP
-class would show them."""
+"""`TwistedMailDelivery`: messages are handed to objects that were written for twisted.mail.smtp. They see what
+twisted.mail's own SMTP class would show them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?!\S)")
 
 
 def _smtp() -> Any:
-    """The module twisted.mail.smtp. It is imported late: the import installs a reactor, which a module that plugins
-    import must not do."""
+    """The module twisted.mail.smtp. It is imported at its first use, since the import installs a reactor, which a
+    module that plugins import must not do."""
     from twisted.mail import smtp  # noqa: PLC0415
 
     return smtp
@@ -126,13 +126,13 @@ class _Session:
         """The client as it was at its login to the portal."""
         self._logouts: list[Callable[[], object]] = []
         self.pending = 0
-        """How many verdicts are pending. After its time limit one may still be pending at the next MAIL; then nobody is
-        logged out."""
+        """How many messages have no verdict yet. A message may have none at the next MAIL, even after its time limit;
+        then no login is ended, since the message may still need its avatar."""
 
     async def delivery(self, client: Client, sender: object) -> Any:
         """The delivery for the next message, or None. SMTPBadSender: the portal refused the login."""
         if self._portal is not None and not _is_same_user(self._user, client):
-            # If this login is refused the session must not go on as the user of before.
+            # If this login is refused, the session must not go on as the previous user.
             self._user = self._source = None
             if not self.pending:
                 self.log_out()
@@ -153,7 +153,7 @@ class _Session:
             raise _smtp().SMTPBadSender(sender) from error
         except UnhandledCredentials as error:
             raise _smtp().SMTPBadSender(sender, resp="Unauthenticated senders not allowed") from error
-        # Kept before the avatar is checked: each login gets its logout, also one that cannot be used.
+        # The logout is kept before the avatar is checked, since a login that cannot be used must be ended too.
         self._logouts.append(logout)
         if not any(interface.isOrExtends(each) for each in interfaces):
             raise TypeError(f"the realm answered with {interface!r}, which it was not asked for")
@@ -172,7 +172,7 @@ def _log_out(logout: Callable[[], object]) -> None:
 
 
 def _is_same_user(before: Client | None, now: Client) -> bool:
-    """Whether both are the same user by the same AUTH, or neither has logged in."""
+    """Whether both are the same user after the same AUTH, or neither has logged in."""
     return before is not None and before.identity == now.identity and before.avatar_id is now.avatar_id
 
 
@@ -229,21 +229,22 @@ class _Sink:
             *lines, rest = (bytes(self._partial) + data).split(b"\r\n")
             self._partial = bytearray(rest)
         else:
-            # A line that comes an octet at a time is not searched again for each octet.
+            # A line that comes an octet at a time must not be searched from its beginning for each octet.
             self._partial += data
         # Only the first line can have begun before these octets, so only it can be too long.
         unfinished = len(self._partial) - self._partial.endswith(b"\r")
         if max(unfinished, len(lines[0]) if lines else 0) > MAX_LINE_OCTETS:
             raise Refused(replies.MESSAGE_LINE_TOO_LONG)
-        self._tell(lines)
+        self._pass_on(lines)
 
-    def _tell(self, lines: Sequence[bytes]) -> None:
+    def _pass_on(self, lines: Sequence[bytes]) -> None:
+        """Pass whole lines on to the message object of each recipient."""
         with _refusals():
             if lines and not self._begun:
                 self._begun = True
                 if lines[0] and b":" not in lines[0]:
-                    # The message has no header. As in twisted.mail, an empty line ends the Received field.
-                    self._tell([b""])
+                    # The message has no header. As in twisted.mail, an empty line is put after the Received field.
+                    self._pass_on([b""])
             for line in lines:
                 for message in self._messages:
                     message.lineReceived(line)
@@ -251,7 +252,7 @@ class _Sink:
     async def finish(self) -> None:
         if self._partial:
             try:
-                self._tell([bytes(self._partial)])
+                self._pass_on([bytes(self._partial)])
             except BaseException:
                 self.abort()
                 raise
@@ -268,7 +269,8 @@ class _Sink:
 
 
 def _raise_failures(failures: Sequence[Failure], recipients: int) -> None:
-    """Raise one exception for `failures`, which are those of some recipients. The guard logs all but refusals."""
+    """Raise one exception for the failures of some recipients. The guard logs it unless it is `Refused`; the others are
+    logged here."""
     if not failures:
         return
     unexpected = [failure for failure in failures if not failure.check(_smtp().SMTPServerError)]
@@ -283,7 +285,8 @@ def _raise_failures(failures: Sequence[Failure], recipients: int) -> None:
 
 
 def _end(message: Any) -> Deferred[Any]:
-    """The verdict of `message`. One that has no eomReceived() does not keep the others from theirs."""
+    """Ask `message` for its verdict. An object without eomReceived() fails alone, so that the other recipients still
+    get the message."""
     try:
         end = message.eomReceived
     except FAULTS:
@@ -299,12 +302,12 @@ def _discard_all(messages: Sequence[Any]) -> None:
 
 
 def _discard(message: Any) -> None:
-    ended = call_hook(lambda: message.connectionLost())  # noqa: PLW0108 - to look it up can fail too
+    ended = call_hook(lambda: message.connectionLost())  # noqa: PLW0108 - the attribute may be missing
     ended.addErrback(_report, "connectionLost")
 
 
 def _or_returned_late(promised: Deferred[T], give_back: Callable[[T], None]) -> Deferred[T]:
-    """What `promised` fires with. If the returned Deferred was cancelled before, `give_back` gets the result.
+    """A Deferred that fires as `promised` does. If it is cancelled before that, `give_back` gets the late result.
 
     `promised` itself is not cancelled: a Deferred without a canceller, such as one of a thread or a database, would
     fail at once and lose the result of the work, which goes on.

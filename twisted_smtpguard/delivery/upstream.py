@@ -1,5 +1,5 @@
-"""The common part of smtp: and lmtp:. Each message is passed on to an upstream server while it comes in: nothing is
-stored, and every verdict is the server's."""
+"""The common part of `smtp:` and `lmtp:`. Each message is passed to an upstream server while it comes in: the guard
+stores nothing, and every verdict is the server's."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ _PIECE_OCTETS = 16 * 1024
 are several copies of a piece at once."""
 
 _HANGS_UP = frozenset({221, 421})
+"""Codes after which the server closes the connection."""
 
 _NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED})
+"""The replies for the client if the server has given no verdict."""
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
@@ -59,6 +61,7 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     """
 
     lmtp = False
+    """Whether the server speaks LMTP, and so gives one verdict for each recipient."""
 
     @checked
     def __init__(
@@ -95,7 +98,7 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
 
     @property
     def max_message_octets(self) -> int:
-        """The server's SIZE."""
+        """The largest message that the server accepts, by the SIZE that it offered last; 0: it stated none."""
         return self._pool.offering.hello.size
 
     @property
@@ -149,8 +152,8 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
 
 @implementer(IRelayTransaction)
 class UpstreamTransaction:
-    """One transaction with the server, on one connection: from MAIL until that is given back or dropped, whichever
-    comes first."""
+    """One mail transaction with the server. It holds one connection, from MAIL until the connection is given back to
+    the pool or dropped."""
 
     begun: Reply
 
@@ -160,9 +163,10 @@ class UpstreamTransaction:
         self.recipients: list[Path] = []
         """The accepted recipients."""
         self.may_have_message = False
-        """Whether the server may have the message although a verdict is missing, for all recipients or for one."""
+        """Whether the server may have the message although the verdict for a recipient is missing."""
         self._connection: Connection | None = None
         self._server_hangs_up = False
+        """Whether a verdict was a 221 or 421, so that the connection cannot be used again."""
 
     async def begin(self, sender: Path) -> None:
         """Take a connection and send MAIL. `Refused`: there is no transaction, and no connection is held."""
@@ -203,7 +207,7 @@ class UpstreamTransaction:
         self.give_back()
 
     async def _command(self, line: bytes) -> UpstreamReply:
-        """Send a command, and return its reply. `Refused`: there was none, and the connection is dropped."""
+        """Send a command, and return its reply. `Refused`: there was none, and the connection has ended."""
         return await self.connection.command(line, self.delivery.options.timeout)
 
     # Called by the sink too.
@@ -224,13 +228,13 @@ class UpstreamTransaction:
         return reply
 
     def accepted(self, reply: UpstreamReply) -> Reply:
-        """A 2xx as the client gets it. `Refused`: `reply` is another one."""
+        """Return `reply` as the client gets it. `Refused`: it is not a 2xx."""
         if not self.checked(reply).positive:
             raise verdict_of(reply)
         return for_client(reply)
 
     async def verdict(self) -> Reply:
-        """The server's verdict on the message, or in LMTP on the message for the next recipient: a 2xx, or
+        """Wait for the server's verdict on the message, which in LMTP is the one for the next recipient: a 2xx, or
         `Refused`."""
         try:
             reply = await self.connection.answer(self.delivery.options.verdict)
@@ -246,7 +250,7 @@ class UpstreamTransaction:
         return for_client(reply)
 
     def give_back(self) -> None:
-        """Give the connection back to the pool. No message on it is incomplete."""
+        """Give the connection back to the pool. Called when no message on it is incomplete."""
         if self._server_hangs_up:
             self.drop()
         connection, self._connection = self._connection, None
@@ -262,8 +266,8 @@ class UpstreamTransaction:
 
 @implementer(IMessageSink)
 class _Sink:
-    """One message to the server. It is sent with DATA and `dots`, or with None as BDAT chunks, each of which is
-    answered before the next is sent."""
+    """One message to the server. With `dots` it is sent after DATA; with None it is sent in BDAT chunks, each of which
+    the server answers before the next is sent."""
 
     def __init__(self, mail: UpstreamTransaction, dots: DotStuffer | None) -> None:
         self._mail = mail
@@ -288,7 +292,7 @@ class _Sink:
     async def _send_chunks(self, piece: bytes) -> None:
         connection = self._mail.connection
         for start in range(0, len(piece), _PIECE_OCTETS):
-            # A whole piece would wait in the transport, and this is one of many sessions.
+            # A larger chunk would wait in the transport as a whole, in each of many sessions.
             connection.chunk(piece[start : start + _PIECE_OCTETS])
             self._mail.accepted(await connection.answer(self._mail.delivery.options.timeout))
 
@@ -320,10 +324,10 @@ class _Sink:
 
 
 class DotStuffer:
-    """The data of one message. Call `encode` for each piece, then `end` once.
+    """Dot-stuffs the data of one message (RFC 5321 4.5.2). Call `encode` for each piece, then `end` once.
 
-    A dot after any LF is doubled, not only after CRLF. So the server finds no early end of the message, even if it
-    takes a bare LF for a line end: that is SMTP smuggling.
+    A dot after any LF is doubled, not only after CRLF. So a server that takes a bare LF for a line end finds no early
+    end of the message, which would be SMTP smuggling.
     """
 
     def __init__(self) -> None:
