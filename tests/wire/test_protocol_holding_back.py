@@ -223,7 +223,7 @@ def test_when_the_client_reads_everything_is_answered_in_order_and_nothing_is_lo
     client.heard()
     client.transport.reads = False
     client.say(*(word for _ in range(1000) for word in ("NOOP", "VRFY x", "WHAT")))
-    while client.transport._untaken:
+    while client.transport._unread:
         client.transport.take(step)
         client.guard.clock.advance(0)
     assert codes(client.heard()) == [250, 252, 500] * 1000

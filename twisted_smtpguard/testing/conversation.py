@@ -26,7 +26,7 @@ from twisted_smtpguard.transport.factory import SMTPGuardFactory
 class Clients:
     """Makes clients of an application's own `factory`, which uses `clock`. For a service that is `service.factory`.
 
-    Nothing happens between two calls of the test. What is scheduled for later happens when the test advances the clock.
+    Nothing happens between two calls of the test. Timers run when the test advances the clock.
     """
 
     @checked
@@ -109,7 +109,7 @@ class Conversation:
             if self.transport.lost:
                 break
             self.protocol.dataReceived(piece)
-            # The guard needs several turns of the reactor for a long burst.
+            # For a long burst the guard needs several turns of the reactor.
             self.guard.clock.advance(0)
         return self.heard()
 

@@ -38,13 +38,13 @@ _ADDRESSES = (
 
 
 def check_delivery(delivery: IDelivery, *, recipient: str = "user@example.com") -> Deferred[int]:
-    """Check that `delivery` keeps its contract: the interfaces of all three objects, difficult envelopes and bodies,
-    and an end at every stage. `recipient` is an address that it accepts. Each message is in its own session;
-    `session_ended()` of an ISessionDelivery is called for each.
+    """Check that `delivery` keeps its contract: the interfaces of the delivery, its transactions and its sinks,
+    difficult envelopes and bodies, and an end at every stage. `recipient` is an address that the delivery accepts. Each
+    message is in its own session, for which `session_ended()` of an ISessionDelivery is called.
 
-    Fires with the number of messages that it accepted; an AssertionError says what it did wrong, and where. It may
-    refuse any message but the first plain one to `recipient`. A message whose verdict is cancelled, as at the time
-    limit, may or may not have been stored, and is not counted.
+    The Deferred fires with the number of accepted messages. It fails with an AssertionError that says what the delivery
+    did wrong, and where. The delivery may refuse any message but the first plain one to `recipient`. A message whose
+    verdict is cancelled, as at the time limit, may or may not have been stored, and is not counted.
     """
     return Deferred.fromCoroutine(_check(delivery, Path(recipient, {})))
 
@@ -73,6 +73,8 @@ async def _check(delivery: IDelivery, recipient: Path) -> int:
 
 @attrs.frozen
 class _Envelope:
+    """A message to send, without its body. `what` names it in an AssertionError."""
+
     what: str
     sender: Path = _SENDER
     recipients: list[Path] = attrs.Factory(list)
@@ -123,18 +125,18 @@ def _bodies(extensions: frozenset[str]) -> dict[str, list[bytes]]:
 
 
 class _Session:
-    """One session of a delivery, with a message of `envelope`. Its end is reported once, when it is over and all its
-    hooks have answered, also those that were cancelled."""
+    """One session of a delivery, with a message of `envelope`. `session_ended()` is called once, when the session is
+    over and all its hooks have answered, also those that were cancelled."""
 
     def __init__(self, delivery: IDelivery, envelope: _Envelope, number: int) -> None:
         self.envelope = envelope
         self.client = attrs.evolve(envelope.client, session=f"1-{number}")
         self._delivery = delivery
         self._pending = 1
-        """How many hooks have not answered, and one more until the session is over."""
+        """How many hooks have not answered yet, plus one while the session goes on."""
 
     def call(self, hook: Callable[..., Any], *args: object) -> Deferred[Any]:
-        """Call a hook. The Deferred has its answer or its exception."""
+        """Call a hook. The Deferred fires with its answer, or fails with its exception."""
         self._pending += 1
         return call_hook(hook, *args).addBoth(self.end)
 
@@ -164,7 +166,7 @@ class _Session:
         return mail
 
     async def recipients(self, mail: IMailTransaction) -> None:
-        """Give all recipients. `Refused`: none was accepted."""
+        """Give the transaction all recipients. `Refused`: none was accepted, and the transaction has been aborted."""
         refusals: list[Refused] = []
         for recipient in self.envelope.recipients:
             try:
@@ -196,7 +198,7 @@ class _Session:
 
 
 class _Checks:
-    """The checks of one delivery. `accepted` counts its messages."""
+    """The checks of one delivery. `accepted` counts the messages that it accepted."""
 
     def __init__(self, delivery: IDelivery, recipient: Path) -> None:
         self.accepted = 0
@@ -237,24 +239,24 @@ class _Checks:
             with self._session() as session:
                 sink = await session.sink()
                 limit = self._delivery.max_message_octets
-                # The delivery may refuse; the sink is aborted all the same.
+                # The delivery may refuse. The sink is aborted even then.
                 with suppress(Refused):
                     for _ in range(min(5, limit // PIECE_OCTETS) if limit else 5):
                         written = session.call(sink.write, b"x" * PIECE_OCTETS)
-                        if not _come("write()", written, cancel=cancelled):
+                        if not _answered("write()", written, cancel=cancelled):
                             break
                 _abort(sink, "after or during write()")
 
     async def cancelled_hooks(self) -> None:
-        """Let the client leave while a hook is pending, and the time limit pass while the verdict is pending."""
+        """Cancel hooks as the guard does: begin() when the client leaves, and finish() at the time limit."""
         with self._session() as session:
             begun = session.call(self._delivery.begin, session.client, self._plain.sender)
-            for mail in _come("begin()", begun, cancel=True):
+            for mail in _answered("begin()", begun, cancel=True):
                 _abort(mail, "after begin()")
         with self._session(attrs.evolve(self._plain, what="a message that is cancelled")) as session:
             sink = await session.sink()
             await session.write(sink, b"Subject: cancelled\r\n\r\n")
-            for reply in _come("finish()", session.call(sink.finish), cancel=True):
+            for reply in _answered("finish()", session.call(sink.finish), cancel=True):
                 _check_reply(reply, "finish()")
                 self.accepted += 1
 
@@ -279,7 +281,7 @@ class _Checks:
 
     @contextmanager
     def _session(self, envelope: _Envelope | None = None) -> Iterator[_Session]:
-        """A session with its own id. A refusal ends it without a fault."""
+        """A session with its own id. It may end with a refusal, which is no fault."""
         session = _Session(self._delivery, envelope or self._plain, next(self._sessions))
         with suppress(Refused):
             yield session
@@ -315,8 +317,9 @@ def _tell_end(what: str, end: Callable[..., object], *args: object) -> None:
     require(result is None, f"{what} answered {result!r}, not None")
 
 
-def _come(what: str, pending: Deferred[Any], *, cancel: bool) -> list[Any]:
-    """The answer of a hook, if it has come already. If not, the Deferred is cancelled, or left pending."""
+def _answered(what: str, pending: Deferred[Any], *, cancel: bool) -> list[Any]:
+    """The answer of a hook, as the only item of a list. The list is empty if the hook has not answered yet, or has been
+    cancelled: a pending hook is cancelled with `cancel`, and left pending without."""
     outcomes: list[Any] = []
     pending.addBoth(outcomes.append)
     cancelled = cancel and not outcomes

@@ -12,10 +12,10 @@ from twisted_smtpguard.testing.fakes import FakeDelivery
 
 Turn: TypeAlias = tuple[str | bytes, str]
 """What the client sends, and the replies that it must get. Text is sent as lines, to which CRLF is added; octets are
-sent as they are. The reply lines are joined with `\\n`; "" means that there is no reply yet."""
+sent as they are. The lines of the replies are joined with `\\n`; "" means that there is no reply yet."""
 
 _LARGE_REPLY = 4096
-"""How many characters the replies to one arrival may have to be sent in one write."""
+"""Replies of more characters than this, to one arrival, may be sent in several writes."""
 
 
 @checked
@@ -31,9 +31,9 @@ def dialogue(
 
     AssertionError: the replies differ from those in `turns`, or the replies to one arrival are not in one write.
     `delivery` makes a delivery for each conversation; a FakeDelivery must see the same calls with the same octets each
-    time. `closed` says whether the guard must have closed its side at the end. `hello` is sent first, and its reply is
-    ignored; "" leaves it out. `bytewise=False` leaves out the conversation byte by byte. `limits` are fields of Limits.
-    Returns the first conversation.
+    time. `closed`: whether the guard must have closed its side at the end. `hello` is sent first, and its reply is
+    ignored; "": nothing is sent first. `bytewise=False` leaves out the conversation byte by byte. `limits` are fields
+    of Limits. Returns the first conversation.
     """
     first = None
     ways = (_by_turns, _bytewise, _at_once) if bytewise else (_by_turns, _at_once)

@@ -20,7 +20,7 @@ class Delivered:
     client: Client
     sender: Path
     recipients: list[Path]
-    """All recipients that the delivery was asked about, also those that the test refused."""
+    """Every recipient that the delivery was asked about, including those that the test refused."""
     octets: bytes
 
     def __attrs_post_init__(self) -> None:
@@ -31,9 +31,9 @@ class Delivered:
 class FakeDelivery:
     """A delivery that accepts everything and keeps it in `messages`.
 
-    A test sets another answer for a hook by `answers[hook]`, a function: it is called with the hook's arguments, and
-    its result is the hook's answer. So it may return a Deferred or a coroutine, or raise. The hooks are `begin`,
-    `recipient`, `data`, `write`, `finish`, `transaction.abort` and `sink.abort`.
+    A test sets another answer for a hook with a function in `answers[hook]`. The function is called with the hook's
+    arguments, and its result is the hook's answer: it may return a Deferred or a coroutine, or raise. The hooks are
+    `begin`, `recipient`, `data`, `write`, `finish`, `transaction.abort` and `sink.abort`.
     """
 
     extensions = frozenset({"8BITMIME", "SMTPUTF8", "BINARYMIME"})
@@ -97,8 +97,8 @@ class FakeSink:
 
 @implementer(IIPFilter)
 class FakeFilter:
-    """A filter that gives `answer` for every peer: a verdict or an awaitable. If `answer` is callable it is called with
-    the peer, and may raise. `peers` has the peers that it was asked about."""
+    """A filter that gives `answer` for every peer: a verdict or an awaitable. An `answer` that is callable is called
+    with the peer, and may raise. `peers` has the peers that the filter was asked about."""
 
     def __init__(self, answer: Any = PASS) -> None:
         self.answer = answer
@@ -113,7 +113,7 @@ class SlowFilter(FakeFilter):
     """A filter that answers with Deferreds, which are kept in `asked`. A test fires one with a verdict, or lets the
     time limit pass.
 
-    `cancelled` counts those that were cancelled.
+    `cancelled` is the number of Deferreds that were cancelled.
     """
 
     def __init__(self) -> None:

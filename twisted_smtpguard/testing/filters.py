@@ -19,10 +19,10 @@ from twisted_smtpguard.testing.demands import require, verify
 from twisted_smtpguard.values import Peer, Verdict
 
 MAX_BLOCKING_SECONDS = 0.25
-"""The longest time that a check may block. A longer one keeps every other client of the guard waiting."""
+"""How long a check may block the reactor, and so every other client of the guard."""
 MAX_STALLS = 5
-"""How many checks may block for longer, since the machine may have been busy. A filter that blocks does so each time,
-or, if it caches its look-ups, once for each address, of which there are more than this."""
+"""How many checks may block for longer, since the machine may have been busy. A filter that blocks exceeds this number:
+it blocks at each check, or, with a cache, at the first check of each address."""
 AT_ONCE = 10
 """The number of clients at each address, in the check of many at once."""
 
@@ -54,19 +54,19 @@ PEERS = {
 
 def check_filter(ip_filter: IIPFilter, *, seconds: Callable[[], float] = perf_counter) -> Deferred[int]:
     """Check that `ip_filter` keeps its contract: with every kind of peer, with many at once, with clients that leave
-    while they wait, and with a reload if it has one. A filter that is a service must have been started. `seconds` tells
-    the time.
+    while they wait, and with a reload if it has one. A filter that is a service must have been started. `seconds` is
+    the clock, in seconds.
 
-    Fires with the number of verdicts that it gave; an AssertionError says what it did wrong, and with which peer. It
-    may give any verdict, at once or later. This never fires if a check that was not cancelled never answers. It does
-    not notice one slow check among many, or work that goes on for clients that have left.
+    The Deferred fires with the number of verdicts, of any kind and at once or later. It fails with an AssertionError
+    that says what the filter did wrong, and with which peer. It never fires if a check that was not cancelled never
+    answers. One slow check among many is not noticed, nor is work that goes on for clients that have left.
     """
     return Deferred.fromCoroutine(_check(ip_filter, seconds))
 
 
 async def _check(ip_filter: IIPFilter, seconds: Callable[[], float]) -> int:
     verify(IIPFilter, ip_filter, "the filter")
-    # An error that nobody handled before is not the filter's.
+    # An unhandled error from before the check is logged now, so that it is not taken for one of the filter.
     gc.collect()
     with capturedLogs() as events:
         verdicts = await _Checks(ip_filter, seconds).all()
@@ -110,6 +110,7 @@ class _Checks:
         self._verdicts = 0
         self._stalls = 0
         self._given: dict[int, Deferred[Any]] = {}
+        """The Deferreds that the filter has given, by their ids. They are kept, so that no id is used again."""
 
     async def all(self) -> int:
         """Run all checks. Returns the number of verdicts."""
@@ -128,8 +129,8 @@ class _Checks:
         return self._verdicts
 
     async def _some_leave(self) -> None:
-        """Let all clients at each address but one leave. The look-up for that one must go on, and what was taken for
-        the others must be freed."""
+        """Let all clients at each address but one leave. The look-up for the one that stays must go on, and whatever
+        was taken for the others must be freed."""
         leaving = self._many()
         staying = [self._ask(peer, ", of whom others were cancelled") for peer in PEERS]
         for question in leaving:
@@ -140,7 +141,7 @@ class _Checks:
             require(bool(question.outcome), f"{question.what} was cancelled, and has not ended")
 
     async def _meanwhile(self, what: str, hook: Callable[[], Any]) -> Any:
-        """The answer of a hook that reloads data. Clients come meanwhile and afterwards."""
+        """The answer of a hook that reloads data. Clients are checked during the reload and after it."""
         pending = call_hook(hook)
         await self._judged([self._ask(peer, f" during {what}") for peer in PEERS])
         try:
@@ -173,6 +174,7 @@ class _Checks:
         return _Question(what, coming)
 
     async def _judged(self, questions: Iterable[_Question]) -> None:
+        """Wait for the verdicts, and count them."""
         for question in questions:
             await question.verdict()
             self._verdicts += 1

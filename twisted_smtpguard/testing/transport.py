@@ -1,4 +1,4 @@
-"""A TCP connection in memory, with a client that reads as the test says."""
+"""A TCP connection in memory, whose client reads as much as the test says."""
 
 # ruff: noqa: N802 - Twisted's own method names
 
@@ -31,8 +31,7 @@ class FakeTransport(StringTransport):
         super().__init__(IPv4Address("TCP", "198.51.100.1", 25), kind("TCP", host, port), lenient=True)
         self.protocol: Any = None
         self.reads = True
-        """False is a client that reads nothing. After it is set to True again, the client reads at the next
-        `drain()`."""
+        """Whether the client reads. After a change from False to True it reads at the next `drain()`."""
         self.writes: list[bytes] = []
         """The data of each call of write()."""
         self.half_closed = False
@@ -41,7 +40,8 @@ class FakeTransport(StringTransport):
         """Whether the guard has aborted the connection, without sending what still waited."""
         self.lost = False
         """Whether the connection has ended."""
-        self._untaken = b""
+        self._unread = b""
+        """What was written and the client has not read."""
 
     # Called by the guard.
 
@@ -52,8 +52,8 @@ class FakeTransport(StringTransport):
         if self.reads:
             super().write(data)
         else:
-            self._untaken += data
-            if self.streaming and self.producer is not None and len(self._untaken) > _FULL_OCTETS:
+            self._unread += data
+            if self.streaming and self.producer is not None and len(self._unread) > _FULL_OCTETS:
                 self.producer.pauseProducing()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -68,7 +68,7 @@ class FakeTransport(StringTransport):
 
     def loseConnection(self) -> None:
         self.disconnecting = True
-        if self.producer is None and not self._untaken:
+        if self.producer is None and not self._unread:
             self.lose(ConnectionDone())
 
     def abortConnection(self) -> None:
@@ -78,15 +78,15 @@ class FakeTransport(StringTransport):
     # Called by the test, for the client and the network.
 
     def drain(self) -> None:
-        """Make the client read everything that was written, and what is written because it reads, unless `reads` is
-        False."""
+        """Make the client read everything that was written, and what the guard writes because of that. With `reads`
+        False this does nothing."""
         while self.reads and self.producer is not None and not (self.streaming or self.lost):
-            self.io.write(self._untaken)
-            self._untaken = b""
+            self.io.write(self._unread)
+            self._unread = b""
             self.producer.resumeProducing()
         if self.reads:
-            self.io.write(self._untaken)
-            self._untaken = b""
+            self.io.write(self._unread)
+            self._unread = b""
             if self.streaming and self.producer is not None:
                 self.producer.resumeProducing()
             if self.disconnecting and not self.lost:
@@ -94,13 +94,13 @@ class FakeTransport(StringTransport):
 
     def take(self, octets: int) -> None:
         """Make the client read `octets` octets of what was written."""
-        self.io.write(self._untaken[:octets])
-        self._untaken = self._untaken[octets:]
-        if not self._untaken and self.producer is not None:
+        self.io.write(self._unread[:octets])
+        self._unread = self._unread[octets:]
+        if not self._unread and self.producer is not None:
             self.producer.resumeProducing()
 
     def lose(self, reason: BaseException | None = None) -> None:
-        """End the connection, by default as if the network or the client had closed it. Further calls do nothing."""
+        """End the connection, by default as the network or the client would. A second call does nothing."""
         if not self.lost:
             self.lost = True
             self.connected = False
