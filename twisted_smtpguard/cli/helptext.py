@@ -16,6 +16,7 @@ ROWS.read_string(files(__package__).joinpath("options.ini").read_text("utf-8"))
 
 
 def _explanation(row: Mapping[str, str]) -> str:
+    """The help of an option, in one line and with its default."""
     return " ".join(row["help"].split()).replace("{default}", row.get("default", ""))
 
 
@@ -24,7 +25,7 @@ OPTIONS = {name: (row.get("value", ""), _explanation(row)) for name, row in ROWS
 
 
 def options_of_kind(kind: str) -> list[str]:
-    """The names of the options that options.ini calls so."""
+    """The names of the options that have this `kind` in options.ini."""
     return [name for name in OPTIONS if ROWS[name]["kind"] == kind]
 
 

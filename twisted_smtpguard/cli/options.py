@@ -48,7 +48,7 @@ _REPEATABLE = frozenset(options_of_kind("repeatable"))
 _FLAGS = options_of_kind("flag")
 _CONFIGURABLE = _REPEATABLE.union(options_of_kind("single"), _FLAGS, (spec.option for spec in _LIMITS))
 _PLAIN = [(name, *OPTIONS[name]) for kind in ("single", "flag", "question") for name in options_of_kind(kind)]
-"""Of each option that has no method of its own the name, the placeholder and the explanation."""
+"""The name, the placeholder and the explanation of each option that is handled by no method here."""
 _CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
 _DENY_TRUST = "deny/trust"
 """The name in the log of the filter that --deny and --trust make."""
@@ -123,7 +123,7 @@ class Options(usage.Options):
         self._answer_questions()
 
     def each(self, option: str, make: Callable[[str], T]) -> list[T]:
-        """What `make` makes of each setting of an option. Its ValueError, which is a sentence, becomes a usage
+        """The results of `make` for the settings of an option. Its ValueError, which is a sentence, becomes a usage
         error."""
         made = []
         for setting in self.given[option]:
@@ -219,7 +219,7 @@ class Options(usage.Options):
             )
         except FaultyFileError as error:
             named = self.given[error.option]
-            # For a file in a directory the operator has named the directory.
+            # A file in the directory of --tls-names is in no setting, so the last setting is blamed.
             setting = next((each for each in named if parse_path(each.text) == error.file), named[-1])
             raise setting.wrong(str(error)) from error
 

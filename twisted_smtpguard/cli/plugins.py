@@ -1,8 +1,7 @@
-"""The deliveries and IP filters that `NAME:ARGS` can name: the guard's own, and those that Twisted's plugin discovery
-finds.
+"""The deliveries and IP filters that `NAME:ARGS` can name: the guard's own, and those of plugins that Twisted finds.
 
-Every mistake, also in a plugin of another distribution, is a ValueError of one sentence for the operator. Nothing here
-is called after the guard has begun to listen.
+Every mistake, even one in a plugin of another distribution, is a ValueError whose text is a sentence for the operator.
+Nothing here is called after the guard has begun to listen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one setting of the operator means. A wrong one is a ValueError, which is a sentence."""
+"""Parsers and checks of single settings of the operator. A wrong one is a ValueError, whose text is a sentence."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def check_proxy(text: str) -> None:
 
 
 def check_plain(text: str) -> None:
-    """Check an endpoint on which the guard begins TLS."""
+    """Check an endpoint string for --listen-tls: the guard begins TLS itself, so `ssl:` would begin it twice."""
     if text.startswith("ssl:"):
         raise ValueError(f"a plain endpoint such as tcp:465 is expected, not {text!r}")
 
 
 def endpoint(text: str, reactor: object) -> IStreamServerEndpoint:
+    """Make the endpoint for a string. The path of a `unix:` endpoint may begin with `~`."""
     try:
         kind, colon, place = text.partition(":")
         path = parse_path(place) if kind == "unix" else place
@@ -39,7 +40,8 @@ def endpoint(text: str, reactor: object) -> IStreamServerEndpoint:
 
 
 def check_domain(text: str) -> None:
-    """Check a domain. The name of a file without a slash would be taken for a domain, and all mail would be refused."""
+    """Check a domain, or the path of a file with domains, which has a slash in it. A file name without a slash would be
+    taken for a domain, and all mail would be refused."""
     if "/" in text:
         return
     if os.path.isfile(text):  # noqa: PTH113 - Path's own raises for an impossible file name
@@ -50,6 +52,7 @@ def check_domain(text: str) -> None:
 
 
 def own_name() -> str:
+    """The full name of this host; `localhost` if it is no valid hostname."""
     try:
         return parse_hostname(socket.getfqdn())
     except ValueError:

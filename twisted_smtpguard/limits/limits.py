@@ -46,11 +46,12 @@ class LimitSpec:
     """The name of the field of Limits. If a refusal has this reason, the log has the limit's value too."""
     default: Any
     edge: Any
-    """Its default in the profile edge."""
+    """The default in the profile edge."""
     unit: Unit[Any]
     dry_run: bool
     """Whether the limit has a dry run. A limit that bounds memory, disk or time has none."""
     other_replies: tuple[str, ...]
+    """The names in replies.py of its replies, if their reason is not the name of the limit."""
     owner: type
     """The class that has the field, or inherits it."""
 

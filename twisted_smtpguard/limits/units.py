@@ -146,12 +146,12 @@ class Unit(Generic[T]):
         return field
 
     def bound(self, default: T, *other_replies: str, edge: T | None = None) -> T:
-        """The same for one that has no dry run: it bounds memory, disk or time, or refuses nobody by itself."""
+        """As `limit`, for a limit without a dry run, which bounds memory, disk or time, or refuses nobody by itself."""
         return self.limit(default, *other_replies, edge=edge, dry_run=False)
 
 
 def _rate_or_none(value: Rate | Literal[0]) -> Rate:
-    """The rate that a field of Limits gets: 0 is no limit, as everywhere."""
+    """The rate for a field of Limits, where 0 stands for no limit, as in every field."""
     return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]
 
 
@@ -193,5 +193,5 @@ def prefix_length(longest: int) -> Unit[int]:
 
 
 def no_limit(value: float) -> float:
-    """A limit as a number to compare with: infinity for 0, which means no limit."""
+    """A limit as a number to compare with: 0, which means no limit, becomes infinity."""
     return value or math.inf

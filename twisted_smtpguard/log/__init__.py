@@ -1,1 +1,1 @@
-"""The log and the statistics: the events, their form, and how many may be logged."""
+"""The log and the statistics: the events, their form, and how many of them are logged."""

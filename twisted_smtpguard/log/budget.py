@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MAX_TABLE_KEYS = 10_000
-"""The most keys in the table of lines logged this second, if the number of all lines has no limit."""
+"""The most keys in the table of the lines logged in this second, which bound it if the lines have no limit."""
 
 
 class LineBudget:

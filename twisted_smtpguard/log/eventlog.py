@@ -35,7 +35,7 @@ MAX_VALUE_CHARACTERS = 320
 """How much is logged of one value that a client sent. An address has at most 254 octets (RFC 5321 4.5.3.1.3)."""
 
 MAX_SHORT_CHARACTERS = 32
-"""How much is logged of a verb or of a parameter's name, which a client may have made up."""
+"""How much is logged of a verb or a parameter name, which a client may have made up."""
 
 MAX_WORDS_OCTETS = 200
 """How much is logged, after escaping, of a reply that an upstream server or a delivery chose."""
@@ -48,6 +48,7 @@ MAX_ERROR_CHARACTERS = 2_000
 
 
 _OBSERVER_SECONDS = 60
+"""How often it is logged that an observer of the log raises."""
 
 _log = Logger()
 
@@ -107,7 +108,7 @@ class EventLog:
             self._observer_raised()
 
     def _log(self, level: NamedConstant, event: str, line: str, fields: Mapping[str, object]) -> None:
-        """Do what `Logger.emit` does, which copies all fields twice and sorts all levels for each event."""
+        """Do what `Logger.emit` does, without copying all fields twice and sorting all levels for each event."""
         logger = self._logger
         try:
             logger.observer(
@@ -127,8 +128,8 @@ class EventLog:
             self._observer_raised()
 
     def _observer_raised(self) -> None:
-        """Called when an application's observer raised, which must not keep a connection from ending. It is logged once
-        a minute."""
+        """Log at most once a minute that an application's observer has raised, which must not keep a connection from
+        ending."""
         now = self._seconds()
         if now >= self._tell_again_at:
             self._tell_again_at = now + _OBSERVER_SECONDS
@@ -189,7 +190,7 @@ def place(port: int | None, listener: str) -> dict[str, object]:
 
 
 def encryption(tls: str) -> str:
-    """TLS version and cipher as one word."""
+    """The TLS version and cipher as one word, such as `TLSv1.3:TLS_AES_256_GCM_SHA384`."""
     return tls.replace(" ", ":")
 
 
@@ -199,7 +200,8 @@ def said(**texts: str) -> dict[str, object]:
 
 
 def item(text: str) -> str:
-    """A word of a list with commas. A quoted local part may contain a comma (RFC 5321 4.1.2), which is escaped."""
+    """`text` as an item of a comma-separated list. A comma in it is escaped: a quoted local part may contain one
+    (RFC 5321 4.1.2)."""
     return word(text).replace(",", "\\x2c")
 
 
@@ -209,6 +211,7 @@ def counted(count: int, thing: str) -> str:
 
 
 def _sentence(text: str) -> str:
+    """`text` as a sentence at the end of a line: escaped, and cut to MAX_PROBLEM_CHARACTERS."""
     shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
     if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):
         return shown
@@ -217,6 +220,7 @@ def _sentence(text: str) -> str:
 
 
 def _line(event: str, fields: Mapping[str, object]) -> str:
+    """The text of an event: its name, then each field as `name=value`."""
     words = [
         f"{name}={value if type(value) in _SHOWN_AS_THEY_ARE else _shown(value)}"
         for name, value in fields.items()

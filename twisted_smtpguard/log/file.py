@@ -76,10 +76,11 @@ _shown = lru_cache(maxsize=1)(formatTime)
 
 
 def _is_plain(event: LogEvent) -> bool:
+    """Whether the event is one of the guard's, and has no traceback."""
     return (
         event.get("log_namespace") == NAMESPACE
         and event.get("log_format") == LINE
-        # Another observer may have added these, and Twisted would show them.
+        # Another observer may have added these fields, which Twisted shows.
         and not ("log_failure" in event or "log_system" in event or "log_flattened" in event)
     )
 

@@ -1,1 +1,1 @@
-"""The guard as a service of Twisted: how it starts, reloads its data, drains and stops."""
+"""The guard as a Twisted service: how it starts, reloads its data, drains and stops."""

@@ -28,7 +28,7 @@ SIGHUP = getattr(signal, "SIGHUP", None)
 """None on systems without this signal (Windows)."""
 
 _IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-"""Signals that would end the process without a log line, and that are ignored."""
+"""Signals that are ignored, since they would end the process without a log line."""
 
 _THREADS_SECONDS = 3
 """How long threads may go on after everything has been stopped."""
@@ -37,8 +37,8 @@ _log = Logger()
 
 
 def ignore_signals() -> None:
-    """Ignore SIGHUP and others until the service handles them: a SIGHUP while files are read for the first time must
-    not end the process."""
+    """Ignore SIGHUP, SIGUSR1 and SIGUSR2 until the service handles them: a SIGHUP while files are read for the first
+    time must not end the process."""
     for number in (SIGHUP, *_IGNORED_SIGNALS):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
@@ -63,7 +63,7 @@ class ProcessSignals:
 
     def handle(self) -> None:
         """Begin to handle signals. Called before anything listens, since an operator may send a signal as soon as the
-        log says that the guard listens."""
+        log shows that the guard listens."""
         self._stop_asked = False
         if self._shutting_down is None:
             self._shutting_down = False
@@ -86,7 +86,7 @@ class ProcessSignals:
             notify(READY)
 
     def tell_ready_soon(self) -> None:
-        """The same, once the reactor runs and so handles a signal to stop."""
+        """As `tell_ready`, but once the reactor runs: before that it does not handle a signal to stop."""
         self._reactor.callWhenRunning(self.tell_ready)
 
     def stopping(self) -> None:
@@ -97,7 +97,7 @@ class ProcessSignals:
             signal.signal(SIGHUP, signal.SIG_IGN)
 
     def stopped(self, outcome: Any) -> Any:
-        """Called at the end of a stop, with its outcome. The handlers of before are restored."""
+        """Called at the end of a stop, with its outcome. Restores the handlers of before the start."""
         for number, handler in self._previous_handlers.items():
             # None is a handler that was not set by Python, and that Python cannot restore.
             signal.signal(number, handler or signal.SIG_DFL)
@@ -113,10 +113,11 @@ class ProcessSignals:
         return outcome
 
     def _handle(self, number: int, handler: Any) -> None:
-        # After a second start, as during a stop, the handler in force is one of these.
+        # At a second start without a stop before it the handler in force is one of this class.
         self._previous_handlers.setdefault(number, signal.signal(number, handler))
 
     def _watch_stops(self) -> None:
+        """Handle the signals that stop the process, unless they are ignored. Called when the reactor runs."""
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 self._handle(number, self._on_stop_signal)
@@ -146,7 +147,7 @@ class ProcessService(MultiService):
     Parts are started first, in their order, then the guards. At a stop every guard is drained before anything else is
     stopped. SIGHUP makes each guard reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and
     SIGUSR2 are ignored. systemd is told when all guards listen, reload and stop. If a guard cannot listen the process
-    ends with one sentence. At its end the process does not wait for a thread that hangs.
+    ends with one sentence. The process does not wait at its end for a thread that hangs.
     """
 
     @checked
@@ -239,6 +240,7 @@ def _end_now() -> None:
 
 
 TRIM_SECONDS = 30
+"""How often the heap is trimmed."""
 
 
 def trim_heap() -> None:

@@ -1,4 +1,4 @@
-"""The reload of data of filters, deliveries and others: all are read first, then all change at once."""
+"""The reload of the data of filters, deliveries and other parts: all are read first, then all change at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Part:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """The files that it says it reads, and the option that names each. If it names none: "", and its own option."""
+        """For each file that the part reads, the option that names it. If the part names no file: `""`, and its own
+        option."""
         files = IReadsFiles(self.target).files if IReadsFiles.providedBy(self.target) else {}
         return {path: option or self.option for path, option in (files or {"": ""}).items()}
 
@@ -66,9 +67,9 @@ class Reloader:
         return done
 
     def stop(self) -> None:
-        """End the reload that is going on, and begin no other. Called when the parts stop."""
+        """End the reload that is going on, and drop those that wait for it. Called when the parts stop."""
         waiting, self._waiting = self._waiting, []
-        # The queue is emptied first, since the end of this reload would begin the next one.
+        # The queue is emptied first, since the end of this reload would begin the next.
         for reading in self._readings:
             reading.cancel()
         for done in waiting:
@@ -82,7 +83,7 @@ class Reloader:
                 await self._reload_all()
             except Exception:  # noqa: BLE001 - the callers get their answer, and the next reload can begin
                 self._events.failure(Failure(), "the data could not be reloaded")
-            # The data may be large, so they are not kept here.
+            # The data may be large, and the switch functions would keep them alive.
             self._readings = []
             for done in waiting:
                 done.callback(None)
@@ -123,8 +124,8 @@ class Reloader:
         self._events.reload_failed(part.what, option, problem, file)
 
     def _read(self, part: Any) -> Deferred[Callable[[], object] | BaseException]:
-        """Begin to read. Fires with the function that switches to the new data, or with the exception. A part whose
-        `reload()` has answered has switched already."""
+        """Begin to read. Fires with the function that switches to the new data, or with the exception. For a part that
+        has `reload()` only, that function does nothing, since the part has switched already."""
         prepared = IPreparedReload.providedBy(part)
         # Looking up the hook can fail too.
         reading = call_hook(lambda: part.prepare_reload() if prepared else part.reload())

@@ -31,8 +31,9 @@ from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.listener import Listener, bound_accept_log
 
 _BACKLOG = 1024
-"""How many connections may wait to be accepted. With four times as many, in a flood of resets, a new client waited for
-a second's worth of dead connections; with a quarter it was dropped, and tried again after a second."""
+"""How many connections may wait to be accepted. In a flood of connections that are reset, four times as many made a new
+client wait until a second's worth of dead ones was accepted; with a quarter it was dropped, and tried again after a
+second."""
 
 _SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
 
@@ -123,11 +124,11 @@ class SMTPGuardService(PartsOwner):
         self.on_listening: Callable[[], object] = lambda: None
         """Called whenever one more endpoint listens."""
         self.failed_endpoint = ""
-        """The name of the endpoint for which the latest start failed; "" if that did not fail, or not for one."""
+        """The name of the endpoint that made the latest start fail; "" if the start succeeded or failed otherwise."""
         self._ending = 0
         """How many drains and stops are under way."""
         self._stopping: Deferred[None] | None = None
-        """The latest stop."""
+        """The latest stop; None before the first."""
         for part in (*(entry.filter for entry in filters), delivery):
             self.adopt(part)
 
@@ -149,7 +150,7 @@ class SMTPGuardService(PartsOwner):
 
     def startService(self) -> None:
         """Listen: for the first time, after a stop, or after a drain. If an endpoint fails, its exception is raised
-        (CannotListenError: the port is taken); then no endpoint listens, and the service is stopped.
+        (CannotListenError: the port is taken); then no endpoint listens, and the filters and the delivery are stopped.
 
         A later failure of an endpoint is logged, and the others go on. RuntimeError: the service listens already, or a
         stop or drain is under way.
@@ -189,7 +190,7 @@ class SMTPGuardService(PartsOwner):
         listening.addCallback(self._listening, name, self._ports)
         if listening.called:
             listening.addErrback(failures.append)
-        # A plugin's endpoint may fail later, when it is too late to let the start fail.
+        # A plugin's endpoint may fail later, when the start has succeeded already.
         listening.addErrback(self._events.failure, f"listening on {name}")
         if failures:
             failures[0].raiseException()
@@ -216,6 +217,7 @@ class SMTPGuardService(PartsOwner):
         return closing.addErrback(self._events.failure, "closing a listener")
 
     def _warn_of_certificates(self) -> None:
+        """Log the mistakes in files of server names, and the problems of the certificates that are served."""
         tls, context = self.factory.tls, self.factory.context
         if isinstance(tls, CertificateFiles):
             for fault in tls.take_faults():
@@ -252,6 +254,7 @@ class SMTPGuardService(PartsOwner):
         return shielded(self._stopping)
 
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
+        """Close the listeners, drain the factory, and call `then`. Fires when what it returns has fired."""
         ports, self._ports = self._ports, []
         self._ending += 1
         # A port that does not close must not keep the sessions from being ended.
@@ -266,6 +269,7 @@ class SMTPGuardService(PartsOwner):
         return outcome
 
     def _stop_all(self, _: object) -> Deferred[Any]:
+        """Stop the filters and the delivery, and log that the service has stopped."""
         return self._stop_parts().addCallback(lambda _: self._events.stopped())
 
     def _stop_parts(self) -> Deferred[Any]:

@@ -1,4 +1,4 @@
-"""The warnings at start: risks in how a guard and its process were set up that do not keep it from starting."""
+"""The warnings at start: risks in the setup of a guard and of its process that do not keep it from starting."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from twisted_smtpguard.interfaces import IConnectingDelivery, IRelayDelivery
 
 _PRIVATE_KEY = b"PRIVATE KEY-----"
 _MAX_OCTETS = 1024 * 1024
-"""How much is read of a file that may have a key in it."""
+"""How many octets of a file are searched for a private key."""
 
 _NO_NAMES = frozenset({"localhost", "localhost.localdomain"})
 
 
 def warnings_of_process(keys: Iterable[str], passwords: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """A word and a sentence for each risk. `keys` are files that may have a private key in them."""
+    """A word and a sentence for each risk. `keys` are files that may have a private key in them, `passwords` files with
+    passwords."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         yield (
             "root",
@@ -64,8 +65,8 @@ def warn_of_setup(context: Any, hosts: Iterable[Any]) -> None:
 
 
 def warning_of_hostname(hostname: str, addresses: Sequence[str]) -> str:
-    """The sentence about a hostname that others cannot use; "" if it is fine. `addresses` are the IP addresses that the
-    guard listens on."""
+    """The warning about a hostname that means nothing to other hosts; "" if there is none. `addresses` are the IP
+    addresses that the guard listens on."""
     if hostname.lower() not in _NO_NAMES or all(ip_address(each).is_loopback for each in addresses):
         return ""
     return (

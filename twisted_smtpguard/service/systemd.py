@@ -17,15 +17,15 @@ _log = Logger()
 
 
 def reloading() -> str:
-    """The state of a process that reloads its data. It has the time at which that began, by the kernel's own clock, so
-    that systemd can tell the answer to its signal from an earlier one (`Type=notify-reload`)."""
+    """The state of a process that begins to reload its data. It contains the time, by the kernel's monotonic clock, by
+    which systemd tells the answer to its signal from an earlier one (`Type=notify-reload`)."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def notify(state: str) -> None:
     """Tell systemd `state`, if it has set the variable NOTIFY_SOCKET.
 
-    This never blocks and never raises. A failure is logged, and systemd treats the service as one that is silent.
+    This never blocks and never raises; a failure is logged.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
