@@ -19,11 +19,12 @@ import pytest
 import pytest_twisted
 from applications import LOCAL, STOPPING, Running, ends_with_the_message_that_was_on_its_way, send
 from fakes import Conversation, FakeDelivery, FakeFilter, codes
+from logbook import logbook
 from loopback import Client, Loopback
 from processes import PATIENCE_SECONDS, TWIST
 from rawclient import RawClient
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
@@ -613,6 +614,25 @@ def test_a_part_that_cannot_start_is_not_told_as_a_guard_that_cannot_listen() ->
             process.startService()
     finally:
         process._signals.stopped(None)
+
+
+class StuckPart(Service):
+    def stopService(self) -> Deferred[None]:
+        return fail(OSError("the database is gone"))
+
+
+def test_a_part_that_cannot_be_stopped_is_told_as_a_failure_at_once() -> None:
+    clock = MemoryReactorClock()
+    guard = SMTPGuardService(clock, [], DiscardDelivery())
+    process = ProcessService(clock, [guard], parts=[StuckPart()])
+    process.startService()
+    outcomes: list[object] = []
+    with logbook() as book:
+        process.stopService().addBoth(outcomes.append)
+        clock.advance(1)
+        assert outcomes == [None]
+        (line,) = book.take("failure")
+    assert line.startswith("failure stopping a part of the process")
 
 
 @pytest.mark.packaging

@@ -32,14 +32,19 @@ class PartsOwner(MultiService):
             )
 
     def stopService(self) -> Deferred[Any]:  # noqa: N802 - Twisted's name
-        """Stop every part, also if one of them fails. Fires when all have ended: with None, or with the first failure.
-        Further failures are logged at debug.
+        """As `stop_parts`."""
+        return stop_parts(self)
 
-        MultiService itself would drop the failures, and the log would have them when the garbage collector runs.
-        """
-        Service.stopService(self)
-        stopping = [maybeDeferred(part.stopService) for part in reversed(list(self))]
-        return DeferredList(stopping, consumeErrors=True).addCallback(_first_failure)
+
+def stop_parts(service: MultiService) -> Deferred[Any]:
+    """Stop `service` and each of its children, even if one fails. Fires when all have ended: with None, or with the
+    first failure. Further failures are logged at debug.
+
+    MultiService itself would drop the failures, and the log would have them only when the garbage collector runs.
+    """
+    Service.stopService(service)
+    stopping = [maybeDeferred(part.stopService) for part in reversed(list(service))]
+    return DeferredList(stopping, consumeErrors=True).addCallback(_first_failure)
 
 
 def _first_failure(outcomes: list[tuple[bool, Any]]) -> Failure | None:

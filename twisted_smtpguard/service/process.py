@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
 from twisted_smtpguard.hooks.endpointfaults import why_not
+from twisted_smtpguard.hooks.parts import stop_parts
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
@@ -187,7 +188,9 @@ class ProcessService(MultiService):
         stops again."""
         self._signals.stopping()
         drained = gatherResults([guard.drain() for guard in self.guards], consumeErrors=True)
-        drained.addBoth(lambda _: super(ProcessService, self).stopService())
+        drained.addBoth(lambda _: stop_parts(self))
+        events = self.guards[0].factory.context.events
+        drained.addErrback(events.failure, "stopping a part of the process")
         return drained.addBoth(self._signals.stopped)
 
 
