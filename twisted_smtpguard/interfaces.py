@@ -1,4 +1,4 @@
-"""The interfaces of plug-ins, and the guard's promises to them. Imports no reactor.
+"""The interfaces of plug-ins, and the guard's promises to them. This file imports no reactor.
 
 A hook answers at once, or later with a Deferred or as an `async def`. On the asyncio reactor such a coroutine is a task
 of the event loop, which may await everything that asyncio has; on another reactor it may await Deferreds. One hook of a
@@ -97,8 +97,8 @@ class IReadsFiles(Interface):
     """A filter, delivery or certificate that names the files which its reload reads, for the log. Optional."""
 
     files: Mapping[str, str] = Attribute(
-        "For each path the command-line option that names it, without dashes; '' if that is the option of the filter "
-        "or the delivery itself. A path that contains a secret must not be among them."
+        "The command-line option, without dashes, that names each path; '' if it is the option of the filter or the "
+        "delivery itself. A path that contains a secret must not be among them."
     )
 
 
@@ -118,8 +118,8 @@ class IIPFilterFactory(Interface):
 
 
 class ICounterStore(Interface):
-    """Counts for the limits per client. The guard's own store is in its memory; one that several processes or hosts
-    share may answer with Deferreds.
+    """Keeps the counts for the limits per client. The guard's own store is in its memory; a store that several
+    processes or hosts share may answer with Deferreds.
 
     `counter` is the name of a field of Limits. `client` is the key of a client, such as `192.0.2.1` or `2001:db8::/64`.
     After an exception, or no answer within 10 seconds, the client gets `421 4.3.0`, or in a session `451 4.3.0`. No

@@ -128,7 +128,7 @@ def reason_of(reply: Reply) -> str:
 
 
 def text_of(reply: Reply) -> str:
-    """The codes and the text of a reply in one line."""
+    """The codes and the text of a reply, in one line."""
     return " ".join(filter(None, [str(reply.code), reply.enhanced, *reply.lines]))
 
 
@@ -138,7 +138,7 @@ def words_of(reply: Reply) -> str:
 
 
 def hint_of(reason: str, peer: str) -> str:
-    """The option that the operator may have forgotten, if that would explain the refusal of `peer`; else ""."""
+    """The option that would have avoided the refusal of `peer`, if the operator may have forgotten it; else ""."""
     return f"--proxy-protocol-from={peer}" if reason == "unexpected_proxy_header" else ""
 
 

@@ -1,4 +1,4 @@
-"""The values that hooks get and answer with. They know neither Twisted nor sessions."""
+"""The values that hooks get, and those that they answer with. They know neither Twisted nor sessions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
 Address: TypeAlias = IPv4Address | IPv6Address
 
 FAULTS = (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt)
-"""The exceptions that are caught of a hook, which is foreign code. The last three are not subclasses of Exception."""
+"""The exceptions that are caught when a hook, which is foreign code, raises. The last three are no Exceptions."""
 
 
 def is_later(answer: Any) -> bool:
@@ -31,7 +31,7 @@ def _is_awaitable(kind: Any) -> bool:
 
 
 is_awaitable: Callable[[type], bool] = lru_cache(maxsize=256)(_is_awaitable)
-"""Whether instances of a class are awaitables. It is asked for every answer of a hook."""
+"""Whether the instances of a class are awaitables. Cached, since it is called for every answer of a hook."""
 
 
 def unmapped(address: Address | None, name: str = "address") -> Address | None:
@@ -44,7 +44,7 @@ def unmapped(address: Address | None, name: str = "address") -> Address | None:
     raise unfit(name, "an IPv4Address or an IPv6Address or None", address)
 
 
-class Refused(Exception):  # noqa: N818 - the word of the field, and what a hook says
+class Refused(Exception):  # noqa: N818 - a decision of a hook, not a fault
     """Raised by a hook to refuse with `reply`, a 4xx or 5xx. With any other code it is a fault: `451 4.3.0`."""
 
     def __init__(self, reply: Reply) -> None:
@@ -171,8 +171,8 @@ class Verdict:
 
 
 def _short(lines: object) -> bool:
-    """Whether these are few lines, which fit in about one packet: the guard does not wait for a client that it
-    refuses."""
+    """Whether the lines of a reply are so few that they fit in about one packet: the guard does not wait until a client
+    that it refuses has read them."""
     return isinstance(lines, tuple) and len(lines) <= 10 and all(isinstance(line, str) for line in lines)
 
 
