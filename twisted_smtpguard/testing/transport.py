@@ -62,14 +62,17 @@ class FakeTransport(StringTransport):
             producer.resumeProducing()
             self.drain()
 
+    def unregisterProducer(self) -> None:
+        super().unregisterProducer()
+        self._close_if_done()
+
     def loseWriteConnection(self) -> None:
         self.half_closed = True
         self.protocol.writeConnectionLost()
 
     def loseConnection(self) -> None:
         self.disconnecting = True
-        if self.producer is None and not self._unread:
-            self.lose(ConnectionDone())
+        self._close_if_done()
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -89,8 +92,7 @@ class FakeTransport(StringTransport):
             self._unread = b""
             if self.streaming and self.producer is not None:
                 self.producer.resumeProducing()
-            if self.disconnecting and not self.lost:
-                self.lose(ConnectionDone())
+            self._close_if_done()
 
     def take(self, octets: int) -> None:
         """Make the client read `octets` octets of what was written."""
@@ -98,6 +100,7 @@ class FakeTransport(StringTransport):
         self._unread = self._unread[octets:]
         if not self._unread and self.producer is not None:
             self.producer.resumeProducing()
+        self._close_if_done()
 
     def lose(self, reason: BaseException | None = None) -> None:
         """End the connection, by default as the network or the client would. A second call does nothing."""
@@ -105,3 +108,8 @@ class FakeTransport(StringTransport):
             self.lost = True
             self.connected = False
             self.protocol.connectionLost(Failure(reason or ConnectionLost()))
+
+    def _close_if_done(self) -> None:
+        """End a connection that is closing, once there is no producer and the client has read everything."""
+        if self.disconnecting and self.producer is None and not self._unread:
+            self.lose(ConnectionDone())
