@@ -20,12 +20,13 @@ from twisted.internet.ssl import (
     optionsForClientTLS,
     trustRootFromCertificates,
 )
+from twisted.internet.tcp import Client
 from twisted.protocols.basic import LineReceiver
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.connection import SEND_BUFFER_OCTETS, Connection
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.options import UpstreamOptions
@@ -110,6 +111,18 @@ async def test_what_is_wrong_with_a_certificate_is_told(kind: str, why: str, imp
         await dialled(port, name, implicit=implicit)
     assert describe(refused.value) == f"TLS failed: {why}"
     assert refused.value.reply is replies.UPSTREAM_UNSUITABLE
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_the_buffer_of_the_socket_is_small_with_starttls_and_with_an_endpoint_under_tls(
+    implicit: bool,
+) -> None:
+    with listening(certificate(), implicit=implicit) as port:
+        connection = await dialled(port, "localhost", implicit=implicit)
+        (socket,) = [each for each in reactor.getReaders() if isinstance(each, Client)]
+        assert socket.bufferSize == SEND_BUFFER_OCTETS
+        await gone(connection)
 
 
 @pytest_twisted.ensureDeferred

@@ -17,6 +17,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -215,8 +216,12 @@ class Connection(Protocol):
 
     def connectionMade(self) -> None:
         # Twisted's default, 64 KiB, would add up over many sessions.
-        if hasattr(self.transport, "bufferSize"):
-            self.transport.bufferSize = SEND_BUFFER_OCTETS
+        transport = self.transport
+        while isinstance(transport, ProtocolWrapper):
+            # The endpoint uses TLS, and its transport does not pass an attribute on to the socket's.
+            transport = transport.transport
+        if hasattr(transport, "bufferSize"):
+            transport.bufferSize = SEND_BUFFER_OCTETS
 
     def dataReceived(self, data: bytes) -> None:
         if not self.usable:
