@@ -742,3 +742,26 @@ def test_who_comes_while_it_is_full_has_the_next_connection_and_does_not_try_one
     third.disconnect()
     behind.clock.pump([1] * 20)
     behind.assert_nothing_is_left()
+
+
+def test_an_endpoint_that_raises_while_a_transaction_waits_for_a_full_server_is_not_asked_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    assert behind.greeted().say(MAIL).startswith("250 ")
+    server.reachable = False
+    waiting = behind.greeted()
+    assert waiting.say(MAIL) == ""
+    asked: list[object] = []
+
+    def connect(factory: object) -> None:
+        asked.append(factory)
+        raise TypeError("a mistake in an endpoint")
+
+    monkeypatch.setattr(server, "connect", connect)
+    with capturedLogs() as events:
+        behind.clock.pump([1] * 10)
+    assert waiting.heard().startswith("451 4.3.2 ")
+    assert len(asked) == 1
+    assert [event["event"] for event in events if "upstream" in event] == ["upstream_failed"]

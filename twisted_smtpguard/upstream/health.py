@@ -55,8 +55,8 @@ class Health:
     """How long to wait before the next probe of a server that is down, if that is within the bounds above."""
     _retry: IDelayedCall | None = attrs.field(default=None, init=False)
     """The next probe, if one is due: the server is down, or may be."""
-    _probing: Deferred[None] | None = attrs.field(default=None, init=False)
-    """The probe that is under way."""
+    _probing: object | None = attrs.field(default=None, init=False)
+    """What stands for the probe that is under way. None: there is none."""
     _probe_again: bool = attrs.field(default=False, init=False)
     """Whether the settings have changed during the probe, so that its failure says nothing about the server."""
     _changes: int = attrs.field(default=0, init=False)
@@ -150,10 +150,11 @@ class Health:
 
     def _begin_probe(self) -> None:
         self._end_retry()
-        self._probing = probing = Deferred.fromCoroutine(self._probe())
-        probing.addBoth(self._probed, probing)
+        # Set before the probe begins: a probe that fails at once may otherwise lead to another one, without end.
+        self._probing = probing = object()
+        Deferred.fromCoroutine(self._probe()).addBoth(self._probed, probing)
 
-    def _probed(self, outcome: object, probing: Deferred[None]) -> None:
+    def _probed(self, outcome: object, probing: object) -> None:
         failed = isinstance(outcome, Failure)
         if isinstance(outcome, Failure) and not outcome.check(Refused, CancelledError):
             # The server has not refused anything: this is a fault of the guard or of the endpoint.

@@ -112,14 +112,14 @@ class Pool:
             return parked
         deadline = self._clock.seconds() + self._options.wait
         number = self._waiting.next_number()
-        called = False
+        woken = False
         while True:
             if not self._idle:
                 self._check_server_up()
             if not self._can_try():
                 self._make_room(len(self._waiting) + 1)
                 self._explore()
-            if (called or not self._waiting) and self._can_try():
+            if (woken or not self._waiting) and self._can_try():
                 began = self._clock.seconds()
                 try:
                     return await self._get(client)
@@ -128,7 +128,7 @@ class Pool:
                     deadline += self._clock.seconds() - began
             else:
                 await self._waiting.wait(number, deadline - self._clock.seconds())
-            called = True
+            woken = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
         """Give back a connection, on which no command is pending and no message incomplete."""
