@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 
 import pytest
 from manual_threads import ManualThreads
@@ -248,3 +249,18 @@ def test_discard_never_raises_even_where_no_thread_can_be_started(spool, threads
     threads.callInThreadWithCallback = fail
     spool.discard()
     assert [event["log_failure"].type for event in logged] == [RuntimeError]
+
+
+def test_bodies_that_are_discarded_while_the_disk_hangs_take_no_memory(threads, file):
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            spool = Spool(threads, file.open)
+            spool.write(bytes(MAX_HELD_OCTETS)).addErrback(lambda failure: None)
+            spool.discard()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10 * MAX_HELD_OCTETS
+    threads.work()
+    assert file.written == b""

@@ -52,6 +52,9 @@ class Spool:
         self._reactor = reactor
         self._open_file = open_file
         self._held = bytearray()
+        self._to_write = bytearray()
+        """The octets that the thread has to write. They are not an argument of its job, since a job that waits for a
+        disk which hangs would keep them after `discard`."""
         self._threaded = False
         """Whether a thread has been asked to write to the file."""
         self._file: Any = None
@@ -78,8 +81,8 @@ class Spool:
         Cancelling the Deferred stops nothing; `discard` does.
         """
         self._threaded = True
-        data, self._held = self._held, bytearray()
-        return in_thread(self._reactor, self._work, data, complete)
+        self._to_write, self._held = self._held, bytearray()
+        return in_thread(self._reactor, self._work, complete)
 
     def keep(self) -> None:
         """Called by `complete` in its thread: from here on `discard` comes too late. `Discarded`: it came first."""
@@ -92,13 +95,15 @@ class Spool:
         if not self._decision.acquire(blocking=False):
             return
         self._discarded = True
-        self._held = bytearray()
+        self._held, self._to_write = bytearray(), bytearray()
         if self._threaded:
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
-    def _work(self, data: bytearray, complete: Callable[[Any], T]) -> T:
+    def _work(self, complete: Callable[[Any], T]) -> T:
         with self._working:
+            # Taken before the test: if `discard` has emptied it by now, the test below finds that out.
+            data, self._to_write = self._to_write, bytearray()
             if self._discarded:
                 raise Discarded
             try:
