@@ -274,6 +274,8 @@ def test_a_guard_that_calls_itself_localhost_where_others_reach_it_is_warned_of(
         ("LOCALHOST", ["127.0.0.1", "::"], True),
         ("localhost", ["127.0.0.1", "::1"], False),
         ("localhost", [], False),
+        # A plugin's endpoint may listen on what is no IP address.
+        ("localhost", ["127.0.0.1", "example.onion"], True),
         ("mx.example", ["0.0.0.0"], False),
     ],
 )

@@ -22,6 +22,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from twisted_smtpguard import AcceptedDomains, SmtpDelivery, SMTPGuardService, UpstreamOptions
+from twisted_smtpguard.interfaces import IConnectingDelivery
 from twisted_smtpguard.testing import Clients
 from twisted_smtpguard.transport.listener import Listener
 
@@ -254,6 +255,24 @@ async def test_it_warns_once_at_the_start_of_too_few_descriptors(
             lingering,
             upstream,
         )
+    await guard.close()
+
+
+@implementer(IConnectingDelivery)
+class UnknowingDelivery(FakeDelivery):
+    """Fails when it is asked about itself."""
+
+    @property
+    def max_connections(self) -> int:
+        raise LookupError("no such setting")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_warning_that_cannot_be_made_keeps_nobody_from_listening(log: list[LogEvent]) -> None:
+    guard = Loopback(delivery=UnknowingDelivery())
+    guard.start()
+    assert [event["text"] for event in named(log, "failure")] == ["failure looking for risks in the setup"]
+    await guard.greeted()
     await guard.close()
 
 

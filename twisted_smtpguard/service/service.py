@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
@@ -37,6 +38,7 @@ second."""
 
 _SCHEMES = {"TCP4ServerEndpoint": "tcp", "TCP6ServerEndpoint": "tcp6", "SSL4ServerEndpoint": "ssl"}
 
+_WARNING = "looking for risks in the setup"
 _STOPPING_PARTS = "stopping a filter or the delivery"
 _PARTS_SECONDS = 5
 """How long filters and a delivery that are services may take to stop."""
@@ -175,8 +177,10 @@ class SMTPGuardService(PartsOwner):
             self._ending += 1
             self._stop_parts().addBoth(self._drain_ended)
             raise
-        warn_of_setup(self.factory.context, [port.getHost() for port in self._ports])
-        self._warn_of_certificates()
+        hosts = [port.getHost() for port in self._ports]
+        # These ask the delivery and read certificates, either of which may fail.
+        safely(self._events.failure, _WARNING, warn_of_setup, self.factory.context, hosts)
+        safely(self._events.failure, _WARNING, self._warn_of_certificates)
         in_dry_run = self.factory.context.limits.dry_run
         if in_dry_run:
             self._events.dry_run(in_dry_run)

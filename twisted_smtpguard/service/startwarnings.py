@@ -65,14 +65,22 @@ def warn_of_setup(context: Any, hosts: Iterable[Any]) -> None:
 
 
 def warning_of_hostname(hostname: str, addresses: Sequence[str]) -> str:
-    """The warning about a hostname that means nothing to other hosts; "" if there is none. `addresses` are the IP
-    addresses that the guard listens on."""
-    if hostname.lower() not in _NO_NAMES or all(ip_address(each).is_loopback for each in addresses):
+    """The warning about a hostname that means nothing to other hosts; "" if there is none. `addresses` are those that
+    the guard listens on."""
+    if hostname.lower() not in _NO_NAMES or all(map(_is_loopback, addresses)):
         return ""
     return (
         f"the guard calls itself {hostname}, and listens on an address that others can reach: give it the name that "
         "this server has in the DNS, with --hostname or hostname="
     )
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this host can reach the address, which may be no IP address at an endpoint of a plugin."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _others_can_read(path: str) -> bool:
