@@ -63,7 +63,7 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> No
         ((damaged,), f"{damaged}: a certificate in it is damaged"),
         ((good, missing), f"{missing}: No such file or directory"),
         ((good, str(AUTHORITY)), f"{AUTHORITY}: there is no private key in PEM form"),
-        ((good, locked), f"{locked}: its private key has a passphrase, which nobody is there to type"),
+        ((good, locked), f"{locked}: its private key has a passphrase, and one without is expected"),
         ((good, other), f"{other}: the key does not belong to the certificate in {good}"),
         ((good, "", empty), f"{empty}: there is no certificate in PEM form"),
     ]:
@@ -100,7 +100,7 @@ def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
         process.kill()
     assert b"pass phrase" not in said
     assert (
-        f"FaultyFileError: {locked}: its private key has a passphrase, which nobody is there to type"
+        f"FaultyFileError: {locked}: its private key has a passphrase, and one without is expected"
         in said.decode()
     )
 

@@ -66,7 +66,7 @@ def read_key(path: str, option: str = "") -> Any:
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         problem = "there is no private key in PEM form"
         if isinstance(error, TypeError):
-            problem = "its private key has a passphrase, which nobody is there to type"
+            problem = "its private key has a passphrase, and one without is expected"
         elif b" PRIVATE KEY-----" in octets:
             problem = "its private key is damaged, or of a kind that is not known"
         raise FaultyFileError(option, path, problem) from error

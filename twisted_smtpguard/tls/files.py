@@ -162,7 +162,7 @@ def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
             _with_either(context.use_privatekey, pair.key, crypto.PKey.from_cryptography_key)
             context.check_privatekey()
         except SSL.Error as error:
-            problem = f"OpenSSL does not take it: {_reason(error)}"
+            problem = f"OpenSSL does not accept it: {_reason(error)}"
             raise FaultyFileError(pair.option, pair.file, problem) from error
     for authority in authorities:
         context.get_cert_store().add_cert(crypto.X509.from_cryptography(authority))
