@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import grammar
 from twisted_smtpguard.engine.grammar import (
     NO_PARAMETERS,
     is_not_smtp,
@@ -518,15 +517,6 @@ def test_an_argument_of_one_word_is_read_in_one_step_too(line: bytes, argument: 
 )
 def test_what_is_no_plain_line_is_left_to_the_long_way(line: bytes) -> None:
     assert plain_line(line + b"\r\n", 0) is None
-
-
-@given(st.sampled_from([b"MAIL", b"RSET", b"DATA", b"RCPTS", b"noop", b"EHLO\t"]), ARGUMENTS, st.booleans())
-def test_so_does_the_short_way_for_plain_commands(verb: bytes, octets: bytes, blank: bool) -> None:
-    line = verb + b" " * blank + octets
-    short = outcome(lambda: parse_command(line))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar, "_PLAIN_VERBS", frozenset())
-        assert outcome(lambda: parse_command(line)) == short
 
 
 @given(st.binary(), st.booleans())

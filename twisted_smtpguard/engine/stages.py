@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import attrs
@@ -54,15 +54,24 @@ class Stage(enum.Enum):
     """The connection is gone."""
 
 
+def _keep(engine: Any) -> bool:
+    return False
+
+
+def _never(engine: Any) -> None:
+    raise AssertionError(f"{engine.stage} has no time limit")
+
+
 @attrs.frozen
 class StageRow:
     """A row of the table of stages in table.py."""
 
-    follows: frozenset[Stage]
+    follows: Set[Stage]
     """The stages from which it may be entered."""
-    take: Callable[[Any], bool]
-    """Called with the engine; takes some of the input and returns whether there may be more to take."""
-    timed_out: Callable[[Any], object]
+    take: Callable[[Any], bool] = _keep
+    """Called with the engine; takes some of the input and returns whether there may be more to take. By default the
+    input is kept."""
+    timed_out: Callable[[Any], object] = _never
     """Called with the engine when the time limit of the stage is over."""
     timeout: str = ""
     """The name in `ServerContext.timeouts` of the time limit; "" for none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine.arrival import (
     handshake_timed_out,
@@ -11,24 +13,14 @@ from twisted_smtpguard.engine.arrival import (
     take_proxy_header,
 )
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.lines import (
-    take_commands,
-    take_first_line,
-    take_line,
-    take_skipped_line,
-)
+from twisted_smtpguard.engine.lines import take_commands, take_first_line, take_line, take_skipped_line
 from twisted_smtpguard.engine.receiving import take_message
 from twisted_smtpguard.engine.stages import Stage, StageRow
 
 _S = Stage
-_BEFORE_GREETING = frozenset({_S.ACCEPTED, _S.PROXY_HEADER, _S.TLS_HANDSHAKE, _S.ADMISSION, _S.GREET_DELAY})
-_LINES = frozenset({_S.FIRST_LINE, _S.COMMAND, _S.SKIPPED_LINE, _S.AUTH_RESPONSE})
-_MESSAGE = frozenset({_S.DATA, _S.CHUNK})
-_WAITING = frozenset({_S.ANSWER, _S.SINK})
-
-
-def _keep(engine: Engine) -> bool:
-    return False
+_BEFORE_GREETING = {_S.ACCEPTED, _S.PROXY_HEADER, _S.TLS_HANDSHAKE, _S.ADMISSION, _S.GREET_DELAY}
+_LINES = {_S.FIRST_LINE, _S.COMMAND, _S.SKIPPED_LINE, _S.AUTH_RESPONSE}
+_MESSAGE = {_S.DATA, _S.CHUNK}
 
 
 def _discard(engine: Engine) -> bool:
@@ -37,54 +29,40 @@ def _discard(engine: Engine) -> bool:
     return False
 
 
-def _never(engine: Engine) -> None:
-    raise AssertionError(f"{engine.stage} has no time limit")
-
-
 def _read_timed_out(engine: Engine) -> None:
     engine.hang_up(replies.READ_TIMED_OUT)
 
 
+_read = partial(StageRow, timed_out=_read_timed_out, timeout="read")
+"""Makes the row of a stage that has the read timeout."""
+
 STAGES: dict[Stage, StageRow] = {
-    _S.ACCEPTED: StageRow(frozenset(), _keep, _never),
-    _S.PROXY_HEADER: StageRow(frozenset({_S.ACCEPTED}), take_proxy_header, proxy_timed_out, "proxy_header"),
+    _S.ACCEPTED: StageRow(frozenset()),
+    _S.PROXY_HEADER: StageRow({_S.ACCEPTED}, take_proxy_header, proxy_timed_out, "proxy_header"),
     _S.TLS_HANDSHAKE: StageRow(
-        frozenset({_S.ACCEPTED, _S.PROXY_HEADER, _S.ADMISSION, _S.GREET_DELAY, _S.STARTING_TLS}),
-        _keep,
-        handshake_timed_out,
-        "tls_handshake",
+        {_S.ACCEPTED, _S.PROXY_HEADER, _S.ADMISSION, _S.GREET_DELAY, _S.STARTING_TLS},
+        timed_out=handshake_timed_out,
+        timeout="tls_handshake",
     ),
     # A TLS handshake that the endpoint has begun may be under way in these two stages, and may time out.
     _S.ADMISSION: StageRow(
-        frozenset({_S.ACCEPTED, _S.PROXY_HEADER, _S.TLS_HANDSHAKE, _S.ADMISSION}), _keep, handshake_timed_out
+        {_S.ACCEPTED, _S.PROXY_HEADER, _S.TLS_HANDSHAKE, _S.ADMISSION}, timed_out=handshake_timed_out
     ),
-    _S.GREET_DELAY: StageRow(frozenset({_S.ADMISSION}), take_early_input, handshake_timed_out),
-    _S.FIRST_LINE: StageRow(
-        frozenset({_S.ADMISSION, _S.GREET_DELAY, _S.TLS_HANDSHAKE, _S.SKIPPED_LINE, _S.COMMAND}),
-        take_first_line,
-        _read_timed_out,
-        "read",
+    _S.GREET_DELAY: StageRow({_S.ADMISSION}, take_early_input, handshake_timed_out),
+    _S.FIRST_LINE: _read(
+        {_S.ADMISSION, _S.GREET_DELAY, _S.TLS_HANDSHAKE, _S.SKIPPED_LINE, _S.COMMAND}, take_first_line
     ),
-    _S.COMMAND: StageRow(
-        (_LINES | _MESSAGE | {_S.ANSWER, _S.TLS_HANDSHAKE}) - {_S.COMMAND},
-        take_commands,
-        _read_timed_out,
-        "read",
-    ),
-    _S.SKIPPED_LINE: StageRow(_LINES - {_S.SKIPPED_LINE}, take_skipped_line, _read_timed_out, "read"),
-    _S.AUTH_RESPONSE: StageRow(frozenset({_S.COMMAND}), take_line, _read_timed_out, "read"),
-    _S.DATA: StageRow(
-        frozenset({_S.COMMAND, _S.SINK}), take_message, _read_timed_out, "read", in_message=True
-    ),
-    _S.CHUNK: StageRow(
-        frozenset({_S.COMMAND, _S.SINK}), take_message, _read_timed_out, "read", in_message=True
-    ),
-    _S.ANSWER: StageRow(frozenset({_S.COMMAND}), _keep, _never),
-    _S.SINK: StageRow(_MESSAGE | {_S.COMMAND}, _keep, _never, reads=False, in_message=True),
-    _S.STARTING_TLS: StageRow(frozenset({_S.COMMAND}), start_tls, _never),
+    _S.COMMAND: _read((_LINES | _MESSAGE | {_S.ANSWER, _S.TLS_HANDSHAKE}) - {_S.COMMAND}, take_commands),
+    _S.SKIPPED_LINE: _read(_LINES - {_S.SKIPPED_LINE}, take_skipped_line),
+    _S.AUTH_RESPONSE: _read({_S.COMMAND}, take_line),
+    _S.DATA: _read({_S.COMMAND, _S.SINK}, take_message, in_message=True),
+    _S.CHUNK: _read({_S.COMMAND, _S.SINK}, take_message, in_message=True),
+    _S.ANSWER: StageRow({_S.COMMAND}),
+    _S.SINK: StageRow(_MESSAGE | {_S.COMMAND}, reads=False, in_message=True),
+    _S.STARTING_TLS: StageRow({_S.COMMAND}, start_tls),
     _S.CLOSING: StageRow(
-        _BEFORE_GREETING | _LINES | _MESSAGE | _WAITING | {_S.STARTING_TLS}, _discard, _never
+        _BEFORE_GREETING | _LINES | _MESSAGE | {_S.ANSWER, _S.SINK, _S.STARTING_TLS}, _discard
     ),
-    _S.LINGERING: StageRow(frozenset({_S.CLOSING}), _discard, Engine.abort, "linger"),
-    _S.CLOSED: StageRow(frozenset(_S) - {_S.CLOSED}, _discard, _never),
+    _S.LINGERING: StageRow({_S.CLOSING}, _discard, Engine.abort, "linger"),
+    _S.CLOSED: StageRow(set(_S) - {_S.CLOSED}, _discard),
 }

@@ -7,10 +7,12 @@ kernel's time. Where a turn serves one connection only, batching saves nothing a
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Protocol
+import sys
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
+
+from twisted_smtpguard.transport.fairness import FairScheduler
 
 _TRIAL = 32
 """While replies are sent at once, every 32nd waits for the end of its turn, to see whether other connections reply."""
@@ -19,50 +21,28 @@ _TURNS_ALONE = 8
 """The number of turns with one sender each after which replies are sent at once again."""
 
 
-class Sender(Protocol):
-    """A connection with replies that can be sent at any time."""
-
-    def send_now(self) -> None:
-        """Send the replies."""
-
-
-class ReplyBatcher:
+class ReplyBatcher(FairScheduler):
     """Decides for all connections of a guard whether a reply is sent at once or at the end of the turn."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._waiting: deque[Sender] = deque()
-        self._scheduled = False
+        super().__init__(clock, most=sys.maxsize)
         self._crowded = False
         self._count = 0
 
-    def delays(self, sender: Sender) -> bool:
+    def delays(self, sender: Any) -> bool:
         """Whether the sender's replies have to wait for the end of this turn, when its `send_now()` is called once."""
         if not (self._crowded or self._waiting):
             self._count += 1
             if self._count % _TRIAL:
                 return False
-        self._waiting.append(sender)
-        if not self._scheduled:
-            self._schedule()
+        self.wait(sender.send_now)
         return True
 
-    def _schedule(self) -> None:
-        if self._waiting and not self._scheduled:
-            self._scheduled = True
-            self._clock.callLater(0, self._end_of_turn)
-
-    def _end_of_turn(self) -> None:
-        self._scheduled = False
-        waiting = self._waiting
-        if len(waiting) > 1:
+    def _serve(self) -> None:
+        if len(self._waiting) > 1:
             self._crowded, self._count = True, 0
         elif self._crowded:
             self._count += 1
             self._crowded = self._count < _TURNS_ALONE
-        try:
-            # Senders that are added meanwhile wait for the next turn.
-            for _ in range(len(waiting)):
-                waiting.popleft().send_now()
-        finally:
-            self._schedule()
+        # Senders that are added meanwhile wait for the next turn.
+        super()._serve()

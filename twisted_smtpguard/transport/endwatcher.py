@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
@@ -12,16 +12,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 _log = Logger()
-
-
-class Unread(Protocol):
-    """A connection that is not read for now."""
-
-    def input_end_announced(self) -> None:
-        """Called when the client has half-closed the connection. Octets that it sent before may still be unread."""
-
-    def connection_broken(self) -> None:
-        """Called when the connection is gone in both directions."""
 
 
 @implementer(IReadDescriptor)
@@ -35,17 +25,21 @@ class EndWatcher:
     def __init__(self) -> None:
         self._poll: Any = None
         self._reactor: Any = None
-        self._descriptors: dict[Unread, int] = {}
-        self._watched: dict[int, Unread] = {}
+        self._descriptors: dict[Any, int] = {}
+        self._watched: dict[int, Any] = {}
 
     def prepare(self) -> None:
         """Open the epoll. Called when listening begins, before connections can use up all file descriptors."""
         if self._poll is None and hasattr(select, "epoll"):
             self._poll = select.epoll()
 
-    def watch(self, transport: Any, owner: Unread, *, input_over: bool = False) -> None:
-        """Watch the socket of `transport` for `owner`, until `forget(owner)`. `input_over`: the half-close is known
-        already, so only the end in both directions is reported."""
+    def watch(self, transport: Any, owner: Any, *, input_over: bool = False) -> None:
+        """Watch the socket of `transport` for `owner`, until `forget(owner)`.
+
+        Its `input_end_announced()` is called when the client has half-closed the connection; octets that it sent before
+        may still be unread. Its `connection_broken()` is called when the connection is gone in both directions.
+        `input_over`: the half-close is known already, so only the latter is reported.
+        """
         reactor = getattr(transport, "reactor", None)
         if not (hasattr(select, "epoll") and IReactorFDSet.providedBy(reactor)):
             return
@@ -60,7 +54,7 @@ class EndWatcher:
         self._descriptors[owner] = descriptor
         self._watched[descriptor] = owner
 
-    def forget(self, owner: Unread) -> None:
+    def forget(self, owner: Any) -> None:
         """Stop watching: reading is resumed, or the connection is gone. May be called when it is not watched."""
         descriptor = self._descriptors.pop(owner, None)
         if descriptor is None:

@@ -17,17 +17,19 @@ _CONNECTIONS_A_TURN = 8
 
 
 class FairScheduler:
-    """Serves the connections that have more input than their share, first come, first served."""
+    """Serves the connections that have more input than their share, first come, first served, `most` in one turn."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, most: int = _CONNECTIONS_A_TURN) -> None:
         self._clock = clock
+        self._most = most
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
 
     def wait(self, go_on: Callable[[], None]) -> None:
         """Call `go_on` in a later turn. It may call `wait` again."""
         self._waiting.append(go_on)
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def _schedule(self) -> None:
         if self._waiting and not self._scheduled:
@@ -37,7 +39,7 @@ class FairScheduler:
     def _serve(self) -> None:
         self._scheduled = False
         try:
-            for _ in range(min(len(self._waiting), _CONNECTIONS_A_TURN)):
+            for _ in range(min(len(self._waiting), self._most)):
                 self._waiting.popleft()()
         finally:
             self._schedule()
