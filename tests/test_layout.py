@@ -278,7 +278,7 @@ def test_the_engine_writes_to_its_host_and_to_a_message_in_few_places(name: str)
     allowed = {
         "engine/connection.py": {"self.host.write"},
         "engine/engine.py": {"self.host.write", "host.write"},
-        "engine/receiving.py": {"engine.sink.write"},
+        "engine/receiving.py": {"engine.mail.write"},
     }
     assert set(writes) == allowed.get(name, set())
 

@@ -6,11 +6,8 @@ No password is kept after it has been checked.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
-
-import attrs
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, sasl
@@ -20,14 +17,6 @@ from twisted_smtpguard.engine.stages import Phase, Stage
 from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_later
-
-
-@attrs.frozen
-class Exchange:
-    """A running AUTH exchange: the mechanism, and its generator, which yields challenges and is sent responses."""
-
-    mechanism: str
-    steps: Generator[bytes, bytes, sasl.Login]
 
 
 class WithheldError(Exception):
@@ -48,27 +37,27 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
         return replies.UNKNOWN_MECHANISM
     engine.known_client = None
     steps = sasl.MECHANISMS[mechanism](sasl.decode_initial(initial))
-    return _advance(engine, Exchange(mechanism, steps), partial(next, steps))
+    return _advance(engine, mechanism, steps, None)
 
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
     """Take the line with the response to a challenge. Returns the reply, or None if it comes later."""
-    exchange, engine.auth = engine.auth, None
+    (mechanism, steps), engine.auth = engine.auth, None
     try:
         response = sasl.decode_response(line)
     except Refused as refused:
         return refused.reply
-    return _advance(engine, exchange, partial(exchange.steps.send, response))
+    return _advance(engine, mechanism, steps, response)
 
 
-def _advance(engine: Engine, exchange: Exchange, step: Callable[[], bytes]) -> Reply | None:
+def _advance(engine: Engine, mechanism: str, steps: sasl.Steps, response: bytes | None) -> Reply | None:
     try:
-        challenge = step()
+        challenge = steps.send(response)
     except StopIteration as end:
-        return _check(engine, exchange.mechanism, end.value)
+        return _check(engine, mechanism, end.value)
     except Refused as refused:
         return refused.reply
-    engine.auth = exchange
+    engine.auth = mechanism, steps
     engine.enter(Stage.AUTH_RESPONSE)
     return replies.challenge(b64encode(challenge).decode("ascii"))
 

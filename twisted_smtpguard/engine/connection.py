@@ -140,7 +140,7 @@ class Connection:
     user: Any = None
     """The user who has logged in."""
     auth: Any = None
-    """The `Exchange` of AUTH, while a response is due."""
+    """The mechanism of AUTH and its running exchange, while a response is due; else None."""
     failures: int = 0
     """The number of wrong credentials in this session."""
     messages: int = 0
@@ -155,9 +155,7 @@ class Connection:
     """Whether `session_ended()` has yet to be called, because `begin()` was."""
     # The mail transaction.
     mail: Any = None
-    """The `IMailTransaction`, until its `data()` is called."""
-    sink: Any = None
-    """The `IMessageSink`, until the end of the message."""
+    """The `IMailTransaction` until its `data()` is called, and then the `IMessageSink` until the end of the message."""
     message: Any = None
     """The `IncomingMessage`, from DATA or the first BDAT to the verdict."""
     sender: Path = _NO_SENDER
@@ -302,7 +300,7 @@ class Connection:
 
     def reset(self) -> None:
         """End the mail transaction, if there is one, and call the delivery's `abort()` unless it has had its end."""
-        if self.sink is not None or self.mail is not None:
+        if self.mail is not None:
             self.abort_mail()
         self.message = None
         self.utf8 = False
@@ -312,8 +310,7 @@ class Connection:
 
     def abort_mail(self) -> None:
         """Call `abort()` of the transaction's sink or IMailTransaction, unless it has had its end already."""
-        given = self.mail if self.sink is None else self.sink
-        self.sink = self.mail = None
+        given, self.mail = self.mail, None
         if given is not None:
             self.abort_given(given)
 

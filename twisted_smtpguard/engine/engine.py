@@ -263,8 +263,11 @@ class Engine(Connection):
 
     # Replies.
 
-    def reply(self, reply: Reply, reason: str = "") -> None:
-        """Queue, count and log a reply. `reason` replaces the log reason that the catalogue has for it."""
+    def reply(self, reply: Reply | None, reason: str = "") -> None:
+        """Queue, count and log a reply; None: it comes later. `reason` replaces the log reason that the catalogue has
+        for it."""
+        if reply is None:
+            return
         if self.account_next or reply.is_accounted:
             self.account(reply, reason)
         else:

@@ -97,7 +97,7 @@ def take_first_line(engine: Engine) -> bool:
         # A PROXY header of version 2 begins with empty lines, which are answered like any other empty line.
         engine.offset = start + 2
         engine.beginning = line
-        _say(engine, execute(engine, b""))
+        engine.reply(execute(engine, b""))
         if engine.stage is Stage.COMMAND:
             engine.enter(Stage.FIRST_LINE)
     return True
@@ -119,9 +119,9 @@ def take_line(engine: Engine, max_line: int | None = None) -> bool:
             line = buffer[start:carriage_return]
             if engine.stage is Stage.AUTH_RESPONSE:
                 engine.enter(Stage.COMMAND)
-                _say(engine, auth_response(engine, line))
+                engine.reply(auth_response(engine, line))
             else:
-                _say(engine, execute(engine, line))
+                engine.reply(execute(engine, line))
             return engine.has_share_left(1 + len(line) // _LINE_OCTETS_OF_A_COMMAND)
         # The line is refused at its first bare CR or LF, as if the octets had arrived one by one.
         _refuse_line(engine, (end if carriage_return < 0 else carriage_return) + 1)
@@ -161,7 +161,7 @@ def take_skipped_line(engine: Engine) -> bool:
     if at_crlf or endless:
         engine.enter(engine.stage_before)
     if reply is not None:
-        _say(engine, invalid_line(engine, reply))
+        engine.reply(invalid_line(engine, reply))
     if endless and engine.stage is engine.stage_before:
         engine.reply(replies.TOO_MANY_INVALID_COMMANDS, "max_endless_line")
     return engine.has_share_left(1 + (stop - start) // _LINE_OCTETS_OF_A_COMMAND)
@@ -170,7 +170,7 @@ def take_skipped_line(engine: Engine) -> bool:
 def _refuse_line(engine: Engine, stop: int) -> None:
     octets, engine.offset = stop - engine.offset, stop
     _skip(engine, octets, None)
-    _say(engine, invalid_line(engine, replies.BAD_LINE_END))
+    engine.reply(invalid_line(engine, replies.BAD_LINE_END))
 
 
 def _skip(engine: Engine, octets: int, reply: Reply | None) -> None:
@@ -180,11 +180,6 @@ def _skip(engine: Engine, octets: int, reply: Reply | None) -> None:
     engine.stage_before = Stage.FIRST_LINE if of_first else Stage.COMMAND
     engine.skipped, engine.skipped_for = octets, reply
     engine.enter(Stage.SKIPPED_LINE)
-
-
-def _say(engine: Engine, reply: Reply | None) -> None:
-    if reply is not None:
-        engine.reply(reply)
 
 
 def execute(engine: Engine, line: bytes) -> Reply | None:

@@ -64,8 +64,7 @@ def bdat_out_of_sequence(engine: Engine, chunk: Chunk) -> Reply | None:
 
 
 def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
-    mail = engine.mail
-    engine.mail = None
+    mail, engine.mail = engine.mail, None
     try:
         chunked = chunk is not None and engine.context.is_relay(mail)
         given = mail.data_in_chunks() if chunked else mail.data()
@@ -89,7 +88,7 @@ def _sink_given(mail: Any, chunk: Chunk | None, engine: Engine, sink: Any) -> Re
             raise missing_abort(sink)
     except FAULTS as error:
         return _no_sink(mail, chunk, engine, error)
-    engine.sink = sink
+    engine.mail = sink
     if chunk is None:
         engine.message = DataDecoder(engine.context.rules(False))
         _watch_rate(engine)
@@ -176,9 +175,7 @@ def take_message(engine: Engine) -> bool:
         engine.progress_octets += taken
         if buffer.find(b"\n", 0, taken) >= 0 or engine.progress_octets >= _PROGRESS_OCTETS:
             engine.progress, engine.progress_octets = True, 0
-    reply = _pass_on(engine, octets)
-    if reply is not None:
-        engine.reply(reply)
+    engine.reply(_pass_on(engine, octets))
     if engine.offset >= len(engine.buffer):
         engine.buffer, engine.offset = b"", 0
         return False
@@ -189,11 +186,11 @@ def take_message(engine: Engine) -> bool:
 
 def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
     """Write `octets` to the sink. Returns the reply if the message or its chunk is complete, else None."""
-    while octets and engine.sink is not None:
+    while octets and engine.mail is not None:
         # Slicing the whole of `octets` copies nothing.
         piece, octets = octets[:MAX_WRITE_OCTETS], octets[MAX_WRITE_OCTETS:]
         try:
-            answer = engine.sink.write(piece)
+            answer = engine.mail.write(piece)
             if answer is not None and is_awaitable(type(answer)):
                 then, failed = partial(_written, octets), partial(_not_written, octets)
                 return wait_for(engine, answer, then, failed, stage=Stage.SINK)
@@ -254,8 +251,7 @@ def _received(engine: Engine) -> Reply | None:
 
 
 def _finish(engine: Engine) -> Reply | None:
-    sink = engine.sink
-    engine.sink = None
+    sink, engine.mail = engine.mail, None
     try:
         answer = sink.finish()
     except FAULTS as error:

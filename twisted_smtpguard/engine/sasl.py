@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Callable, Generator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -31,8 +31,11 @@ class Login:
     """The user to act as (RFC 4616 2: authzid); b"" if the client named none."""
 
 
-Mechanism: TypeAlias = Callable[[bytes | None], Generator[bytes, bytes, Login]]
-"""Called with the initial response or None. The generator yields challenges, is sent responses, and returns a Login."""
+Steps: TypeAlias = Generator[bytes, Any, Login]
+"""A running exchange: it yields challenges, is sent responses (at first None), and returns a Login."""
+
+Mechanism: TypeAlias = Callable[[bytes | None], Steps]
+"""Called with the initial response or None."""
 
 
 def parse_auth(argument: bytes) -> tuple[str, bytes | None]:
@@ -66,7 +69,7 @@ def _decoded(octets: bytes) -> bytes:
     return b64decode(octets)
 
 
-def _plain(initial: bytes | None) -> Generator[bytes, bytes, Login]:
+def _plain(initial: bytes | None) -> Steps:
     message = (yield b"") if initial is None else initial
     parts = message.split(b"\0")
     if len(parts) != 3:
@@ -75,7 +78,7 @@ def _plain(initial: bytes | None) -> Generator[bytes, bytes, Login]:
     return _login_of(username, password, acts_for)
 
 
-def _login(initial: bytes | None) -> Generator[bytes, bytes, Login]:
+def _login(initial: bytes | None) -> Steps:
     username = (yield b"Username:") if initial is None else initial
     password = yield b"Password:"
     return _login_of(username, password)

@@ -43,7 +43,7 @@ class Deadline:
     def reset(self, seconds: float) -> None:
         """Move the call to `seconds` from now. Raises AlreadyCalled or AlreadyCancelled if it is no longer active."""
         if self._function is None:
-            self._check_active()
+            raise self._over()
         when = self._deadlines.seconds() + seconds
         # Nearly always it is extended, and is then moved in the table when its old time comes.
         if when < self.when:
@@ -53,13 +53,12 @@ class Deadline:
     def cancel(self) -> None:
         """Cancel the call. Raises AlreadyCalled or AlreadyCancelled if it is no longer active."""
         if self._function is None:
-            self._check_active()
+            raise self._over()
         self._function = None
         self._deadlines._remove(self)
 
-    def _check_active(self) -> None:
-        if self._function is None:
-            raise AlreadyCalled() if self._called else AlreadyCancelled()
+    def _over(self) -> Exception:
+        return AlreadyCalled() if self._called else AlreadyCancelled()
 
     def _call(self) -> None:
         function = self._function

@@ -6,9 +6,9 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IProtocol, ISSLTransport
+from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from twisted_smtpguard.engine.refusal import refusal_of
 from twisted_smtpguard.replies import Reply
@@ -17,8 +17,7 @@ from twisted_smtpguard.transport.peers import input_waits
 _DONE = Failure(ConnectionDone())
 
 
-@implementer(IProtocol)
-class TurnAway:
+class TurnAway(Protocol):
     """The protocol of every connection that is refused with `reply` at accept. One object serves them all."""
 
     def __init__(self, reply: Reply) -> None:
@@ -32,15 +31,6 @@ class TurnAway:
             transport.connectionLost(_DONE)
         else:
             turn_away(transport, self.refusal.reply.wire)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Ignore input."""
-
-    def connectionLost(self, reason: Failure | None = None) -> None:
-        """Do nothing: the connection holds no slot."""
-
-    def connectionMade(self) -> None:
-        """Do nothing: `makeConnection` has done everything."""
 
 
 class SilentTurnAway(TurnAway):
