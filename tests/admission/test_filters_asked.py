@@ -376,7 +376,7 @@ def test_a_fault_while_it_is_greeted_or_refused_ends_the_connection() -> None:
         for wrapped in (lambda x: x, None):
             slow = SlowFilter()
             guard = Guard(ip_filters=[slow if wrapped is None else FakeFilter(verdict)])
-            guard.factory.context.next_session_name = None  # type: ignore[assignment, method-assign]
+            guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
             guard.factory.context.events.reject = None  # type: ignore[assignment, method-assign]
             with capturedLogs() as events:
                 client = guard.connect()
@@ -389,7 +389,7 @@ def test_a_fault_while_it_is_greeted_or_refused_ends_the_connection() -> None:
 
 def test_a_fault_at_the_end_of_the_greet_delay_ends_the_connection() -> None:
     guard = Guard(greet_delay=2)
-    guard.factory.context.next_session_name = None  # type: ignore[assignment, method-assign]
+    guard.factory.next_session_name = None  # type: ignore[assignment, method-assign]
     with capturedLogs() as events:
         client = guard.connect()
         guard.clock.advance(2.1)

@@ -615,9 +615,12 @@ class PureGuard:
         self.released: list[Any] = []
         self.lingering = 0
         self.settled = 0
-        self.session_times: list[Any] = []
         self.hosts: list[PureHost] = []
         names = count(1)
+        self.next_session_name = lambda: f"s{next(names)}"
+        self.greet_delay = lambda: self.limits.greet_delay
+        self.ages: list[Any] = []
+        self.session_times = self
         self.context = ServerContext(
             limits=self.limits,
             delivery=self.delivery,
@@ -628,11 +631,7 @@ class PureGuard:
             seconds=self.clock.seconds,
             call_later=self.clock.call_later,
             stages=STAGES,
-            next_session_name=lambda: f"s{next(names)}",
-            greet_delay=lambda: self.limits.greet_delay,
-            release=self._release,
-            may_linger=self._may_linger,
-            session_times=self,
+            guard=self,
             pending_delivery_settled=self._pending_delivery_settled,
             is_relay=lambda _: self.delivery.relay,
             offers_chunking=lambda: True,
@@ -676,12 +675,12 @@ class PureGuard:
             self.delivery.pending[0].answer()
             self.settle()
 
-    def _release(self, engine: Any) -> None:
+    def release(self, engine: Any) -> None:
         assert engine not in self.released, "a slot was given back twice"
         self.released.append(engine)
         self.held_slots -= 1
 
-    def _may_linger(self) -> bool:
+    def may_linger(self) -> bool:
         if 0 < self.limits.max_lingering <= self.lingering:
             return False
         self.lingering += 1
@@ -693,12 +692,12 @@ class PureGuard:
     # The queue of sessions that have a time limit.
 
     def add(self, engine: Any) -> None:
-        assert engine not in self.session_times
-        self.session_times.append(engine)
+        assert engine not in self.ages
+        self.ages.append(engine)
 
     def remove(self, engine: Any) -> None:
-        if engine in self.session_times:
-            self.session_times.remove(engine)
+        if engine in self.ages:
+            self.ages.remove(engine)
 
     def check_all_given_back(self) -> None:
         """Of connections that are gone, whose hooks have answered, nothing is left."""
@@ -710,7 +709,7 @@ class PureGuard:
         assert self.held_slots == 0
         assert all(place.given_back >= 1 for place in self.admission.places)
         assert self.lingering == 0
-        assert self.session_times == []
+        assert self.ages == []
         assert self.context.pending_deliveries == 0
         assert self.clock.timers == []
 

@@ -177,7 +177,7 @@ def tls_after_admission(it: Situation) -> PureHost:
 
 
 def tls_after_greet_delay(it: Situation) -> PureHost:
-    it.guard.context.greet_delay = lambda: 2
+    it.guard.greet_delay = lambda: 2
     host = it.guard.connect(implicit_tls=True)
     it.guard.advance(2)
     return host
@@ -189,7 +189,7 @@ def admission(it: Situation) -> PureHost:
 
 
 def greet_delay(it: Situation) -> PureHost:
-    it.guard.context.greet_delay = lambda: 2
+    it.guard.greet_delay = lambda: 2
     return it.guard.connect()
 
 

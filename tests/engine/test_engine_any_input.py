@@ -328,7 +328,7 @@ class AnyOrder(RuleBasedStateMachine):
     def connect(self, early: bytes, admits: str, delay: float, reads: bool, **how: bool) -> None:
         if len(self.open()) < 3:
             self.admits = admits
-            self.guard.context.greet_delay = lambda: delay
+            self.guard.greet_delay = lambda: delay
             how["tls_has_begun"] &= how["implicit_tls"]
             self.guard.connect(early, reads=reads, **how)
 

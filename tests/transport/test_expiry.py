@@ -8,8 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
-from twisted_smtpguard.transport.deadlines import Deadlines
-from twisted_smtpguard.transport.expiry import ExpiryQueue
+from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
 
 
 class Old:

@@ -10,11 +10,11 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.hooks import wait_for
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.engine.proxyheader import LONGEST_BEGINNING, HeaderError, begins_header, parse_header
 from twisted_smtpguard.engine.refusal import refusal_of
 from twisted_smtpguard.engine.stages import ENDED, Stage
-from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.values import Peer
 
 
@@ -46,7 +46,7 @@ def take_proxy_header(engine: Engine) -> bool:
     try:
         header = parse_header(engine.buffer, tls=engine.context.proxy_tls)
     except HeaderError:
-        _proxy_failed(engine, "bad_proxy_header")
+        proxy_failed(engine, "bad_proxy_header")
         return False
     if header is None:
         return False
@@ -61,13 +61,8 @@ def take_proxy_header(engine: Engine) -> bool:
     return True
 
 
-def proxy_timed_out(engine: Engine) -> None:
-    """Called when the header has not come in time."""
-    _proxy_failed(engine, "proxy_header_timeout")
-
-
-def _proxy_failed(engine: Engine, reason: str) -> None:
-    """Abort a connection whose PROXY header is missing or malformed. No reply is sent."""
+def proxy_failed(engine: Engine, reason: str = "proxy_header_timeout") -> None:
+    """Abort a connection whose PROXY header is malformed or, by default, has not come in time. No reply is sent."""
     counts.log_without_reply(engine, reason)
     engine.abort()
 
@@ -91,16 +86,14 @@ def begin_tls(engine: Engine) -> None:
         # The endpoint has begun the handshake, and its deadline runs already.
         return
     engine.handshaking = True
-    octets, engine.buffer = engine.buffer[engine.offset :], b""
-    engine.offset = 0
-    if engine.paused:
-        engine.paused = False
-        engine.host.resume()
+    octets = engine.buffer[engine.offset :]
+    engine.buffer, engine.offset = b"", 0
+    engine.resume()
     engine.set_deadline("tls_handshake")
     try:
         engine.host.start_tls(octets)
     except Exception as error:  # noqa: BLE001 - no reply can be sent any more, and nothing else would end the session
-        engine.context.events.failure(error, "TLS could not be begun", engine.name, engine.peer_name)
+        engine.log_failure(error, "TLS could not be begun")
         handshake_failed(engine, "tls_failed")
         engine.abort()
 
@@ -180,20 +173,12 @@ def _ask_admission(engine: Engine) -> None:
     try:
         refusal = None if admission.asks_nothing else admission.decide(engine)
     except BaseException as error:  # noqa: BLE001 - a bug of ours must not admit anybody
-        _admission_failed(engine, error, at_once=at_once)
+        _not_decided(engine, error, at_once=at_once)
         return
     if refusal is None or hasattr(refusal, "reply"):
         _decided(engine, refusal, at_once=at_once)
     else:
-        wait_for(
-            engine,
-            refusal,
-            _decided,
-            _admission_failed,
-            stage=Stage.ADMISSION,
-            is_delivery=False,
-            seconds=0,
-        )
+        wait_for(engine, refusal, _decided, _not_decided, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
 
 
 def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
@@ -204,7 +189,7 @@ def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
     if not engine.trusted:
         if _refuses_early_talker(engine, at_once=at_once):
             return
-        delay = engine.context.greet_delay()
+        delay = engine.context.guard.greet_delay()
         if delay:
             engine.enter(Stage.GREET_DELAY)
             engine.delay = engine.context.call_later(delay, partial(engine.input, _delay_over, engine))
@@ -248,8 +233,8 @@ def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
     return True
 
 
-def _admission_failed(engine: Engine, error: BaseException, *, at_once: bool = False) -> None:
-    engine.context.events.failure(error, "admission failed", peer=engine.peer_name)
+def _not_decided(engine: Engine, error: BaseException, *, at_once: bool = False) -> None:
+    engine.log_failure(error, "admission failed")
     engine.refuse(refusal_of(replies.LOCAL_ERROR_CLOSING), at_once=at_once)
 
 
@@ -263,9 +248,9 @@ def _let_in(engine: Engine) -> None:
 def _greet(engine: Engine) -> None:
     context = engine.context
     engine.enter(Stage.FIRST_LINE)
-    engine.name = context.next_session_name()
+    engine.name = context.guard.next_session_name()
     engine.account_next = engine.account_all
     engine.silent = engine.silent and not engine.buffer
     counts.log_greeting(engine)
-    context.session_times.add(engine)
+    context.guard.session_times.add(engine)
     engine.unwritten += context.greeting.wire

@@ -6,15 +6,16 @@ No password is kept after it has been checked.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, sasl
 from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.engine.hooks import wait_for
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import Phase, Stage
-from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_later
 
@@ -37,7 +38,7 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
         return replies.UNKNOWN_MECHANISM
     engine.known_client = None
     steps = sasl.MECHANISMS[mechanism](sasl.decode_initial(initial))
-    return _advance(engine, mechanism, steps, None)
+    return _advance(engine, mechanism, steps, partial(next, steps))
 
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
@@ -47,12 +48,12 @@ def respond(engine: Engine, line: bytes) -> Reply | None:
         response = sasl.decode_response(line)
     except Refused as refused:
         return refused.reply
-    return _advance(engine, mechanism, steps, response)
+    return _advance(engine, mechanism, steps, partial(steps.send, response))
 
 
-def _advance(engine: Engine, mechanism: str, steps: sasl.Steps, response: bytes | None) -> Reply | None:
+def _advance(engine: Engine, mechanism: str, steps: sasl.Steps, step: Callable[[], bytes]) -> Reply | None:
     try:
-        challenge = steps.send(response)
+        challenge = step()
     except StopIteration as end:
         return _check(engine, mechanism, end.value)
     except Refused as refused:
@@ -104,13 +105,10 @@ def _unavailable(engine: Engine, error: BaseException) -> Reply:
 
 def log_failure(engine: Engine, error: BaseException) -> None:
     """Log that a checker could not judge the credentials."""
-    events = engine.context.events
     if isinstance(error, Expired):
         error = CheckerUnavailable(f"no answer in {engine.context.limits.delivery_timeout:g} seconds")
     if isinstance(error, CheckerUnavailable):
-        events.checker_failed(engine.name, engine.peer_name, str(error))
+        engine.context.events.checker_failed(engine.name, engine.peer_name, str(error))
         return
     withheld = WithheldError(f"a {type(error).__name__}, whose message is withheld: it may hold a password")
-    events.failure(
-        withheld.with_traceback(error.__traceback__), "a checker failed", engine.name, engine.peer_name
-    )
+    engine.log_failure(withheld.with_traceback(error.__traceback__), "a checker failed")

@@ -115,10 +115,10 @@ def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"") -> Reply:
 
 def auth_response(engine: Engine, line: bytes) -> Reply | None:
     """Carry out the line after a challenge of AUTH. Returns the reply, or None if it comes later."""
-    pipelined = engine.offset < len(engine.buffer)
-    if engine.context.draining or (pipelined and counts.refuses_pipelining(engine)):
+    refusal = _before(engine, engine.command)
+    if refusal is not None:
         engine.auth = None
-        return replies.SHUTTING_DOWN if engine.context.draining else replies.UNEXPECTED_PIPELINING
+        return refusal
     return authentication.respond(engine, line)
 
 

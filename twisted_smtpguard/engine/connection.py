@@ -270,6 +270,12 @@ class Connection:
         self.time_limit = self.context.timeouts[timeout]
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
 
+    def resume(self) -> None:
+        """Read the client again, if it is not read."""
+        if self.paused:
+            self.paused = False
+            self.host.resume()
+
     def flush(self) -> None:
         """Write the queued replies."""
         octets, self.unwritten = self.unwritten, b""
@@ -323,7 +329,11 @@ class Connection:
 
     def delivery_failed(self, error: BaseException, what: str) -> None:
         """Log an exception of the delivery with its traceback."""
-        self.context.events.failure(error, f"the delivery failed: {what}", self.name, self.peer_name)
+        self.log_failure(error, f"the delivery failed: {what}")
+
+    def log_failure(self, error: BaseException, what: str) -> None:
+        """Log an exception of the guard or of foreign code with its traceback."""
+        self.context.events.failure(error, what, self.name, self.peer_name)
 
     def notify_session_ended(self) -> None:
         """Call the delivery's `session_ended()` once, when the session is over and every hook has answered."""

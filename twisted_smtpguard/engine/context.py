@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from re import Match
 from typing import Any
 
@@ -55,15 +56,11 @@ class ServerContext:
     """Calls a function after so many seconds."""
     stages: Mapping[Stage, StageRow]
     """The table of stages."""
-    next_session_name: Callable[[], str]
-    greet_delay: Callable[[], float]
-    """Returns the seconds from admission to the greeting, at this time."""
-    release: Callable[[Any], None]
-    """Called with an engine, once, when its connection gives back its slot."""
-    may_linger: Callable[[], bool]
-    """Returns whether one more connection may linger, and if so counts it."""
-    session_times: Any
-    """The `ExpiryQueue` of the greeted engines, for `Limits.max_session_time`."""
+    guard: Any
+    """The factory. `next_session_name()` returns a name; `greet_delay()` the seconds from admission to the greeting, at
+    this time; `may_linger()` whether one more connection may linger, which is counted then. `release(engine)` is called
+    once, when a connection gives back its slot. `session_times` is the `ExpiryQueue` of the greeted engines, for
+    `Limits.max_session_time`."""
     pending_delivery_settled: Callable[[], object]
     """Called when a verdict has come after its client disconnected."""
     is_relay: Callable[[Any], bool]
@@ -127,10 +124,12 @@ class ServerContext:
     recipient_rate: Any = derived(lambda self: self.clients.rate("recipient_rate"))
     """`ClientRate`: counts the recipients of each client; None for no limit."""
     _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
-    _rules: list[MessageRules] = attrs.field(factory=list, init=False)
-    """The rules for messages that are not binary, and those for binary ones."""
-    _rules_made_for: int = attrs.field(default=-1, init=False)
-    """The `max_message_octets` of the delivery when `_rules` were made."""
+    _rules: Callable[[int, bool], MessageRules] = derived(
+        lambda self: lru_cache(maxsize=2)(
+            lambda max_message_octets, binary: message_rules(self.limits, self.max_octets, binary=binary)
+        )
+    )
+    """Called with the delivery's `max_message_octets`, which may change at any time."""
 
     @property
     def max_octets(self) -> int:
@@ -140,12 +139,7 @@ class ServerContext:
 
     def rules(self, binary: bool) -> MessageRules:
         """The rules that a message has to satisfy now."""
-        theirs = self.delivery.max_message_octets
-        if theirs != self._rules_made_for:
-            # A delivery may change its largest message at any time.
-            self._rules_made_for = theirs
-            self._rules = [message_rules(self.limits, self.max_octets, binary=each) for each in (False, True)]
-        return self._rules[binary]
+        return self._rules(self.delivery.max_message_octets, binary)
 
     def offer(self, tls: bool) -> Offer:
         """The offer of EHLO now, with or without TLS. It is kept until the delivery changes its part, which is rare."""

@@ -124,8 +124,7 @@ class Engine(Connection):
             self.ended()
         elif self.paused and not self.buffer_is_full:
             # The unread octets may hold the end of a message, and only reading them tells.
-            self.paused = False
-            self.host.resume()
+            self.resume()
 
     def lost(self) -> None:
         """Take the end of the connection in both directions."""
@@ -246,12 +245,11 @@ class Engine(Connection):
             return
         # A full buffer pauses reading only while nothing is awaited from the client: what is awaited must arrive.
         pause = (not row.reads and not self.end_announced) or (not timeout and self.buffer_is_full)
-        if pause is not self.paused:
-            self.paused = pause
-            if pause:
-                self.host.pause()
-            else:
-                self.host.resume()
+        if pause and not self.paused:
+            self.paused = True
+            self.host.pause()
+        elif self.paused and not pause:
+            self.resume()
         rate = self.rate
         if rate is not None:
             rate.watch(
@@ -293,13 +291,13 @@ class Engine(Connection):
             self.end_reason = reason or replies.reason_of(last)
             self.close(Close.LINGER)
 
-    def hang_up(self, reply: Reply, reason: str = "") -> None:
+    def hang_up(self, reply: Reply) -> None:
         """Send a closing reply that answers no command."""
         if self.stage not in ENDED:
-            self.reply(reply, reason)
+            self.reply(reply)
 
     def _fault(self, error: BaseException, *, amid_message: bool = False) -> None:
-        self.context.events.failure(error, "the session failed", self.name, self.peer_name)
+        self.log_failure(error, "the session failed")
         if self.stage in ENDED or not self.name:
             self.abort()
             return
@@ -337,7 +335,7 @@ class Engine(Connection):
 
     def close(self, how: Close) -> None:
         """Close the connection in the way `how` when every reply has been sent."""
-        if how is Close.LINGER and (self.input_ended or not self.context.may_linger()):
+        if how is Close.LINGER and (self.input_ended or not self.context.guard.may_linger()):
             how = Close.PLAIN
         self.lingers = how is Close.LINGER
         self._end(Stage.CLOSING)
@@ -346,8 +344,7 @@ class Engine(Connection):
         self.timer = NO_TIMER
         host.deadline(0)
         if self.paused and not self.input_ended:
-            self.paused = False
-            host.resume()
+            self.resume()
         if self.unwritten:
             octets, self.unwritten = self.unwritten, b""
             host.write(octets)
@@ -376,7 +373,7 @@ class Engine(Connection):
             self.rate.stop()
             self.rate = None
         if self.name:
-            self.context.session_times.remove(self)
+            self.context.guard.session_times.remove(self)
         pending = self.pending
         if pending is not None and pending.finishes:
             self.context.pending_deliveries += 1
@@ -391,7 +388,7 @@ class Engine(Connection):
         """Give back the connection's slot and the client's place. Only the first call has an effect."""
         if self.holds_slot:
             self.holds_slot = False
-            self.context.release(self)
+            self.context.guard.release(self)
             if self.place is not None:
                 self.place.give_back()
             counts.log_end(self)

@@ -8,10 +8,9 @@ from typing import Any
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort, wait_for
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import Phase
-from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, Client, Path, is_awaitable, is_later
 
@@ -70,11 +69,11 @@ def _begun(sender: Path, utf8: bool, engine: Engine, given: Any) -> Reply:
             raise missing_abort(given)
         if context.is_relay(given):
             reply = answer_checked(engine, given.begun)
+            if reply.code >= 300:
+                engine.abort_given(given)
+                return reply
     except FAULTS as error:
         return hook_failed(engine, error)
-    if reply.code >= 300:
-        engine.abort_given(given)
-        return reply
     engine.mail = given
     engine.transactions += 1
     engine.mail_began_at = context.seconds()

@@ -1,12 +1,19 @@
-"""The check of what a delivery's hooks answer, and the reply to a hook that failed."""
+"""The answers of hooks: the check of what they answer, the reply to one that failed, and the wait for one that answers
+later, with its time limit, its cancellation, and its answer, in time or too late."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import attrs
+
 from twisted_smtpguard import replies
+from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.port import Cancelled, Expired
+from twisted_smtpguard.engine.port import Cancellable, Cancelled, Expired
+from twisted_smtpguard.engine.stages import ENDED, Stage
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Refused
 
@@ -46,3 +53,155 @@ def _shown(answer: Any) -> str:
         return repr(answer)
     except Exception:  # noqa: BLE001 - __repr__ is foreign code too
         return f"a {type(answer).__name__}"
+
+
+Then = Callable[[Engine, Any], Reply | None]
+"""Called with the engine, and the hook's answer or the exception that it raised. Returns the reply, or None if nothing
+is sent now."""
+
+Late = Callable[[Engine, Any, BaseException | None], object]
+"""Called with the engine, the hook's answer and None; or with the engine, None and the exception that it raised."""
+
+
+def wait_for(
+    engine: Engine,
+    later: Any,
+    then: Then,
+    failed: Then | None = None,
+    *,
+    late: Late | None = None,
+    stage: Stage = Stage.ANSWER,
+    is_delivery: bool = True,
+    finishes: bool = False,
+    seconds: float | None = None,
+) -> Reply | None:
+    """Wait for a hook that answers later. Returns the reply if the answer is there already, else None.
+
+    `then` turns the answer into the reply, and `failed` an exception; without it the exception is raised here. `late`
+    gets an answer that comes after the wait is over. `seconds` is the time limit, by default the delivery's; 0 for
+    none.
+    """
+    pending = engine.pending = Wait(engine, then, failed, late, is_delivery, finishes)
+    engine.hooks_at_work += is_delivery
+    engine.enter(stage)
+    handle = engine.host.wait(later, pending.answered)
+    if pending.there:
+        return pending.reply()
+    limit = engine.context.limits.delivery_timeout if seconds is None else seconds
+    pending.handle = handle
+    if limit:
+        pending.timer = engine.context.call_later(limit, partial(engine.input, pending.expire))
+    return None
+
+
+@attrs.define(eq=False)
+class Wait:
+    """The wait for one answer. It is over when it is no longer the engine's `pending`."""
+
+    engine: Engine
+    then: Then
+    failed: Then | None
+    late: Late | None
+    """Called with an answer that comes after the wait is over."""
+    is_delivery: bool
+    """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
+    finishes: bool
+    """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
+    handle: Cancellable | None = None
+    """The answer to come; None while it is unknown whether the hook has answered at once."""
+    timer: Cancellable | None = None
+    there: bool = False
+    """Whether the answer has come, as `value` or `error`."""
+    value: Any = None
+    error: BaseException | None = None
+    expired: bool = False
+
+    def answered(self, value: Any, error: BaseException | None) -> None:
+        """Called once by the host, with the answer."""
+        self.there, self.value, self.error = True, value, error
+        self._stop_timer()
+        engine = self.engine
+        if engine.pending is not self:
+            engine.input(self._forget)
+        elif self.handle is not None and not self.expired:
+            engine.input(self._take)
+        # Otherwise this is called within `wait_for` or `_expire`, which takes the answer.
+
+    def cancel(self) -> None:
+        """Cancel the hook, whose answer is no longer needed. The hook may ignore that and go on."""
+        self._stop_timer()
+        if self.handle is not None and not self.there:
+            self.handle.cancel()
+
+    def expire(self) -> None:
+        """Called when the time limit of the hook is over."""
+        self.timer = None
+        if self.engine.pending is not self or self.there:
+            return
+        self.expired = True
+        self.cancel()
+        late = self.there and self.error is None and not self.finishes
+        if late:
+            self._tell_late()
+        if late or not self.there or isinstance(self.error, Cancelled | TimeoutError):
+            self.value, self.error = None, Expired(at_work=not self.there)
+        self._take()
+
+    def _take(self) -> None:
+        """Reply to the hook's command and go on with the session: the hook has answered, or its time is over."""
+        engine = self.engine
+        answers_command = engine.stage is Stage.ANSWER and not self.finishes
+        reply = self.reply()
+        if engine.stage in ENDED:
+            return
+        if reply is not None:
+            if answers_command and engine.offset < len(engine.buffer) and counts.refuses_pipelining(engine):
+                reply = replies.UNEXPECTED_PIPELINING
+            engine.reply(reply)
+        if engine.stage not in ENDED:
+            engine.advance()
+
+    def reply(self) -> Reply | None:
+        """Return the reply that `then` makes of the answer. None: nothing is sent, or another hook has been asked."""
+        engine = self.engine
+        engine.pending = None
+        if engine.stage is Stage.ANSWER:
+            engine.enter(Stage.COMMAND)
+        try:
+            if self.error is None:
+                return self.then(engine, self.value)
+            if self.failed is None:
+                raise self.error
+            return self.failed(engine, self.error)
+        finally:
+            if self.finishes and engine.stage in ENDED:
+                engine.context.pending_deliveries -= 1
+                engine.context.pending_delivery_settled()
+            if self.there:
+                self._over()
+
+    def _forget(self) -> None:
+        """Called when the hook has answered after the wait is over."""
+        self._tell_late()
+        self._over()
+
+    def _tell_late(self) -> None:
+        """Log what the hook of a delivery has raised, and pass the answer to `late`. An exception from that is only
+        logged, since no command waits for a reply."""
+        try:
+            if self.error is not None and self.is_delivery:
+                hook_failed(self.engine, self.error, over=True)
+            if self.late is not None:
+                self.late(self.engine, self.value, self.error)
+        except BaseException as error:  # noqa: BLE001 - a delivery's bug must not keep the rest from being released
+            self.engine.delivery_failed(error, "an answer that came too late could not be taken")
+
+    def _over(self) -> None:
+        if self.is_delivery:
+            self.engine.hooks_at_work -= 1
+            self.engine.notify_session_ended()
+
+    def _stop_timer(self) -> None:
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()

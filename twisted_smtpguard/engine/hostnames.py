@@ -16,12 +16,7 @@ _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 def parse_hostname(text: str) -> str:
     """Return `text` if it is a hostname, which may follow the @ of an address (RFC 5321 4.1.2); else ValueError."""
-    address = f"postmaster@{text}"
-    try:
-        path = parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8=False)
-    except Refused:
-        path = None
-    if path is None or path.address != address:
+    if not _follows_at(text, utf8=False):
         raise ValueError("a domain or an address literal such as mx.example.org or [192.0.2.1] is expected")
     return text
 
@@ -63,10 +58,15 @@ def _canonical_literal(literal: str) -> str:
 
 def parse_domain(text: str) -> str:
     """Return the canonical spelling of a domain or address literal; ValueError if `text` is neither."""
+    if not _follows_at(text, utf8=True):
+        raise ValueError(f"a domain such as example.org is expected, not {text!r}")
+    return canonical(text)
+
+
+def _follows_at(text: str, *, utf8: bool) -> bool:
+    """Whether `text` may follow the @ of an address."""
     address = f"postmaster@{text}"
     try:
-        if parse_rcpt(f"TO:<{address}>".encode(), frozenset(), utf8=True).address != address:
-            raise ValueError
-        return canonical(text)
-    except (Refused, ValueError):
-        raise ValueError(f"a domain such as example.org is expected, not {text!r}") from None
+        return parse_rcpt(f"TO:<{address}>".encode(errors="replace"), frozenset(), utf8).address == address
+    except Refused:
+        return False

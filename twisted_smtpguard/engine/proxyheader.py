@@ -31,12 +31,9 @@ _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_OCTETS = 16
 _WORD = b"PROXY "
 _PORT = rb"(0|[1-9][0-9]{0,4})"
+_IP = rb"([0-9A-Fa-f:.]+)"
 _LINE = re.compile(
-    rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) "
-    + _PORT
-    + b" "
-    + _PORT
-    + b")"
+    rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP4|TCP6) %b %b %b %b)" % (_IP, _IP, _PORT, _PORT),
 )
 
 _BEGINNINGS = (_WORD, _SIGNATURE[:5])

@@ -10,11 +10,10 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort
+from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort, wait_for
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
-from twisted_smtpguard.engine.waiting import wait_for
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, is_awaitable
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Callable, Generator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 
@@ -31,8 +31,8 @@ class Login:
     """The user to act as (RFC 4616 2: authzid); b"" if the client named none."""
 
 
-Steps: TypeAlias = Generator[bytes, Any, Login]
-"""A running exchange: it yields challenges, is sent responses (at first None), and returns a Login."""
+Steps: TypeAlias = Generator[bytes, bytes, Login]
+"""A running exchange: it yields challenges, is sent responses, and returns a Login."""
 
 Mechanism: TypeAlias = Callable[[bytes | None], Steps]
 """Called with the initial response or None."""

@@ -7,7 +7,7 @@ from functools import partial
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine.arrival import (
     handshake_timed_out,
-    proxy_timed_out,
+    proxy_failed,
     start_tls,
     take_early_input,
     take_proxy_header,
@@ -24,8 +24,7 @@ _MESSAGE = {_S.DATA, _S.CHUNK}
 
 
 def _discard(engine: Engine) -> bool:
-    engine.buffer = b""
-    engine.offset = 0
+    engine.buffer, engine.offset = b"", 0
     return False
 
 
@@ -38,7 +37,7 @@ _read = partial(StageRow, timed_out=_read_timed_out, timeout="read")
 
 STAGES: dict[Stage, StageRow] = {
     _S.ACCEPTED: StageRow(frozenset()),
-    _S.PROXY_HEADER: StageRow({_S.ACCEPTED}, take_proxy_header, proxy_timed_out, "proxy_header"),
+    _S.PROXY_HEADER: StageRow({_S.ACCEPTED}, take_proxy_header, proxy_failed, "proxy_header"),
     _S.TLS_HANDSHAKE: StageRow(
         {_S.ACCEPTED, _S.PROXY_HEADER, _S.ADMISSION, _S.GREET_DELAY, _S.STARTING_TLS},
         timed_out=handshake_timed_out,

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from itertools import takewhile
+from typing import Any
 
+import attrs
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -22,19 +25,17 @@ _NO_TICK = math.inf
 _log = Logger()
 
 
+@attrs.define(eq=False)
 class Deadline:
     """A call scheduled by `Deadlines.call_later()`, with the part of IDelayedCall that `TimeoutMixin` needs."""
 
-    __slots__ = ("_called", "_deadlines", "_function", "_tick", "when")
-
-    def __init__(self, deadlines: Deadlines, when: float, function: Callable[[], object]) -> None:
-        self._deadlines = deadlines
-        self._function: Callable[[], object] | None = function
-        self.when = when
-        """The time of the call, by the clock. It may be set to a later time, which costs less than `reset`."""
-        # Its tick in the table, which may be earlier than `when`; None: it is not in the table.
-        self._tick: int | None = None
-        self._called = False
+    _deadlines: Deadlines
+    when: float
+    """The time of the call, by the clock. It may be set to a later time, which costs less than `reset`."""
+    _function: Callable[[], object] | None
+    _tick: int | None = None
+    """Its tick in the table, which may be earlier than `when`; None: it is not in the table."""
+    _called: bool = False
 
     def active(self) -> bool:
         """Whether the function has been neither called nor cancelled."""
@@ -166,3 +167,46 @@ def _tick_of(when: float) -> int:
     tick = math.ceil(when * TICKS_A_SECOND)
     # The floating-point product may have been rounded down to a whole number.
     return tick if tick / TICKS_A_SECOND >= when else tick + 1
+
+
+class ExpiryQueue:
+    """Calls `time_over()` of each object `seconds` after it was added, unless it was removed. 0 seconds: never.
+
+    The one that was added first is always the next to expire, so a single deadline serves thousands of sessions.
+    """
+
+    def __init__(self, deadlines: Deadlines, seconds: float) -> None:
+        self._deadlines = deadlines
+        self._seconds = seconds
+        self._ends: dict[Any, float] = {}
+        """The time at which each object expires, the earliest first."""
+        self._deadline: Deadline | None = None
+
+    def add(self, new: Any) -> None:
+        """Start the time limit of `new`."""
+        if self._seconds:
+            self._ends[new] = self._deadlines.seconds() + self._seconds
+            if self._deadline is None:
+                self._deadline = self._deadlines.call_later(self._seconds, self._expire_due)
+
+    def remove(self, gone: Any) -> None:
+        """Drop the time limit of `gone`. May be called twice."""
+        self._ends.pop(gone, None)
+        if not self._ends and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire_due(self) -> None:
+        self._deadline = None
+        now = self._deadlines.seconds()
+        over = list(takewhile(lambda each: self._ends[each] <= now, self._ends))
+        for each in over:
+            del self._ends[each]
+        if self._ends:
+            next_end = next(iter(self._ends.values()))
+            self._deadline = self._deadlines.call_later(next_end - now, self._expire_due)
+        for each in over:
+            try:
+                each.time_over()
+            except Exception:  # noqa: BLE001 - the other objects must still be told
+                _log.failure("A session whose time is over could not be ended")

@@ -37,17 +37,15 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.tls.files import can_begin_tls
-from twisted_smtpguard.transport.batcher import ReplyBatcher
-from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
+from twisted_smtpguard.transport.deadlines import Deadline, Deadlines, ExpiryQueue
 from twisted_smtpguard.transport.endwatcher import EndWatcher
-from twisted_smtpguard.transport.expiry import ExpiryQueue
-from twisted_smtpguard.transport.fairness import FairScheduler
 from twisted_smtpguard.transport.output import OutputRules
 from twisted_smtpguard.transport.peers import peer_name
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
-from twisted_smtpguard.transport.turnaway import TurnAway
+from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
+from twisted_smtpguard.transport.turns import FairScheduler, ReplyBatcher
 
 _LAST_WAIT_SECONDS = 5
 """How long a stop waits after its grace for pending verdicts."""
@@ -146,11 +144,7 @@ class SMTPGuardFactory(ServerFactory):
             seconds=reactor.seconds,
             call_later=self.deadlines.call_later,
             stages=STAGES,
-            next_session_name=self.next_session_name,
-            greet_delay=self.greet_delay,
-            release=self.release,
-            may_linger=self.may_linger,
-            session_times=self.session_times,
+            guard=self,
             pending_delivery_settled=self._something_ended,
             is_relay=IRelayTransaction.providedBy,
             offers_chunking=self._offers_chunking,
@@ -169,6 +163,7 @@ class SMTPGuardFactory(ServerFactory):
             self.deadlines, ReplyBatcher(reactor), limits.write_timeout, limits.max_output_buffer
         )
         self.socket_buffers = SocketBuffers(limits.socket_send_buffer, limits.socket_receive_buffer)
+        self._silent = SilentTurnAway()
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
         self._stopping = TurnAway(replies.SHUTTING_DOWN)
         self._session_prefix = secrets.token_hex(4)
@@ -217,31 +212,19 @@ class SMTPGuardFactory(ServerFactory):
     def build(self, addr: IAddress | None, listener: str, *, implicit_tls: bool = False) -> Any:
         """As `buildProtocol`, for a connection to the listener with this name. `implicit_tls`: TLS comes before the
         greeting."""
-        if self._drained is not None:
-            return self._turn_away(self._stopping, addr, listener)
-        if 0 < self.context.limits.max_connections <= self._slots_held:
-            if "max_connections" not in self.context.limits.dry_run:
-                return self._turn_away(self._full, addr, listener, self._slots_held + 1)
-            self._turn_away(self._full, addr, listener, self._slots_held + 1, dry_run=True)
+        limits = self.context.limits
+        stops = self._drained is not None
+        if stops or 0 < limits.max_connections <= self._slots_held:
+            turn_away, value = (self._stopping, None) if stops else (self._full, self._slots_held + 1)
+            dry_run = not stops and "max_connections" in limits.dry_run
+            arrival = _Arrival(peer_name(addr), getattr(addr, "port", None), listener)
+            turn_away.refusal.log(arrival, self.context.events, limits, dry_run=dry_run, value=value)
+            if not dry_run:
+                return self._silent if implicit_tls else turn_away
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
         self._slots_held += 1
         self._open.add(protocol)
         return protocol
-
-    def _turn_away(
-        self,
-        turn_away: TurnAway,
-        addr: IAddress | None,
-        listener: str,
-        value: int | None = None,
-        *,
-        dry_run: bool = False,
-    ) -> TurnAway:
-        """Log the refusal of a connection at accept. Returns `turn_away`, its protocol; unused in dry run."""
-        arrival = _Arrival(peer_name(addr), getattr(addr, "port", None), listener)
-        context = self.context
-        turn_away.refusal.log(arrival, context.events, context.limits, dry_run=dry_run, value=value)
-        return turn_away
 
     # Called by the protocols.
 
@@ -291,9 +274,8 @@ class SMTPGuardFactory(ServerFactory):
 
     def _shut_down(self, *, now: bool) -> None:
         for protocol in list(self._open):
-            safely(
-                protocol.failed, "a session could not be ended", partial(protocol.engine.shut_down, now=now)
-            )
+            shut_down = partial(protocol.engine.shut_down, now=now)
+            safely(protocol.failed, "a session could not be ended", shut_down)
 
     def _log_drain_progress(self) -> None:
         """Log what the drain waits for, now and every few seconds, so that an operator sees why it takes long."""

@@ -9,11 +9,8 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
 from zope.interface import provider
 
-from twisted_smtpguard import replies
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.transport.peers import socket_name
-from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
-from twisted_smtpguard.transport.turnaway import SilentTurnAway
 
 if TYPE_CHECKING:
     from twisted_smtpguard.transport.factory import SMTPGuardFactory
@@ -34,7 +31,6 @@ class Listener(ServerFactory):
         self._guard = guard
         self.name = name
         self.implicit_tls = implicit_tls
-        self._unsaid = SilentTurnAway(replies.TOO_MANY_CONNECTIONS)
 
     def startFactory(self) -> None:
         """Called when listening begins. Opens the epoll of the EndWatcher while there are file descriptors."""
@@ -42,10 +38,7 @@ class Listener(ServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by the port at accept. A client refused before implicit TLS gets no reply."""
-        protocol = self._guard.build(addr, self.name, implicit_tls=self.implicit_tls)
-        if self.implicit_tls and not isinstance(protocol, SMTPGuardProtocol):
-            return self._unsaid
-        return protocol
+        return self._guard.build(addr, self.name, implicit_tls=self.implicit_tls)
 
 
 def bound_accept_log(port: Any, events: Events) -> None:

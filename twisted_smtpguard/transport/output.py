@@ -21,8 +21,8 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.limits.units import no_limit
-from twisted_smtpguard.transport.batcher import ReplyBatcher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
+from twisted_smtpguard.transport.turns import ReplyBatcher
 
 _PIECE_OCTETS = 4096
 """The most octets that the transport is given at once. When it asks for more, it has sent all of them."""

@@ -24,12 +24,12 @@ from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
-from twisted_smtpguard.transport.fairness import FairScheduler
 from twisted_smtpguard.transport.output import Output, OutputRules
 from twisted_smtpguard.transport.peers import RemoteEnd, peer_name
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import turn_away
+from twisted_smtpguard.transport.turns import FairScheduler
 
 if TYPE_CHECKING:
     from twisted_smtpguard.tls.layer import TLSLayer
@@ -70,39 +70,26 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
     _read_deadline: Deadline
 
     def __init__(
-        self,
-        factory: Shared,
-        peer: IAddress | None,
-        listener: str = "",
-        *,
-        implicit_tls: bool = False,
+        self, factory: Shared, peer: IAddress | None, listener: str = "", *, implicit_tls: bool = False
     ) -> None:
         self.factory = factory
         self.output_rules = rules = factory.output_rules
         self.batcher = rules.batcher
         self._address = peer
-        self.engine = Engine(
-            factory.context,
-            self,
-            peer_name(peer),
-            port=getattr(peer, "port", None),
-            listener=listener,
-            implicit_tls=implicit_tls,
-        )
+        port = getattr(peer, "port", None)
+        self.engine = Engine(factory.context, self, peer_name(peer), port, listener, implicit_tls)
 
     # LineReceiver.
 
     @property
     def line_mode(self) -> bool:  # type: ignore[override]
         """Whether the next input is a line rather than message data."""
-        engine = self.engine
-        return not engine.context.stages[engine.stage].in_message
+        return not self.engine.row.in_message
 
     @property
     def MAX_LENGTH(self) -> int:  # type: ignore[override]
         """The longest command line in octets, its CRLF included; 0 for no limit."""
-        longest: int = self.engine.context.max_line
-        return longest
+        return self.engine.context.max_line
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line without its CRLF, as if it had come from the client."""

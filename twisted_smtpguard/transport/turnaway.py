@@ -33,7 +33,7 @@ class TurnAway(Protocol):
             turn_away(transport, self.refusal.reply.wire)
 
 
-class SilentTurnAway(TurnAway):
+class SilentTurnAway(Protocol):
     """The protocol of a refused connection at a listener of implicit TLS, where a reply would need a handshake."""
 
     def makeConnection(self, transport: Any) -> None:
