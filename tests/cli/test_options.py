@@ -179,6 +179,8 @@ def test_a_flag_in_a_file_can_be_off(config: Callable[[str], str]) -> None:
     [
         ("\n\nmax-errors 5", "line 3: 'option = value' is expected, not 'max-errors 5'"),
         ("strict-enhanced-codes", "line 1: 'option = value' is expected, not 'strict-enhanced-codes'"),
+        ("\ntls-certificate = a\0b", "line 2: there is a NUL in the line, as in a file of UTF-16"),
+        ("listen = unix:a\0b", "line 1: there is a NUL in the line, as in a file of UTF-16"),
         ("max-errors =", "line 1: max-errors: there is no value after the ="),
         ("max-errors = # 5", "line 1: max-errors: there is no value after the ="),
         ("max-errors = 5\nmax-errors = 5", "line 2: max-errors: it is on line 1 already"),

@@ -79,6 +79,8 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
         if not content:
             continue
         place = f"{path} line {number}"
+        if "\0" in content:
+            raise UsageError(f"--config {place}: there is a NUL in the line, as in a file of UTF-16")
         name, equals, value = (part.strip() for part in content.partition("="))
         option = name.removeprefix("--")
         if not equals:
