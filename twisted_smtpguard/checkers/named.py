@@ -69,7 +69,7 @@ def checker_description(name: str) -> str:
 
 
 def _others() -> dict[str, Any]:
-    """The checkers of other distributions that take passwords. Of two with one name strcred uses the first."""
+    """The checkers of other distributions that take passwords. If two have the same name, strcred uses the first."""
     factories = [*filter(takes_passwords, strcred.findCheckerFactories())]
     found = {factory.authType: factory for factory in reversed(factories)}
     return {name: found[name] for name in found.keys() - _builtin().keys()}

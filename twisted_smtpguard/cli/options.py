@@ -146,7 +146,7 @@ class Options(usage.Options):
         return given
 
     def _value(self, option: str, parse: Callable[[str], T]) -> T | None:
-        """The value of an option, of which the last setting counts. None: it was not given."""
+        """The value of the last setting of an option; None if it was not given."""
         return self.given[option][-1].value(parse) if self.given[option] else None
 
     def texts(self, *options: str) -> list[str]:

@@ -57,7 +57,7 @@ def client_hint(text: str) -> str:
 def _no_such_socket(text: str) -> str:
     asked = _SOCKET.match(text)
     kind, which = asked.groups() if asked else ("name", "")
-    # Of the variables that systemd sets (sd_listen_fds(3)), Twisted leaves only this one in the environment.
+    # Twisted removes the other variables of sd_listen_fds(3) from the environment, and leaves this one.
     names = os.environ.get("LISTEN_FDNAMES")
     passed = f"it has passed {', '.join(map(repr, names.split(':')))}; " if names else ""
     called = f" with FileDescriptorName={which}" if kind == "name" else ""

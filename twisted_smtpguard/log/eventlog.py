@@ -55,7 +55,7 @@ _log = Logger()
 
 class EventLog:
     """Logs events from `level` on. A caller for which an event is costly to build asks `debugs`, `informs` or `warns`
-    first. `seconds` tells the time."""
+    first. `seconds` returns the time."""
 
     def __init__(
         self,

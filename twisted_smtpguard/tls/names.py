@@ -23,8 +23,9 @@ _WILDCARD = "*."
 
 
 def read_names(directory: str) -> tuple[dict[str, KeyPair], dict[str, FaultyFileError]]:
-    """The certificate for each name, and the mistakes in other files: by name, or by file name if a file is not called
-    after a name of its own. FaultyFileError: the directory cannot be read, or has no file NAME.pem."""
+    """The certificate for each name, and the mistake in each other file: by its name, or by the name of the file if
+    that is no domain or a second file for one. FaultyFileError: the directory cannot be read, or has no file
+    NAME.pem."""
     try:
         os.listdir(directory)  # noqa: PTH208 - as the operator wrote it
     except OSError as error:
