@@ -137,6 +137,23 @@ def test_a_command_that_is_refused_is_told_of_once_an_hour_for_each_code(log: Lo
     assert log.lines[-1].endswith(" command=XCLIENT again")
 
 
+def test_a_command_whose_line_was_suppressed_is_told_of_the_next_time(log: Log) -> None:
+    for code in range(500, 500 + MAX_LINES + 1):
+        log.notices.command_refused("EHLO", str(code), "refused")
+    assert len(log.lines) == MAX_LINES
+    log.clock.advance(1)
+    log.notices.command_refused("EHLO", str(500 + MAX_LINES), "refused again")
+    assert log.lines[-1].endswith(" suppressed=1 refused again")
+
+
+def test_a_clock_that_is_set_back_does_not_silence_a_refused_command(log: Log) -> None:
+    log.clock.advance(100_000)
+    log.notices.command_refused("EHLO", "550", "refused")
+    log.clock.rightNow = 50_000
+    log.notices.command_refused("EHLO", "550", "refused again")
+    assert log.lines[-1].endswith(" refused again")
+
+
 def test_a_flood_of_one_event_hides_no_other(log: Log) -> None:
     for number in range(1_000):
         log.notices.may_come_twice(str(number))

@@ -36,6 +36,17 @@ def test_what_one_client_is_not_offered_is_offered_to_no_other_for_an_hour() -> 
     assert offering.hello == ALL
 
 
+def test_a_clock_that_is_set_back_does_not_make_the_hour_longer() -> None:
+    clock = Clock()
+    clock.advance(100_000)
+    offering = OfferedExtensions(clock)
+    offering.update(ALL)
+    offering.update(LESS, by_client=True)
+    clock.rightNow = 50_000
+    offering.update(ALL)
+    assert offering.hello == ALL
+
+
 def test_what_is_new_to_us_too_is_offered() -> None:
     offering = OfferedExtensions(Clock())
     offering.update(LESS)

@@ -765,3 +765,13 @@ def test_an_endpoint_that_raises_while_a_transaction_waits_for_a_full_server_is_
     assert waiting.heard().startswith("451 4.3.2 ")
     assert len(asked) == 1
     assert [event["event"] for event in events if "upstream" in event] == ["upstream_failed"]
+
+
+def test_after_a_clock_is_set_back_a_server_that_greets_with_421_is_down_and_not_full() -> None:
+    server = MailServer()
+    behind = Behind(server, idle=30)
+    behind.clock.advance(30)
+    assert server.open_links == []
+    behind.clock.rightNow = 5
+    server.answers["greeting"] = "421 4.3.2 Busy now"
+    assert behind.greeted().say(MAIL) == "451 4.3.2 Busy now\r\n"

@@ -92,7 +92,7 @@ class OfferedExtensions:
             self._offered_to_us = hello
         if self._missing:
             self._missing = {
-                word: when for word, when in self._missing.items() if now - when < REMEMBER_SECONDS
+                word: when for word, when in self._missing.items() if 0 <= now - when < REMEMBER_SECONDS
             }
             hello = Hello({word: rest for word, rest in hello.keywords.items() if word not in self._missing})
         self.hello = hello

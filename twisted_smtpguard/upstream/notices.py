@@ -62,9 +62,11 @@ class Notices:
         """The upstream server refused a command of the guard's own that is about a client. The client gets a 451.
         Logged once an hour for each command and code."""
         now = self._seconds()
-        if now - self._told_at.get((command, code), float("-inf")) >= AGAIN_SECONDS:
+        if 0 <= now - self._told_at.get((command, code), float("-inf")) < AGAIN_SECONDS:
+            return
+        if self._allows("command_refused"):
             self._told_at[command, code] = now
-            self._warn("command_refused", problem, command=word(command))
+            self._log.warn("command_refused", self._fields("command_refused", command=word(command)), problem)
 
     def in_clear(self, problem: str) -> None:
         """Opportunistic TLS with the upstream server failed, and mail is sent in clear. Logged once until a handshake

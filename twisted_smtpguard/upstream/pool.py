@@ -273,7 +273,7 @@ class Pool:
         """Decide what a failed attempt says about the server. `ServerFull`: the server is full, since others are
         open."""
         if isinstance(refused, ClientRefused):
-            if self._clock.seconds() - self._succeeded_at >= _UP_SECONDS:
+            if not 0 <= self._clock.seconds() - self._succeeded_at < _UP_SECONDS:
                 # The server may refuse every client in this way.
                 self.health.cause_unknown()
             return
@@ -293,7 +293,7 @@ class Pool:
         ):
             self.health.found_full(refused, connections, _FULL_SECONDS)
             raise ServerFull(refused.reply) from refused
-        if put_off and self._clock.seconds() - self._freed_at < _CLOSE_LAG_SECONDS:
+        if put_off and 0 <= self._clock.seconds() - self._freed_at < _CLOSE_LAG_SECONDS:
             self.health.found_full(refused, 0, _CLOSE_LAG_SECONDS)
             raise ServerFull(refused.reply) from refused
         self.health.failed(refused, attempt)
