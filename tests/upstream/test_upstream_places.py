@@ -775,3 +775,28 @@ def test_after_a_clock_is_set_back_a_server_that_greets_with_421_is_down_and_not
     behind.clock.rightNow = 5
     server.answers["greeting"] = "421 4.3.2 Busy now"
     assert behind.greeted().say(MAIL) == "451 4.3.2 Busy now\r\n"
+
+
+@pytest.mark.parametrize("announce", ["received", "proxy"])
+@pytest.mark.parametrize("done", range(4))
+def test_a_transport_that_raises_ends_the_connection_and_costs_no_place(
+    monkeypatch: pytest.MonkeyPatch, announce: str, done: int
+) -> None:
+    server = MailServer()
+    behind = Behind(server, connections=1, announce=announce)
+    client = behind.greeted()
+    assert behind.sends(client) == QUEUED
+    commands = [MAIL, "RCPT TO:<b@example.org>", "DATA", "x\r\n."]
+    for command in commands[:done]:
+        client.say(command)
+    (link,) = server.open_links
+
+    def write(octets: bytes) -> None:
+        raise OSError("a mistake in a transport")
+
+    monkeypatch.setattr(link, "write", write)
+    assert client.say(commands[done]).startswith("451 4.3.0 ")
+    client.say("RSET")
+    assert link.closed
+    assert behind.sends(client) == QUEUED
+    behind.assert_nothing_is_left()

@@ -77,7 +77,7 @@ class Connection(Protocol):
 
     def send_proxy_header(self, octets: bytes) -> None:
         """Send a PROXY header. Nothing may be sent before it."""
-        self.transport.write(octets)
+        self._write(octets)
 
     def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
         """Send a command line. The Deferred is that of `answer`. ValueError: `line` is not exactly one line, and
@@ -91,7 +91,7 @@ class Connection(Protocol):
         if not self.usable:
             return self._wait(seconds)
         self._replies_due += 1
-        self.transport.write(line + b"\r\n")
+        self._write(line + b"\r\n")
         return self.answer(seconds)
 
     def answer(self, seconds: float) -> Deferred[UpstreamReply]:
@@ -121,7 +121,7 @@ class Connection(Protocol):
         """Send octets of a message. None: more may be sent at once. Else the Deferred fires when the transport has room
         again, for which the server has `seconds`. `Refused`: the connection has ended."""
         self.require_usable()
-        self.transport.write(octets)
+        self._write(octets)
         return self._wait(seconds) if self._full else None
 
     def end_data(self, octets: bytes, verdicts: int) -> None:
@@ -130,15 +130,23 @@ class Connection(Protocol):
         self.require_usable()
         self._replies_due += verdicts
         self._stop_streaming()
-        self.transport.write(octets)
+        self._write(octets)
 
     def chunk(self, octets: bytes, *, last: bool = False, verdicts: int = 1) -> None:
         """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies. `Refused`: the
         connection has ended, and nothing was sent."""
         self.require_usable()
         self._replies_due += verdicts
-        self.transport.write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
-        self.transport.write(octets)
+        self._write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
+        self._write(octets)
+
+    def _write(self, octets: bytes) -> None:
+        try:
+            self.transport.write(octets)
+        except BaseException:
+            # The connection cannot be used again: what the server has got of the octets is unknown.
+            self.end(replies.UPSTREAM_LOST)
+            raise
 
     def _stop_streaming(self) -> None:
         if self._streaming:
