@@ -1,5 +1,5 @@
-"""What the messages of a directory share: one fsync for all that wait for it, and the free space on its disk. The
-reactor's thread never waits for the disk."""
+"""Two answers of the disk that messages in one directory share: the free space, and an fsync for all messages that wait
+for one. The reactor's thread never waits for the disk."""
 
 from __future__ import annotations
 

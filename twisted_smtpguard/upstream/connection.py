@@ -203,7 +203,7 @@ class Connection(Protocol):
         self.transport.abortConnection()
 
     def end(self, problem: Reply) -> None:
-        """Abort the connection, also in the middle of a command or message. Whoever waits for the server gets
+        """Abort the connection, also in the middle of a command or message. A pending answer fails with `Refused` and
         `problem`. The server does not deliver an incomplete message."""
         if self.usable:
             # The place is freed and the waiter is told even if the transport raises.

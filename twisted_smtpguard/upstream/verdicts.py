@@ -48,8 +48,8 @@ def is_mixed(verdicts: Sequence[tuple[str, Reply]]) -> bool:
 
 
 def listed(verdicts: Sequence[tuple[str, Reply]], most: int, show: Callable[[str, Reply], str]) -> list[str]:
-    """What `show` makes of the first `most` verdicts, and how many there are besides. Recipients without the message
-    come first."""
+    """The texts that `show` makes of the first `most` verdicts, and one that says how many more there are. Recipients
+    without the message come first."""
     ordered = sorted(verdicts, key=lambda verdict: verdict[1].code < 300)
     shown = [show(address, reply) for address, reply in ordered[:most]]
     if len(ordered) > most:
