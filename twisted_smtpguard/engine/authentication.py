@@ -93,7 +93,7 @@ def _judged(mechanism: str, engine: Engine, judgement: Any) -> Reply:
         engine, "max_auth_failures", engine.failures, once=True
     ):
         # Only the closing reply is logged with the number of failures: this failure alone exceeds no limit.
-        engine.value, engine.closing_value = None, engine.failures
+        engine.value = None
         engine.closing_reply = replies.TOO_MANY_AUTH_FAILURES
     return replies.AUTH_FAILED
 

@@ -195,8 +195,6 @@ class Connection:
     """Whether every reply passes through `account`: the service stops, or the session time is over."""
     closing_reply: Reply | None = None
     """The reply that ends the session after the next one, whatever the counts say; None for none."""
-    closing_value: float | None = None
-    """The value that exceeded the limit of `closing_reply`, for the log."""
     dry_run_logged: frozenset[str] = _NOTHING
     """Limits in dry run that have been logged in this session. One that would have ended it is logged once."""
 

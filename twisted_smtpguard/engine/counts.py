@@ -44,7 +44,8 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
 def _closing_reply(engine: Connection) -> Reply | None:
     """The reply of the limit that ends the session now, or None. The first in the order below wins."""
     if engine.closing_reply is not None:
-        engine.value = engine.closing_value
+        if engine.closing_reply is replies.TOO_MANY_AUTH_FAILURES:
+            engine.value = engine.failures
         return engine.closing_reply
     if not engine.trusted:
         limits = engine.context.limits

@@ -363,8 +363,7 @@ class Engine(Connection):
         self.enter(stage)
         if over:
             return
-        self.buffer = b""
-        self.offset = self.held = 0
+        self.buffer, self.offset, self.held = b"", 0, 0
         self.auth = None
         if self.delay is not None:
             self.delay.cancel()

@@ -21,7 +21,6 @@ TICKS_A_SECOND = 10
 """The resolution of deadlines: each is called at the first tick that is not before it, at most 0.1 s late."""
 
 _STALE_TICKS = 64
-_NO_TICK = math.inf
 _log = Logger()
 
 
@@ -47,9 +46,11 @@ class Deadline:
             raise self._over()
         when = self._deadlines.seconds() + seconds
         # Nearly always it is extended, and is then moved in the table when its old time comes.
-        if when < self.when:
-            self._deadlines._move(self, when)
+        earlier = when < self.when
         self.when = when
+        if earlier and self._tick is not None and _tick_of(when) < self._tick:
+            self._deadlines._remove(self)
+            self._deadlines._insert(self)
 
     def cancel(self) -> None:
         """Cancel the call. Raises AlreadyCalled or AlreadyCancelled if it is no longer active."""
@@ -85,7 +86,7 @@ class Deadlines:
         self._ticks: list[int] = []
         """A heap of every tick in the table, and of a bounded number of ticks that are no longer in it."""
         self._wake_up: IDelayedCall | None = None
-        self._wake_tick: float = _NO_TICK
+        self._wake_tick: float = math.inf
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> Deadline:
         """Call `function` without arguments after `seconds`: never early, and at most 0.1 s late.
@@ -123,12 +124,6 @@ class Deadlines:
         if not self._table and self._wake_up is not None:
             self._schedule()
 
-    def _move(self, deadline: Deadline, when: float) -> None:
-        deadline.when = when
-        if deadline._tick is not None and _tick_of(when) < deadline._tick:
-            self._remove(deadline)
-            self._insert(deadline)
-
     def _schedule(self) -> None:
         """Schedule the call on the clock for the earliest tick in the table, or cancel it if the table is empty."""
         ticks = self._ticks
@@ -137,7 +132,7 @@ class Deadlines:
         if self._wake_up is not None:
             self._wake_up.cancel()
             self._wake_up = None
-        self._wake_tick = _NO_TICK
+        self._wake_tick = math.inf
         if ticks:
             self._wake_tick = ticks[0]
             delay = max(0.0, ticks[0] / TICKS_A_SECOND - self._clock.seconds())
