@@ -20,7 +20,7 @@ from twisted_smtpguard.service.process import ProcessService
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
-from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.parameters import UpstreamOptions
 from twisted_smtpguard.values import (
     PASS,
     TRUST,

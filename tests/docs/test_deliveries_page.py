@@ -16,7 +16,7 @@ from twisted_smtpguard.cli.plugins import builtin_deliveries
 from twisted_smtpguard.delivery.lmtp import LmtpFactory
 from twisted_smtpguard.delivery.smtp import SmtpFactory
 from twisted_smtpguard.limits.limits import Limits
-from twisted_smtpguard.upstream.options import _KEYS, ANNOUNCE, UpstreamOptions
+from twisted_smtpguard.upstream.parameters import _KEYS, ANNOUNCE, UpstreamOptions
 
 PAGE = DOCS / "reference" / "deliveries.md"
 

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from twisted_smtpguard.delivery.lmtp import LmtpDelivery
 from twisted_smtpguard.delivery.smtp import SmtpDelivery
 from twisted_smtpguard.testing import Conversation, Guard
-from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.parameters import UpstreamOptions
 
 Answer = str | Callable[["Link", str], object]
 

@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 
 from twisted_smtpguard.interfaces import Path
 from twisted_smtpguard.replies import UPSTREAM_LOST
-from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.smtpclient import Connection
 
 FORGED = ["EHLO x\r\nMAIL FROM:<a@b>", "EHLO x\nQUIT", "EHLO x\rQUIT", "EHLO x\0"]
 
@@ -33,7 +33,7 @@ def test_nor_is_it_where_python_leaves_out_assertions() -> None:
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted_smtpguard.replies import UPSTREAM_LOST
-from twisted_smtpguard.upstream.connection import Connection
+from twisted_smtpguard.upstream.smtpclient import Connection
 connection, transport = Connection(Clock(), lambda _: None), StringTransport()
 connection.makeConnection(transport)
 for line in {FORGED!r}:

@@ -18,7 +18,7 @@ from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream import announcing, login
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello, parse_hello
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
-from twisted_smtpguard.upstream.options import UpstreamOptions, parse_upstream
+from twisted_smtpguard.upstream.parameters import UpstreamOptions, parse_upstream
 from twisted_smtpguard.upstream.replyparser import (
     MAX_LINE_OCTETS,
     MAX_REPLY_LINES,

@@ -26,11 +26,11 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.interfaces import Refused
-from twisted_smtpguard.upstream.connection import SEND_BUFFER_OCTETS, Connection
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.notices import Notices
-from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.parameters import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import describe
+from twisted_smtpguard.upstream.smtpclient import SEND_BUFFER_OCTETS, Connection
 
 reactor: Any = real_reactor
 

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface import directlyProvides
 
-from twisted_smtpguard.engine import counts, envelope, lines
+from twisted_smtpguard.engine import counts, lines, transaction
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.replies import SHUTTING_DOWN, Reply
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
@@ -471,7 +471,7 @@ def test_a_fault_of_ours_in_a_transaction_is_a_451_and_the_session_goes_on(
     client.say(ENVELOPE[0])
     client.heard()
     with monkeypatch.context() as patch:
-        patch.setattr(envelope, "_ask", fault)
+        patch.setattr(transaction, "_ask", fault)
         assert client.say(ENVELOPE[1]) == "451 4.3.0 Internal error, try again later\r\n"
     assert client.guard.delivery.calls == ["begin", "transaction.abort"]
     assert client.codes(*MESSAGE) == [250, 250, 354, 250]
@@ -532,7 +532,7 @@ def test_a_fault_of_ours_behind_a_deferred_is_a_451(
     guard.delivery.answers["recipient"] = lambda _: answer
     client = guard.greeted()
     client.say(ENVELOPE[0])
-    monkeypatch.setattr(envelope, "_answered", fault)
+    monkeypatch.setattr(transaction, "_answered", fault)
     client.say(ENVELOPE[1])
     client.heard()
     answer.callback(None)

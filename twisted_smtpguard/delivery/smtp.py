@@ -11,7 +11,7 @@ from zope.interface import implementer
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.hooks.endpointfaults import client_hint
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
-from twisted_smtpguard.upstream.options import parse_upstream
+from twisted_smtpguard.upstream.parameters import parse_upstream
 
 
 class SmtpDelivery(UpstreamDelivery):

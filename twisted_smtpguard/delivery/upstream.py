@@ -27,15 +27,15 @@ from twisted_smtpguard.interfaces import (
     ISessionDelivery,
 )
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.login import Credentials
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.notices import Notices
-from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.parameters import UpstreamOptions
 from twisted_smtpguard.upstream.pool import Pool
 from twisted_smtpguard.upstream.refusals import verdict_of
 from twisted_smtpguard.upstream.replyparser import UpstreamReply, for_client
+from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.values import Client, Path, Refused
 
 _PIECE_OCTETS = 16 * 1024

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import authentication, counts, envelope, grammar, lenient, receiving
+from twisted_smtpguard.engine import authentication, counts, grammar, lenient, receiving, transaction
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.stages import ANY, Phase, Stage
 from twisted_smtpguard.inputs.arguments import derived
@@ -203,8 +203,8 @@ COMMANDS: dict[bytes, Command] = {
         Command("STARTTLS", _anything, ANY, _starttls),
         # Whether AUTH is in sequence depends on more than the phase.
         Command("AUTH", _anything, ANY, authentication.auth, ends_group=True),
-        Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), envelope.mail, has_path=True),
-        Command("RCPT", grammar.parse_rcpt, _ENVELOPE, envelope.rcpt, has_path=True),
+        Command("MAIL", grammar.parse_mail, frozenset({Phase.READY}), transaction.mail, has_path=True),
+        Command("RCPT", grammar.parse_rcpt, _ENVELOPE, transaction.rcpt, has_path=True),
         Command("DATA", _nothing, _ENVELOPE - {Phase.SENDER}, receiving.data, ends_group=True),
         Command(
             "BDAT",

@@ -17,11 +17,10 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.later import within
 from twisted_smtpguard.tls.certificates import read_certificates
 from twisted_smtpguard.upstream import announcing
-from twisted_smtpguard.upstream.connection import Connection
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, parse_hello
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 from twisted_smtpguard.upstream.notices import Notices
-from twisted_smtpguard.upstream.options import UpstreamOptions
+from twisted_smtpguard.upstream.parameters import UpstreamOptions
 from twisted_smtpguard.upstream.refusals import (
     GREETING,
     PROXY,
@@ -35,6 +34,7 @@ from twisted_smtpguard.upstream.refusals import (
     refused_by,
 )
 from twisted_smtpguard.upstream.replyparser import UpstreamReply
+from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.values import Client, Refused
 
 

@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.upstream.connection import stop_timer
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.refusals import describe
+from twisted_smtpguard.upstream.smtpclient import stop_timer
 from twisted_smtpguard.values import Refused
 
 FIRST_RETRY_SECONDS = 0.5

@@ -9,11 +9,11 @@ from twisted.internet.interfaces import IDelayedCall
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.faults import cancel
-from twisted_smtpguard.upstream.connection import Connection, stop_timer
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import OfferedExtensions
 from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable
+from twisted_smtpguard.upstream.smtpclient import Connection, stop_timer
 from twisted_smtpguard.upstream.waitingqueue import WaitingQueue
 from twisted_smtpguard.values import Client, Refused
 

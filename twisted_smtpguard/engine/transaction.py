@@ -1,4 +1,4 @@
-"""The envelope: MAIL and RCPT are checked against the guard's limits first, then passed to the delivery."""
+"""The mail transaction: MAIL and RCPT are checked against the guard's limits first, then passed to the delivery."""
 
 from __future__ import annotations
 
