@@ -57,12 +57,10 @@ class Reply:
         object.__setattr__(self, "is_accounted", self.code >= 400 or self.code == 221)
 
 
-@attrs.frozen
-class Step(Reply):
-    """A reply after which the client sends no command: it starts TLS, or answers a challenge."""
+ENHANCED_CODE = r"[245]\.[0-9]{1,3}\.[0-9]{1,3}"
+"""The pattern of an enhanced status code (RFC 3463 2)."""
 
-
-_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+_ENHANCED = re.compile(ENHANCED_CODE)
 
 
 def with_enhanced_code(reply: Reply) -> Reply:
@@ -108,12 +106,12 @@ class Entry:
 _REASONS: dict[Reply, str] = {}
 
 
-def _reply(line: str, reason: str = "", kind: type[Reply] = Reply) -> Reply:
+def _reply(line: str, reason: str = "") -> Reply:
     """A reply of the catalogue, as the client reads it. The docstring after it says when it is sent."""
     code, text = line.split(" ", 1)
     first, _, rest = text.partition(" ")
     enhanced, text = (first, rest) if _ENHANCED.fullmatch(first) else ("", text)
-    reply = kind(int(code), enhanced, (text,))
+    reply = Reply(int(code), enhanced, (text,))
     assert reply not in _REASONS, f"{reply} stands twice"
     _REASONS[reply] = reason
     return reply
@@ -168,17 +166,15 @@ def chunk_received(octets: int) -> Reply:
     return Reply(250, "2.0.0", (f"{octets} octets received",))
 
 
-def challenge(text: str) -> Step:
+def challenge(text: str) -> Reply:
     """The challenge of an AUTH mechanism; `text` is base64 (RFC 4954 4)."""
-    return Step(334, "", (text,))
+    return Reply(334, "", (text,))
 
 
 @cache
-def commands(*, starttls: bool, auth: bool) -> Reply:
-    """The answer to HELP: every command, with STARTTLS and AUTH only if they are offered."""
-    more = "STARTTLS " * starttls + "AUTH " * auth
-    text = f"Commands: EHLO HELO {more}MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT"
-    return Reply(214, "2.0.0", (text,))
+def commands(*verbs: str) -> Reply:
+    """The answer to HELP."""
+    return Reply(214, "2.0.0", (" ".join(("Commands:", *verbs)),))
 
 
 # Success.
@@ -193,7 +189,7 @@ MESSAGE_ACCEPTED = _reply("250 2.0.0 Message accepted")
 """When: the end of data, once the delivery says that the message is safe."""
 START_DATA = _reply("354 End data with <CR><LF>.<CR><LF>")
 """When: DATA."""
-READY_FOR_TLS = _reply("220 2.0.0 Ready to start TLS", kind=Step)
+READY_FOR_TLS = _reply("220 2.0.0 Ready to start TLS")
 """When: STARTTLS; the handshake follows."""
 AUTHENTICATED = _reply("235 2.7.0 Authentication successful")
 """When: AUTH with valid credentials."""

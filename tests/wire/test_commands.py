@@ -104,6 +104,22 @@ def test_the_table_has_every_command_and_every_phase() -> None:
     assert [phase.value for phase in Phase] == list(REACH) == HEAD[1:]
 
 
+@pytest.mark.parametrize("starttls", [False, True])
+@pytest.mark.parametrize("auth", [False, True])
+def test_help_names_every_command_that_is_offered_in_the_order_of_the_table(
+    starttls: bool, auth: bool
+) -> None:
+    client = Guard().connect()
+    context = client.guard.factory.context
+    context.starttls, context.identify, context.auth_without_tls = starttls, (str if auth else None), True
+    client.heard()
+    more = "STARTTLS " * starttls + "AUTH " * auth
+    verbs = f"EHLO HELO {more}MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT"
+    assert client.say("HELP") == f"214 2.0.0 Commands: {verbs}\r\n"
+    withheld = {verb for verb, offered in ((b"STARTTLS", starttls), (b"AUTH", auth)) if not offered}
+    assert verbs.encode().split() == [verb for verb in COMMANDS if verb not in withheld]
+
+
 def test_commands_are_read_without_regard_to_case_and_trailing_blanks() -> None:
     client = Guard().connect()
     client.heard()

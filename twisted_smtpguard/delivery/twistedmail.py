@@ -23,7 +23,7 @@ from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
-from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.replies import ENHANCED_CODE, Reply
 from twisted_smtpguard.values import FAULTS, Client, Path, Refused
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ _log = Logger()
 MAX_LINE_OCTETS = 64 * 1024
 """The longest line of a message. IMessage takes whole lines, and a session must not hold more than this."""
 
-_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?!\S)")
+_ENHANCED = re.compile(rf"{ENHANCED_CODE}(?!\S)")
 
 
 def _smtp() -> Any:

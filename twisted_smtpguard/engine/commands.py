@@ -174,7 +174,8 @@ def _starttls(engine: Engine, argument: bytes) -> Reply:
 
 
 def _help(engine: Engine, _: bytes) -> Reply:
-    return engine.context.commands(engine.tls != "")
+    offers, tls = engine.context.offers_command, engine.tls != ""
+    return replies.commands(*(row.verb for row in COMMANDS.values() if offers(row.verb, tls)))
 
 
 def _says(reply: Reply) -> Callable[[Engine, Any], Reply]:
@@ -197,8 +198,8 @@ _ENVELOPE = frozenset({Phase.SENDER, Phase.REFUSED, Phase.RECIPIENTS})
 COMMANDS: dict[bytes, Command] = {
     row.verb.encode("ascii"): row
     for row in (
-        Command("HELO", grammar.parse_hello, ANY, _helo, junk_again=True, ends_group=True),
         Command("EHLO", grammar.parse_hello, ANY, _ehlo, junk_again=True, ends_group=True),
+        Command("HELO", grammar.parse_hello, ANY, _helo, junk_again=True, ends_group=True),
         # STARTTLS checks its argument itself: without a certificate the verb is unknown, whatever its argument.
         Command("STARTTLS", _anything, ANY, _starttls),
         # Whether AUTH is in sequence depends on more than the phase.
@@ -224,3 +225,4 @@ COMMANDS: dict[bytes, Command] = {
         Command("QUIT", _nothing, ANY, _resets(replies.GOODBYE), phases_while_draining=ANY),
     )
 }
+"""The rows by their verbs, in the order in which HELP names them."""

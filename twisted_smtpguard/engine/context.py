@@ -153,9 +153,11 @@ class ServerContext:
             )
         return offer
 
-    def commands(self, tls: bool) -> Reply:
-        """The reply to HELP, with or without TLS."""
-        return replies.commands(starttls=self._offers_starttls(tls), auth=self._offers_auth(tls))
+    def offers_command(self, verb: str, tls: bool) -> bool:
+        """Whether a command of the table is offered now, with or without TLS."""
+        if verb == "STARTTLS":
+            return self._offers_starttls(tls)
+        return verb != "AUTH" or self._offers_auth(tls)
 
     def _offers_starttls(self, tls: bool) -> bool:
         return self.starttls and not tls

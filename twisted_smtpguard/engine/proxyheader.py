@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import attrs
 
+from twisted_smtpguard.inputs.proxyprotocol import LOCAL, PROXY, SIGNATURE, TCP4, TCP6, UNIX, UNSPECIFIED
 from twisted_smtpguard.values import Address
 
 MAX_LINE_OCTETS = 107
@@ -27,7 +28,6 @@ MAX_BINARY_OCTETS = 4096
 """The longest header of version 2 without its first 16 octets. Addresses take at most 36; the rest is type-length-value
 vectors, of which only that of TLS is read."""
 
-_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_OCTETS = 16
 _WORD = b"PROXY "
 _PORT = rb"(0|[1-9][0-9]{0,4})"
@@ -36,14 +36,11 @@ _LINE = re.compile(
     rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP4|TCP6) %b %b %b %b)" % (_IP, _IP, _PORT, _PORT),
 )
 
-_BEGINNINGS = (_WORD, _SIGNATURE[:5])
+_BEGINNINGS = (_WORD, SIGNATURE[:5])
 """What headers of version 1 and 2 begin with. No SMTP client begins like this: the second has a NUL."""
 
 LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
 """The number of octets that `begins_header` needs."""
-
-_LOCAL, _PROXY = 0x20, 0x21
-_UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 
 # Types of the type-length-value vectors of version 2: the vector of TLS, and the two inside it.
 _SSL, _SSL_VERSION, _SSL_CIPHER = 0x20, 0x21, 0x23
@@ -90,7 +87,7 @@ def parse_header(buffer: bytes, *, tls: bool = False) -> ProxyHeader | None:
 
     `tls` asks for the client's TLS in version 2. The vectors after the addresses must be well formed then.
     """
-    if buffer.startswith(_SIGNATURE[: len(buffer)]):
+    if buffer.startswith(SIGNATURE[: len(buffer)]):
         return _parse_binary(buffer, tls) if len(buffer) >= _FIXED_OCTETS else None
     if not buffer.startswith(_WORD[: len(buffer)]):
         raise HeaderError
@@ -121,18 +118,18 @@ def _parse_line(line: bytes) -> ProxyHeader:
 
 
 def _parse_binary(buffer: bytes, tls: bool) -> ProxyHeader | None:
-    command, family, length = struct.unpack_from("!BBH", buffer, len(_SIGNATURE))
-    if command not in (_LOCAL, _PROXY) or length > MAX_BINARY_OCTETS:
+    command, family, length = struct.unpack_from("!BBH", buffer, len(SIGNATURE))
+    if command not in (LOCAL, PROXY) or length > MAX_BINARY_OCTETS:
         raise HeaderError
     octets = _FIXED_OCTETS + length
     if len(buffer) < octets:
         return None
-    if command == _LOCAL or family in (_UNSPECIFIED, _UNIX):
+    if command == LOCAL or family in (UNSPECIFIED, UNIX):
         return ProxyHeader(octets)
     kind: type[IPv4Address] | type[IPv6Address]
-    if family == _TCP4 and length >= 12:
+    if family == TCP4 and length >= 12:
         kind, form = IPv4Address, "!4s4sHH"
-    elif family == _TCP6 and length >= 36:
+    elif family == TCP6 and length >= 36:
         kind, form = IPv6Address, "!16s16sHH"
     else:
         raise HeaderError

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
 
+from twisted_smtpguard.inputs.proxyprotocol import LOCAL, PROXY, SIGNATURE, TCP4, TCP6, UNSPECIFIED
 from twisted_smtpguard.values import Address, Client, Peer
 
 UNKNOWN = "[UNAVAILABLE]"
@@ -24,8 +25,6 @@ _MAX_VALUE = 255
 """The longest value of an attribute. Postfix refuses a longer one, and with it the client."""
 
 _NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
-
-_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
 def xclient(client: Client, offered: Collection[str]) -> list[str]:
@@ -64,11 +63,14 @@ def proxy_v2(peer: Peer | None) -> bytes:
     """The PROXY header of version 2 for `peer`. For None or a UNIX socket the connection is LOCAL."""
     ends = _ends(peer)
     if ends is None:
-        return _SIGNATURE + b"\x20\x00\x00\x00"
+        return _proxy_v2(LOCAL, UNSPECIFIED)
     (source, port), (destination, local_port) = ends
     addresses = source.packed + destination.packed + struct.pack("!HH", port, local_port)
-    family = b"\x11" if source.version == 4 else b"\x21"
-    return _SIGNATURE + b"\x21" + family + struct.pack("!H", len(addresses)) + addresses
+    return _proxy_v2(PROXY, TCP4 if source.version == 4 else TCP6, addresses)
+
+
+def _proxy_v2(command: int, family: int, addresses: bytes = b"") -> bytes:
+    return SIGNATURE + struct.pack("!BBH", command, family, len(addresses)) + addresses
 
 
 def _attributes(client: Client) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from twisted_smtpguard.replies import Reply, known_code
+from twisted_smtpguard.replies import ENHANCED_CODE, Reply, known_code
 
 MAX_LINE_OCTETS = 2048
 """The longest reply line that is accepted. RFC 5321 4.5.3.1.5 allows 512; some servers send more."""
@@ -20,7 +20,7 @@ MAX_REPLY_LINES = 100
 MAX_REPLY_OCTETS = 16 * 1024
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
-_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$)")
+_ENHANCED = re.compile(rf"({ENHANCED_CODE})(?: +|$)")
 
 
 class BadReply(Exception):  # noqa: N818 - what it is called
