@@ -10,7 +10,7 @@ from documents import DOCS
 from postfix import Postfix
 from processes import LOCAL, GuardProcess, eventually
 from rawclient import RawClient
-from test_postfix_behind import SETTINGS, behind, send
+from test_postfix_upstream import SETTINGS, behind, send
 
 pytestmark = pytest.mark.clients
 

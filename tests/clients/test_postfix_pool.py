@@ -11,7 +11,7 @@ import pytest
 from postfix import Postfix
 from processes import GuardProcess, eventually
 from rawclient import RawClient
-from test_postfix_behind import NOT_LOCALHOST, behind, hello, send
+from test_postfix_upstream import NOT_LOCALHOST, behind, hello, send
 
 pytestmark = pytest.mark.clients
 

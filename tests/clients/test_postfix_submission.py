@@ -15,7 +15,7 @@ from documents import ROOT, blocks
 from postfix import Postfix
 from processes import GuardProcess
 from rawclient import RawClient
-from test_postfix_behind import NOT_LOCALHOST, RELAYED, behind, send
+from test_postfix_upstream import NOT_LOCALHOST, RELAYED, behind, send
 
 pytestmark = pytest.mark.clients
 

@@ -30,7 +30,7 @@ from processes import PATIENCE_SECONDS, TWIST, GuardProcess, command
 from programs import run
 from rawclient import RawClient, deliver
 from stored import stored
-from test_standalone import handlers as handlers  # noqa: PLC0414 - a fixture
+from test_process_service import handlers as handlers  # noqa: PLC0414 - a fixture
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.logger import LogEvent, globalLogPublisher

@@ -12,7 +12,7 @@ from documents import DOCS, blocks
 from exim import Exim
 from processes import GuardProcess, eventually
 from rawclient import RawClient
-from test_postfix_behind import NOT_LOCALHOST, RELAYED, hello, send
+from test_postfix_upstream import NOT_LOCALHOST, RELAYED, hello, send
 
 pytestmark = pytest.mark.clients
 
