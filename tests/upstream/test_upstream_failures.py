@@ -217,6 +217,44 @@ def test_the_log_tells_of_a_message_whose_verdict_came_not_within_our_own_time(
     behind.assert_nothing_is_left()
 
 
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_log_tells_of_a_message_whose_verdict_had_not_come_at_the_stop(lmtp: bool, chunked: bool) -> None:
+    server = MailServer()
+    server.answers["."] = silence
+    behind = Behind(server, lmtp=lmtp)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    with capturedLogs() as events:
+        if chunked:
+            client.send(b"BDAT 3 LAST\r\nx\r\n")
+        else:
+            client.say("DATA")
+            client.say("x", ".")
+        client.heard()
+        behind.proxy.stopService()
+        client.heard()
+    assert sum(event.get("event") == "may_come_twice" for event in events) == 1
+    assert len(server.taken) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_message_whose_end_was_not_sent_at_the_stop_cannot_come_twice(chunked: bool) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>")
+    if chunked:
+        client.send(b"BDAT 3\r\nx\r\n")
+    else:
+        client.say("DATA", "x")
+    with capturedLogs() as events:
+        behind.proxy.stopService()
+        said = client.send(b"BDAT 0 LAST\r\n" if chunked else b".\r\n")
+    assert said.startswith("421 4.3.2 ")
+    assert [event for event in events if event.get("event") == "may_come_twice"] == []
+
+
 def amid_body(server: MailServer) -> tuple[Behind, object]:
     behind = Behind(server)
     client = behind.greeted()

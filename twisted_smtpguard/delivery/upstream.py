@@ -45,8 +45,10 @@ are several copies of a piece at once."""
 _HANGS_UP = frozenset({221, 421})
 """Codes after which the server closes the connection."""
 
-_NO_VERDICT = frozenset({replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED})
-"""The replies for the client if the server has given no verdict."""
+_NO_VERDICT = frozenset(
+    {replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED, replies.SHUTTING_DOWN}
+)
+"""The replies for the client if the server has given no verdict; the last one at a stop of the guard."""
 
 
 @implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
