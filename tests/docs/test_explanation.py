@@ -11,6 +11,8 @@ import pytest
 from documents import DOCS, PAGES, ROOT, section
 from test_docs import NAMES
 
+from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.engine.grammar import plain_line
 from twisted_smtpguard.engine.stages import Phase, Stage
 from twisted_smtpguard.engine.table import STAGES
 from twisted_smtpguard.limits.limits import Limits
@@ -93,6 +95,13 @@ def test_the_walk_of_a_newcomer_leads_to_what_it_names() -> None:
     for path, number, name in steps:
         lines = (ROOT / path).read_text().splitlines()
         assert any(name in line for line in lines[max(0, int(number) - 40) : int(number) + 40]), (path, name)
+
+
+def test_the_page_on_performance_names_the_verbs_of_a_plain_line() -> None:
+    page = (DOCS / "explanation" / "performance.md").read_text()
+    (said,) = re.findall(r"`grammar\.plain_line`\): ([^.]+)\.", page)
+    verbs = {verb.decode() for verb in COMMANDS if plain_line(b"%b\r\n" % verb, 0) is not None}
+    assert set(re.findall(r"\b[A-Z]{4}\b", said)) == verbs
 
 
 def test_the_documents_name_modules_and_files_of_the_package_that_there_are() -> None:

@@ -6,28 +6,40 @@
    sent.
 3. engine/: the handler of the command in the table of commands asks `counts.enforces`.
 4. docs/reference/: the rows of the limit and of the reply. The tests of the pages say which.
+
+docs/explanation/architecture.md walks a newcomer through them. What is tried here are the lines that it shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+import textwrap
 from typing import Any
 
 import attrs
 import pytest
+from documents import DOCS, section
 from fakes import Guard
 from logbook import logbook
 from reference_pages import assert_rows, row_of_limit, row_of_reply
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.cli import helptext
-from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine import commands
 from twisted_smtpguard.engine.commands import COMMANDS
 from twisted_smtpguard.limits import limits as limits_of_the_package
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import OCTETS
-from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import conversation
+
+WALK = section(
+    DOCS / "explanation" / "architecture.md", "A newcomer's walk: where would I add a limit on HELO names?"
+)
+FIELD, DECISION, HANDLER_OF_EHLO, REPLY = (
+    textwrap.dedent(block) for block in re.findall(r"(?s)```text\n(.*?) *```\n", WALK)
+)
+"""The lines that the walk shows, in its order."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,22 +50,21 @@ class NewLimits(Limits):
     """The name in HELO or EHLO."""
 
 
-def new_reply() -> Reply:
-    """The second place."""
-    return replies._reply("501 5.5.4 Name too long", "max_helo_name")
+def new_reply() -> dict[str, Any]:
+    """The second place: what the module has with these lines in it."""
+    module = dict(vars(replies))
+    exec(REPLY, module)
+    return module
 
 
-def limited(run: Callable[[Any, Any], Reply | None]) -> Callable[[Any, Any], Reply | None]:
-    """The third place: the first lines of a handler."""
-
-    def hello(engine: Any, name: str) -> Reply | None:
-        most = engine.context.limits.max_helo_name
-        if 0 < most < len(name) and counts.enforces(engine, "max_helo_name", len(name)):
-            reply: Reply = replies.HELO_NAME_TOO_LONG  # type: ignore[attr-defined]
-            return reply
-        return run(engine, name)
-
-    return hello
+def new_handlers() -> dict[str, Any]:
+    """The third place: the handlers with these lines in the first of them."""
+    module = dict(vars(commands))
+    kept = "    engine.helo = name\n"
+    before, after = inspect.getsource(commands._helo).split(kept)
+    exec(before + textwrap.indent(DECISION, "    ") + kept + after, module)
+    exec(inspect.getsource(commands._ehlo), module)
+    return module
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +73,27 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (limits_of_the_package, helptext, conversation):
         monkeypatch.setattr(module, "Limits", NewLimits)
     monkeypatch.setattr(replies, "_REASONS", dict(replies._REASONS))
-    monkeypatch.setattr(replies, "HELO_NAME_TOO_LONG", new_reply(), raising=False)
-    for verb in (b"HELO", b"EHLO"):
-        monkeypatch.setitem(COMMANDS, verb, attrs.evolve(COMMANDS[verb], run=limited(COMMANDS[verb].run)))
+    monkeypatch.setattr(replies, "HELO_NAME_TOO_LONG", new_reply()["HELO_NAME_TOO_LONG"], raising=False)
+    handlers = new_handlers()
+    for verb in ("HELO", "EHLO"):
+        row = attrs.evolve(COMMANDS[verb.encode()], run=handlers[f"_{verb.lower()}"])
+        monkeypatch.setitem(COMMANDS, verb.encode(), row)
+
+
+def test_the_walk_shows_the_field_and_the_handler_of_ehlo_as_they_are() -> None:
+    assert textwrap.indent(FIELD, "    ") in inspect.getsource(NewLimits)
+    assert inspect.getsource(commands._ehlo).startswith(HANDLER_OF_EHLO)
+
+
+def test_the_walk_names_this_test() -> None:
+    assert "`tests/limits/test_new_limit.py`" in WALK
 
 
 @pytest.mark.parametrize("verb", ["HELO", "EHLO"])
 def test_it_trips_above_its_value_and_not_at_it(verb: str) -> None:
     client = Guard(max_helo_name=8).connect()
     client.heard()
-    assert client.say(f"{verb} a.example") == "501 5.5.4 Name too long\r\n"
+    assert client.say(f"{verb} a.example") == "501 5.5.4 HELO name too long\r\n"
     assert client.codes("MAIL FROM:<a@b.example>") == [503]
     assert client.codes(f"{verb} b.exampl") == [250]
 
