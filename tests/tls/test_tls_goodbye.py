@@ -227,3 +227,22 @@ async def test_a_goodbye_after_ours_ends_the_connection(way: str) -> None:
     assert await client.hears_the_end() == "FIN"
     await guard.until(lambda: not guard.protocols)
     await guard.close()
+
+
+@each_way
+@pytest_twisted.ensureDeferred
+async def test_at_most_max_lingering_connections_are_kept_for_a_goodbye_that_does_not_come(way: str) -> None:
+    guard = started(way, max_lingering=1)
+    lingering = await greeted(guard, way, ssl.TLSVersion.TLSv1_3)
+    await lingering.says(b"QUIT\r\n")
+    await lingering.hears(b"221 ")
+    other = await greeted(guard, way, ssl.TLSVersion.TLSv1_3)
+    await other.says(b"QUIT\r\n")
+    assert await hears_all(other) == [221]
+    assert other.said_goodbye
+    assert other.ended == "FIN"
+    assert not lingering.ended
+    assert guard.factory.connections == 0
+    lingering.socket.close()
+    await guard.until(lambda: not guard.protocols)
+    await guard.close()

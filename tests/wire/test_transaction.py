@@ -356,3 +356,38 @@ def test_a_sink_that_is_false_is_aborted_like_any_other() -> None:
     client.say("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "DATA")
     client.disconnect()
     assert guard.delivery.calls[-1] == "sink.abort"
+
+
+class OddFuture:
+    """Looks like a future of asyncio, and is none."""
+
+    _asyncio_future_blocking = False
+
+    def __await__(self) -> Any:
+        yield
+
+
+def test_an_awaitable_that_cannot_be_waited_for_is_a_fault_of_its_hook() -> None:
+    guard = Guard()
+    client = guard.greeted()
+    guard.delivery.answers["recipient"] = lambda _: OddFuture()
+    assert client.codes("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "RSET")[-2:] == [451, 250]
+    client.disconnect()
+    assert guard.factory.connections == 0
+
+
+def test_what_is_answered_amid_the_end_of_a_session_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard()
+    client = guard.greeted()
+    begun: Deferred[Any] = Deferred()
+    guard.delivery.answers["begin"] = lambda *_: begun
+    client.say("MAIL FROM:<a@client.example>")
+    transaction = FakeTransaction(guard.delivery, None, None)  # type: ignore[arg-type]
+    # Whoever observes the log may be what the hook has waited for.
+    monkeypatch.setattr(
+        guard.factory.context.events, "reject", lambda *_, **__: begun.called or begun.callback(transaction)
+    )
+    guard.factory.drain()
+    guard.factory.end_now()
+    assert client.heard().endswith("421 4.3.2 Server shutting down\r\n")
+    assert guard.delivery.calls == ["begin", "transaction.abort"]

@@ -192,13 +192,17 @@ def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
         delay = engine.context.guard.greet_delay()
         if delay:
             engine.enter(Stage.GREET_DELAY)
-            engine.delay = engine.context.call_later(delay, partial(engine.input, _delay_over, engine))
+            engine.delay = engine.context.call_later(delay, partial(_end_delay, engine))
             return
     _let_in(engine)
 
 
-def _delay_over(engine: Engine) -> None:
+def _end_delay(engine: Engine) -> None:
     engine.delay = None
+    engine.input(_delay_over, engine)
+
+
+def _delay_over(engine: Engine) -> None:
     if engine.stage is Stage.GREET_DELAY and not _refuses_early_talker(engine):
         _let_in(engine)
         engine.advance()

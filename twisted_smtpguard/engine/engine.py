@@ -30,7 +30,9 @@ class Engine(Connection):
 
     def input(self, function: Callable[..., object], *arguments: object) -> None:
         """Call `function` as one input, when those before it have been carried out."""
-        self.queue = [*(self.queue or ()), partial(function, *arguments)]
+        if self.queue is None:
+            self.queue = []
+        self.queue.append(partial(function, *arguments))
         if not self.busy:
             self._serve_queue()
 
@@ -334,10 +336,13 @@ class Engine(Connection):
             self.close(Close.LINGER)
 
     def close(self, how: Close) -> None:
-        """Close the connection in the way `how` when every reply has been sent."""
-        if how is Close.LINGER and (self.input_ended or not self.context.guard.may_linger()):
-            how = Close.PLAIN
-        self.lingers = how is Close.LINGER
+        """Close the connection in the way `how` when every reply has been sent.
+
+        Under TLS every close lingers, because the client's close_notify is waited for.
+        """
+        lingers = how is Close.LINGER or self.secure
+        self.lingers = lingers and not self.input_ended and self.context.guard.may_linger()
+        how = Close.LINGER if self.lingers else Close.PLAIN
         self._end(Stage.CLOSING)
         host = self.host
         self.timed = ""

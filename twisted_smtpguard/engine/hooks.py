@@ -4,7 +4,6 @@ later, with its time limit, its cancellation, and its answer, in time or too lat
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import attrs
@@ -84,13 +83,17 @@ def wait_for(
     pending = engine.pending = Wait(engine, then, failed, late, is_delivery, finishes)
     engine.hooks_at_work += is_delivery
     engine.enter(stage)
-    handle = engine.host.wait(later, pending.answered)
+    handle: Cancellable | None = None
+    try:
+        handle = engine.host.wait(later, pending.answered)
+    except BaseException as error:  # noqa: BLE001 - an awaitable of a hook is foreign code too
+        pending.answered(None, error)
     if pending.there:
         return pending.reply()
     limit = engine.context.limits.delivery_timeout if seconds is None else seconds
     pending.handle = handle
     if limit:
-        pending.timer = engine.context.call_later(limit, partial(engine.input, pending.expire))
+        pending.timer = engine.context.call_later(limit, pending.time_out)
     return None
 
 
@@ -133,9 +136,12 @@ class Wait:
         if self.handle is not None and not self.there:
             self.handle.cancel()
 
-    def expire(self) -> None:
+    def time_out(self) -> None:
         """Called when the time limit of the hook is over."""
         self.timer = None
+        self.engine.input(self._expire)
+
+    def _expire(self) -> None:
         if self.engine.pending is not self or self.there:
             return
         self.expired = True
@@ -150,6 +156,10 @@ class Wait:
     def _take(self) -> None:
         """Reply to the hook's command and go on with the session: the hook has answered, or its time is over."""
         engine = self.engine
+        if engine.pending is not self:
+            # The session has ended between the answer and this.
+            self._forget()
+            return
         answers_command = engine.stage is Stage.ANSWER and not self.finishes
         reply = self.reply()
         if engine.stage in ENDED:

@@ -38,17 +38,12 @@ def take_commands(engine: Engine) -> bool:
             return take_line(engine)
         stop = engine.offset = plain.end()
         verb, address, word = plain.groups()
-        reply = carry_out(engine, COMMANDS[verb], word or b"" if address is None else plain_path(address))
+        argument = word or b"" if address is None else plain_path(address)
+        engine.reply(carry_out(engine, COMMANDS[verb], argument))
         engine.progress = True
-        if reply is not None:
-            if reply.is_accounted or engine.account_next:
-                engine.account(reply)
-            else:
-                engine.unwritten += reply.wire
         if stop == size:
-            # The buffer is empty. Only STARTTLS has more to do before further input arrives.
             engine.buffer, engine.offset = b"", 0
-            return engine.stage is Stage.STARTING_TLS
+            return False
         if engine.row is not row:
             engine.share = left
             return True

@@ -66,6 +66,10 @@ class TLSLayer:
         layer.writeConnectionLost = lambda: None
         alsoProvides(layer, IHalfCloseableProtocol)
 
+    def expect_no_goodbye(self) -> None:
+        """Called when the connection is to be closed as soon as the close_notify of the guard has been sent."""
+        self._cut_off = True
+
     def lost(self) -> None:
         """Called when the connection is gone. Breaks the reference cycles, which the garbage collector would have to
         find."""

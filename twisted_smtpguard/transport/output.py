@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import tcp
@@ -23,6 +23,9 @@ from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.turns import ReplyBatcher
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.tls.layer import TLSLayer
 
 _PIECE_OCTETS = 4096
 """The most octets that the transport is given at once. When it asks for more, it has sent all of them."""
@@ -63,6 +66,7 @@ class Output:
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
     _delays = True
+    _tls_layer: TLSLayer | None = None
 
     def write(self, octets: bytes) -> bool:
         """Called by the engine: send these octets after earlier ones. Returns whether too many wait now."""
@@ -165,6 +169,8 @@ class Output:
             self._backlog = None
         lingers = self._close is Close.LINGER
         self.engine.all_sent(lingers=lingers or secure)
+        if secure and not lingers and self._tls_layer is not None:
+            self._tls_layer.expect_no_goodbye()
         if lingers and not secure:
             self.transport.loseWriteConnection()
         elif self._socket is None:

@@ -32,7 +32,7 @@ from twisted_smtpguard.transport.turnaway import turn_away
 from twisted_smtpguard.transport.turns import FairScheduler
 
 if TYPE_CHECKING:
-    from twisted_smtpguard.tls.layer import TLSLayer
+    pass
 
 
 class Shared(Protocol):
@@ -65,7 +65,6 @@ _NO_HOST = _Gone()
 class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
     """The protocol of one connection that was not refused at accept. Made by SMTPGuardFactory only."""
 
-    _tls_layer: TLSLayer | None = None
     _lost = False
     _read_deadline: Deadline
 
