@@ -371,7 +371,10 @@ def test_an_awaitable_that_cannot_be_waited_for_is_a_fault_of_its_hook() -> None
     guard = Guard()
     client = guard.greeted()
     guard.delivery.answers["recipient"] = lambda _: OddFuture()
-    assert client.codes("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "RSET")[-2:] == [451, 250]
+    assert client.codes("MAIL FROM:<a@client.example>", "RCPT TO:<b@guard.example>", "RSET")[-2:] == [
+        451,
+        250,
+    ]
     client.disconnect()
     assert guard.factory.connections == 0
 

@@ -13,7 +13,7 @@ _ROUNDING_SECONDS = 0.001
 """A window with less time left than this is over: a deadline is never early, but sums of its parts are rounded."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class DataRate:
     """Measures one message at a time. The first window is grace; each later one must bring its minimum of octets.
 

@@ -97,7 +97,7 @@ def wait_for(
     return None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Wait:
     """The wait for one answer. It is over when it is no longer the engine's `pending`."""
 

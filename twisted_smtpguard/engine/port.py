@@ -66,6 +66,10 @@ class Host:
         """Whether everything that was written has been sent."""
         return True
 
+    def is_sending(self) -> bool:
+        """Whether replies are still on their way after the close, and the client has taken some since the last call."""
+        return False
+
     def write(self, octets: bytes) -> bool:
         """Send these octets after earlier ones. Returns whether so many wait for the client that the engine must carry
         out no further command until `Engine.drained` is called."""

@@ -28,6 +28,13 @@ def _discard(engine: Engine) -> bool:
     return False
 
 
+def _linger_timed_out(engine: Engine) -> None:
+    if engine.lingers and engine.host.is_sending():
+        engine.set_deadline("linger")
+    else:
+        engine.abort()
+
+
 def _read_timed_out(engine: Engine) -> None:
     engine.hang_up(replies.READ_TIMED_OUT)
 
@@ -62,6 +69,6 @@ STAGES: dict[Stage, StageRow] = {
     _S.CLOSING: StageRow(
         _BEFORE_GREETING | _LINES | _MESSAGE | {_S.ANSWER, _S.SINK, _S.STARTING_TLS}, _discard
     ),
-    _S.LINGERING: StageRow({_S.CLOSING}, _discard, Engine.abort, "linger"),
+    _S.LINGERING: StageRow({_S.CLOSING}, _discard, _linger_timed_out, "linger"),
     _S.CLOSED: StageRow(set(_S) - {_S.CLOSED}, _discard),
 }

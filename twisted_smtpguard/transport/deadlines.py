@@ -24,7 +24,7 @@ _STALE_TICKS = 64
 _log = Logger()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Deadline:
     """A call scheduled by `Deadlines.call_later()`, with the part of IDelayedCall that `TimeoutMixin` needs."""
 

@@ -66,6 +66,7 @@ class Output:
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
     _delays = True
+    _left_to_twisted = 0
     _tls_layer: TLSLayer | None = None
 
     def write(self, octets: bytes) -> bool:
@@ -123,6 +124,13 @@ class Output:
             self.send_now()
         return self._backlog is None or self._backlog.empty
 
+    def is_sending(self) -> bool:
+        """Whether the kernel has taken more replies of Twisted since the close, or the last call. Only under TLS, where
+        Twisted may have 64 KiB of them at the close."""
+        before = self._left_to_twisted
+        self._left_to_twisted = _left_to_twisted(self.transport)
+        return self._left_to_twisted < before
+
     def do_not_delay(self) -> None:
         """Set TCP_NODELAY, once, because a hook answers later. An arrival then gets more than one write, and the kernel
         would hold back the second until the first is acknowledged (Nagle)."""
@@ -169,7 +177,9 @@ class Output:
             self._backlog = None
         lingers = self._close is Close.LINGER
         self.engine.all_sent(lingers=lingers or secure)
-        if secure and not lingers and self._tls_layer is not None:
+        if secure and lingers:
+            self._left_to_twisted = _left_to_twisted(self.transport)
+        elif secure and self._tls_layer is not None:
             self._tls_layer.expect_no_goodbye()
         if lingers and not secure:
             self.transport.loseWriteConnection()
@@ -196,6 +206,15 @@ class Output:
         if self._backlog is not None:
             self._backlog.lost()
             self._backlog = None
+
+
+def _left_to_twisted(transport: Any) -> int:
+    """The octets that Twisted has taken for a TLS connection and has not sent."""
+    plain: Any = transport if isinstance(transport, tcp.Connection) else getattr(transport, "transport", None)
+    if not isinstance(getattr(plain, "dataBuffer", None), bytes):
+        return 0
+    octets: int = len(plain.dataBuffer) - plain.offset + plain._tempDataLen
+    return octets
 
 
 class _Producer:
