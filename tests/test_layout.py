@@ -149,7 +149,7 @@ def test_a_room_imports_those_that_it_may(name: str) -> None:
 
 
 @each_module
-def test_nobody_but_the_transport_knows_a_session(name: str) -> None:
+def test_only_the_transport_knows_a_session(name: str) -> None:
     room = room_of(name)
     if room not in ("engine", "transport"):
         known = {other for other in GRAPH[name] if room_of(other) == "engine"}
@@ -234,7 +234,7 @@ def test_what_the_engine_stands_on_needs_no_twisted(name: str) -> None:
 
 
 @of_room("admission")
-def test_admission_knows_nothing_of_the_network_but_answers_that_come_later(name: str) -> None:
+def test_admission_knows_nothing_of_the_network_except_deferred_answers(name: str) -> None:
     of_network = [each for each in imports(MODULES[name]) if each.startswith("twisted.internet")]
     assert [each for each in of_network if not each.startswith("twisted.internet.defer.")] == []
 

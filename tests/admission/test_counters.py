@@ -54,7 +54,7 @@ def test_clients_and_counters_are_counted_each_for_itself(store: LocalCounterSto
         assert store.add(counter, client, 1, 60, 0) == 1
 
 
-def test_releasing_what_is_not_held_gives_nobody_a_place(store: LocalCounterStore) -> None:
+def test_releasing_a_place_that_is_not_held_frees_none(store: LocalCounterStore) -> None:
     store.release("c", "a")
     store.acquire("c", "a", 1)
     for _ in range(3):
@@ -109,7 +109,7 @@ def test_attempts_do_not_make_a_window_longer(store: LocalCounterStore) -> None:
     assert counts == [1, 2, 3] * 3
 
 
-def test_a_clock_set_back_forgives_nobody_and_holds_nobody_longer_than_a_window(
+def test_a_clock_set_back_forgives_no_client_and_holds_none_longer_than_a_window(
     store: LocalCounterStore,
 ) -> None:
     assert [store.add("r", "a", 1, 60, now) for now in (5000, 5001, 1000, 1059.9)] == [1, 2, 3, 4]
@@ -187,7 +187,7 @@ def test_random_addresses_take_no_more_memory_than_the_table_may_hold(kind: str)
     assert octets / 2000 < 500
 
 
-def test_a_table_without_bound_forgets_nobody() -> None:
+def test_a_table_without_bound_forgets_no_client() -> None:
     store = LocalCounterStore(0)
     for address in addresses(10_000):
         store.add("r", address, 1, 60, 0)

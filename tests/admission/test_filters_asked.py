@@ -173,7 +173,7 @@ def test_one_that_fails_open_leaves_it_to_the_next(answer: Any) -> None:
     assert logged(events, "reject") == []
 
 
-def test_one_that_fails_and_is_only_tried_refuses_nobody() -> None:
+def test_a_filter_in_dry_run_that_fails_refuses_no_client() -> None:
     guard = Guard(ip_filters=[FakeFilter(raises)], dry_run=["ip_filter"])
     with capturedLogs() as events:
         assert guard.connect().heard() == GREETING
@@ -279,7 +279,7 @@ def test_what_a_filter_says_after_its_time_limit_is_dropped() -> None:
     assert_nothing_is_left(guard)
 
 
-def test_a_canceller_that_raises_keeps_nobody_from_being_refused() -> None:
+def test_a_canceller_that_raises_does_not_prevent_the_refusal() -> None:
     def canceller(_: object) -> None:
         raise RuntimeError("no")
 
@@ -354,7 +354,7 @@ def test_input_is_read_while_a_filter_is_pending_but_no_more_than_the_buffer_hol
     assert client.transport.producerState == "paused"
 
 
-def test_nobody_asks_the_next_filter_about_a_client_that_is_gone() -> None:
+def test_the_next_filter_is_not_asked_about_a_client_that_is_gone() -> None:
     async def passes_on_whatever_happens(_: Peer) -> Verdict:
         try:
             return await Deferred[Verdict]()
@@ -455,7 +455,7 @@ def test_on_a_tls_listener_a_refused_connection_is_aborted_without_a_word(slow: 
     assert_nothing_is_left(guard)
 
 
-def test_a_refusal_that_nobody_reads_ends_at_the_write_timeout() -> None:
+def test_a_refusal_that_is_not_read_ends_at_the_write_timeout() -> None:
     slow = SlowFilter()
     guard = Guard(ip_filters=[slow], write_timeout=20)
     client = guard.connect()

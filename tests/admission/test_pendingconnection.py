@@ -52,12 +52,12 @@ def test_the_delay_begins_when_the_filters_are_through() -> None:
     assert client.heard() == GREETING
 
 
-def test_nobody_is_kept_waiting_when_more_than_four_fifths_of_the_slots_are_taken() -> None:
+def test_there_is_no_greet_delay_when_more_than_four_fifths_of_the_slots_are_taken() -> None:
     guard = Guard(greet_delay=2, max_connections=10)
     assert [guard.connect().heard() for _ in range(10)] == [""] * 8 + [GREETING] * 2
 
 
-def test_a_cap_that_is_only_tried_makes_no_crowd() -> None:
+def test_a_cap_in_dry_run_makes_no_crowd() -> None:
     guard = Guard(greet_delay=2, max_connections=2, dry_run=["max_connections"])
     assert [guard.connect().heard() for _ in range(4)] == [""] * 4
 
@@ -74,7 +74,7 @@ def test_the_read_timeout_begins_with_the_greeting() -> None:
 
 
 @pytest.mark.parametrize("close", ["disconnect", "half_close"])
-def test_who_leaves_within_the_delay_leaves_nothing_behind(close: str) -> None:
+def test_a_client_that_leaves_within_the_delay_leaves_no_state(close: str) -> None:
     guard = Guard(greet_delay=2)
     client = guard.connect()
     getattr(client, close)()
@@ -139,7 +139,7 @@ def test_where_it_is_only_logged_what_came_early_is_served(bytewise: bool) -> No
     assert guard.factory.statistics.refusals == {}
 
 
-def test_what_comes_early_is_held_in_a_bounded_buffer() -> None:
+def test_early_input_is_held_in_a_bounded_buffer() -> None:
     guard = Guard(greet_delay=2)
     client = guard.connect()
     client.send(b"NOOP\r\n" * 11_000)
@@ -150,7 +150,7 @@ def test_what_comes_early_is_held_in_a_bounded_buffer() -> None:
     assert client.heard().count("250 2.0.0 OK\r\n") == 11_000
 
 
-def test_under_tls_what_comes_first_is_the_handshake_and_nobody_is_early() -> None:
+def test_under_tls_the_first_input_is_the_handshake_and_no_client_is_early() -> None:
     guard = Guard(greet_delay=2, early_talker="refuse")
     transport = FakeTransport()
     directlyProvides(transport, ISSLTransport)

@@ -42,7 +42,7 @@ def test_an_answer_that_is_there_decides_at_once(limit: str, wrapped: Any) -> No
 
 @at_connection
 @pytest.mark.parametrize("count", [2, 3])
-def test_nobody_is_greeted_before_the_store_has_answered(limit: str, count: int) -> None:
+def test_no_client_is_greeted_before_the_store_has_answered(limit: str, count: int) -> None:
     store = Store()
     guard = guard_with(limit, store)
     client = guard.connect()
@@ -83,7 +83,7 @@ def test_a_store_that_fails_refuses(limit: str, fault: Any, log: Logbook) -> Non
 
 @at_connection
 @each_fault
-def test_a_store_that_fails_refuses_nobody_whose_limit_is_only_tried(
+def test_a_store_that_fails_refuses_no_client_whose_limit_is_in_dry_run(
     limit: str, fault: Any, log: Logbook
 ) -> None:
     guard = guard_with(limit, Store(fault), dry_run=[limit])
@@ -116,7 +116,7 @@ each_way_to_leave = pytest.mark.parametrize(
 
 
 @each_way_to_leave
-def test_a_place_that_comes_when_nobody_waits_for_it_any_more_goes_back_at_once(
+def test_a_place_that_is_granted_after_the_client_has_left_goes_back_at_once(
     leave: Callable[[Conversation], None], log: Logbook
 ) -> None:
     store = Store()
@@ -196,7 +196,7 @@ def test_a_client_that_leaves_while_filter_and_store_are_pending_cancels_the_fil
 
 
 @pytest.mark.parametrize("answer", [raises, raises_later, fails, Deferred])
-def test_a_store_that_does_not_take_a_place_back_is_logged_and_harms_nobody(
+def test_a_store_that_does_not_take_a_place_back_is_logged_and_harms_no_client(
     answer: Any, log: Logbook
 ) -> None:
     store = Store(lambda: 1)
@@ -227,7 +227,9 @@ def test_a_stop_waits_for_what_the_store_has_not_yet_taken_back() -> None:
     assert stopped == [None]
 
 
-def test_who_leaves_while_a_tried_limit_is_asked_for_is_asked_about_no_more(log: Logbook) -> None:
+def test_a_client_that_leaves_while_a_limit_in_dry_run_is_looked_up_is_not_checked_further(
+    log: Logbook,
+) -> None:
     store, slow = Store(), SlowFilter()
     guard = guard_with(
         "max_connections_per_client",

@@ -96,7 +96,7 @@ def test_a_store_that_fails_at_a_command_is_a_451(limit: str, fault: Any, log: L
 
 @in_session
 @each_fault
-def test_a_store_that_fails_refuses_no_command_whose_limit_is_only_tried(
+def test_a_store_that_fails_refuses_no_command_whose_limit_is_in_dry_run(
     limit: str, fault: Any, log: Logbook
 ) -> None:
     client, said = asks(limit, Store(fault), dry_run=[limit])

@@ -83,7 +83,7 @@ def test_rates_and_error_limits_do_not_hold_for_a_trusted_client(
     assert codes_of(guard.connect(STRANGER), *lines) == stranger
 
 
-def test_what_a_trusted_client_does_counts_against_nobody() -> None:
+def test_what_a_trusted_client_does_counts_against_no_client() -> None:
     answers = [TRUST, TRUST, PASS, PASS]
     guard = Guard(
         ip_filters=[FakeFilter(lambda _: answers.pop(0))],
@@ -175,7 +175,7 @@ def test_time_limits_hold_for_a_trusted_client_too(limits: dict[str, Any], text:
     assert client.heard() == f"421 4.4.2 {text}, closing connection\r\n"
 
 
-def test_the_session_time_of_a_trusted_client_is_over_behind_its_transaction_too() -> None:
+def test_the_session_time_of_a_trusted_client_also_ends_after_its_transaction() -> None:
     client = guarded(max_session_time=10).greeted(FRIEND)
     client.say(MAIL, RCPT, "DATA")
     client.guard.clock.advance(10.1)
@@ -224,7 +224,7 @@ def test_trust_that_is_there_at_once_comes_before_the_limits_of_the_client(wrapp
     assert [guard.connect().heard() for _ in range(10)] == [GREETING] * 10
 
 
-def test_while_a_filter_takes_its_time_nobody_is_trusted_yet() -> None:
+def test_no_client_is_trusted_before_its_filter_has_answered() -> None:
     slow = SlowFilter()
     guard = Guard(ip_filters=[slow], max_connections_per_client=2)
     assert [guard.connect().closed for _ in range(3)] == [False, False, True]
@@ -233,13 +233,13 @@ def test_while_a_filter_takes_its_time_nobody_is_trusted_yet() -> None:
     assert not guard.connect().closed, "who is trusted holds no place"
 
 
-def test_a_filter_behind_the_one_that_trusts_is_not_asked() -> None:
+def test_a_filter_after_the_one_that_trusts_is_not_asked() -> None:
     behind = FakeFilter(refuse())
     assert Guard(ip_filters=[FakeFilter(TRUST), behind]).connect().heard() == GREETING
     assert behind.peers == []
 
 
-def test_a_filter_that_fails_open_trusts_nobody(log: Logbook) -> None:
+def test_a_filter_that_fails_open_trusts_no_client(log: Logbook) -> None:
     def check(_: Peer) -> Verdict:
         raise LookupError("no list")
 

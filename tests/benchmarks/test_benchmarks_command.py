@@ -100,7 +100,7 @@ class TestWithPostfix:
         assert [each["what"] for each in row["verdicts"]] == ["smtp-sink"]
 
 
-def test_a_run_that_cannot_be_right_has_a_status_of_its_own() -> None:
+def test_a_run_that_cannot_be_right_has_its_own_exit_status() -> None:
     done = run("--only", "W5", "--against", "", "--python", "/bin/false")
     assert done.returncode == 3
     assert "guard does not listen" in done.stderr

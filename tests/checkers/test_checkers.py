@@ -92,7 +92,7 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("accounts")
-def test_each_checker_that_is_listed_lets_in_who_has_the_password_and_nobody_else(
+def test_each_checker_that_is_listed_lets_in_only_users_with_the_password(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     users = tmp_path / "users"
@@ -161,7 +161,7 @@ def test_memory_takes_each_user_once_and_letters_beyond_ascii() -> None:
 # unix.
 
 
-def test_an_account_without_a_password_is_nobodys(accounts: dict[str, str]) -> None:
+def test_an_account_without_a_password_lets_no_user_log_in(accounts: dict[str, str]) -> None:
     guard = guard_with("unix")
     assert [tried(guard, name, "pw") for name in accounts] == [YES, NO, NO, LATER]
     assert tried(guard, "ann", b"p\xe4ss") == NO
@@ -191,7 +191,7 @@ def test_where_unix_cannot_work_it_says_why(
     assert f"It cannot be used here: {why}" in printed(capsys, "--help-auth-type", "unix")
 
 
-def test_a_shadow_file_that_cannot_be_read_any_more_is_ours(
+def test_a_shadow_file_that_has_become_unreadable_is_the_guards_fault(
     accounts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard = guard_with("unix")
@@ -318,7 +318,7 @@ class Fails:
 DOWN = CheckerUnavailable("the database is down")
 
 
-def test_one_that_cannot_judge_keeps_nobody_from_another() -> None:
+def test_a_checker_that_cannot_judge_does_not_keep_a_user_from_another() -> None:
     others = Keeps(WAYS["get and =="], {b"ann": b"pw"})
     with logbook() as book:
         for checkers in ([Fails(DOWN), others], [others, Fails(DOWN)]):
@@ -346,7 +346,7 @@ def test_what_a_checker_says_in_its_exception_is_logged_only_where_it_promises_n
     assert "o-so-secret" not in line
 
 
-def test_whoever_meets_a_checker_that_cannot_judge_is_not_ended_for_it() -> None:
+def test_a_checker_that_cannot_judge_does_not_end_the_session() -> None:
     guard = Guard(checkers=[Fails(DOWN)], max_errors=2, max_auth_failures=1)
     client = guard.greeted()
     client.heard()

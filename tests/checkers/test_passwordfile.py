@@ -227,7 +227,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize(("breaks", "problem"), BREAKS)
-def test_a_file_that_cannot_be_read_is_ours_and_counted_for_nobody(
+def test_a_file_that_cannot_be_read_is_the_guards_fault_and_counts_against_no_client(
     guard: Guard, users: Path, threads: ManualThreads, breaks: Callable[[Path], None], problem: str
 ) -> None:
     octets = users.read_bytes()
@@ -255,7 +255,7 @@ def test_a_file_that_cannot_be_read_is_ours_and_counted_for_nobody(
     assert client.heard() == YES
 
 
-def test_a_file_that_must_not_be_read_any_more_is_too(
+def test_a_file_whose_read_permission_is_withdrawn_is_the_guards_fault_too(
     guard: Guard, monkeypatch: pytest.MonkeyPatch, users: Path
 ) -> None:
     # Root may read it whatever its mode is.
@@ -268,7 +268,7 @@ def test_a_file_that_must_not_be_read_any_more_is_too(
     assert try_to_log_in(guard) == LATER
 
 
-def test_a_disk_that_hangs_keeps_nobody_waiting_but_who_logs_in_and_them_for_five_seconds(
+def test_a_disk_that_hangs_delays_only_logins_and_those_for_five_seconds(
     guard: Guard, threads: ManualThreads
 ) -> None:
     waiting = [asking(guard), asking(guard)]

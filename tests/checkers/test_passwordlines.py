@@ -39,7 +39,7 @@ def test_a_password_may_have_any_octet_but_nul_and_line_ends(password: bytes) ->
         assert "hash" in str(error) or "/etc/passwd" in str(error)
 
 
-def test_the_first_user_stands_behind_a_mark_of_the_encoding() -> None:
+def test_the_first_user_may_follow_a_byte_order_mark() -> None:
     assert list(parse_users(b"\xef\xbb\xbfann:a\nj\xc3\xb6rg:b\n")) == [b"ann", "jörg".encode()]
 
 

@@ -106,7 +106,7 @@ def test_a_file_may_have_filters_and_the_command_line_replaces_them_all(tmp_path
     assert made(parsed("--ip-filter", "plugin:c", "--config", path)) == [("c", "plugin", False)]
 
 
-def test_a_faulty_plugin_that_nobody_asked_for_is_no_reason_not_to_start(installed: list[Any]) -> None:
+def test_a_faulty_plugin_that_is_not_used_is_no_reason_not_to_start(installed: list[Any]) -> None:
     installed[:] = [Plugin("No Name")]
     assert [entry.name for entry in parsed("--deny", "192.0.2.1").ip_filters(REACTOR)] == ["deny/trust"]
 
@@ -136,7 +136,7 @@ ORDER = "NAME:ARGS is expected, or in this order name=WORD:fail-open:NAME:ARGS"
         ("plugin:rubbish", "test_filter_options.Plugin made 'rubbish', which does not provide IIPFilter"),
     ],
 )
-def test_a_wrong_filter_is_told_by_its_option_and_leaves_no_maildir_behind(
+def test_a_wrong_filter_is_reported_with_its_option_and_leaves_no_maildir(
     specification: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -249,7 +249,7 @@ def test_help_ip_filters_lists_the_built_in_ones_and_those_of_others(
     assert lines[1].endswith("  For tests.")
 
 
-def test_help_ip_filter_tells_what_may_stand_behind_the_colon(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_ip_filter_tells_what_may_follow_the_colon(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "--help-ip-filter", "plugin") == "plugin: For tests.\n\nAnything but `wrong`.\n"
 
 

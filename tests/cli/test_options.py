@@ -327,7 +327,7 @@ def test_help_deliveries_lists_the_built_in_ones(capsys: pytest.CaptureFixture[s
     assert {"maildir", "discard"} <= {line.split()[0] for line in lines}
 
 
-def test_help_delivery_tells_what_may_stand_behind_the_colon(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_delivery_tells_what_may_follow_the_colon(capsys: pytest.CaptureFixture[str]) -> None:
     assert "maildir:/var/mail/guard" in printed(capsys, "--help-delivery", "maildir")
 
 
@@ -377,7 +377,7 @@ def test_an_event_below_the_log_level_of_twist_is_not_built(level: str, logged: 
         ("tcp:2525:interfce=::1", "got an unexpected keyword argument 'interfce'"),
     ],
 )
-def test_a_bad_endpoint_names_listen_and_leaves_no_maildir_behind(
+def test_a_bad_endpoint_names_listen_and_leaves_no_maildir(
     endpoint: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -107,11 +107,11 @@ def test_limits_to_try_are_listed_with_commas_or_in_several_options() -> None:
     assert limits == Limits(dry_run={"max_errors", "connection_rate", "ip_filter"})
 
 
-def test_all_is_everything_that_can_be_tried() -> None:
+def test_all_is_every_limit_that_can_be_in_dry_run() -> None:
     assert parsed("--dry-run", "max-errors", "--dry-run", "all").limits.dry_run == dry_runnable()
 
 
-def test_what_is_tried_has_the_values_of_the_profile() -> None:
+def test_limits_in_dry_run_have_the_values_of_the_profile() -> None:
     limits = parsed("--profile=edge", "--dry-run=max-errors", "--max-messages=3").limits
     assert limits == attrs.evolve(EDGE, max_messages=3, dry_run={"max_errors"})
 
@@ -136,7 +136,9 @@ def test_the_command_line_replaces_every_limit_to_try_of_the_file(tmp_path: Path
         *(spec.option for spec in SPECS if not spec.dry_run),
     ],
 )
-def test_what_cannot_be_tried_is_told_with_what_can(text: str, tmp_path: Path) -> None:
+def test_a_limit_without_dry_run_is_refused_with_a_list_of_those_that_have_one(
+    text: str, tmp_path: Path
+) -> None:
     can = ", ".join(sorted(name.replace("_", "-") for name in dry_runnable()))
     told = f"all, or some of {can} with commas between them, is expected, not {text!r}"
     assert mistake("--dry-run", text) == f"--dry-run: {told}"
@@ -145,7 +147,7 @@ def test_what_cannot_be_tried_is_told_with_what_can(text: str, tmp_path: Path) -
         assert mistake("--config", path) == f"--config {path} line 1: dry-run: {told}"
 
 
-def test_show_limits_marks_exactly_what_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_limits_marks_exactly_the_limits_in_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--show-limits", "--max-errors=7", "--dry-run", "max-errors,max-messages")
     shown = rows(text)
     assert ["max-errors", "7 (dry run)", "a count", "command line"] in shown
@@ -153,6 +155,6 @@ def test_show_limits_marks_exactly_what_is_tried(capsys: pytest.CaptureFixture[s
     assert text.count("dry run") == 2
 
 
-def test_show_limits_says_that_ip_filters_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_limits_says_that_ip_filters_are_in_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--show-limits", "--dry-run", "ip-filter")
     assert text.endswith("\n\nIP filters: their refusals are logged and not enforced (dry run).\n")

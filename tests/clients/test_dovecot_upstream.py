@@ -80,7 +80,7 @@ def test_a_mailbox_that_is_full_after_the_data_is_told_and_so_is_who_has_the_mes
         )
 
 
-def test_one_recipient_a_message_gives_each_a_verdict_of_its_own(tmp_path: Path, dovecot: Dovecot) -> None:
+def test_one_recipient_a_message_gives_each_its_own_verdict(tmp_path: Path, dovecot: Dovecot) -> None:
     with guard_behind(tmp_path, f"unix:{dovecot.socket}", ",recipients=1") as guard:
         one, two, verdict = send(guard, "one@example.org", "two@example.org")
         assert one.startswith("250 ")

@@ -261,7 +261,7 @@ def test_a_load_balancer_whose_header_is_not_expected_is_not_banned(log_format: 
 
 @each_format
 @pytest.mark.clients
-def test_a_limit_in_dry_run_gets_nobody_banned(log_format: str, tmp_path: Path) -> None:
+def test_a_limit_in_dry_run_gets_no_client_banned(log_format: str, tmp_path: Path) -> None:
     limits = (
         "--max-invalid-commands=2",
         "--max-errors=3",
@@ -316,7 +316,7 @@ CARELESS = [
 
 @each_format
 @pytest.mark.clients
-def test_a_plugin_that_logs_what_clients_say_as_it_came_gets_nobody_banned(
+def test_a_plugin_that_logs_what_clients_say_unescaped_gets_no_client_banned(
     log_format: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "guard.log"

@@ -123,7 +123,7 @@ HIDES_DSN = (
     ("announce", "settings"),
     [("xclient", (XCLIENT,)), ("proxy", ("smtpd_upstream_proxy_protocol = haproxy",))],
 )
-def test_what_strangers_are_not_offered_is_offered_to_nobody_any_more(
+def test_an_extension_that_strangers_are_not_offered_is_no_longer_offered_to_any_client(
     tmp_path: Path, announce: str, settings: tuple[str, ...]
 ) -> None:
     with behind(tmp_path, keys=f",announce={announce}", settings=(HIDES_DSN, *settings)) as (guard, _):
@@ -135,7 +135,7 @@ def test_what_strangers_are_not_offered_is_offered_to_nobody_any_more(
         assert {"8BITMIME", "SMTPUTF8", "CHUNKING"} <= set(offered)
 
 
-def test_behind_an_xclient_postfix_is_said_goodbye_to(tmp_path: Path) -> None:
+def test_a_connection_that_took_an_xclient_ends_with_quit(tmp_path: Path) -> None:
     with behind(tmp_path, keys=",announce=xclient", settings=(XCLIENT,)) as (guard, postfix):
         for _ in range(3):
             with RawClient(guard.address, NOT_LOCALHOST) as client:
@@ -150,7 +150,7 @@ def test_behind_an_xclient_postfix_is_said_goodbye_to(tmp_path: Path) -> None:
         assert "lost connection" not in postfix.log
 
 
-def test_a_postfix_that_does_not_know_of_proxy_has_nobody_s_mail_returned(tmp_path: Path) -> None:
+def test_no_mail_is_returned_to_its_sender_by_a_postfix_that_does_not_know_proxy(tmp_path: Path) -> None:
     with (
         Postfix() as postfix,
         GuardProcess(tmp_path, f"--deliver=smtp:{postfix.endpoint},announce=proxy") as guard,

@@ -96,7 +96,7 @@ def test_an_unknown_user_is_refused_at_rcpt_in_postfix_s_words(plain: Both) -> N
         assert client.ask("DATA").startswith("354 ")
 
 
-def test_bdat_is_bdat_behind_and_data_is_data(tmp_path: Path) -> None:
+def test_a_message_sent_by_bdat_or_data_reaches_postfix_by_the_same_command(tmp_path: Path) -> None:
     with behind(tmp_path) as (guard, postfix):
         with RawClient(guard.address) as client:
             client.ask("EHLO c")
@@ -227,7 +227,7 @@ def test_the_how_to_gives_postfix_more_processes_than_the_guard_has_connections(
 
 
 @pytest.mark.parametrize("announce", ANNOUNCEMENTS)
-def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, announce: str) -> None:
+def test_postfix_sees_the_real_client_and_is_no_open_relay(tmp_path: Path, announce: str) -> None:
     with behind(tmp_path, keys=ANNOUNCEMENTS[announce], settings=(SETTINGS[announce],)) as (guard, postfix):
         with RawClient(guard.address, NOT_LOCALHOST) as client:
             client.ask("EHLO client.example")
@@ -258,7 +258,7 @@ def test_postfix_sees_the_real_client_and_relays_for_nobody(tmp_path: Path, anno
         ),
     ],
 )
-def test_by_xclient_nobody_has_a_host_name_and_by_proxy_postfix_looks_it_up(
+def test_by_xclient_no_client_has_a_host_name_and_by_proxy_postfix_looks_it_up(
     tmp_path: Path, announce: str, rule: str, refusal: str
 ) -> None:
     settings = (SETTINGS[announce], f"smtpd_client_restrictions = {rule}")
@@ -299,7 +299,9 @@ def test_a_postfix_that_does_not_let_us_say_who_the_client_is_gets_no_mail(tmp_p
 # No open relay.
 
 
-def test_without_any_of_it_the_start_warns_and_with_accepted_domains_nobody_relays(tmp_path: Path) -> None:
+def test_without_any_of_it_the_start_warns_and_with_accepted_domains_there_is_no_relaying(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "open").mkdir()
     with behind(tmp_path / "open") as (guard, _):
         assert b" open_relay delivery=SmtpDelivery" in guard.log

@@ -62,7 +62,7 @@ def tls_port(guard: GuardProcess) -> int:
 
 
 @pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
-def test_openssl_verifies_the_certificate_behind_starttls(guard: GuardProcess, version: str) -> None:
+def test_openssl_verifies_the_certificate_after_starttls(guard: GuardProcess, version: str) -> None:
     shown = s_client(
         guard.port, "-starttls", "smtp", f"-{version}", "-crlf", "-ign_eof", says="EHLO a\nQUIT\n"
     )

@@ -47,9 +47,7 @@ def full() -> None:
     raise OSError(errno.ENOSPC, "full")
 
 
-def test_whoever_asks_alone_has_one_of_its_own(
-    shared: SharedSync, threads: ManualThreads, disk: Disk
-) -> None:
+def test_a_lone_request_has_its_own_sync(shared: SharedSync, threads: ManualThreads, disk: Disk) -> None:
     for number in (1, 2):
         answer = shared.ask()
         assert not answer.called
@@ -80,7 +78,7 @@ def test_who_asks_while_it_is_going_on_waits_for_the_next_and_shares_that(
     assert disk.syncs == 2
 
 
-def test_a_failure_is_that_of_all_who_shared_it_and_of_nobody_else(
+def test_a_failure_is_that_of_all_who_shared_the_sync_and_of_no_other(
     shared: SharedSync, threads: ManualThreads, disk: Disk
 ) -> None:
     ends: list[object] = []
@@ -117,7 +115,7 @@ def test_one_is_going_on_at_a_time(shared: SharedSync, threads: ManualThreads, d
     assert [number for _, number in waiting] == [0]
 
 
-def test_a_real_thread_that_has_begun_answers_nobody_who_asks_then(disk: Disk) -> None:
+def test_a_real_thread_that_has_begun_answers_no_later_request(disk: Disk) -> None:
     begun, go_on = Event(), Event()
 
     def hold() -> None:

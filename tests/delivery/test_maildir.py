@@ -523,7 +523,7 @@ def test_the_disk_is_asked_off_the_reactor_once_a_second(careful, disk, threads)
     assert len(disk.asked) == 2
 
 
-def test_those_who_come_while_the_disk_is_asked_share_its_answer(careful, disk, threads):
+def test_requests_made_while_the_disk_is_asked_share_its_answer(careful, disk, threads):
     waiting = [careful.begin(CLIENT, Path("", {})) for _ in range(10)]
     waiting[3].cancel()
     threads.work()

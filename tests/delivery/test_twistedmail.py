@@ -324,7 +324,7 @@ def test_a_login_that_fails_refuses_the_sender_and_the_next_mail_tries_again(ans
     assert [call for call in notebook.calls() if call.startswith("log")] == ["login", "login", "logout"]
 
 
-def test_a_portal_that_lets_nobody_in_says_so() -> None:
+def test_a_portal_that_lets_no_user_in_says_so() -> None:
     notebook = Notebook()
     client = guarded(notebook)
     context = client.guard.factory.context
@@ -346,7 +346,7 @@ def test_a_user_who_has_logged_in_has_one_login_for_all_messages() -> None:
     assert logins == [("login", USER, None, interfaces), ("logout",)]
 
 
-def test_a_realm_that_refuses_a_user_does_not_let_the_client_go_on_as_nobody() -> None:
+def test_a_realm_that_refuses_a_user_does_not_let_the_client_go_on_anonymously() -> None:
     notebook = Notebook()
     client = greeted(notebook)
     client.say(*MESSAGE, AUTH)
@@ -360,7 +360,7 @@ def test_a_realm_that_refuses_a_user_does_not_let_the_client_go_on_as_nobody() -
     assert logins == [("login", ()), ("logout",), *[("login", USER)] * 3, ("logout",)]
 
 
-def test_a_portal_that_lets_nobody_in_without_a_password_lets_users_in() -> None:
+def test_a_portal_without_anonymous_logins_lets_users_in() -> None:
     notebook = Notebook()
     client = guarded(notebook)
     realm = Realm(notebook, factories=True)
@@ -381,7 +381,7 @@ def test_a_portal_that_lets_nobody_in_without_a_password_lets_users_in() -> None
         ({"session": "1-2"}, [USER, USER]),
     ],
 )
-def test_nobody_has_the_login_of_another(then: dict[str, Any], logins: list[Any]) -> None:
+def test_no_client_has_the_login_of_another(then: dict[str, Any], logins: list[Any]) -> None:
     """Under TLS the session of a user is nobody's, or that of another."""
     notebook = Notebook()
     delivery = TwistedMailDelivery(deliverer("portal of deliveries", notebook), HOST)
@@ -753,7 +753,7 @@ def test_deliveries_see_both_ends_as_twisted_addresses(address: str, kind: Any, 
     assert client_host(peer) == host
 
 
-def test_a_unix_socket_has_no_host_as_behind_twisted_mail() -> None:
+def test_a_unix_socket_has_no_host_as_with_twisted_mail() -> None:
     peer = Peer(None, None, None, None, tls=False, proxied=False)
     transport = ProtocolView(peer, b"").transport
     assert (transport.getPeer(), transport.getHost()) == (UNIXAddress(None), UNIXAddress(None))

@@ -164,7 +164,7 @@ def compare(
 
 @each_conversation
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_conversation_looks_the_same_from_behind(kind: str, lines: list[str]) -> None:
+def test_a_conversation_looks_the_same_to_the_delivery(kind: str, lines: list[str]) -> None:
     compare(kind, lines)
 
 
@@ -174,7 +174,7 @@ MISTAKES = {"no message by mistake", "no end by mistake"}
 
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("name", ["a message", "two messages", "a client that leaves behind the data"])
-def test_what_follows_from_an_answer_looks_the_same_from_behind(
+def test_what_follows_from_an_answer_looks_the_same_to_the_delivery(
     name: str, answers: dict[str, Callable[..., Any]]
 ) -> None:
     for kind in ("delivery", "portal of factories"):
@@ -183,15 +183,13 @@ def test_what_follows_from_an_answer_looks_the_same_from_behind(
 
 @pytest.mark.parametrize("hook", ["lineReceived", "eomReceived"])
 @pytest.mark.parametrize("name", ["two recipients", "no header", "two messages"])
-def test_a_message_that_refuses_beside_one_that_does_not_looks_the_same_from_behind(
-    name: str, hook: str
-) -> None:
+def test_one_of_two_messages_that_refuses_looks_the_same_to_the_delivery(name: str, hook: str) -> None:
     stock = compare("factory", CONVERSATIONS[name], {hook: SECOND_REFUSES[hook]})
     assert ("lost" in stock.calls()) is (hook == "lineReceived")
 
 
 @each_conversation
-def test_answers_that_come_later_look_the_same_from_behind(lines: list[str]) -> None:
+def test_late_answers_look_the_same_to_the_delivery(lines: list[str]) -> None:
     late: dict[int, Late] = {}
 
     def make_notebook() -> Notebook:
@@ -214,7 +212,7 @@ def test_answers_that_come_later_look_the_same_from_behind(lines: list[str]) -> 
 
 
 @pytest.mark.parametrize("kind", ["portal of deliveries", "portal of factories"])
-def test_auth_behind_a_message_looks_the_same_from_behind_but_that_nobody_is_left_logged_in(
+def test_auth_after_a_message_looks_the_same_to_the_delivery_except_that_no_login_is_left_open(
     kind: str,
 ) -> None:
     message = [*ENVELOPE, "DATA", body("Subject: x")]
@@ -228,7 +226,7 @@ def test_auth_behind_a_message_looks_the_same_from_behind_but_that_nobody_is_lef
     assert ours.seen == stock.seen
 
 
-def test_a_source_route_is_dropped_as_behind_twisted_mail() -> None:
+def test_a_source_route_is_dropped_as_with_twisted_mail() -> None:
     lines = [HELLO, "MAIL FROM:<@a,@b:c@d>", "RCPT TO:<@e:f@g>", "QUIT"]
     stock, ours = Notebook(), Notebook()
     converse(Stock("delivery", stock), lines, lambda: None)

@@ -70,7 +70,7 @@ def test_the_page_has_every_failure_of_a_server() -> None:
     assert shown <= there
 
 
-def test_the_example_makes_a_guard_with_a_server_behind(tmp_path: Any) -> None:
+def test_the_example_makes_a_guard_with_an_upstream_server(tmp_path: Any) -> None:
     assert len(blocks(PAGE, "python")) == 1
     _, (service,) = run_examples(PAGE, tmp_path)
     assert isinstance(service.factory.context.delivery, AcceptedDomains)

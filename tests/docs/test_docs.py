@@ -143,7 +143,7 @@ def test_known_networks_are_shown_as_commands_and_as_an_application_that_ask_for
     assert listed.check(peers[3]) == refuse()
 
 
-def test_the_filter_for_unix_sockets_trusts_their_peers_and_nobody_else(tmp_path: Path) -> None:
+def test_the_filter_for_unix_sockets_trusts_their_peers_and_no_others(tmp_path: Path) -> None:
     names, _ = run_examples(HOW_TO, tmp_path)
     trust_local = names["TrustLocal"]()
     assert IIPFilter.providedBy(trust_local)
@@ -197,7 +197,7 @@ def test_an_option_that_is_named_in_a_document_exists() -> None:
         assert named - NAMES - {"log-level", "log-file", "log-format"} == set(), name_of(page)
 
 
-def test_the_limits_that_can_be_tried_are_listed() -> None:
+def test_the_limits_that_can_be_in_dry_run_are_listed() -> None:
     listed = section(LIMITS, "Trying a limit").split("\n\n")[1]
     words = re.findall(r"`([a-z0-9-]+)`", listed)
     assert sorted(words) == sorted(name.replace("_", "-") for name in dry_runnable())

@@ -72,7 +72,7 @@ def clients_of(names: dict[str, Any], service: SMTPGuardService) -> Clients:
     return Clients(service.factory, names["reactor"])
 
 
-def test_nobody_is_let_in_during_the_pause_that_is_shown(tmp_path: Path) -> None:
+def test_no_client_is_let_in_during_the_pause_that_is_shown(tmp_path: Path) -> None:
     names, (service,) = run_examples(SHUTDOWN, tmp_path)
     assert service.factory.context.limits.shutdown_grace == 120
     middle: Deferred[None] = Deferred()
@@ -99,7 +99,7 @@ def test_nobody_is_let_in_during_the_pause_that_is_shown(tmp_path: Path) -> None
     assert codes(clients.connect().heard()) == [220]
 
 
-def test_the_portal_that_is_shown_is_asked_to_let_in_nobody_and_users(tmp_path: Path) -> None:
+def test_the_portal_that_is_shown_lets_in_anonymous_clients_and_users(tmp_path: Path) -> None:
     names, (first, second) = run_examples(TWISTED_MAIL, tmp_path)
     realm = names["portal"].realm
     mail = "MAIL FROM:<a@b.example>"

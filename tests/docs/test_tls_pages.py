@@ -62,7 +62,7 @@ def test_what_the_how_to_for_haproxy_tells_to_type_works(reader: Reader) -> None
 
 
 @pytest.mark.parametrize("shown", ["HAProxy", "HAProxy over a UNIX socket", "nginx"])
-def test_the_configurations_that_are_shown_put_a_proxy_in_front(tmp_path: Path, shown: str) -> None:
+def test_the_configurations_that_are_shown_put_a_proxy_before_the_guard(tmp_path: Path, shown: str) -> None:
     haproxy, over_a_socket, nginx = blocks(HAPROXY, "text")
     # What a reader adds the second to.
     defaults, _, _ = haproxy.partition("\nlisten ")

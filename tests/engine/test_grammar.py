@@ -285,7 +285,7 @@ def test_rcpt_without_to_is_malformed(argument: bytes) -> None:
 
 
 @pytest.mark.parametrize("spelling", [b"from:<a@b>", b"From:<a@b>", b"FROM: <a@b>", b"FROM:\t<a@b>"])
-def test_from_is_read_in_any_case_and_with_blanks_behind_it(spelling: bytes) -> None:
+def test_from_is_read_in_any_case_and_with_blanks_after_it(spelling: bytes) -> None:
     assert parse_mail(spelling, NOTHING).address == "a@b"
 
 
@@ -372,7 +372,9 @@ def test_a_parameter_that_was_not_offered_is_unsupported(text: bytes, offered: f
 
 
 @pytest.mark.parametrize("offered", [NOTHING, OFFERED], ids=["nothing", "offered"])
-def test_auth_of_nobody_is_taken_and_ignored_where_auth_is_not_offered(offered: frozenset[str]) -> None:
+def test_an_empty_auth_parameter_is_taken_and_ignored_where_auth_is_not_offered(
+    offered: frozenset[str],
+) -> None:
     assert parse_mail(b"FROM:<a@b> AUTH=<>", offered) == Path("a@b", {})
     assert parse_mail(b"FROM:<> auth=<>\t", offered) == Path("", {})
     assert parse_mail(b"FROM:<a@b> AUTH=<> SIZE=5", OFFERED) == Path("a@b", {"SIZE": "5"})
@@ -382,12 +384,12 @@ def test_auth_of_nobody_is_taken_and_ignored_where_auth_is_not_offered(offered: 
     assert refusal(lambda: parse_mail(both, offered)) == replies.UNSUPPORTED_PARAMETER
 
 
-def test_auth_of_nobody_is_told_where_auth_is_offered() -> None:
+def test_an_empty_auth_parameter_is_passed_on_where_auth_is_offered() -> None:
     path = parse_mail(b"FROM:<a@b> AUTH=<>", OFFERED | {"AUTH"})
     assert path == Path("a@b", {"AUTH": "<>"})
 
 
-def test_auth_of_nobody_is_no_parameter_of_rcpt() -> None:
+def test_an_empty_auth_parameter_is_no_parameter_of_rcpt() -> None:
     text = b"TO:<a@b> AUTH=<>"
     assert refusal(lambda: parse_rcpt(text, OFFERED, False)) == replies.UNSUPPORTED_PARAMETER
 
@@ -397,7 +399,7 @@ def test_rcpt_takes_no_parameters() -> None:
     assert refusal(lambda: parse_rcpt(line, NOTHING, False)) == replies.UNSUPPORTED_PARAMETER
 
 
-def test_parameters_cannot_be_changed_by_whoever_gets_them() -> None:
+def test_the_parameters_that_a_hook_gets_cannot_be_changed() -> None:
     for parameters in (
         parse_mail(b"FROM:<a@b>", OFFERED).parameters,
         parse_mail(b"FROM:<> SIZE=1", OFFERED).parameters,

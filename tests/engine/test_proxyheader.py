@@ -123,7 +123,7 @@ def outcome(octets: bytes) -> object:
 @given(
     st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21"]), st.binary(max_size=200)
 )
-def test_whatever_comes_the_answer_is_one_of_three_and_more_octets_never_take_it_back(
+def test_for_any_input_the_answer_is_one_of_three_and_more_octets_never_take_it_back(
     beginning: bytes, rest: bytes
 ) -> None:
     octets = beginning + rest

@@ -35,7 +35,7 @@ def outcome(mechanism: str, initial: bytes | None, *responses: bytes) -> Login |
     [(b"\0ann\0secret", ()), (None, (b"\0ann\0secret",))],
     ids=["initial", "asked for"],
 )
-def test_plain_takes_its_message_with_the_command_or_behind_it(
+def test_plain_takes_its_message_with_the_command_or_after_it(
     initial: bytes, responses: tuple[bytes]
 ) -> None:
     assert outcome("PLAIN", initial, *responses) == Login(b"ann", b"secret")

@@ -327,7 +327,7 @@ def test_a_deferred_that_is_awaited_in_a_task_is_cancelled_as_without_one() -> N
     assert len(cancelled) == 1
 
 
-def test_one_that_is_cancelled_before_its_first_step_leaves_no_coroutine_behind() -> None:
+def test_one_that_is_cancelled_before_its_first_step_leaves_no_coroutine() -> None:
     async def run() -> Any:
         outcomes: list[Any] = []
         promised = as_deferred(sleeping(1))

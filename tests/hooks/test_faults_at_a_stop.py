@@ -64,7 +64,7 @@ class Part(FakeDelivery, Service):
         raise Fault
 
 
-def test_a_listener_that_cannot_be_closed_keeps_nobody_from_a_proper_stop() -> None:
+def test_a_listener_that_cannot_be_closed_does_not_prevent_a_proper_stop() -> None:
     clock, good, part = Clock(), GoodPort(), Part()
     service = SMTPGuardService(clock, [Endpoint(Port()), Endpoint(good)], part)
     service.startService()

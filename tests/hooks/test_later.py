@@ -32,7 +32,7 @@ def test_what_is_there_needs_no_timer(promised: Deferred[Any], outcome: object) 
     assert clock.getDelayedCalls() == []
 
 
-def test_what_comes_in_time_stops_the_timer() -> None:
+def test_an_answer_in_time_stops_the_timer() -> None:
     promised: Deferred[int] = Deferred()
     clock, _, outcomes = waiting(promised)
     clock.advance(9.9)
@@ -42,7 +42,7 @@ def test_what_comes_in_time_stops_the_timer() -> None:
 
 
 @pytest.mark.parametrize("late", [8, ValueError()])
-def test_what_comes_late_was_cancelled_and_is_dropped(late: Any) -> None:
+def test_a_late_answer_was_cancelled_and_is_dropped(late: Any) -> None:
     cancelled: list[object] = []
     # One that was not told how to end when it is cancelled, and goes on.
     inner: Deferred[int] = Deferred()
@@ -65,7 +65,7 @@ def test_to_cancel_it_cancels_what_was_promised() -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_without_a_limit_it_waits_for_ever() -> None:
+def test_without_a_limit_it_waits_indefinitely() -> None:
     promised: Deferred[int] = Deferred()
     clock, _, outcomes = waiting(promised, 0)
     assert clock.getDelayedCalls() == []

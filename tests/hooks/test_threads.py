@@ -43,7 +43,7 @@ def test_one_that_has_begun_and_is_cancelled_is_over_for_who_asked_and_keeps_its
     assert outcome == [CancelledError]
 
 
-def test_a_reactor_without_threads_is_an_error_that_keeps_nobody_waiting() -> None:
+def test_a_reactor_without_threads_is_an_error_at_once() -> None:
     thread = OneThread(object())  # type: ignore[arg-type]
     for _ in range(2):
         assert settled(thread.run(int, "1")) == [AttributeError]

@@ -114,7 +114,7 @@ def test_it_is_logged_and_counted_by_its_name() -> None:
     assert client.guard.factory.statistics.refusals == {"max_helo_name": 1}
 
 
-def test_it_can_be_tried_without_being_enforced() -> None:
+def test_it_can_be_in_dry_run() -> None:
     with logbook() as log:
         client = Guard(max_helo_name=8, dry_run={"max_helo_name"}).greeted()
         assert client.codes("MAIL FROM:<a@b.example>")[-1] == 250

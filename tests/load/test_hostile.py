@@ -187,7 +187,7 @@ RESETS = {
 
 
 @pytest.mark.parametrize("name", RESETS)
-def test_connects_and_resets_leave_nothing_behind(attack: Attack, scale: Scale, name: str) -> None:
+def test_connects_and_resets_leave_no_state(attack: Attack, scale: Scale, name: str) -> None:
     resets = [RESETS[name]] * scale.clients(5000)
     siege = attack(name, resets, seconds=3 * scale.seconds, at_once=200, lets_go=True)
     assert siege.peak - siege.before < 32 * MiB
@@ -247,7 +247,7 @@ EDGE = ("--profile=edge", "--trust=127.0.0.1")
 EARLY = b"421 4.7.0 Protocol error: client spoke before the greeting\r\n"
 
 
-def test_resets_at_the_edge_leave_nothing_behind(attack: Attack, scale: Scale) -> None:
+def test_resets_at_the_edge_leave_no_state(attack: Attack, scale: Scale) -> None:
     """Each finds a greet delay, and is gone before it is over."""
     resets = [RESETS["resets, at once"]] * scale.clients(10_000)
     how = {"seconds": 3 * scale.seconds, "at_once": 200, "anywhere": True, "lets_go": True}

@@ -597,7 +597,7 @@ def test_a_failure_is_logged_with_its_traceback_and_says_whom_it_concerned(log: 
     assert log.json_file[0]["log_failure"]["type"]["__name__"] == "ValueError"
 
 
-def test_a_failure_may_concern_nobody(log: Log) -> None:
+def test_a_failure_may_concern_no_client(log: Log) -> None:
     log.to.failure(a_failure(), "the listener failed")
     assert log.line == "failure the listener failed"
 

@@ -211,7 +211,7 @@ def greeting(guard: GuardProcess, source: str) -> str:
 
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
-def test_an_ip_filter_of_another_distribution_decides_who_comes_in(
+def test_an_ip_filter_of_another_distribution_decides_which_clients_are_let_in(
     installed: Installed, reactor: str, tmp_path: Path
 ) -> None:
     installed.forget_plugins()

@@ -440,7 +440,7 @@ def test_a_trusted_client_is_greeted_before_those_that_came_first(edge: GuardPro
         assert not has_heard(waiting)
 
 
-def test_sighup_loses_nobody_who_waits_for_the_greeting(edge: GuardProcess, network: str) -> None:
+def test_sighup_loses_no_client_that_waits_for_the_greeting(edge: GuardProcess, network: str) -> None:
     with ExitStack() as stack:
         waiting = [stack.enter_context(come(edge, f"{network}.{number}")) for number in range(1, 11)]
         # Who has been admitted stays so: it is whoever comes later that the new data are asked about.
@@ -481,7 +481,7 @@ def test_an_honest_client_delivers_a_message_at_the_edge(edge: GuardProcess, net
     assert " recipients=2 " in line
 
 
-def test_nobody_waits_for_the_greeting_where_eighty_percent_of_all_are_in(
+def test_there_is_no_greet_delay_when_eighty_percent_of_all_connections_are_taken(
     tmp_path: Path, network: str
 ) -> None:
     options = ("--max-connections=10", "--greet-delay=100", "--deliver=discard")
@@ -495,7 +495,7 @@ def test_nobody_waits_for_the_greeting_where_eighty_percent_of_all_are_in(
         eventually(lambda: guard.log.count(b"] hangup ") == 8, "it does not notice that they have left")
 
 
-def test_a_dry_run_of_all_refuses_nobody(tmp_path: Path, network: str) -> None:
+def test_a_dry_run_of_all_refuses_no_client(tmp_path: Path, network: str) -> None:
     options = (
         "--profile=edge",
         "--dry-run=all",

@@ -137,7 +137,7 @@ async def test_after_a_drain_it_can_be_started_again_with_a_delivery_that_still_
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_fires_at_the_end_of_the_grace_with_whoever_stays(guard: Loopback) -> None:
+async def test_a_drain_fires_at_the_end_of_the_grace_though_sessions_remain(guard: Loopback) -> None:
     client = await in_data(guard)
     drained = outcome_of(guard.service.drain())
     await guard.until(lambda: guard.factory.context.draining)
@@ -243,7 +243,7 @@ def kits() -> list[Kit]:
     ]
 
 
-def test_several_guards_have_limits_of_their_own(kits: list[Kit]) -> None:
+def test_each_of_several_guards_has_its_own_limits(kits: list[Kit]) -> None:
     crowds = [[kit.clients.connect().heard() for _ in range(3)] for kit in kits]
     assert [[code for said in crowd for code in codes(said)] for crowd in crowds] == [
         [220, 421, 421],
@@ -255,7 +255,7 @@ def test_several_guards_have_limits_of_their_own(kits: list[Kit]) -> None:
     ]
 
 
-def test_several_guards_have_deliveries_and_statistics_of_their_own(kits: list[Kit]) -> None:
+def test_each_of_several_guards_has_its_own_delivery_and_statistics(kits: list[Kit]) -> None:
     recipients = [f"RCPT TO:<{name}@guard.example>" for name in "abc"]
     for kit, accepted in zip(kits, (1, 2, 3), strict=True):
         client = kit.clients.greeted()
@@ -271,7 +271,7 @@ def test_several_guards_have_deliveries_and_statistics_of_their_own(kits: list[K
     assert [kit.service.statistics.live_connections for kit in kits] == [1, 1, 1]
 
 
-def test_several_guards_have_clocks_of_their_own(kits: list[Kit]) -> None:
+def test_each_of_several_guards_has_its_own_clock(kits: list[Kit]) -> None:
     clients = [kit.clients.greeted() for kit in kits]
     for passing in range(3):
         kits[passing].clock.advance(31)
@@ -288,7 +288,7 @@ def test_several_guards_name_their_sessions_apart(kits: list[Kit]) -> None:
     assert len(set(names)) == len(names) == 60
 
 
-def test_several_guards_count_a_client_apart_and_ask_filters_of_their_own() -> None:
+def test_each_of_several_guards_counts_a_client_apart_and_asks_its_own_filters() -> None:
     kits = [
         Kit("a.example", [FakeFilter(PASS)], max_connections_per_client=1, connection_rate=Rate(2, 60)),
         Kit("b.example", [FakeFilter(refuse())], max_connections_per_client=1),
@@ -310,7 +310,7 @@ def test_of_several_guards_one_is_drained_and_the_others_go_on(kits: list[Kit]) 
 # Among other services.
 
 
-def test_a_parent_starts_it_in_turn_and_what_it_needs_as_its_child_stops_behind_its_last_session() -> None:
+def test_a_parent_starts_it_in_turn_and_its_children_stop_after_its_last_session() -> None:
     told: list[str] = []
     kit = Kit("guard.example")
     kit.service.stopService()

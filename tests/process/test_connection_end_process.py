@@ -46,7 +46,9 @@ OCTETS = {
     ("reactor", "end"),
     [("default", close), ("default", half_close), ("default", reset), ("asyncio", half_close)],
 )
-def test_they_shut_nobody_out(tmp_path: Path, reactor: str, end: Callable[[socket.socket], None]) -> None:
+def test_ended_connections_shut_no_client_out(
+    tmp_path: Path, reactor: str, end: Callable[[socket.socket], None]
+) -> None:
     options = (
         "--profile=edge",
         "--greet-delay=0.2",

@@ -55,7 +55,7 @@ def test_deny_is_asked_before_an_ip_filter_that_would_trust(tmp_path: Path) -> N
         assert greeting(guard, "127.0.0.3").startswith("220 ")
 
 
-def test_a_filter_in_dry_run_refuses_nobody_and_logs_whom_it_would(tmp_path: Path) -> None:
+def test_a_filter_in_dry_run_refuses_no_client_and_logs_those_that_it_would_refuse(tmp_path: Path) -> None:
     with GuardProcess(tmp_path, "--deny=127.0.0.1", "--dry-run=ip-filter") as guard:
         assert greeting(guard, "127.0.0.1").startswith("220 ")
         guard.wait_for(r"\] reject peer=127\.0\.0\.1 reason=ip_filter dry_run=true filter=deny/trust ")

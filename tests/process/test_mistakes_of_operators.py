@@ -146,7 +146,7 @@ def test_a_socket_of_another_name_that_systemd_has_passed_is_named(tmp_path: Pat
 # Options.
 
 
-def test_an_option_of_twist_behind_smtpguard_is_told_to_stand_before_it(tmp_path: Path) -> None:
+def test_an_option_of_twist_after_smtpguard_is_told_to_stand_before_it(tmp_path: Path) -> None:
     line = told("--log-file=x", cwd=tmp_path)
     assert (
         line

@@ -268,7 +268,9 @@ class UnknowingDelivery(FakeDelivery):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_warning_that_cannot_be_made_keeps_nobody_from_listening(log: list[LogEvent]) -> None:
+async def test_a_warning_that_cannot_be_made_does_not_keep_the_service_from_listening(
+    log: list[LogEvent],
+) -> None:
     guard = Loopback(delivery=UnknowingDelivery())
     guard.start()
     assert [event["text"] for event in named(log, "failure")] == ["failure looking for risks in the setup"]
@@ -277,7 +279,7 @@ async def test_a_warning_that_cannot_be_made_keeps_nobody_from_listening(log: li
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_warns_once_at_the_start_of_limits_that_are_only_tried(log: list[LogEvent]) -> None:
+async def test_it_warns_once_at_the_start_of_limits_in_dry_run(log: list[LogEvent]) -> None:
     guard = Loopback(dry_run=["max_errors", "connection_rate"])
     guard.start()
     lines = [event["text"] for event in log if event.get("event") == "dry_run"]
@@ -534,7 +536,7 @@ async def test_after_a_failed_start_the_next_one_is_refused_until_the_delivery_h
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_delivery_that_does_not_start_lets_nobody_listen() -> None:
+async def test_nothing_listens_if_the_delivery_does_not_start() -> None:
     class Broken(DeliveryService):
         def startService(self) -> None:
             raise OSError("no disk")

@@ -264,7 +264,7 @@ def test_a_socket_that_is_handed_over_takes_mail(
     assert len(stored(guard.maildir)) == 1
 
 
-def test_who_comes_between_a_stop_and_the_next_start_waits_and_is_served(
+def test_a_client_that_connects_between_a_stop_and_the_next_start_waits_and_is_served(
     tmp_path: Path, listener: socket.socket
 ) -> None:
     def start() -> GuardProcess:

@@ -155,7 +155,7 @@ async def test_a_verdict_that_cannot_be_cancelled_is_said(hook, problem):
 
 
 @pytest_twisted.ensureDeferred
-async def test_messages_above_what_the_delivery_takes_are_not_tried():
+async def test_messages_above_what_the_delivery_takes_are_not_sent():
     sizes = [0]
 
     def write(self, data):
@@ -186,7 +186,7 @@ class Sessions(Good):
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_message_is_in_a_session_of_its_own_that_has_its_end():
+async def test_each_message_is_in_its_own_session_that_has_its_end():
     delivery = Sessions()
     accepted = await check_delivery(delivery)
     assert len(set(delivery.begun)) == len(delivery.begun) > accepted

@@ -72,7 +72,7 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(tmp_path: Path) -> No
         assert str(error.value) == problem
 
 
-def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
+def test_the_operator_is_not_asked_for_a_passphrase(tmp_path: Path) -> None:
     """OpenSSL would ask at the terminal, and wait."""
     locked = tmp_path / "locked.pem"
     locked.write_bytes(with_passphrase(CERTIFICATE))
@@ -105,7 +105,7 @@ def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
     )
 
 
-def test_the_key_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_the_key_may_be_in_its_own_file(tmp_path: Path) -> None:
     blocks = CERTIFICATE.read_text().split("-----BEGIN CERTIFICATE-----", 1)
     (tmp_path / "key.pem").write_text(blocks[0])
     (tmp_path / "certificate.pem").write_text("-----BEGIN CERTIFICATE-----" + blocks[1])

@@ -230,7 +230,7 @@ async def test_both_modern_versions_are_spoken_without_compression(version: ssl.
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_they_are_asked_for_filters_come_behind_the_handshake_and_see_them() -> None:
+async def test_where_client_certificates_are_requested_filters_run_after_the_handshake_and_see_them() -> None:
     shown: list[Any] = []
     checks = FakeFilter()
     checks.check = lambda peer: shown.append(peer) or PASS  # type: ignore[method-assign,func-returns-value]
@@ -247,7 +247,7 @@ async def test_where_they_are_asked_for_filters_come_behind_the_handshake_and_se
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refusal_behind_the_handshake_is_said() -> None:
+async def test_a_refusal_after_the_handshake_is_sent() -> None:
     guard = started(ip_filters=[FakeFilter(refuse())], client_authorities=str(AUTHORITY))
     client = TLSClient(guard)
     await client.shake_hands()
@@ -257,7 +257,7 @@ async def test_a_refusal_behind_the_handshake_is_said() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_certificate_that_nobody_known_has_signed_fails_the_handshake() -> None:
+async def test_a_certificate_of_an_unknown_authority_fails_the_handshake() -> None:
     guard = started(client_authorities=str(AUTHORITY))
     client = TLSClient(guard, certificate=stranger())
     client.context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -269,7 +269,7 @@ async def test_a_certificate_that_nobody_known_has_signed_fails_the_handshake() 
 
 
 @pytest_twisted.ensureDeferred
-async def test_behind_starttls_a_delivery_sees_the_certificate() -> None:
+async def test_after_starttls_a_delivery_sees_the_certificate() -> None:
     tls = CertificateFiles(str(certificate()), client_authorities=str(AUTHORITY))
     guard = Loopback(options={"tls": tls})
     guard.start()

@@ -138,5 +138,5 @@ def test_what_is_wrong_is_told_of_the_file_and_the_option_that_it_is_wrong_with(
     assert str(usage.value) == f"--{option}: {file}: {problem}"
 
 
-def test_the_cases_are_all_tried(files: Files) -> None:
+def test_all_cases_are_checked(files: Files) -> None:
     assert len(faults(files)) == 11

@@ -99,9 +99,7 @@ def test_a_client_that_knows_one_kind_gets_that_one(both: list[str], reverse: bo
     assert Client(files).certificate in (RSA.certificate, ECDSA.certificate)
 
 
-def test_one_with_a_key_in_a_file_of_its_own_is_served_with_the_other(
-    tmp_path: Path, both: list[str]
-) -> None:
+def test_one_with_a_key_in_its_own_file_is_served_with_the_other(tmp_path: Path, both: list[str]) -> None:
     certificate, key = tmp_path / "public.pem", tmp_path / "ecdsa.key"
     certificate.write_text(ECDSA.chain)
     key.write_text(ECDSA.key_pem)
@@ -214,7 +212,7 @@ class Asking(TLSClient):
 
 
 @pytest_twisted.ensureDeferred
-async def test_hostile_names_hurt_nobody(both: list[str], names: Path) -> None:
+async def test_hostile_names_do_no_harm(both: list[str], names: Path) -> None:
     guard = Loopback(options={"tls": CertificateFiles(both, names=str(names))}, tls_listeners=1)
     guard.start()
     with logbook():

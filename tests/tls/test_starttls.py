@@ -76,7 +76,7 @@ async def test_an_argument_is_refused_and_a_second_starttls_is_out_of_sequence()
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_stands_behind_starttls_in_clear_ends_the_session() -> None:
+async def test_input_in_clear_after_starttls_ends_the_session() -> None:
     guard = started()
     client = TLSClient(guard)
     await client.hears(b"220 ")
@@ -103,7 +103,7 @@ async def test_so_does_a_tls_hello_that_does_not_wait() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_so_does_what_the_kernel_has_and_nobody_has_read() -> None:
+async def test_unread_input_in_the_kernel_does_so_too() -> None:
     guard = started()
     client = TLSClient(guard)
     await client.hears(b"220 ")
@@ -165,7 +165,7 @@ async def test_a_message_arrives_and_its_protocol_is_esmtps_though_tls_was_not_i
 
 
 @pytest_twisted.ensureDeferred
-async def test_not_one_octet_leaves_in_clear_behind_the_220() -> None:
+async def test_not_one_octet_leaves_in_clear_after_the_220() -> None:
     guard = started()
     client = await TLSClient.upgraded(guard)
     sent = b""
@@ -317,7 +317,7 @@ def test_who_sends_before_it_has_taken_the_220_is_told_so() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_in_a_crowd_whose_replies_leave_together_none_leaves_in_clear_behind_the_220() -> None:
+async def test_in_a_crowd_whose_replies_leave_together_none_leaves_in_clear_after_the_220() -> None:
     guard = started()
     clients = [TLSClient(guard) for _ in range(6)]
     for client in clients:

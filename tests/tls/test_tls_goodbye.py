@@ -171,7 +171,7 @@ async def test_who_leaves_without_close_notify_while_a_hook_is_pending_is_gone(
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_says_goodbye_and_resets_while_a_hook_is_pending_is_gone() -> None:
+async def test_a_client_that_sends_close_notify_and_resets_while_a_hook_is_pending_is_gone() -> None:
     guard = started("implicit")
     cancelled: list[object] = []
     guard.delivery.answers["recipient"] = lambda _: Deferred(cancelled.append)
@@ -189,7 +189,7 @@ async def test_who_says_goodbye_and_resets_while_a_hook_is_pending_is_gone() -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_comes_behind_close_notify_is_not_read() -> None:
+async def test_input_after_close_notify_is_not_read() -> None:
     """OpenSSL would keep it in memory, as much as comes."""
     guard = started("implicit")
     verdict: Deferred[None] = Deferred()
@@ -213,7 +213,7 @@ async def test_what_comes_behind_close_notify_is_not_read() -> None:
 
 @each_way
 @pytest_twisted.ensureDeferred
-async def test_a_goodbye_after_ours_ends_the_connection(way: str) -> None:
+async def test_a_close_notify_after_the_guards_own_ends_the_connection(way: str) -> None:
     guard = started(way)
     client = await greeted(guard, way, ssl.TLSVersion.TLSv1_3)
     await client.says(b"WHAT\r\n" * 10)

@@ -168,7 +168,7 @@ def test_the_reason_of_an_upstream_server_s_reply_is_that_it_refused_even_if_it_
 
 
 @each_entry
-def test_of_a_reply_of_ours_nobody_else_has_said_anything(entry: Entry) -> None:
+def test_a_reply_of_the_guard_is_ascribed_to_no_other_source(entry: Entry) -> None:
     assert replies.words_of(entry.reply) == ""
 
 

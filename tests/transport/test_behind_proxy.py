@@ -125,7 +125,7 @@ def test_a_mapped_address_is_an_ipv4_one() -> None:
 
 
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n"], ids=["LOCAL", "UNKNOWN"])
-def test_a_proxy_that_names_nobody_is_the_client_itself(header: bytes) -> None:
+def test_a_proxy_that_names_no_client_is_the_client_itself(header: bytes) -> None:
     guard = Proxied()
     client = guard.connect(PROXY)
     assert client.send(header) == GREETING
@@ -147,7 +147,7 @@ def test_from_any_other_network_a_header_is_refused() -> None:
 # Early talkers.
 
 
-def test_what_stands_behind_the_header_is_early() -> None:
+def test_input_right_after_the_header_is_early() -> None:
     guard = Proxied(early_talker="refuse")
     client = guard.connect(PROXY)
     assert client.send(V1 + b"EHLO a\r\n").startswith(
@@ -233,7 +233,7 @@ def test_a_proxy_that_has_not_said_who_comes_is_told_that_the_service_stops() ->
 
 @each_version
 @pytest_twisted.ensureDeferred
-async def test_at_a_tls_listener_the_header_comes_first_and_the_hello_may_stand_right_behind_it(
+async def test_at_a_tls_listener_the_header_comes_first_and_the_hello_may_follow_at_once(
     header: bytes,
 ) -> None:
     tls = CertificateFiles(str(certificate()))
@@ -344,7 +344,7 @@ def test_without_the_option_it_is_in_clear() -> None:
     assert "AUTH" not in keywords(client.say("EHLO a"))
 
 
-def test_from_elsewhere_nobody_says_to_have_spoken_tls() -> None:
+def test_from_other_addresses_no_client_is_believed_to_have_spoken_tls() -> None:
     guard = Proxied(PROXY_TLS)
     client = guard.connect("192.0.2.1")
     client.send(tls_header(1, VERSION, CIPHER))
@@ -487,5 +487,5 @@ def test_what_is_no_network_is_a_mistake() -> None:
     )
 
 
-def test_without_the_option_nobody_is_believed() -> None:
+def test_without_the_option_no_header_is_believed() -> None:
     assert SMTPGuardFactory(Clock(), FakeDelivery()).proxies is None

@@ -86,7 +86,7 @@ def test_it_comes_once(bench: Bench) -> None:
     assert bench.names == ["it"]
 
 
-def test_a_time_just_behind_a_tick_is_not_taken_for_that_tick(bench: Bench) -> None:
+def test_a_time_just_after_a_tick_is_not_taken_for_that_tick(bench: Bench) -> None:
     # Ten times this is 17.0 in floating point.
     when = 1.7000000000000002
     bench.call(when, "it")
@@ -226,7 +226,7 @@ def test_any_number_of_deadlines_is_one_call_on_the_clock(bench: Bench) -> None:
         assert bench.scheduled == 1
 
 
-def test_a_deadline_behind_the_first_leaves_the_clock_alone(bench: Bench) -> None:
+def test_a_deadline_after_the_first_leaves_the_clock_alone(bench: Bench) -> None:
     bench.call(1, "first")
     (call,) = bench.clock.getDelayedCalls()
     for seconds in range(1, 100):
@@ -375,7 +375,7 @@ def _entries(deadlines: Deadlines) -> int:
 
 
 @pytest.mark.parametrize("others", [0, 1, 50])
-def test_ten_thousand_connections_that_came_and_went_leave_nothing_behind(bench: Bench, others: int) -> None:
+def test_ten_thousand_connections_that_came_and_went_leave_no_state(bench: Bench, others: int) -> None:
     for number in range(others):
         bench.call(250 + number, "other")
     before = _entries(bench.deadlines)
@@ -388,7 +388,7 @@ def test_ten_thousand_connections_that_came_and_went_leave_nothing_behind(bench:
     assert _entries(bench.deadlines) <= before + 200
 
 
-def test_deadlines_that_die_in_any_order_leave_nothing_behind(bench: Bench) -> None:
+def test_deadlines_cancelled_in_any_order_leave_no_state(bench: Bench) -> None:
     last = bench.call(100_000, "last")
     alive = [bench.call(seconds, "it") for seconds in range(1, 5001)]
     for deadline in alive[::2] + alive[1::2][::-1]:

@@ -44,7 +44,7 @@ def test_who_is_removed_is_not_told_and_the_next_is_in_time() -> None:
     assert told == ["second"]
 
 
-def test_nothing_is_scheduled_where_nobody_is_left_nor_where_there_is_no_limit() -> None:
+def test_nothing_is_scheduled_when_the_queue_is_empty_or_there_is_no_limit() -> None:
     clock = Clock()
     ages, unlimited = ExpiryQueue(Deadlines(clock), 10), ExpiryQueue(Deadlines(clock), 0)
     only = Old(lambda: None)

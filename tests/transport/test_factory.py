@@ -63,7 +63,7 @@ def test_no_two_sessions_have_one_name() -> None:
     assert len(names) == 200
 
 
-def test_while_the_guard_stops_nobody_gets_in() -> None:
+def test_while_the_guard_stops_no_client_is_let_in() -> None:
     guard = Guard()
     guard.factory.drain()
     refused: Conversation = guard.connect()

@@ -87,7 +87,7 @@ async def test_a_client_that_half_closes_gets_every_reply_and_then_the_end(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_client_that_half_closes_behind_a_long_burst_gets_every_reply(guard: Loopback) -> None:
+async def test_a_client_that_half_closes_after_a_long_burst_gets_every_reply(guard: Loopback) -> None:
     client = await guard.greeted()
     await client.says(b"NOOP\r\n" * 2000)
     client.half_close()
@@ -178,7 +178,7 @@ async def test_a_client_that_does_not_read_is_reset_by_the_write_timeout(guard: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_last_line_arrives_also_where_the_connection_is_aborted_right_behind_it(
+async def test_the_last_line_arrives_even_if_the_connection_is_aborted_right_after_it(
     guard: Loopback,
 ) -> None:
     client = await guard.greeted()

@@ -89,7 +89,7 @@ async def test_a_refused_client_gets_the_line_though_it_has_sent_something(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_thousand_refused_connections_leave_nothing_behind(full: Loopback) -> None:
+async def test_a_thousand_refused_connections_leave_no_state(full: Loopback) -> None:
     protocols = set(full.protocols)
     scheduled = len(full.clock.getDelayedCalls())
     for n in range(20):
@@ -109,7 +109,7 @@ async def test_a_thousand_refused_connections_leave_nothing_behind(full: Loopbac
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_refused_client_that_resets_at_once_harms_nobody(full: Loopback) -> None:
+async def test_a_refused_client_that_resets_at_once_harms_no_other(full: Loopback) -> None:
     for _ in range(50):
         full.client().reset()
     client = full.client()

@@ -62,7 +62,7 @@ def test_the_crowd_is_over_when_turns_have_one_reply_each() -> None:
     assert sum(bench.turn(1) for _ in range(30)) == 8
 
 
-def test_a_fault_of_one_keeps_nobody_elses_reply() -> None:
+def test_a_fault_of_one_delays_no_other_reply() -> None:
     bench = Bench()
     for _ in range(20):
         bench.turn(5)

@@ -11,7 +11,7 @@ from twisted_smtpguard.engine.connection import SHARE as COMMANDS_A_TURN
 from twisted_smtpguard.transport.turns import FairScheduler
 
 
-def test_nobody_waits_longer_than_a_share_of_a_burst() -> None:
+def test_no_client_waits_longer_than_a_share_of_a_burst() -> None:
     guard = Guard()
     greedy, other = guard.greeted(), guard.greeted()
     greedy.heard(), other.heard()
@@ -73,7 +73,7 @@ def test_a_burst_of_one_share_is_answered_at_once() -> None:
     assert client.guard.clock.getDelayedCalls()[0].getTime() > 0
 
 
-def test_what_comes_behind_a_burst_keeps_its_place() -> None:
+def test_input_after_a_burst_keeps_its_place() -> None:
     client = Guard().greeted()
     client.heard()
     client.protocol.dataReceived(b"NOOP\r\n" * 1000 + b"VR")
@@ -102,7 +102,7 @@ def test_a_client_that_leaves_with_its_burst_half_done_is_let_go() -> None:
     assert not guard.clock.getDelayedCalls()
 
 
-def test_a_client_that_shuts_down_its_side_behind_a_burst_gets_every_reply() -> None:
+def test_a_client_that_shuts_down_its_side_after_a_burst_gets_every_reply() -> None:
     client = Guard().greeted()
     client.heard()
     client.protocol.dataReceived(b"NOOP\r\n" * 1000)

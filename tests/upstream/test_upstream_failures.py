@@ -345,7 +345,7 @@ def test_a_server_that_reads_again_lets_the_client_go_on() -> None:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_a_client_that_leaves_leaves_nothing_behind(stage: int) -> None:
+def test_a_client_that_leaves_leaves_no_state(stage: int) -> None:
     server = MailServer()
     behind = Behind(server)
     client = behind.greeted()
@@ -362,7 +362,7 @@ def test_a_client_that_leaves_leaves_nothing_behind(stage: int) -> None:
 
 
 @pytest.mark.parametrize("verb", ["greeting", "EHLO", "RSET", "MAIL", "RCPT", "DATA"])
-def test_a_client_that_leaves_while_the_server_thinks_leaves_nothing_behind(verb: str) -> None:
+def test_a_client_that_leaves_while_the_server_thinks_leaves_no_state(verb: str) -> None:
     server = MailServer()
     behind = Behind(server)
     server.answers[verb] = silence

@@ -72,7 +72,7 @@ def test_a_server_that_is_silent_is_given_up(faults: list[str]) -> None:
 
 @each_fault
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_stop_says_goodbye_to_every_connection_and_is_over(faults: list[str], number: int) -> None:
+def test_a_stop_sends_quit_on_every_connection_and_is_over(faults: list[str], number: int) -> None:
     server = MailServer("8BITMIME")
     guard = Behind(server, connections=5)
     clients: list[Conversation] = [guard.greeted() for _ in range(5)]

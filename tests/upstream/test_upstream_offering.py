@@ -62,7 +62,7 @@ def test_what_one_client_is_offered_and_another_is_not_is_offered_to_none() -> N
     assert "DSN" not in offering.hello
 
 
-def test_what_nobody_was_offered_is_offered_as_soon_as_it_is_to_us() -> None:
+def test_an_extension_that_no_client_was_offered_is_offered_as_soon_as_the_server_has_it() -> None:
     offering = OfferedExtensions(Clock())
     offering.update(LESS)
     offering.update(LESS, by_client=True)

@@ -59,7 +59,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("announce", "verb", "command", "otherwise"), STEPS)
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refusal_is_a_451_to_that_client_and_one_warning_and_nobody_else_s_trouble(
+def test_a_refusal_is_a_451_to_that_client_and_one_warning_and_affects_no_other_client(
     announce: str, verb: str, command: str, otherwise: str, refusal: str, log: Logbook
 ) -> None:
     server, behind = guard_of(announce)
@@ -84,7 +84,7 @@ def test_a_refusal_is_a_451_to_that_client_and_one_warning_and_nobody_else_s_tro
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_so_is_the_greeting_behind_a_proxy_header(refusal: str, log: Logbook) -> None:
+def test_a_bad_greeting_after_a_proxy_header_is_that_clients_alone(refusal: str, log: Logbook) -> None:
     server, behind = guard_of("proxy-v1")
     assert behind.sends(behind.greeted()) == QUEUED
     # It waits for the header, as a server has to that expects one.
@@ -213,7 +213,9 @@ def test_a_server_that_expects_no_proxy_header_is_asked_whether_it_does(
     behind.assert_nothing_is_left()
 
 
-def test_of_a_server_that_has_understood_one_nobody_asks(log: Logbook) -> None:
+def test_a_server_that_has_understood_a_proxy_header_is_not_asked_whether_it_expects_one(
+    log: Logbook,
+) -> None:
     server, behind = guard_of("proxy-v1")
     server.answers["EHLO"] = to_bad("501 5.5.2 Helo command rejected: Invalid name", HELLO)
     assert behind.greeted(BAD).say(MAIL) == "451 4.5.2 Helo command rejected: Invalid name\r\n"

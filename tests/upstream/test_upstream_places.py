@@ -180,7 +180,7 @@ def test_a_full_server_that_takes_a_probe_is_full_no_more() -> None:
     assert [client.heard()[:3] for client in clients] == ["250", "250"]
 
 
-def test_clients_that_do_nothing_any_more_do_not_keep_others_out_for_ever() -> None:
+def test_clients_that_have_become_idle_do_not_keep_others_out_indefinitely() -> None:
     behind = Behind(MailServer(), connections=2, announce="proxy", wait=10, idle=5)
     for client in [behind.greeted() for _ in range(2)]:
         assert behind.sends(client) == QUEUED
@@ -252,7 +252,7 @@ def test_messages_that_are_refused_count_too() -> None:
     assert server.open_links == []
 
 
-def test_behind_an_xclient_that_is_the_last_the_connection_is_left_politely() -> None:
+def test_after_the_last_xclient_that_a_connection_takes_it_ends_with_quit() -> None:
     server = like_postfix()
     behind = Behind(server, announce="xclient")
     assert behind.sends(behind.greeted()) == QUEUED
@@ -619,7 +619,7 @@ def test_the_log_tells_once_that_a_server_is_up_again() -> None:
     assert [formatEvent(each).split()[0] for each in events if "upstream" in each] == ["upstream_up"]
 
 
-def test_a_server_that_a_client_has_found_well_is_not_tried_besides() -> None:
+def test_a_server_that_a_client_has_just_used_is_not_probed() -> None:
     server = MailServer()
     behind = Behind(server)
     server.links[0].close()
@@ -684,7 +684,7 @@ def test_a_connection_may_be_used_for_any_number_of_messages() -> None:
 # What nobody asked for.
 
 
-def test_a_server_that_gives_up_behind_its_greeting_has_nobody_s_mail_returned() -> None:
+def test_no_mail_is_returned_to_its_sender_when_a_server_gives_up_after_its_greeting() -> None:
     server = MailServer()
     server.answers["greeting"] = "220 mx.example ESMTP\r\n554 5.3.2 Going down"
     behind = Behind(server)

@@ -59,7 +59,7 @@ def test_what_was_begun_and_not_sent_is_forgotten_before_the_next() -> None:
     assert server.taken[0].envelope == ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"]
 
 
-def test_a_connection_that_nobody_uses_is_closed_politely() -> None:
+def test_an_idle_connection_is_closed_with_quit() -> None:
     server = MailServer()
     behind = Behind(server, idle=30)
     behind.clock.advance(29)
@@ -128,7 +128,7 @@ def send_and_linger(behind: Behind) -> None:
     client.disconnect()
 
 
-def test_a_server_that_does_not_close_what_was_said_goodbye_to_has_five_seconds() -> None:
+def test_a_server_that_does_not_close_the_connection_after_quit_has_five_seconds() -> None:
     behind = Behind(MailServer(), messages=1)
     send_and_linger(behind)
     (link,) = behind.server.open_links
@@ -208,7 +208,7 @@ def a_server_for_two() -> MailServer:
     return server
 
 
-def test_a_connection_too_many_for_the_server_is_waited_for_and_nobody_takes_it_for_down() -> None:
+def test_a_connection_too_many_for_the_server_is_waited_for_and_the_server_is_not_taken_for_down() -> None:
     server = a_server_for_two()
     behind = Behind(server, wait=10)
     clients = [behind.greeted() for _ in range(4)]
@@ -597,7 +597,7 @@ def test_a_server_that_does_not_begin_tls_gets_no_mail_where_it_is_required(answ
 
 
 @pytest.mark.parametrize("behind_it", ["250-mx\r\n250 AUTH PLAIN", "250-mx"])
-def test_what_stands_behind_the_answer_to_starttls_is_no_answer_under_tls(behind_it: str) -> None:
+def test_input_after_the_answer_to_starttls_is_no_answer_under_tls(behind_it: str) -> None:
     server = MailServer("8BITMIME", "STARTTLS")
     server.answers["STARTTLS"] = f"220 2.0.0 Go ahead\r\n{behind_it}"
     behind = Behind(server, tls="required", tls_name="mx.example.org")
@@ -739,7 +739,7 @@ def test_the_certificates_to_trust_are_read_again_and_what_is_open_stays(tmp_pat
     behind.assert_nothing_is_left()
 
 
-def test_domains_in_front_pass_a_reload_on() -> None:
+def test_accepted_domains_pass_a_reload_on() -> None:
     behind = Behind(MailServer())
     done: list[object] = []
     Deferred.fromCoroutine(AcceptedDomains(behind.proxy, ["example.org"]).reload()).addBoth(done.append)
@@ -920,7 +920,7 @@ def test_a_full_server_is_told_of_again_when_it_was_not_full_meanwhile() -> None
     assert [formatEvent(each).split()[0] for each in events if "upstream" in each] == ["upstream_full"] * 2
 
 
-def test_nobody_who_waits_is_connected_by_a_stop_nor_after_it() -> None:
+def test_no_waiting_client_is_connected_by_a_stop_or_after_it() -> None:
     server = MailServer()
     behind = Behind(server, connections=1)
     first, second = behind.greeted(), behind.greeted()
@@ -998,7 +998,7 @@ def test_an_attempt_and_the_one_in_clear_after_it_have_three_times_connect_toget
 
 
 @pytest.mark.parametrize("waits_for", ["the greeting", "EHLO", "MAIL", "the verdict"])
-def test_what_nobody_refers_to_any_more_is_forgotten_without_a_word(waits_for: str) -> None:
+def test_a_proxy_that_is_no_longer_referenced_is_collected_without_a_log_line(waits_for: str) -> None:
     """A coroutine that is collected must not be run again by what it closes, in the middle of something else."""
     gc.collect()
     server = MailServer()

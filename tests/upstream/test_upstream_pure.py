@@ -462,7 +462,7 @@ def test_a_hundred_verdicts_do_not_fill_the_reply() -> None:
 
 
 @given(st.lists(st.sampled_from([OK, FULL_BOX, GONE, GONE_TOO]), min_size=1, max_size=9))
-def test_250_means_all_and_5xx_that_nobody_is_to_be_tried_again(verdicts: list[Reply]) -> None:
+def test_250_means_all_recipients_and_5xx_that_none_is_to_be_tried_again(verdicts: list[Reply]) -> None:
     codes = [verdict.code for verdict in verdicts]
     folded = combine([("a@x", verdict) for verdict in verdicts]).code
     assert (folded < 300) == all(code < 300 for code in codes)

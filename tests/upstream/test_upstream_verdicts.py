@@ -117,7 +117,7 @@ def test_what_comes_after_a_connection_was_left_is_put_off_with_the_server_s_wor
 
 
 @each_time
-def test_a_354_is_no_verdict_so_that_nothing_is_sent_to_a_server_that_has_said_goodbye(late: bool) -> None:
+def test_a_354_is_no_verdict_so_nothing_is_sent_to_a_server_that_is_closing(late: bool) -> None:
     server = MailServer()
     behind = Behind(server)
     answer = Says(["354 Go ahead", "421 4.3.2 Shutting down"], together, late)

@@ -120,7 +120,7 @@ def test_a_user_logs_in_and_the_delivery_sees_who(dialogue: list[tuple[str, str]
     assert message.client.protocol == "ESMTPA"
 
 
-def test_a_message_before_the_login_is_nobodys_and_one_behind_it_the_users() -> None:
+def test_a_message_before_the_login_is_anonymous_and_one_after_it_is_the_users() -> None:
     client = client_of()
     message = (*ENVELOPE, "DATA", "Subject: x\r\n\r\n.")
     for line in (*message, f"AUTH PLAIN {plain()}", *message):
@@ -466,7 +466,7 @@ def late_checker() -> tuple[Checker, Deferred[bytes]]:
 
 
 @pytest.mark.parametrize("answer", [b"ann", UnauthorizedLogin(), ValueError("broken")])
-def test_what_a_checker_says_behind_its_time_is_nobodys_login_and_no_failure(
+def test_an_answer_after_the_checkers_time_limit_is_neither_a_login_nor_a_failure(
     answer: Any, logged: StringIO
 ) -> None:
     checker, late = late_checker()
@@ -522,7 +522,7 @@ def test_who_leaves_while_a_checker_thinks_has_it_cancelled() -> None:
 # Pipelining, time, and a stop.
 
 
-def test_input_behind_auth_is_refused_where_that_is_asked_for() -> None:
+def test_input_after_auth_is_refused_where_the_limit_says_so() -> None:
     refused = "421 4.7.0 Protocol error: unexpected pipelined input\r\n"
     assert client_of(unexpected_pipelining="refuse").say(f"AUTH PLAIN {plain()}", "NOOP") == refused
     client = client_of(unexpected_pipelining="refuse")
@@ -553,7 +553,7 @@ def test_a_submission_service_takes_no_mail_before_auth() -> None:
     assert client.codes(f"AUTH PLAIN {plain()}", *ENVELOPE) == [235, 250, 250]
 
 
-def test_the_demand_stands_behind_syntax_and_sequence() -> None:
+def test_the_demand_for_auth_is_checked_after_syntax_and_sequence() -> None:
     client = guard_of(require_auth=True).connect()
     client.heard()
     assert client.codes("MAIL FROM:<a@b.example>", "EHLO a", "MAIL FROM:a", "MAIL FROM:<a@b.example>") == [

@@ -152,7 +152,7 @@ def test_who_is_refused_above_the_cap_has_no_place_to_give_back() -> None:
     assert (ledger.taken, ledger.returned) == (1, 1)
 
 
-def test_who_is_refused_by_the_rate_behind_the_cap_gives_its_place_back() -> None:
+def test_a_client_refused_by_the_rate_after_the_cap_gives_its_place_back() -> None:
     guard, ledger = guarded(2, connection_rate=Rate(1, 60))
     first = guard.connect()
     for _ in range(5):
@@ -237,7 +237,7 @@ def test_who_waits_when_the_service_stops_gives_its_place_back() -> None:
     assert (ledger.taken, ledger.returned) == (2, 2)
 
 
-def test_a_refusal_that_nobody_reads_holds_no_place() -> None:
+def test_a_refusal_that_is_not_read_holds_no_place() -> None:
     slow = SlowFilter()
     guard, ledger = guarded(ip_filters=[slow])
     client = guard.connect()
@@ -273,7 +273,7 @@ def test_a_filter_that_lets_a_waiting_client_in_leaves_it_its_place() -> None:
     assert (ledger.taken, ledger.returned) == (1, 1)
 
 
-def test_a_thousand_visits_leave_nobody_in_the_table() -> None:
+def test_a_thousand_visits_leave_no_client_in_the_table() -> None:
     guard, ledger = guarded(connection_rate=Rate(500, 60))
     for number in range(1000):
         client = guard.connect()

@@ -247,7 +247,7 @@ TRIALS = {
 each_limit = pytest.mark.parametrize("name", TRIALS)
 
 
-def test_every_limit_that_can_be_tried_has_a_trial_here() -> None:
+def test_every_limit_that_can_be_in_dry_run_has_a_trial_here() -> None:
     assert set(TRIALS) == dry_runnable()
 
 
@@ -266,7 +266,7 @@ def test_an_enforced_limit_refuses(name: str) -> None:
 
 
 @each_limit
-def test_a_tried_limit_changes_nothing_that_a_client_or_a_delivery_sees(name: str) -> None:
+def test_a_limit_in_dry_run_changes_nothing_that_a_client_or_a_delivery_sees(name: str) -> None:
     trial = TRIALS[name]
     tried = Guard(delivery_without_nobody(), **trial.on, dry_run=[name])
     without = Guard(delivery_without_nobody(), **trial.off)
@@ -278,9 +278,7 @@ def test_a_tried_limit_changes_nothing_that_a_client_or_a_delivery_sees(name: st
 
 
 @each_limit
-def test_a_tried_limit_is_logged_once_and_counted_apart_from_what_was_refused(
-    name: str, log: Logbook
-) -> None:
+def test_a_limit_in_dry_run_is_logged_once_and_counted_apart_from_refusals(name: str, log: Logbook) -> None:
     trial = TRIALS[name]
     guard = Guard(delivery_without_nobody(), **trial.on, dry_run=[name])
     trial.act(guard)

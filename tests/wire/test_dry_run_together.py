@@ -70,7 +70,7 @@ def test_a_message_that_stays_too_slow_is_logged_once() -> None:
     assert tried(guard) == {"min_data_rate": 1}
 
 
-def test_connections_above_a_tried_cap_hold_their_places(log: Logbook) -> None:
+def test_connections_above_a_cap_in_dry_run_hold_their_places(log: Logbook) -> None:
     guard = Guard(max_connections_per_client=1, dry_run=["max_connections_per_client"])
     clients = [guard.connect() for _ in range(3)]
     for client in clients:
@@ -80,7 +80,7 @@ def test_connections_above_a_tried_cap_hold_their_places(log: Logbook) -> None:
 
 
 @pytest.mark.parametrize("limit", ["refuse", "log"])
-def test_an_early_talker_is_logged_once_whether_that_is_tried_or_the_rule(limit: str, log: Logbook) -> None:
+def test_an_early_talker_is_logged_once_both_in_dry_run_and_when_enforced(limit: str, log: Logbook) -> None:
     guard = Guard(early_talker=limit, dry_run=["early_talker"] if limit == "refuse" else [], greet_delay=2)
     client = guard.connect()
     client.send(b"EHLO x\r\nNOOP\r\n", bytewise=True)
@@ -91,7 +91,7 @@ def test_an_early_talker_is_logged_once_whether_that_is_tried_or_the_rule(limit:
     ]
 
 
-def test_what_went_against_a_tried_limit_is_not_told_of_another_refusal(log: Logbook) -> None:
+def test_a_limit_in_dry_run_is_not_named_in_another_refusal(log: Logbook) -> None:
     guard = Guard(delivery_without_nobody(), max_recipients=1, dry_run=["max_recipients"])
     guard.greeted().say(MAIL, RCPT, NOBODY)
     told, refusal = log.take("reject")
@@ -103,7 +103,7 @@ def test_what_went_against_a_tried_limit_is_not_told_of_another_refusal(log: Log
 # Several at once.
 
 
-def test_with_everything_tried_nobody_is_refused_and_everything_is_counted() -> None:
+def test_with_every_limit_in_dry_run_nothing_is_refused_and_everything_is_counted() -> None:
     limits = {spec.name: spec.edge for spec in Limits.specs()} | {
         "connection_rate": Rate(1, 60),
         "greet_delay": 0,
@@ -126,14 +126,14 @@ def test_with_everything_tried_nobody_is_refused_and_everything_is_counted() -> 
     assert set(refused(guard)) == {"unrecognized_command", "delivery_refused"}
 
 
-def test_a_tried_limit_leaves_the_one_behind_it_enforced() -> None:
+def test_a_limit_in_dry_run_leaves_the_one_after_it_enforced() -> None:
     client = Guard(max_invalid_commands=2, max_errors=4, dry_run=["max_invalid_commands"]).greeted()
     client.heard()
     assert client.codes(*["BREW"] * 9) == [500, 500, 500, 500, 421]
     assert client.closed
 
 
-def test_what_is_tried_is_not_announced() -> None:
+def test_a_limit_in_dry_run_is_not_announced() -> None:
     limits = {"max_recipients": 5, "max_messages": 7, "max_message_size": 1000}
     enforced, dry = (
         Guard(**limits, dry_run=names).connect().say("EHLO x")
@@ -172,7 +172,7 @@ def test_bare_newlines_in_chunks_are_crlf_and_logged_once() -> None:
     assert tried(client.guard) == {"bare_newline": 1}
 
 
-def test_in_a_binary_message_bare_newlines_are_content_and_nothing_is_tried() -> None:
+def test_in_a_binary_message_bare_newlines_are_content_and_no_dry_run_counts_them() -> None:
     client = Guard(dry_run=["bare_newline"]).greeted()
     client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
     assert codes(client.send(b"BDAT 4 LAST\r\na\nb\r")) == [250]
@@ -180,7 +180,7 @@ def test_in_a_binary_message_bare_newlines_are_content_and_nothing_is_tried() ->
     assert tried(client.guard) == {}
 
 
-def test_of_a_message_without_one_proper_line_end_the_tried_rule_is_still_told() -> None:
+def test_a_message_without_one_proper_line_end_is_still_logged_by_a_rule_in_dry_run() -> None:
     # Where only CRLF ends a line, all of this would be its header.
     guard, verdict = sent(b"Subject: x\n\n" + b"text\n" * 100, max_header_size=50, dry_run=["bare_newline"])
     assert verdict == 250
@@ -210,14 +210,14 @@ def test_a_message_that_an_enforced_limit_refuses_is_refused_for_that_alone(
     assert guard.delivery.messages == []
 
 
-def test_a_message_is_counted_for_each_of_the_tried_limits_that_it_breaks() -> None:
+def test_a_message_is_counted_for_each_limit_in_dry_run_that_it_breaks() -> None:
     limits = {"max_message_size": 9, "max_header_size": 9, "max_received_fields": 1}
     guard, code = sent(b"Received: a\r\nReceived: b\r\n\r\none\ntwo", **limits, dry_run=dry_runnable())
     assert code == 250
     assert tried(guard) == dict.fromkeys([*limits, "bare_newline"], 1)
 
 
-def test_the_deliverys_own_limit_is_enforced_even_where_ours_is_tried() -> None:
+def test_the_deliverys_own_limit_is_enforced_even_if_the_guards_is_in_dry_run() -> None:
     delivery = FakeDelivery()
     delivery.max_message_octets = 20
     client = Guard(delivery, max_message_size=9, dry_run=["max_message_size"]).greeted()
@@ -227,7 +227,7 @@ def test_the_deliverys_own_limit_is_enforced_even_where_ours_is_tried() -> None:
     assert tried(client.guard) == {"max_message_size": 1}
 
 
-def test_a_tried_size_is_counted_at_the_end_of_the_last_chunk(log: Logbook) -> None:
+def test_a_size_limit_in_dry_run_is_counted_at_the_end_of_the_last_chunk(log: Logbook) -> None:
     client = Guard(max_message_size=9, dry_run=["max_message_size"]).greeted()
     client.say(*ENVELOPE)
     assert codes(client.send(b"BDAT 8\r\n12345678BDAT 8\r\n12345678")) == [250, 250]
@@ -238,7 +238,7 @@ def test_a_tried_size_is_counted_at_the_end_of_the_last_chunk(log: Logbook) -> N
     assert len(client.guard.delivery.messages[0].octets) == 16
 
 
-def test_a_header_whose_limits_are_only_tried_takes_as_long_to_read_as_any_other() -> None:
+def test_a_header_whose_limits_are_in_dry_run_takes_as_long_to_read_as_any_other() -> None:
     check = MessageCheck(
         message_rules(Limits(dry_run=["max_header_size", "max_received_fields"]), 0, binary=False)
     )

@@ -81,7 +81,7 @@ def test_the_greeting_comes_after_two_seconds() -> None:
     assert client.heard() == GREETING
 
 
-def test_above_80_percent_of_the_cap_nobody_waits_for_the_greeting() -> None:
+def test_above_80_percent_of_the_cap_there_is_no_greet_delay() -> None:
     guard = edge()
     clients = [guard.connect(f"198.51.{number // 250}.{number % 250}") for number in range(2001)]
     assert [client.heard() for client in clients] == [
@@ -130,7 +130,7 @@ def test_a_client_has_twenty_connections_at_once_and_sixty_a_minute() -> None:
 
 @pytest.mark.parametrize("command", ["EHLO x", "HELO x"])
 @pytest.mark.parametrize("behind", [b"MAIL FROM:<a@b>\r\n", b"M", b"QUIT\r\n"])
-def test_input_behind_a_hello_ends_the_session(command: str, behind: bytes) -> None:
+def test_input_after_a_hello_ends_the_session(command: str, behind: bytes) -> None:
     client = greeted(edge())
     assert client.send(command.encode() + b"\r\n" + behind) == PIPELINED
     assert client.closed

@@ -101,7 +101,7 @@ PARAMETERS = ["SIZE=1", "BODY=7BIT", "BODY=8BITMIME", "BODY=BINARYMIME", "SMTPUT
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
-def test_parameters_may_be_used_only_behind_an_ehlo(parameter: str) -> None:
+def test_parameters_may_be_used_only_after_an_ehlo(parameter: str) -> None:
     client = client_of("8BITMIME", "SMTPUTF8", "BINARYMIME")
     mail = f"MAIL FROM:<a@b.example> {parameter}"
     assert client.codes("HELO x", mail) == [250, 555]

@@ -27,7 +27,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("start", OTHERS)
-def test_another_protocol_is_told_so_and_nothing_behind_it_is_parsed(start: bytes) -> None:
+def test_another_protocol_is_told_so_and_nothing_after_it_is_parsed(start: bytes) -> None:
     turns = (start, NOT_SMTP), (b"EHLO x\r\nMAIL FROM:<a@b.example>\r\nQUIT\r\n", "")
     client = dialogue(*turns, hello="", closed=True)
     assert client.guard.delivery.calls == []
@@ -71,7 +71,7 @@ def test_only_the_first_line_may_be_another_protocols(start: bytes) -> None:
     assert not client.closed
 
 
-def test_a_request_line_that_is_too_long_does_not_hide_the_header_behind_it() -> None:
+def test_a_request_line_that_is_too_long_does_not_hide_the_header_after_it() -> None:
     request = b"POST /" + b"x" * 3000 + b" HTTP/1.1\r\n"
     turns = (request, "500 5.5.2 Line too long"), ("Host: mail.example\nEHLO x", NOT_SMTP)
     dialogue(*turns, hello="", closed=True)

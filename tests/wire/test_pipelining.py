@@ -54,7 +54,7 @@ def waiting(hook: str, **limits: str) -> tuple[Conversation, Deferred[None]]:
     return client, answer
 
 
-def test_commands_behind_the_end_of_the_data_are_expected() -> None:
+def test_commands_after_the_end_of_the_data_are_expected() -> None:
     client, answer = waiting("finish", unexpected_pipelining="refuse")
     client.say(MAIL, RCPT, "DATA")
     client.heard()
@@ -63,7 +63,7 @@ def test_commands_behind_the_end_of_the_data_are_expected() -> None:
     assert codes(client.heard()) == [250, 250, 221]
 
 
-def test_input_behind_data_is_unexpected_as_long_as_the_delivery_makes_up_its_mind() -> None:
+def test_input_after_data_is_unexpected_until_the_delivery_has_decided() -> None:
     client, answer = waiting("data", unexpected_pipelining="refuse")
     client.say(MAIL, RCPT, "DATA")
     client.heard()
@@ -83,7 +83,7 @@ def test_input_behind_data_is_unexpected_as_long_as_the_delivery_makes_up_its_mi
     ],
 )
 @pytest.mark.parametrize("last", ["RSET", "QUIT", "EHLO again", "BREW"])
-def test_no_command_is_looked_at_before_the_one_in_front_of_it_is_answered(
+def test_no_command_is_looked_at_until_the_previous_one_is_answered(
     hook: str, before: tuple[str, ...], command: str, last: str
 ) -> None:
     client, answer = waiting(hook)

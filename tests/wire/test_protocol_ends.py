@@ -253,7 +253,7 @@ def test_a_lingering_connection_that_ends_frees_no_second_slot() -> None:
 # The client's FIN.
 
 
-def test_a_client_that_half_closes_behind_pipelined_commands_gets_every_reply() -> None:
+def test_a_client_that_half_closes_after_pipelined_commands_gets_every_reply() -> None:
     guard = Guard()
     answers: list[Deferred[Any]] = []
 
@@ -357,7 +357,7 @@ def test_after_the_last_line_input_is_discarded_and_nothing_executed() -> None:
     assert not client.transport.lost
 
 
-def test_nothing_behind_quit_is_executed() -> None:
+def test_nothing_after_quit_is_executed() -> None:
     client = Guard().greeted()
     client.heard()
     assert codes(client.say("QUIT", *MESSAGE)) == [221]
@@ -395,7 +395,7 @@ def test_a_client_that_was_not_being_read_is_read_again_while_it_lingers() -> No
     assert client.protocol.engine.buffer == b""
 
 
-def test_behind_a_last_line_that_the_client_does_not_read_input_is_discarded_too() -> None:
+def test_after_a_last_line_that_the_client_does_not_read_input_is_discarded_too() -> None:
     client = Guard(max_output_buffer=700).greeted()
     client.transport.reads = False
     client.say(*["NOOP"] * 100)
@@ -506,7 +506,7 @@ def test_a_fault_that_would_come_again_and_again_ends_the_session(
     failures.clear()
 
 
-def test_a_fault_of_ours_behind_a_deferred_does_not_leave_the_session_hanging(
+def test_a_fault_of_the_guard_after_a_deferred_does_not_leave_the_session_hanging(
     monkeypatch: pytest.MonkeyPatch, failures: list[type[BaseException]]
 ) -> None:
     guard = Guard()
@@ -524,7 +524,7 @@ def test_a_fault_of_ours_behind_a_deferred_does_not_leave_the_session_hanging(
     failures.clear()
 
 
-def test_a_fault_of_ours_behind_a_deferred_is_a_451(
+def test_a_fault_of_the_guard_after_a_deferred_is_a_451(
     monkeypatch: pytest.MonkeyPatch, failures: list[type[BaseException]]
 ) -> None:
     guard = Guard()
@@ -610,7 +610,7 @@ def test_a_session_between_mail_and_data_is_told_at_its_next_command() -> None:
     assert client.guard.delivery.calls[-1] == "transaction.abort"
 
 
-def test_a_session_that_does_not_read_is_told_behind_what_is_due() -> None:
+def test_a_session_that_does_not_read_is_told_after_the_replies_that_are_due() -> None:
     client = Guard(max_output_buffer=700).greeted()
     client.heard()
     client.transport.reads = False
@@ -651,7 +651,7 @@ def test_after_the_grace_the_last_line_is_not_cut_off_while_it_is_leaving() -> N
     assert client.transport.aborted
 
 
-def test_half_a_second_after_the_grace_whoever_does_not_read_is_aborted_and_the_stop_is_over() -> None:
+def test_half_a_second_after_the_grace_clients_that_do_not_read_are_aborted_and_the_stop_is_over() -> None:
     client = Guard().greeted()
     client.say(*ENVELOPE, "DATA")
     client.transport.reads = False

@@ -156,7 +156,7 @@ def test_a_chunk_without_a_line_end_is_a_whole_command_all_the_same() -> None:
     ended(client)
 
 
-def test_read_timeout_0_waits_for_ever() -> None:
+def test_read_timeout_0_waits_indefinitely() -> None:
     client = Guard(read_timeout=0).greeted()
     client.heard()
     assert passes(client, 1e6) == ""
@@ -313,7 +313,7 @@ def test_when_all_is_taken_the_write_timeout_is_over() -> None:
     ended(client)
 
 
-def test_write_timeout_0_waits_for_ever() -> None:
+def test_write_timeout_0_waits_indefinitely() -> None:
     client = stuffed(Guard(write_timeout=0))
     client.guard.clock.advance(1e6)
     assert not client.transport.lost
@@ -429,7 +429,7 @@ def test_a_transaction_that_is_reset_ends_a_session_whose_time_is_up() -> None:
     ended(client)
 
 
-def test_a_session_whose_client_does_not_read_hears_of_the_session_time_behind_what_is_due() -> None:
+def test_a_client_that_does_not_read_hears_of_the_session_time_after_the_replies_that_are_due() -> None:
     client = stuffed(Guard(max_session_time=100))
     client.guard.clock.advance(100)
     client.transport.reads = True
@@ -489,7 +489,7 @@ def test_every_hook_has_300_seconds_to_answer(hook: str) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_delivery_timeout_of_0_waits_for_ever(hook: str) -> None:
+def test_a_delivery_timeout_of_0_waits_indefinitely(hook: str) -> None:
     client, _ = waits_for(Guard(delivery_timeout=0), hook)
     assert passes(client, 1e6) == ""
     if hook == "finish":

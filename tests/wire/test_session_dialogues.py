@@ -100,7 +100,7 @@ def test_invalid_commands_are_not_forgiven_for_an_accepted_message() -> None:
     dialogue(("BREW", UNKNOWN), *MESSAGE, last, max_invalid_commands=2, closed=True)
 
 
-def test_without_a_limit_invalid_commands_go_on_for_ever() -> None:
+def test_without_a_limit_invalid_commands_never_end_the_session() -> None:
     dialogue(*[("BREW", UNKNOWN)] * 100, max_invalid_commands=0)
 
 
@@ -167,7 +167,7 @@ def test_junk_that_is_refused_is_one_error() -> None:
     dialogue(*turns, max_junk_commands=1, max_errors=2, closed=True)
 
 
-def test_without_a_limit_junk_and_errors_go_on_for_ever() -> None:
+def test_without_a_limit_junk_and_errors_never_end_the_session() -> None:
     dialogue(*JUNK * 20, *[("MAIL", BAD_ARGUMENTS)] * 100)
     dialogue(*JUNK * 20, ("MAIL", BAD_ARGUMENTS), max_errors=2)
 
@@ -202,7 +202,7 @@ def test_refused_recipients_do_not_use_up_the_cap() -> None:
     dialogue(*turns, max_recipients=1, delivery=delivery_without_nobody)
 
 
-def test_without_a_cap_recipients_go_on_for_ever() -> None:
+def test_without_a_cap_there_is_no_end_of_recipients() -> None:
     dialogue(MAIL, *[RCPT] * 300, max_recipients=0)
 
 
@@ -243,7 +243,7 @@ def test_a_line_that_never_ends_ends_the_session_past_64_kib() -> None:
     dialogue((b"x" * 200_000, ""), ("", TOO_LONG), max_endless_line=0, bytewise=False)
 
 
-def test_nothing_behind_a_bad_line_end_is_executed_up_to_the_next_crlf() -> None:
+def test_nothing_after_a_bad_line_end_is_executed_up_to_the_next_crlf() -> None:
     turns: tuple[Turn, ...] = (
         (b"NOOP\nQUIT\r\n", BAD_END),
         (b"NOOP\rQUIT\r\n", BAD_END),
@@ -262,13 +262,13 @@ def test_nothing_is_executed_once_a_421_was_said() -> None:
     assert codes(heard)[-2:] == [500, 421]
 
 
-def test_a_421_leaves_in_one_write_with_the_reply_that_it_stands_behind() -> None:
+def test_a_421_leaves_in_one_write_with_the_reply_before_it() -> None:
     client = Guard(max_invalid_commands=1).greeted()
     client.say("BREW")
     assert client.transport.writes[-1] == f"{UNKNOWN}\r\n{INVALID_ENOUGH}\r\n".encode()
 
 
-def test_nothing_is_executed_behind_quit() -> None:
+def test_nothing_is_executed_after_quit() -> None:
     client = Guard().greeted()
     client.heard()
     assert client.say("QUIT", MAIL[0]) == "221 2.0.0 Closing connection\r\n"

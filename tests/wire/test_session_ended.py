@@ -143,7 +143,7 @@ def test_a_hook_whose_time_is_over_is_waited_for_though_the_session_went_on(hook
     assert told(client) == 1
 
 
-def test_the_end_comes_behind_the_end_of_the_last_of_several_hooks() -> None:
+def test_the_session_ends_after_the_last_of_several_hooks() -> None:
     client = ready("begin", "stubborn", delivery_timeout=10)
     for _ in range(3):
         client.send(LINES["begin"])

@@ -99,7 +99,7 @@ def test_nothing_of_a_message_that_the_grace_cut_off_is_delivered() -> None:
 
 
 @pytest.mark.parametrize("then", [None, Refused(replies.LOCAL_ERROR), ZeroDivisionError()])
-def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_said_behind_that(
+def test_a_hook_that_stops_the_guard_ends_its_own_session_and_nothing_is_sent_after_that(
     then: Exception | None,
 ) -> None:
     client = reach("ready")

@@ -214,7 +214,7 @@ def test_a_large_arrival_is_written_in_pieces_one_after_another(outcome: str) ->
 
 
 @pytest.mark.parametrize("outcome", ["raised", "failed", "late"])
-def test_nothing_is_written_behind_a_write_that_failed(outcome: str) -> None:
+def test_nothing_is_written_after_a_write_that_failed(outcome: str) -> None:
     client = ready_for("write", outcome)
     client.send(b"x" * 300_000 + b"\r\n.\r\n")
     if outcome == "late":
@@ -235,7 +235,7 @@ def test_the_size_wins_over_the_refusal_of_a_sink() -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("outcome", LATER)
-def test_a_hook_that_does_not_answer_is_a_451_behind_the_abort(hook: str, outcome: str) -> None:
+def test_a_hook_that_does_not_answer_is_a_451_after_the_abort(hook: str, outcome: str) -> None:
     client = ready_for(hook, outcome, delivery_timeout=30)
     client.send(LINES[hook])
     one = pending(client)
@@ -288,7 +288,7 @@ def test_a_body_that_is_refused_for_time_is_swallowed_to_its_end() -> None:
     assert client.send(b"QUIT\r\n.\r\nNOOP\r\n") == TIMED_OUT + "250 2.0.0 OK\r\n"
 
 
-def test_without_a_time_limit_a_hook_has_for_ever() -> None:
+def test_without_a_time_limit_a_hook_may_take_any_time() -> None:
     client = ready_for("finish", "late", delivery_timeout=0)
     client.send(LINES["finish"])
     client.guard.clock.pump([300] * 100)

@@ -141,7 +141,7 @@ class DNSListTests(TestCase):
         self.resolver.answers[0].callback(listed(NAME, "127.255.255.254"))
         self.failureResultOf(waiting, RuntimeError)
 
-    def test_a_domain_that_answers_everything_with_an_address_of_its_own_lists_nobody(self) -> None:
+    def test_a_domain_that_answers_everything_with_its_own_address_lists_no_client(self) -> None:
         waiting = self.asked()
         self.resolver.answers[0].callback(listed(NAME, "198.51.100.7"))
         self.assertEqual(self.successResultOf(waiting), PASS)

@@ -73,7 +73,7 @@ class StandingTests(TestCase):
             greetings = [guard.connect(address).heard()[:3] for _ in range(3)]
             self.assertEqual(greetings, ["220"] * greeted + ["421"] * (3 - greeted))
 
-    def test_it_is_asked_about_strangers_only_behind_another_filter(self) -> None:
+    def test_it_is_asked_about_strangers_only_after_another_filter(self) -> None:
         slow = SlowFilter()
         guard = Guard(ip_filters=[slow, Standing(opened({"192.0.2.2": "banned"}))])
         client = guard.connect("192.0.2.2")
