@@ -21,8 +21,6 @@ class TLSClient(Client):
         self.tls: ssl.SSLObject | None = None
         self.said_goodbye = False
         """The guard has sent close_notify."""
-        self.most = 65536
-        """The octets that are read from the socket at a time."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._unsent = b""
 
@@ -108,7 +106,7 @@ class TLSClient(Client):
         if self.ended:
             return
         try:
-            data = self.socket.recv(self.most)
+            data = self.socket.recv(65536)
         except BlockingIOError:
             return
         except ConnectionError:

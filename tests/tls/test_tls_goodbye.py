@@ -248,32 +248,6 @@ async def test_at_most_max_lingering_connections_are_kept_for_a_goodbye_that_doe
     await guard.close()
 
 
-@each_way
-@pytest_twisted.ensureDeferred
-async def test_a_slow_reader_hears_every_reply_before_the_goodbye(way: str) -> None:
-    """Twisted has taken all of them by then, and the client has read none."""
-    guard = started(way, linger_timeout=5, max_junk_commands=0, socket_send_buffer=4096)
-    client = await greeted(guard, way, ssl.TLSVersion.TLSv1_3)
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.most = 2048
-    await client.says(b"HELP\r\n" * 600 + b"QUIT\r\n")
-    await guard.until(lambda: guard.factory.connections == 0)
-    while not client.said_goodbye:
-        heard = len(client.heard)
-
-        def reads_more(before: int = heard) -> bool:
-            client.read(1024)
-            return len(client.heard) > before or client.said_goodbye or client.ended != ""
-
-        await guard.until(reads_more)
-        assert client.ended != "RST"
-        guard.clock.advance(2)
-    assert codes(client.heard.decode()) == [214] * 600 + [221]
-    client.socket.close()
-    await guard.until(lambda: not guard.protocols)
-    await guard.close()
-
-
 @pytest_twisted.ensureDeferred
 async def test_who_reads_nothing_is_aborted_when_the_lingering_is_over() -> None:
     guard = started("implicit", linger_timeout=5, max_junk_commands=0, socket_send_buffer=4096)

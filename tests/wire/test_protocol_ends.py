@@ -793,6 +793,23 @@ def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_abor
     assert transport.aborted
 
 
+def test_under_tls_lingering_goes_on_while_the_kernel_takes_more_of_the_replies() -> None:
+    guard = Guard()
+    transport = TLSTransport()
+    transport.protocol = protocol = guard.factory.buildProtocol(transport.getPeer())
+    protocol.makeConnection(transport)
+    protocol.handshakeCompleted()
+    # What Twisted has below its TLS layer: replies that the kernel has not taken.
+    transport.transport = below = Mock(dataBuffer=b"x" * 3000, offset=0, _tempDataLen=100)
+    protocol.dataReceived(b"QUIT\r\n")
+    for offset in (1000, 2999, 3000):
+        below.offset = offset
+        guard.clock.advance(5.1)
+        assert not transport.aborted
+    guard.clock.advance(5.1)
+    assert transport.aborted
+
+
 def test_a_client_that_is_gone_before_its_last_line_is_made_does_not_linger() -> None:
     guard = Guard(max_lingering=1, max_invalid_commands=1)
     client = guard.greeted()
