@@ -241,6 +241,15 @@ def test_the_how_to_has_every_field_of_an_envelope() -> None:
     assert sorted(rows) == sorted(fields)
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=name_of)
+def test_a_how_to_begins_with_what_to_type_and_explains_after_that(page: Path) -> None:
+    before, block, _ = page.read_text().partition("```")
+    assert block
+    # Not what says where commands are typed, nor headings and what no reader sees.
+    before = re.sub(r"(?s)Commands are typed in a clone .*?activate`\.|<!--.*?-->|\]\(\S+\)", "", before)
+    assert len(re.sub(r"(?m)^#.*$", "", before).split()) <= 60
+
+
 # TLS and AUTH.
 
 
