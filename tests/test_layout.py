@@ -81,7 +81,7 @@ MOST_LINES, FEW_LINES, MOST_SMALL_FILES = 400, 40, 5
 
 
 def room_of(name: str) -> str:
-    """The room of a file. Those at the top are rooms of their own."""
+    """The room of a file. Each of those at the top is its own room."""
     return name.partition("/")[0].removesuffix(".py")
 
 

@@ -1,4 +1,4 @@
-"""A counter store that others share, at the connection: it answers now, late, never, by exception, or to nobody."""
+"""A shared counter store, at the connection: it answers now, late, never, by exception, or for a client that left."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def test_a_disk_that_hangs_delays_only_logins_and_those_for_five_seconds(
         threads.advance(0.2)
         assert [client.heard() for client in waiting] == [LATER, LATER]
         assert all("no answer from the disk in 5 seconds" in line for line in book.take("checker_failed"))
-    # Whoever comes now is told at once, and takes no other thread.
+    # A client that logs in now is told at once, and takes no other thread.
     client = guard.greeted()
     client.heard()
     assert client.say(plain(b"ann", b"right")) == LATER

@@ -1,4 +1,4 @@
-"""Debian's Dovecot as an LMTP server, with a configuration and mailboxes of its own. Nothing of the machine's own is
+"""Debian's Dovecot as an LMTP server, with its own configuration and mailboxes. Nothing of the machine's own is
 touched."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Debian's Exim with a configuration, spool and log of its own, on a port of the loopback.
+"""Debian's Exim with its own configuration, spool and log, on a port of the loopback.
 
 Debian has it instead of Postfix, so it is not installed but unpacked: SMTPGUARD_EXIM is the folder with
 exim4-daemon-heavy, and with those of its libraries that the machine has not. Exim looks up its user, whom nss_wrapper

@@ -1,4 +1,4 @@
-"""Debian's Postfix with a configuration, queue and log of its own, on a port of the loopback. Nothing of the machine's
+"""Debian's Postfix with its own configuration, queue and log, on a port of the loopback. Nothing of the machine's
 own Postfix is touched."""
 
 from __future__ import annotations

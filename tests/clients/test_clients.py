@@ -68,7 +68,7 @@ def swaks(guard: GuardProcess, *words: str, status: int = 0) -> str:
 
 @pytest.mark.parametrize("message", [PLAIN, UTF8], ids=["plain", "8bit"])
 def test_swaks_sends_a_message_octet_for_octet(guard: GuardProcess, tmp_path: Path, message: bytes) -> None:
-    # It ends every message with a line end of its own.
+    # It adds its own line end to every message.
     (tmp_path / "message").write_bytes(message.removesuffix(b"\n"))
     swaks(guard, "--to=a@example.org", f"--data=@{tmp_path}/message")
     [mail] = stored(guard.maildir)

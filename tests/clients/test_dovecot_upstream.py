@@ -1,4 +1,4 @@
-"""A real Dovecot behind a real guard, spoken to in LMTP."""
+"""A real Dovecot as the upstream server of a real guard, spoken to in LMTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Exim behind a real guard, as the how-to tells to set it up."""
+"""A real Exim as the upstream server of a real guard, set up as the how-to says."""
 
 from __future__ import annotations
 

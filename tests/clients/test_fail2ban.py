@@ -59,7 +59,7 @@ def reasons(mode: str) -> set[str]:
 
 
 def all_reasons() -> set[str]:
-    """Every word that may stand behind reason=."""
+    """Every word that may stand after reason=."""
     return {entry.reason for entry in catalogue() if entry.reason} | {"delivery_refused", "upstream_refused"}
 
 
@@ -121,7 +121,7 @@ def find(log: Path, mode: str = "normal") -> Found:
 
 
 def talk(guard: GuardProcess, source: str, *commands: bytes, address: str = "127.0.0.1") -> bytes:
-    """All that a client at `source` is told, up to the end. It sends `commands` at once, behind the greeting."""
+    """All that a client at `source` is told, up to the end. It sends `commands` at once, after the greeting."""
     port = next(port for host, port in map(tuple, guard.addresses) if host == address)
     with socket.create_connection((address, port), PATIENCE_SECONDS, (source, 0)) as client:
         output = client.makefile("rb")
@@ -152,7 +152,7 @@ LOCAL_PARTS = [
 
 
 LONG_AGO = b'MAIL FROM:<"2001-01-01T00:00:00+0000 \\", \\"log_time\\": 1000000000"@x>'
-"""Whoever is believed this was refused so long ago that it is not banned."""
+"""A sender that pretends that the refusal was long ago, so that its client is not banned."""
 
 
 def forger(local_part: str) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""A submission service in front of a real Postfix, as the how-to tells to set it up."""
+"""A submission service whose upstream server is a real Postfix, set up as the how-to says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DENIED = f"554 5.7.1 <{RELAYED}>: Recipient address rejected: Access denied"
 
 
 def shown() -> list[str]:
-    """What the how-to has behind `-o` in master.cf, as lines of main.cf."""
+    """What the how-to has after `-o` in master.cf, as lines of main.cf."""
     page = ROOT / "docs/how-to/submission-with-auth.md"
     (entry,) = (block for block in blocks(page, "text") if " smtpd\n" in block)
     return [line.replace("=", " = ", 1) for line in re.findall(r"^    -o (.*)$", entry, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""A real Postfix behind a real guard."""
+"""A real Postfix as the upstream server of a real guard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_LOCALHOST = "127.0.0.2"
 def behind(
     directory: Path, *options: str, keys: str = "", settings: tuple[str, ...] = ()
 ) -> Iterator[tuple[GuardProcess, Postfix]]:
-    """A guard with `options` in front of a Postfix with `settings`, once it knows what that offers."""
+    """A guard with `options` whose upstream server is a Postfix with `settings`, once it knows what that offers."""
     with (
         Postfix("mynetworks = 127.0.0.1/32", *settings) as postfix,
         GuardProcess(directory, f"--deliver=smtp:{postfix.endpoint}{keys}", *options) as guard,

@@ -100,7 +100,7 @@ def test_a_tls_hello_at_a_plain_listener_is_told_that_it_is_no_smtp(guard: Guard
     guard.wait_for("reason=not_smtp")
 
 
-# swaks. Debian has its TLS in a package of its own.
+# swaks. Debian has its TLS in a separate package.
 
 
 def swaks(port: int, *words: str, status: int = 0) -> str:

@@ -80,7 +80,7 @@ ACCEPTED = frozenset(map(parse_domain, ["example.org", "bücher.example", "[192.
         ("a@elsewhere.example", False),
         ("postmaster@elsewhere.example", False),
         ("a@[192.0.2.26]", False),
-        # What a server behind would send on.
+        # What an upstream server would send on.
         ("a%elsewhere.example@example.org", False),
         ("elsewhere.example!a@example.org", False),
         ('"a@elsewhere.example"@example.org', False),

@@ -232,7 +232,7 @@ def test_a_sync_that_fails_refuses_all_who_shared_it_and_later_ones_are_stored(
 ):
     ends = [sink_of(delivery).finish() for _ in range(10)]
     syncs_of_new.meanwhile = lambda: syncs_of_new.fail.insert(0, OSError(number, "failed"))
-    # The first has one of its own, whose failure is its own too.
+    # The first has its own sync, whose failure is its own too.
     threads.work()
     assert [type(outcome(done)) for done in ends] == [answer] + [type(None)] * 9
     syncs_of_new.with_messages.clear()

@@ -1,4 +1,4 @@
-"""Objects for twisted.mail.smtp see behind the guard what they see behind twisted.mail's own protocol."""
+"""Objects for twisted.mail.smtp see of the guard what they see of twisted.mail's own protocol."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CONVERSATIONS: dict[str, list[str]] = {
     "AUTH that is refused once": [HELLO, auth("guess"), auth("secret"), *ENVELOPE, "QUIT"],
     "AUTH with a challenge": [HELLO, "AUTH PLAIN", auth("secret").split()[-1], *ENVELOPE, "QUIT"],
     "AUTH given up": [HELLO, "AUTH PLAIN", "*", *ENVELOPE, "QUIT"],
-    "AUTH that is refused behind a message": [HELLO, *ENVELOPE, "RSET", auth("guess"), *ENVELOPE, "QUIT"],
+    "AUTH that is refused after a message": [HELLO, *ENVELOPE, "RSET", auth("guess"), *ENVELOPE, "QUIT"],
     "RSET": [HELLO, *TWO, "RSET", *ENVELOPE, "DATA", body("x: 2"), "QUIT"],
     "commands out of sequence": [
         HELLO,
@@ -72,14 +72,20 @@ CONVERSATIONS: dict[str, list[str]] = {
     "a blank line first": [HELLO, *TWO, "DATA", body("", "text", "", "a: b"), "QUIT"],
     "blank lines only": [HELLO, *ENVELOPE, "DATA", body("", "", ""), "QUIT"],
     "a colon at once": [HELLO, *ENVELOPE, "DATA", body(":", "text", "", "x"), "QUIT"],
-    "a header without a colon behind": [HELLO, *ENVELOPE, "DATA", body("a: b", "text", "", "x"), "QUIT"],
+    "a header and then a line without a colon": [
+        HELLO,
+        *ENVELOPE,
+        "DATA",
+        body("a: b", "text", "", "x"),
+        "QUIT",
+    ],
     "a folded line first": [HELLO, *ENVELOPE, "DATA", body(" text", "a: b"), "QUIT"],
     "dots": [HELLO, *ENVELOPE, "DATA", body("..", "...", "..a: b", "a.", ". "), "QUIT"],
     "spaces, tabs and controls": [HELLO, *ENVELOPE, "DATA", body(" a: \t ", "\t", " ", "\0\x1b\x7f"), "QUIT"],
     "8-bit text": [HELLO, *ENVELOPE, "DATA", body("a: b", "", "jörg \x80\xff"), "QUIT"],
     "long lines": [HELLO, *ENVELOPE, "DATA", body("a: " + "x" * 998, "", "y" * 16000), "QUIT"],
     "a client that leaves in the data": [HELLO, *TWO, "DATA", "Subject: x\r\n\r\nhalf"],
-    "a client that leaves behind the data": [HELLO, *TWO, "DATA", body("Subject: x")],
+    "a client that leaves after the data": [HELLO, *TWO, "DATA", body("Subject: x")],
     "a client that leaves at the data": [HELLO, *TWO, "DATA"],
     "a client that leaves before the data": [HELLO, *TWO],
 }
@@ -151,7 +157,7 @@ def compare(
     settle: Callable[[Notebook], Callable[[], None]] = lambda notebook: lambda: None,
     sizes: tuple[int | None, ...] = (None, 1),
 ) -> Notebook:
-    """What is seen behind twisted.mail, after the same was seen behind the guard."""
+    """What is seen of twisted.mail, after the same was seen of the guard."""
     stock = make_notebook(**(answers or {}))
     converse(Stock(kind, stock), lines, settle(stock))
     for size in sizes:
@@ -173,7 +179,7 @@ MISTAKES = {"no message by mistake", "no end by mistake"}
 
 
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
-@pytest.mark.parametrize("name", ["a message", "two messages", "a client that leaves behind the data"])
+@pytest.mark.parametrize("name", ["a message", "two messages", "a client that leaves after the data"])
 def test_what_follows_from_an_answer_looks_the_same_to_the_delivery(
     name: str, answers: dict[str, Callable[..., Any]]
 ) -> None:

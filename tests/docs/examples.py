@@ -36,7 +36,7 @@ def python_of(page: Path) -> list[Block]:
 
 
 def run_examples(page: Path, tmp_path: Path) -> tuple[dict[str, Any], list[SMTPGuardService]]:
-    """The names that there are when what the page alone has is run, a block behind the other, and the services that
+    """The names that there are when what the page alone has is run, one block after the other, and the services that
     it made."""
     stands_for = {
         "/etc/smtpguard/networks": tmp_path / "networks",

@@ -1,6 +1,6 @@
 """A reader who follows a page: types its commands, one after the other, as they stand.
 
-A guard that a page starts runs on while the commands behind it are typed, until the page starts another or ends.
+A guard that a page starts runs on while the commands after it are typed, until the page starts another or ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "lo
 """Such programs too, but a test cannot install them."""
 
 Check = Callable[["Reader", str], None]
-"""Called behind a command: with the reader, and what the command printed."""
+"""Called after a command: with the reader, and what the command printed."""
 
 
 def program(words: str) -> str:
@@ -158,7 +158,7 @@ class Reader:
 
 
 def follow(reader: Reader, commands: list[Command], checks: Mapping[str, Check] | None = None) -> None:
-    """Type all `commands`. What `checks` has is called behind the one command that has its key in it."""
+    """Type all `commands`. What `checks` has is called after the one command that has its key in it."""
     checks = checks or {}
     for part in checks:
         assert len([each for each in commands if part in each.words]) == 1, part

@@ -39,7 +39,7 @@ _CHAPTERS = {
     "Counting": ["ICounterStore"],
     "What they are told": ["Peer", "Client", "Path"],
 }
-"""Every public name of interfaces.py that has a text of its own, in the order of the page."""
+"""Every public name of interfaces.py that has its own text, in the order of the page."""
 
 
 def statements() -> list[ast.stmt]:
@@ -103,7 +103,7 @@ def _field(member: ast.AnnAssign, text: str) -> str:
 
 
 def _with_text(body: list[ast.stmt]) -> Iterator[tuple[ast.stmt, str]]:
-    """Each statement with its docstring, which of a constant or a field is the string behind it."""
+    """Each statement with its docstring, which of a constant or a field is the string after it."""
     for number, statement in enumerate(body):
         text = ""
         if isinstance(statement, ast.ClassDef | ast.FunctionDef):

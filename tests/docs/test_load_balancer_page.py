@@ -1,4 +1,4 @@
-"""The page about load balancers: its nginx in front of a guard, and what it says of health checks."""
+"""The page about load balancers: its nginx before a guard, and what it says of health checks."""
 
 from __future__ import annotations
 

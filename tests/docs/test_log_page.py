@@ -47,7 +47,7 @@ def test_what_the_page_tells_to_type_works_and_a_rotated_log_goes_on(tmp_path: P
         assert done.returncode == 0, done.stderr.decode()
         assert b" connect " in (log.parent / f"{log.name}.1").read_bytes()
         with RawClient(("127.0.0.1", port[0])):
-            eventually(lambda: b" connect " in log.read_bytes(), "nothing is logged any more")
+            eventually(lambda: b" connect " in log.read_bytes(), "nothing is logged")
         # It goes on where the file now ends.
         assert not log.read_bytes().startswith(b"\0")
 

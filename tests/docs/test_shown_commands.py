@@ -63,7 +63,7 @@ def test_a_page_that_is_followed_elsewhere_is() -> None:
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_every_command_is_one_that_a_test_runs_or_is_excepted(page: Path) -> None:
     known = HARMLESS | OTHER_PROGRAMS
-    # The tutorial is followed in a shell of its own.
+    # The tutorial is followed in its own shell.
     known |= {"cat", "echo", "wait"} if page.parent.name == "tutorial" else set()
     assert [command for command in to_be_run(page) if program(command.words) not in known] == []
 

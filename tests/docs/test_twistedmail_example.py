@@ -1,4 +1,4 @@
-"""The how-to for existing twisted.mail code: its example, in a process of its own, with a real client."""
+"""The how-to for existing twisted.mail code: its example, in its own process, with a real client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_example_that_is_shown_is_the_one_that_is_run_below() -> None:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[smtplib.SMTP]:
-    """A client of the example, run by the command that is shown, on a port of its own and another folder."""
+    """A client of the example, run by the command that is shown, on its own port and in another folder."""
     shown = HOW_TO.split("<!-- run command -->\n```sh\n")[1].split("```")[0].split()
     assert shown[0] == "python"
     assert (ROOT / shown[1]).samefile(EXAMPLE)

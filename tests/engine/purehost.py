@@ -135,7 +135,7 @@ class Later:
             self.tell()
 
     def tell(self) -> None:
-        """Hand it over to whoever waits for it."""
+        """Hand it over to the hook that waits for it."""
         assert self.answered is not None
         self.answered(None if self.error is not None else self.value, self.error)
 

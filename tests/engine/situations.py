@@ -41,7 +41,7 @@ class Situation:
         return self.asked or next(iter(self.delivery.pending), None)
 
     def admit_later(self, value: object = None) -> None:
-        """Whoever connects has to wait for his admission."""
+        """A client that connects has to wait for its admission."""
         self.asked = Later(value)
         self.guard.admission.answer = lambda: self.asked
 
@@ -167,7 +167,7 @@ def implicit_tls(it: Situation) -> PureHost:
 
 
 def endpoint_tls(it: Situation) -> PureHost:
-    """The endpoint has begun the handshake, and whoever admits takes his time meanwhile."""
+    """The endpoint has begun the handshake, and admission takes its time meanwhile."""
     it.admit_later()
     return it.guard.connect(implicit_tls=True, tls_has_begun=True)
 

@@ -270,7 +270,7 @@ def test_no_piece_for_the_sink_splits_a_line_end(octets: bytes, cuts: list[int])
 
 
 def decode_chunks(chunks: list[bytes], cuts: list[int], **rules: Any) -> Result:
-    """Every chunk announced, the last as LAST, and each fed in pieces with something else behind it."""
+    """Every chunk announced, the last as LAST, and each fed in pieces with something else after it."""
     check = decoder = ChunkDecoder(MessageRules(**UNLIMITED | rules))
     message, consumed = b"", 0
     for number, chunk in enumerate(chunks, 1):

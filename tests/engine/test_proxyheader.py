@@ -39,7 +39,7 @@ GOOD = {
     "v1 unknown with words": (b"PROXY UNKNOWN ffff:f...f:ffff 65535 65535\r\n", None),
     "v2 over IPv4": (binary(0x21, 0x11, ADDRESSES_4), V4),
     "v2 over IPv6": (binary(0x21, 0x21, ADDRESSES_6), V6),
-    "v2 with more behind the addresses": (binary(0x21, 0x11, ADDRESSES_4 + b"\x04\x00\x01\x00"), V4),
+    "v2 with more after the addresses": (binary(0x21, 0x11, ADDRESSES_4 + b"\x04\x00\x01\x00"), V4),
     "v2 with what looks like more and is none": (binary(0x21, 0x11, ADDRESSES_4 + b"\xff" * 7), V4),
     "v2 local": (binary(0x20, 0x00, b""), None),
     "v2 local with addresses": (binary(0x20, 0x11, ADDRESSES_4), None),

@@ -197,7 +197,7 @@ def test_a_reload_that_is_cancelled_changes_nothing_and_holds_up_none(listed):
 
 
 def test_reading_again_lets_the_reactor_run_now_and_then(listed, monkeypatch):
-    # A sleep of 0 would not: whoever waits takes longer to wake up.
+    # A sleep of 0 would not: a thread that waits takes longer to wake up.
     naps = []
     monkeypatch.setattr(threads.time, "sleep", naps.append)
     listed.path.write_text("deny 192.0.2.1\n" * 10_000)

@@ -38,7 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def hears(client: Any, *codes: int, said: str = "") -> str:
-    """What the guard says behind `said`, as soon as it has said these codes."""
+    """What the guard says after `said`, as soon as it has said these codes."""
 
     def heard() -> bool:
         nonlocal said

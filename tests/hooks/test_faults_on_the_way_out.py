@@ -228,7 +228,7 @@ def test_whatever_raises_the_seat_is_given_back_and_the_others_are_served(
     for other in others:
         assert codes(other.heard()) == [421]
         other.disconnect()
-    # A verdict that nobody may call off is waited for, but not for ever.
+    # A verdict that must not be cancelled is waited for, but not indefinitely.
     clients.clock.pump([30.5, 5.5])
     assert stopped == [None]
     assert clients.factory.connections == 0
@@ -248,7 +248,7 @@ def test_a_client_whose_delivery_cannot_be_cancelled_hears_of_its_time_limit_all
     assert client.codes("RSET", "NOOP") == [250, 250]
 
 
-# What a checker does behind its time is no failure, whatever it is.
+# What a checker does after its time limit is no failure, whatever it is.
 @pytest.mark.parametrize(
     "fault",
     [*sorted(HOOKS.keys() - {"the canceller of a checker"}), "abortConnection", "loseWriteConnection"],

@@ -137,7 +137,7 @@ NOT_CALLED = {
     "CheckerUnavailable": "an exception, of any words",
     "Rate": "goes into Limits, which refuse it: test_limits.py",
     "Refused": "raised by a hook, where it is checked: test_transaction.py",
-    "Verdict": "ValueErrors of its own: test_filters_asked.py",
+    "Verdict": "its own ValueErrors: test_filters_asked.py",
     "refuse": "the same",
     "check_delivery": "AssertionErrors say what is wrong: test_check_delivery.py",
     "check_filter": "the same: test_check_filter.py",
@@ -147,7 +147,7 @@ ANY = {
     ("TwistedMailDelivery", "deliverer"),
     ("Events", "logger"),
 }
-"""What has no kind, or is checked in a test of its own."""
+"""What has no kind, or is checked in its own test."""
 
 
 def arguments() -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ def descriptors_for(clients: int) -> int:
     return clients if hard == resource.RLIM_INFINITY else min(clients, hard - 100)
 
 
-# What they do. Each is given a connected client, and its connection is closed behind it.
+# What they do. Each is given a connected client, and its connection is closed afterwards.
 
 
 async def be_idle(client: Client) -> None:
@@ -163,7 +163,7 @@ async def be_idle(client: Client) -> None:
 
 
 def repeat(beginning: bytes, octets: bytes) -> Behaviour:
-    """Say `beginning`, then `octets` for ever, and listen to what it is told."""
+    """Say `beginning`, then `octets` again and again, and listen to what it is told."""
 
     async def behave(client: Client) -> None:
         await client.say(beginning)
@@ -173,7 +173,7 @@ def repeat(beginning: bytes, octets: bytes) -> Behaviour:
 
 
 def repeat_unheard(beginning: bytes, octets: bytes) -> Behaviour:
-    """Say `beginning`, then `octets` for ever, and never read a reply."""
+    """Say `beginning`, then `octets` again and again, and never read a reply."""
 
     async def behave(client: Client) -> None:
         await client.say(beginning)

@@ -1,4 +1,4 @@
-"""A well-behaved client that comes again and again, in a process of its own: how long it waits for its service.
+"""A well-behaved client that connects again and again, in its own process: how long it waits for its service.
 
     python probe.py PORT INTERVAL GREETING_CODE
 

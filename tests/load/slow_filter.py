@@ -83,7 +83,7 @@ NEVER = ("never", "never_and_cannot_be_cancelled", "after_it_was_cancelled")
 
 @implementer(IIPFilter)
 class SlowFilter:
-    """Answers 127.0.N.x in the N-th of `ways`, which begin anew behind the last."""
+    """Answers 127.0.N.x in the N-th of `ways`, which begin anew after the last."""
 
     def __init__(self, clock: Any, seconds: float, ways: tuple[str, ...] = WAYS) -> None:
         self._answers = SlowAnswers(clock, seconds)

@@ -141,7 +141,7 @@ def one_crowd(fail_open: bool) -> Counter[str]:
     assert guard.factory.connections == CROWD
     uncancellable = sum(each.way == "never_and_cannot_be_cancelled" for each in crowd + leaving)
 
-    # Until the last answer has come, of those too that nobody waits for any more.
+    # Until the last answer has arrived, even of those whose client has left.
     while clock.getDelayedCalls():
         clock.advance(TICK)
         if leaving and clock.seconds() > LATE_SECONDS / 2:
@@ -354,6 +354,6 @@ def test_clients_that_talk_on_while_a_filter_thinks_are_held_back(
             lets_go=True,
         )
         table.append(siege)
-        # Limits.max_input_buffer, one more arrival of 64 KiB behind it, and what joining them and a connection take.
+        # Limits.max_input_buffer, one more arrival of 64 KiB after it, and what joining them and a connection take.
         assert siege.octets_a_client < (64 + 64 + 48) * KiB
         assert siege.waits.worst < 1

@@ -204,7 +204,7 @@ def test_clients_that_never_read_are_held_back(attack: Attack, scale: Scale, com
         seconds=scale.seconds,
         receive_buffer=1,
     )
-    # Limits.max_input_buffer, one more arrival of 64 KiB behind it, Limits.max_output_buffer, and the session.
+    # Limits.max_input_buffer, one more arrival of 64 KiB after it, Limits.max_output_buffer, and the session.
     assert siege.octets_a_client < (64 + 64 + 16 + 32) * KiB
 
 
@@ -271,7 +271,7 @@ def test_early_talkers_at_the_edge_are_not_kept(
 ) -> None:
     name = "edge: early talkers" if behave is repeat else "edge: early talkers, 421 unheard"
     talking = [behave(b"", b"NOOP\r\n" * 10_000)] * scale.clients(1000)
-    # Those who listen come a few at a time: none is so busy that its first word comes behind the greeting.
+    # Those that listen connect a few at a time: none is so busy that its first command follows the greeting.
     at_once = 100 if behave is repeat else 1000
     siege = attack(
         name, talking, *EDGE, seconds=scale.seconds + 3, at_once=at_once, anywhere=True, lets_go=True

@@ -59,8 +59,8 @@ HANDSHAKES = {
     "silent at a TLS listener": (be_idle, True),
     "a hello that drips": (drip(b"", client_hello(), 0.05), True),
     "a hello that is never followed by anything": (drip(client_hello(), b"", 9), True),
-    "silent behind STARTTLS": (upgrade_and_be_silent, False),
-    "half a hello behind STARTTLS": (drip(b"STARTTLS\r\n", b"", 9), False),
+    "silent after STARTTLS": (upgrade_and_be_silent, False),
+    "half a hello after STARTTLS": (drip(b"STARTTLS\r\n", b"", 9), False),
 }
 
 

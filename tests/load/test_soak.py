@@ -82,7 +82,7 @@ class Scale:
     """What memory may have grown to, from a sixth of the time on to its end."""
 
 
-# What hostile clients do. At the edge, whoever does not wait for its turn meets the first limit and no other.
+# What hostile clients do. At the edge, a client that does not wait for its turn meets the first limit and no other.
 
 
 def in_turn(*lines: bytes, then: Behaviour) -> Behaviour:
@@ -170,7 +170,7 @@ class Reloads:
 
 
 class Sender:
-    """An honest client from a network of its own: session after session, as fast as it is served."""
+    """An honest client from its own network: session after session, as fast as it is served."""
 
     def __init__(self, guard: GuardProcess, ledger: Ledger, number: int) -> None:
         self._guard = guard
@@ -195,7 +195,7 @@ class Sender:
 
 @contextmanager
 def honest_traffic(senders: Sequence[Sender]) -> Iterator[None]:
-    """While the block runs, they send. They end their sessions behind it; what went wrong is raised then."""
+    """While the block runs, they send. They end their sessions after it; what went wrong is raised then."""
     over = Event()
     with ThreadPoolExecutor(len(senders)) as threads:
         sending = [threads.submit(sender.send_until, over) for sender in senders]

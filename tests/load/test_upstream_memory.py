@@ -1,4 +1,4 @@
-"""What a message on its way to a slow server behind costs in memory, whatever its size.
+"""What a message on its way to a slow upstream server costs in memory, whatever its size.
 
 `pytest -m soak -s tests/load/test_upstream_memory.py` is the long form, with a message of 1 GB, and prints what was
 measured.

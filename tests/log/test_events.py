@@ -264,7 +264,7 @@ EVERY_NOTICE: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "may_come_twice": (Notices.may_come_twice, ("7f3a01",)),
     "upstream_failed": (Notices.failed, (a_failure("no such endpoint"),)),
 }
-"""The same of a mail server behind: the method, and what it is given."""
+"""The same of an upstream server: the method, and what it is given."""
 
 
 def log_of(name: str) -> Log:

@@ -1,4 +1,4 @@
-"""What the log says of a mail server behind: bounded, whatever the server says and however many sessions there are.
+"""What the log says of an upstream server: bounded, whatever the server says and however many sessions there are.
 
 That each event is as its row says stands in test_events.py.
 """

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 FAIL2BAN = Path("share/twisted_smtpguard/fail2ban")
 """Below the environment: what is not for Python."""
 
-# A distribution needs a package of its own beside twisted.plugins: setuptools gives an editable install of
+# A distribution needs its own package beside twisted.plugins: setuptools gives an editable install of
 # twisted.plugins alone an import hook, in which `twist` finds no plugin.
 PIGEON = {
     "pyproject.toml": """

@@ -1,6 +1,6 @@
 """Who may come in, as clients of a real `twist smtpguard` see it: caps, rates, trust, early talkers, greet delay.
 
-Clients come from all of 127.0.0.0/8. Every test has networks of its own, so that most share one guard.
+Clients come from all of 127.0.0.0/8. Every test has its own networks, so that most share one guard.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _networks = (f"127.{a}.{b}" for a, b in itertools.product(range(1, 255), range(2
 
 @pytest.fixture
 def network() -> str:
-    """The first three octets of addresses that nobody has come from."""
+    """The first three octets of addresses from which no client has connected."""
     return next(_networks)
 
 
@@ -163,7 +163,7 @@ with GuardProcess(Path(sys.argv[1]), "--max-connections-per-client=2", "--delive
 
 @needs_ipv6
 def test_the_addresses_of_one_ipv6_64_are_one_client(tmp_path: Path) -> None:
-    """In a network of its own, where the loopback may have more addresses than ::1."""
+    """In its own network, where the loopback may have more addresses than ::1."""
     one_64 = ["2001:db8::2", "2001:db8:0:0:ffff::3", "2001:db8::4"]
     other = "2001:db8:0:1::2"
     addresses = " && ".join(
@@ -381,7 +381,7 @@ def speak_early(guard: GuardProcess, source: str, said: bytes) -> socket.socket:
 
 
 def heard(client: socket.socket) -> bytes:
-    """All that the client hears until its connection ends. A reset behind the last line is an end, too."""
+    """All that the client hears until its connection ends. A reset after the last line is an end, too."""
     words = b""
     with client, suppress(ConnectionResetError):
         while piece := client.recv(65536):
@@ -443,7 +443,7 @@ def test_a_trusted_client_is_greeted_before_those_that_came_first(edge: GuardPro
 def test_sighup_loses_no_client_that_waits_for_the_greeting(edge: GuardProcess, network: str) -> None:
     with ExitStack() as stack:
         waiting = [stack.enter_context(come(edge, f"{network}.{number}")) for number in range(1, 11)]
-        # Who has been admitted stays so: it is whoever comes later that the new data are asked about.
+        # A client that has been admitted stays so: the new data are asked only about clients that connect later.
         networks = Path(f"/proc/{edge.pid}/cwd/networks")
         networks.write_text(f"trust {TRUSTED}\ndeny {network}.0/24\n")
         assert gets_in(edge.address, TRUSTED)

@@ -217,7 +217,7 @@ async def test_its_statistics_go_on_over_a_stop_and_a_start(guard: Loopback) -> 
 
 
 class Kit:
-    """A service with a clock, limits and a delivery of its own, and its clients."""
+    """A service with its own clock, limits and delivery, and its clients."""
 
     def __init__(self, hostname: str, ip_filters: Any = (), **limits: Any) -> None:
         self.clock = Clock()

@@ -1,5 +1,5 @@
 """How long a real `twist smtpguard` takes to stop at the worst: the grace, five seconds more for verdicts alone, and a
-second for the goodbye to a server that is frozen."""
+second for the QUIT to a server that is frozen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRACE, GOODBYE, SLACK = 1.0, 1.0, 3.0
 
 class FreezingServer:
     """Answers commands until a line begins with `freezes_at`: from then on it says nothing, reads nothing and closes
-    nothing. A goodbye has the same effect."""
+    nothing. QUIT has the same effect."""
 
     def __init__(self, freezes_at: bytes) -> None:
         self._freezes_at = freezes_at
@@ -87,7 +87,7 @@ def secured(clients: ExitStack, guard: GuardProcess) -> ssl.SSLSocket:
 
 
 def hears(client: ssl.SSLSocket) -> bytes:
-    """All that comes before the guard's goodbye. The client says none itself, and goes on to be there."""
+    """All that arrives before the guard's close_notify. The client sends none itself, and stays connected."""
     heard = b""
     while octets := client.recv(1000):
         heard += octets

@@ -59,6 +59,6 @@ def test_what_an_upstream_guard_has_stored_when_it_stops_is_what_clients_were_to
                 assert not sender.is_alive(), "a sender hangs"
         stored = names_in(second.maildir)
     assert len(stored) == len(set(stored))
-    # Whoever was told to try again has nothing there yet.
+    # A message whose client was told to try again is not there yet.
     assert set(stored) == ledger.accepted
     assert ledger.accepted

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted_smtpguard.cli.options import Options, make_service
 from twisted_smtpguard.service import process
 
-# Blocks of an arrival, each with something small behind it that stays.
+# Blocks of an arrival, each with something small after it that stays.
 HOLES = """
 import os, sys
 from twisted_smtpguard.service.process import trim_heap

@@ -1,4 +1,4 @@
-"""The service of a process of its own: what it does on SIGHUP before, between and after start and stop."""
+"""The service that has the process to itself: what it does on SIGHUP before, between and after start and stop."""
 
 from __future__ import annotations
 

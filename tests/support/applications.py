@@ -1,4 +1,4 @@
-"""An application with a guard in it, in a process of its own: start it, send it a message, end it."""
+"""An application with a guard in it, in its own process: start it, send it a message, end it."""
 
 from __future__ import annotations
 

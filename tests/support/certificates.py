@@ -47,7 +47,7 @@ def expired() -> Path:
 
 @lru_cache
 def with_long_chain(octets: int) -> Path:
-    """A key, a certificate of localhost, and further ones behind it, `octets` in all as they are sent (DER)."""
+    """A key, a certificate of localhost, and further ones after it, `octets` in all as they are sent (DER)."""
     leaf = _CA.issue_cert("localhost", "127.0.0.1")
     own = leaf.cert_chain_pems[0].bytes().decode()
     size = len(ssl.PEM_cert_to_DER_cert(own))

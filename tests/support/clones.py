@@ -1,4 +1,4 @@
-"""A clone in which a reader types what the pages say, and what that leaves behind for git to see."""
+"""A clone in which a reader types what the pages say, and the files that git sees afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages that a slow server behind the guard holds back: what they cost in memory. For tests and benchmarks."""
+"""Messages that a slow upstream server holds back: what they cost in memory. For tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def octets_a_session(
     address: Address, vitals: Vitals, server: SlowServer, megabytes: int, *, chunked: bool
 ) -> float:
     """The most memory at any moment that a session takes in the guard at `address`, whose process `vitals` are of.
-    `server`, behind it, holds all back at once before it takes them. `chunked`: by BDAT, not by DATA."""
+    `server`, its upstream server, holds all back at once before it takes them. `chunked`: by BDAT, not by DATA."""
     verdicts: list[str] = []
     for client in [_begin(address) for _ in range(SESSIONS)]:
         with client:
@@ -113,11 +113,11 @@ def octets_a_session(
     seconds: list[float] = []
 
     def settled() -> bool:
-        """The clients are held back: nothing moves any more."""
+        """The clients are held back: nothing moves."""
         seconds.append(vitals.seconds)
         return len(seconds) > 100 and len(set(seconds[-50:])) == 1
 
-    eventually(settled, "it goes on for ever")
+    eventually(settled, "it does not end")
     assert server.octets < MEGABYTE, "the server does not hold the clients back"
     server.reads.set()
     for thread in threads:

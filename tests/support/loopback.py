@@ -25,7 +25,7 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Loopback:
-    """A service on `listeners` ports of 127.0.0.1 or `endpoints`, and behind those `tls_listeners` with implicit TLS.
+    """A service on `listeners` ports of 127.0.0.1 or `endpoints`, and after those `tls_listeners` with implicit TLS.
     `options` are for the service. `close()` checks that nothing of it is left."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A mail server behind the guard, in memory: polite by default, and as bad as a test says."""
+"""An upstream server of the guard, in memory: polite by default, and as bad as a test says."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Link:
             self.protocol.handshakeCompleted()
 
     def loseConnection(self) -> None:
-        assert self.producer is None, "it would wait for its producer for ever"
+        assert self.producer is None, "it would wait for its producer indefinitely"
         if not self.lingers:
             self._end(ConnectionDone())
 
@@ -285,7 +285,7 @@ _POLITE = {
 
 
 class Behind(Guard):
-    """A guard in front of `server`, started. `options` are fields of UpstreamOptions."""
+    """A guard whose upstream server is `server`, started. `options` are fields of UpstreamOptions."""
 
     def __init__(self, server: MailServer, *, lmtp: bool = False, limits: Any = None, **options: Any) -> None:
         self.server = server

@@ -1,4 +1,4 @@
-"""A real `twist smtpguard` in a process of its own: start it, wait for what it logs, end it."""
+"""A real `twist smtpguard` in its own process: start it, wait for what it logs, end it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class GuardProcess:
 
     @property
     def addresses(self) -> list[Address]:
-        """What it listens on, in the order of its --listen options; behind them those of --listen-tls."""
+        """What it listens on, in the order of its --listen options; after them those of --listen-tls."""
         return listening(self.log.decode())
 
     @property
@@ -166,7 +166,7 @@ class GuardProcess:
         self.ended()
 
     def kill(self) -> None:
-        """kill -9: from one instant to the next it is not there any more."""
+        """kill -9: from one instant to the next it is gone."""
         self._process.kill()
         self._process.wait(PATIENCE_SECONDS)
 

@@ -59,7 +59,7 @@ def s_client(port: int, *words: str, says: str = "EHLO a\r\nQUIT\r\n") -> str:
 
 @contextmanager
 def proxied(kind: str, directory: Path, port: int, text: str) -> Iterator[int]:
-    """A proxy in front of `port`, configured by `text`, which has places for {front} and {port}; where it listens."""
+    """A proxy before `port`, configured by `text`, which has places for {front} and {port}; where it listens."""
     front = int(free_port())
     config, log = directory / f"{kind}.conf", directory / f"{kind}.log"
     path = shutil.which(kind, path=f"{os.environ['PATH']}:/usr/sbin")

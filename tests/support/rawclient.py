@@ -33,7 +33,7 @@ class RawClient:
         while True:
             line = self._input.readline()
             if not line.endswith(b"\r\n"):
-                raise ConnectionError(f"the connection ended behind {lines} {line!r}")
+                raise ConnectionError(f"the connection ended after {lines} {line!r}")
             lines.append(line[:-2].decode("ascii"))
             if line[3:4] != b"-":
                 self.last_reply = "\n".join(lines)
@@ -62,7 +62,7 @@ class RawClient:
 
 
 def stuffed(message: bytes) -> bytes:
-    """`message` as it goes behind DATA (RFC 5321 4.5.2), its end included."""
+    """`message` as it is sent after DATA (RFC 5321 4.5.2), its end included."""
     return re.sub(rb"(?m)^\.", b"..", message) + (b".\r\n" if message.endswith(b"\r\n") else b"\r\n.\r\n")
 
 

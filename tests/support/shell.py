@@ -52,7 +52,7 @@ class Shell:
                 self.status = int(end[1])
                 return "".join(lines).removesuffix("\n")
             lines.append(line)
-        raise AssertionError(f"the shell has ended behind {words!r}: {lines}")
+        raise AssertionError(f"the shell has ended after {words!r}: {lines}")
 
     def succeeds(self, words: str) -> str:
         """What a command prints that has to succeed."""

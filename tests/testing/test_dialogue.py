@@ -17,7 +17,7 @@ ENVELOPE = (
 
 
 class Fickle(FakeDelivery):
-    """Every second one has a text of its own, or keeps another message."""
+    """Every second one has its own text, or keeps another message."""
 
     made = 0
 

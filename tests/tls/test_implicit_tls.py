@@ -1,4 +1,4 @@
-"""Listeners of implicit TLS: what comes before the handshake, what behind it, and who never gets that far."""
+"""Listeners of implicit TLS: what happens before the handshake and after it, and which clients never get that far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STARTTLS: when it is offered, what is forgotten behind it, and what nobody may slip in before it (RFC 3207)."""
+"""STARTTLS: when it is offered, what is forgotten after it, and that nothing can be injected before it (RFC 3207)."""
 
 from __future__ import annotations
 

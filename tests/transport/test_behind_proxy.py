@@ -1,4 +1,4 @@
-"""A guard behind a proxy: whom it takes the client for, and what a connection is that says nothing or lies."""
+"""A guard behind a proxy: which client it sees, and what happens if a header is missing or false."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_proxy_that_has_not_said_who_comes_is_told_that_the_service_stops() ->
     assert client.heard() == "421 4.3.2 Server shutting down\r\n"
 
 
-# With TLS behind it.
+# With TLS after it.
 
 
 @each_version
@@ -266,7 +266,7 @@ def vector(kind: int, value: bytes) -> bytes:
 
 
 def tls_header(client: int = 0x01, *inner: bytes, more: bytes = b"") -> bytes:
-    """A header of version 2 with the vector of TLS behind another one."""
+    """A header of version 2 with the vector of TLS after another one."""
     vectors = vector(0x04, b"x") + vector(0x20, struct.pack("!BI", client, 0) + b"".join(inner)) + more
     rest = V2[16:] + vectors
     return V2[:14] + struct.pack("!H", len(rest)) + rest

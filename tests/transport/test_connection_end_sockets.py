@@ -26,7 +26,7 @@ V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\
 HELLO = client_hello()
 COMMANDS = b"EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<b@c.example>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n"
 HIDDEN = b"NOOP\r\n" * 12_000
-"""Somewhat more than is read while nothing can be done with it: the end stays in the kernel, behind the rest."""
+"""Somewhat more than is read while nothing can be done with it: the end stays in the kernel, after the rest."""
 
 NO_TIME_LIMITS = {
     "read_timeout": 0,

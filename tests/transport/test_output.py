@@ -404,7 +404,7 @@ async def test_a_slow_reader_gets_everything_in_order(guard: Loopback, step: int
 
 
 async def stuff(guard: Loopback, client: Client, octets: bytes) -> int:
-    """Send without reading, until nothing is taken any more; how much was."""
+    """Send without reading, until no more is taken; how much was."""
     sent = refused = 0
     while sent < len(octets) and refused < 100:
         taken = client.send(octets[sent : sent + 65536])

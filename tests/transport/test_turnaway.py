@@ -83,7 +83,7 @@ async def test_a_refused_client_gets_the_line_though_it_has_sent_something(
     assert client.send(said) == len(said)
     assert await client.hears_the_end() == "FIN"
     assert client.heard == FULL
-    # No reset behind it, which on other systems than this would destroy the line.
+    # No reset after it, which on other systems than this would destroy the line.
     await full.turn()
     assert client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 

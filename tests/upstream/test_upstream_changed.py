@@ -1,4 +1,4 @@
-"""A mail server behind whose EHLO is not what it was, or that answers STARTTLS or DATA as no server should."""
+"""An upstream server whose EHLO is not what it was, or that answers STARTTLS or DATA as no server should."""
 
 from __future__ import annotations
 

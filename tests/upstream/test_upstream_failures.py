@@ -1,4 +1,4 @@
-"""A mail server behind that fails in every way: what the client hears, and that the next mail works."""
+"""An upstream server that fails in every way: what the client hears, and that the next mail works."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FAILURES: dict[str, tuple[str, object, float, str]] = {
     "answers MAIL with 354": ("MAIL", "354 go on", 0, GARBLED),
     "answers MAIL with 221": ("MAIL", "221 2.0.0 Bye", 0, GARBLED),
     "answers MAIL with garbage": ("MAIL", garbage, 0, GARBLED),
-    "answers MAIL for ever": ("MAIL", endless, 0, GARBLED),
+    "answers MAIL without end": ("MAIL", endless, 0, GARBLED),
     "answers MAIL with a line without end": ("MAIL", endless_line, 0, GARBLED),
     "dies at RCPT": ("RCPT", hangs_up, 0, LOST),
     "never answers RCPT": ("RCPT", silence, TIMEOUT, TIMED_OUT),
@@ -67,7 +67,7 @@ FAILURES: dict[str, tuple[str, object, float, str]] = {
     "answers the dot with garbage": (".", garbage, 0, GARBLED),
     "answers the dot with 354": (".", "354 more?", 0, GARBLED),
     "answers the dot with 221": (".", "221 2.0.0 Bye", 0, GARBLED),
-    "answers the dot for ever": (".", endless, 0, GARBLED),
+    "answers the dot without end": (".", endless, 0, GARBLED),
 }
 
 

@@ -1,4 +1,4 @@
-"""Clients, a mail server behind and the clock do anything in any order, and the pool between them keeps its promises.
+"""Clients, an upstream server and the clock do anything in any order, and the pool between them keeps its promises.
 
 The long form takes minutes: `pytest -m soak tests/upstream/test_upstream_fuzz.py`. What fails says its seed, which
 repeats it.

@@ -1,4 +1,4 @@
-"""What is written to an upstream server as a command is one line, whoever asks for it and however Python runs."""
+"""What is written to an upstream server as a command is one line, whatever sends it and however Python runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An LMTP server behind: what is said to it and to nobody else, and what the log says of its verdicts."""
+"""An upstream server that speaks LMTP: what is said to no other server, and what the log says of its verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is offered of what the server behind offers, where it does not offer the same to all."""
+"""What the guard offers of the upstream server's extensions, where that does not offer the same to all."""
 
 from __future__ import annotations
 

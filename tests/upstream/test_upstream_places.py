@@ -1,4 +1,4 @@
-"""Places in the pool of connections to a mail server behind: who gets the next one, and what a server is taken for that
+"""Places in the pool of connections to an upstream server: who gets the next one, and what a server is taken for that
 does not give one."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections to a mail server behind: how many, how long, used by whom, and what is said on them."""
+"""Connections to an upstream server: how many, how long, used by whom, and what is said on them."""
 
 from __future__ import annotations
 

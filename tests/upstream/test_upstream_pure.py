@@ -1,4 +1,4 @@
-"""What is said to a mail server behind, and what its answers mean: tables."""
+"""What is said to an upstream server, and what its answers mean: tables."""
 
 from __future__ import annotations
 

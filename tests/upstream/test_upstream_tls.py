@@ -1,4 +1,4 @@
-"""TLS with a mail server behind, over real sockets: which certificate is good enough, and what is said of others."""
+"""TLS with an upstream server, over real sockets: which certificate is good enough, and what is said of others."""
 
 from __future__ import annotations
 

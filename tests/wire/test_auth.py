@@ -379,7 +379,7 @@ def test_a_failure_is_logged_with_the_name_escaped(logged: StringIO) -> None:
     client.say(f"AUTH PLAIN {plain(user=hostile)}")
     assert r"reason=auth_failed session=" in logged.getvalue()
     assert r"command=AUTH user=a\x20b\x0d\x0areject" in logged.getvalue()
-    # Not with what comes behind it.
+    # Not with what follows it.
     before = len(logged.getvalue())
     client.say("EXPN a")
     assert "user=" not in logged.getvalue()[before:]

@@ -1,4 +1,4 @@
-"""Input that stands behind a command before its reply."""
+"""Input that follows a command before its reply."""
 
 from __future__ import annotations
 

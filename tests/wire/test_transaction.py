@@ -386,7 +386,7 @@ def test_what_is_answered_amid_the_end_of_a_session_is_aborted(monkeypatch: pyte
     guard.delivery.answers["begin"] = lambda *_: begun
     client.say("MAIL FROM:<a@client.example>")
     transaction = FakeTransaction(guard.delivery, None, None)  # type: ignore[arg-type]
-    # Whoever observes the log may be what the hook has waited for.
+    # An observer of the log may be what the hook has waited for.
     monkeypatch.setattr(
         guard.factory.context.events, "reject", lambda *_, **__: begun.called or begun.callback(transaction)
     )

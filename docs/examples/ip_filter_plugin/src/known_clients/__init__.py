@@ -50,8 +50,9 @@ class KnownClients(Service):
             return PASS
         await self._turns.acquire()
         look_up = deferToThreadPool(self._reactor, self._threads, self.look_up, str(peer.address))
-        # A thread cannot be stopped: the turn ends with the look-up, whoever has left. If it ended when the client
-        # leaves, those who come and leave would fill the threads' queue. So what is cancelled is only the answer.
+        # A thread cannot be stopped: the turn ends with the look-up, even if the client has left. If it ended
+        # when the client leaves, clients that connect and leave would fill the threads' queue. So only the answer is
+        # cancelled.
         answer: Deferred[tuple[str, str]] = Deferred()
         look_up.chainDeferred(answer).addBoth(lambda _: self._turns.release())
         verdict, text = await answer
