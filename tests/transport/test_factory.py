@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
 import pytest
@@ -102,3 +103,11 @@ async def test_of_a_crowd_that_comes_at_once_as_many_get_in_as_the_cap_says(guar
     for client in crowd:
         await client.hears(b"\r\n")
     assert sorted(client.heard[:3] for client in crowd) == [b"220"] * 3 + [b"421"] * 97
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
+def test_the_descriptor_that_watches_for_ends_is_there_before_a_crowd_can_take_all() -> None:
+    factory = Guard().factory
+    factory.doStart()
+    assert factory.ends._poll is not None
+    factory.doStop()

@@ -1,7 +1,7 @@
 """The table of commands, with a row for each verb.
 
 A row has the parser of the argument, the phases in which the command is in sequence, its handler, and its flags.
-Handlers return the reply, or None if it comes later; they never write.
+Handlers return the reply, or None if it comes later, or raise Refused; they never write.
 """
 
 from __future__ import annotations

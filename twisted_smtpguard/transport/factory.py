@@ -205,6 +205,10 @@ class SMTPGuardFactory(ServerFactory):
         """Return a session name for the log that no other session has, in this process or another."""
         return f"{self._session_prefix}-{next(self._session_numbers):x}"
 
+    def startFactory(self) -> None:
+        """Called by Twisted when the first port begins to listen."""
+        self.ends.prepare()
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by the port at accept. A connection above the cap gets a protocol that turns it away."""
         return self.build(addr, "")
