@@ -217,7 +217,9 @@ class Connection:
         if not self.known_key:
             peer = self.known_peer
             address = self.host.address() if peer is None else peer.address
-            self.known_key = self.context.clients.key_of(address)
+            key = self.context.clients.key_of(address)
+            # One text for both saves memory: a single address is its own key.
+            self.known_key = self.peer_name if key == self.peer_name else key
         return self.known_key
 
     @property
