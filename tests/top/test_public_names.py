@@ -120,6 +120,7 @@ FACTORY_INSIDE = [
     "release",
     "session_times",
     "socket_buffers",
+    "startFactory",
     "tls",
     "turns",
 ]
