@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,10 +15,14 @@ from processes import PATIENCE_SECONDS
 
 
 def free_port() -> str:
-    """A port that can be listened on at every address: no connection is left there, of whatever address."""
+    """A port that can be listened on at every address: no connection is left there, of whatever address. It is none of
+    those that Linux gives to connections and to port 0, or one of these could take it before it is used."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.create_server(("", 0), family=family, dualstack_ipv6=family == socket.AF_INET6) as probe:
-        return str(probe.getsockname()[1])
+    while True:
+        port = random.randrange(10000, 32768)
+        with suppress(OSError):
+            socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+            return str(port)
 
 
 class Shell:
