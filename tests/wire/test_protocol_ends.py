@@ -793,7 +793,8 @@ def test_under_tls_a_client_that_does_not_end_its_side_holds_no_slot_and_is_abor
     assert transport.aborted
 
 
-def test_under_tls_lingering_goes_on_while_the_kernel_takes_more_of_the_replies() -> None:
+@pytest.mark.parametrize("end", ["QUIT", "close_notify"])
+def test_under_tls_lingering_goes_on_while_the_kernel_takes_more_of_the_replies(end: str) -> None:
     guard = Guard()
     transport = TLSTransport()
     transport.protocol = protocol = guard.factory.buildProtocol(transport.getPeer())
@@ -801,7 +802,10 @@ def test_under_tls_lingering_goes_on_while_the_kernel_takes_more_of_the_replies(
     protocol.handshakeCompleted()
     # What Twisted has below its TLS layer: replies that the kernel has not taken.
     transport.transport = below = Mock(dataBuffer=b"x" * 3000, offset=0, _tempDataLen=100)
-    protocol.dataReceived(b"QUIT\r\n")
+    if end == "QUIT":
+        protocol.dataReceived(b"QUIT\r\n")
+    else:
+        protocol.readConnectionLost()
     for offset in (1000, 2999, 3000):
         below.offset = offset
         guard.clock.advance(5.1)

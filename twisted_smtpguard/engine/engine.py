@@ -134,8 +134,6 @@ class Engine(Connection):
             # The host's `close` is the usual caller, and nothing runs after it, so this need not be queued.
             self._lost()
         else:
-            # A hook may still be running, and its reply must not make a lost connection linger.
-            self.input_ended = True
             self.input(self._lost)
 
     def _lost(self) -> None:
@@ -338,10 +336,11 @@ class Engine(Connection):
     def close(self, how: Close) -> None:
         """Close the connection in the way `how` when every reply has been sent.
 
-        Under TLS every close lingers, because the client's close_notify is waited for.
+        Under TLS every close lingers: the client's close_notify is waited for, and a slow client may still be reading
+        replies. A connection that was lost while a hook ran does not linger.
         """
-        lingers = how is Close.LINGER or self.secure
-        self.lingers = lingers and not self.input_ended and self.context.guard.may_linger()
+        lingers = self.secure or (how is Close.LINGER and not self.input_ended)
+        self.lingers = lingers and not self.host.gone and self.context.guard.may_linger()
         how = Close.LINGER if self.lingers else Close.PLAIN
         self._end(Stage.CLOSING)
         host = self.host

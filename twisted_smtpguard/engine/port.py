@@ -58,6 +58,8 @@ class Host:
     """One connection, as its engine sees it. What stands here is the host of a connection that is gone, where nothing
     has any effect; the host of a live connection overrides all of it."""
 
+    gone = True
+    """Whether the connection is gone in both directions."""
     half_closed = False
     """Whether our side is shut down: the last reply and our FIN have left, and `Engine.half_closed` was called."""
 

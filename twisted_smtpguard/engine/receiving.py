@@ -293,8 +293,8 @@ def _finished_late(
 
 
 def _acceptance(engine: Engine) -> Callable[..., None]:
-    """`Events.accept` with what is true of the present message. By the time of a late verdict the session may have
-    begun another one, or another life with EHLO, STARTTLS or AUTH."""
+    """Return `Events.accept` bound to the current message. When a late verdict comes, the session may have begun
+    another message, and EHLO, STARTTLS or AUTH may have changed its name, its encryption or its user."""
     user = engine.user
     return partial(
         engine.context.events.accept,

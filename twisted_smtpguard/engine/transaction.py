@@ -139,7 +139,8 @@ def _failed(engine: Engine, error: BaseException) -> Reply:
 
 
 def _refused(engine: Engine, reply: Reply) -> Reply:
-    """Refuse a MAIL or RCPT with `reply`. After a first RCPT that was refused, DATA is in sequence (RFC 2920 3.1)."""
+    """Refuse a MAIL or RCPT with `reply`. After a refused first RCPT the phase is REFUSED, in which a pipelined DATA
+    gets a 554 and is no invalid command (RFC 2920 3.1)."""
     if reply.code >= 500:
         engine.rejected_recipients += 1
     if engine.phase is Phase.SENDER:

@@ -204,7 +204,8 @@ class Limits:
     after its final dot."""
     linger_timeout: float = SECONDS.bound(5)
     """Time from the guard's half-close after a final 421 to the abort, so that the reply reaches a client that was
-    still sending; under TLS, time for the client's close_notify after any last reply."""
+    still sending; under TLS, time for the client's close_notify after any last reply, which begins again while the
+    client reads."""
     max_lingering: int = COUNT.bound(1024)
     """Connections that linger so at once; further ones are closed without lingering."""
     shutdown_grace: float = SECONDS.bound(30, "SHUTTING_DOWN")

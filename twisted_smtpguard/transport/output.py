@@ -56,6 +56,7 @@ class Output:
     failed: Callable[[Failure, str], object]
     lost: Callable[[], None]
     _lost = False
+    gone = False
 
     congested = False
     """Whether so many replies wait for the client that the engine must carry out no further command."""
@@ -67,6 +68,7 @@ class Output:
     _close: Close | None = None
     _delays = True
     _left_to_twisted = 0
+    """The octets that Twisted had not sent at the close, or when `is_sending` was last called."""
     _tls_layer: TLSLayer | None = None
 
     def write(self, octets: bytes) -> bool:
@@ -213,7 +215,8 @@ def _left_to_twisted(transport: Any) -> int:
     plain: Any = transport if isinstance(transport, tcp.Connection) else getattr(transport, "transport", None)
     if not isinstance(getattr(plain, "dataBuffer", None), bytes):
         return 0
-    octets: int = len(plain.dataBuffer) - plain.offset + plain._tempDataLen
+    # Twisted has no public way to this. If a release lacks the second count, only the first is seen.
+    octets: int = len(plain.dataBuffer) - plain.offset + getattr(plain, "_tempDataLen", 0)
     return octets
 
 

@@ -6,7 +6,7 @@ It moves octets, keeps time, speaks TLS, and turns answers that come later into 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
@@ -30,9 +30,6 @@ from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import turn_away
 from twisted_smtpguard.transport.turns import FairScheduler
-
-if TYPE_CHECKING:
-    pass
 
 
 class Shared(Protocol):
