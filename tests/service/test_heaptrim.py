@@ -43,6 +43,11 @@ def test_a_c_library_that_cannot_is_left_alone() -> None:
         process.trim_heap()
 
 
+def test_where_no_c_library_can_be_opened_nothing_is_trimmed() -> None:
+    with patch.object(process.ctypes, "CDLL", side_effect=TypeError("a string is expected, not None")):
+        process.trim_heap()
+
+
 def test_the_process_of_twist_does_so_again_and_again_while_it_runs() -> None:
     options = Options()
     options.parseOptions(["--deliver=discard", "--listen=tcp:0:interface=127.0.0.1"])

@@ -249,7 +249,11 @@ TRIM_SECONDS = 30
 def trim_heap() -> None:
     """Return free memory to the operating system. Without malloc_trim (musl, and systems other than Linux) it does
     nothing."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    try:
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):
+        # Windows has no library of that kind.
+        return
     if malloc_trim is not None:
         malloc_trim(ctypes.c_size_t(0))
 
