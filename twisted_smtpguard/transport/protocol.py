@@ -19,6 +19,7 @@ from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, Host
+from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
@@ -84,8 +85,9 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
 
     @property
     def MAX_LENGTH(self) -> int:  # type: ignore[override]
-        """The longest command line in octets, its CRLF included; 0 for no limit."""
-        return self.engine.context.max_line
+        """The longest line that may come now, in octets, its CRLF included; 0 for no limit."""
+        context = self.engine.context
+        return context.max_auth_line if self.engine.stage is Stage.AUTH_RESPONSE else context.max_line
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line without its CRLF, as if it had come from the client."""
