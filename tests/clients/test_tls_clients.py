@@ -80,6 +80,38 @@ def test_openssl_speaks_to_the_listener_of_implicit_tls(guard: GuardProcess) -> 
     assert "221 2.0.0 Closing connection" in shown
 
 
+@pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
+def test_openssl_resumes_its_session_after_starttls(
+    guard: GuardProcess, version: str, tmp_path: Path
+) -> None:
+    session = str(tmp_path / "session.pem")
+    how = ("-starttls", "smtp", f"-{version}", "-crlf", "-ign_eof")
+    shown = s_client(guard.port, *how, "-sess_out", session, says="EHLO a\nQUIT\n")
+    assert "\nNew, " in shown
+    # Early data could be replayed: a message would come twice.
+    assert "Max Early Data: 0\n" in shown or version == "tls1_2"
+    for _ in range(2):
+        shown = s_client(guard.port, *how, "-sess_in", session, "-sess_out", session, says="EHLO a\nQUIT\n")
+        assert "\nReused, " in shown
+        assert "Verify return code: 0 (ok)" in shown
+        assert "221 2.0.0 Closing connection" in shown
+
+
+def test_openssl_resumes_its_session_with_implicit_tls_as_often_as_it_reconnects(guard: GuardProcess) -> None:
+    shown = s_client(tls_port(guard), "-tls1_2", "-crlf", "-ign_eof", "-reconnect", says="QUIT\n")
+    assert shown.count("\nReused, ") == 5
+
+
+def test_openssl_sends_no_early_data(guard: GuardProcess, tmp_path: Path) -> None:
+    session, early = str(tmp_path / "session.pem"), tmp_path / "early"
+    early.write_text("MAIL FROM:<replayed@example.org>\r\n")
+    how = ("-tls1_3", "-crlf", "-ign_eof")
+    s_client(tls_port(guard), *how, "-sess_out", session, says="EHLO a\nQUIT\n")
+    shown = s_client(tls_port(guard), *how, "-sess_in", session, "-early_data", str(early), says="QUIT\n")
+    assert "Early data was not sent\n" in shown
+    assert "\nReused, " in shown
+
+
 @pytest.mark.parametrize("version", ["tls1", "tls1_1"])
 def test_openssl_is_refused_an_old_version(guard: GuardProcess, version: str) -> None:
     shown = s_client(tls_port(guard), f"-{version}", "-cipher", "ALL:@SECLEVEL=0", says="")

@@ -19,6 +19,8 @@ class TLSClient(Client):
         if certificate is not None:
             self.context.load_cert_chain(certificate)
         self.tls: ssl.SSLObject | None = None
+        self.session: ssl.SSLSession | None = None
+        """The session to resume. It belongs to the `context` with which it was made."""
         self.said_goodbye = False
         """The guard has sent close_notify."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -28,14 +30,18 @@ class TLSClient(Client):
     async def upgraded(cls, guard: Loopback, certificate: Path | None = None) -> TLSClient:
         """One that has said EHLO, has asked for TLS, and speaks it."""
         client = cls(guard, certificate=certificate)
-        await client.hears(b"220 ")
-        await client.says(b"EHLO client.example\r\n")
-        await client.hears(b"250 ENHANCEDSTATUSCODES")
-        await client.says(b"STARTTLS\r\n")
-        await client.hears(b"220 2.0.0 Ready to start TLS\r\n")
-        client.heard = b""
-        await client.shake_hands()
+        await client.upgrade()
         return client
+
+    async def upgrade(self) -> None:
+        """Say EHLO, ask for TLS, and speak it."""
+        await self.hears(b"220 ")
+        await self.says(b"EHLO client.example\r\n")
+        await self.hears(b"250 ENHANCEDSTATUSCODES")
+        await self.says(b"STARTTLS\r\n")
+        await self.hears(b"220 2.0.0 Ready to start TLS\r\n")
+        self.heard = b""
+        await self.shake_hands()
 
     async def shake_hands(self) -> None:
         """The whole handshake. ssl.SSLError where it fails, ConnectionError where the guard ends it."""
@@ -58,7 +64,9 @@ class TLSClient(Client):
 
     def begin(self) -> None:
         """What comes next is TLS."""
-        self.tls = self.context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self.tls = self.context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname="localhost", session=self.session
+        )
 
     def hello(self) -> bytes:
         """The first message of the handshake, not sent."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from tempfile import NamedTemporaryFile
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,8 +15,9 @@ from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
 from twisted_smtpguard.tls.certificates import CERTIFICATE, KEY, KeyPair, read_certificates, read_pairs
+from twisted_smtpguard.tls.contexts import Sessions, choose_by_name, make_context
 from twisted_smtpguard.tls.doubts import Doubt, doubts, without_issuer
-from twisted_smtpguard.tls.names import NAMES, look_up, read_names
+from twisted_smtpguard.tls.names import NAMES, read_names
 
 _AUTHORITIES = "tls-client-authorities"
 
@@ -37,6 +36,8 @@ class _Served:
     """The files of certificates whose issuer is not known."""
     faults: Sequence[FaultyFileError]
     """The mistakes in files of names, whose old certificates are still served."""
+    sessions: Any
+    """The `Sessions` that clients may resume. A reading begins new ones, so that none outlives its certificates."""
 
 
 @implementer(IOpenSSLServerConnectionCreator, IPreparedReload, IReadsFiles)
@@ -58,6 +59,9 @@ class CertificateFiles(ReadInThread[_Served]):
     The files are read at once, and again at a reload: in one of the threads of `reactor`, or without it while
     everything else waits. Connections under TLS keep the certificates that they began with. A faulty file of `names`
     keeps its old content in force, any other faulty file that of all. ValueError says which file is wrong, and why.
+
+    Clients may resume a session with a ticket (RFC 8446 2.2, RFC 5077), until the next reload and for two hours at
+    most; then they make a full handshake. Each CertificateFiles has its own keys for tickets.
     """
 
     @checked
@@ -78,7 +82,8 @@ class CertificateFiles(ReadInThread[_Served]):
         if not self._certificates:
             raise ValueError("the file of a certificate is needed")
         self._faults: Sequence[FaultyFileError] = ()
-        self._served = _Served(None, (), {}, frozenset(), ())
+        self._seconds = time.monotonic if reactor is None else reactor.seconds
+        self._served = _Served(None, (), {}, frozenset(), (), None)
         self._served = self._read()
         if self._served.faults:
             raise self._served.faults[0]
@@ -115,9 +120,8 @@ class CertificateFiles(ReadInThread[_Served]):
 
     def serverConnectionForTLS(self, protocol: object) -> Any:
         """Called by Twisted for each connection that begins TLS."""
-        from OpenSSL.SSL import Connection  # noqa: PLC0415
-
-        return Connection(self._served.context, None)
+        served = self._served
+        return served.sessions.connection(served.context)
 
     def _take(self, served: _Served) -> None:
         self._served, self._faults = served, served.faults
@@ -131,95 +135,20 @@ class CertificateFiles(ReadInThread[_Served]):
         names: dict[str, tuple[KeyPair, Any]] = {}
         for name, pair in by_name.items():
             try:
-                names[name] = pair, _context([pair], authorities)
+                names[name] = pair, make_context([pair], authorities)
             except FaultyFileError as error:
                 faults[name] = error
         names.update({name: before[name] for name in faults if name in before})
-        context = _context(pairs, authorities)
+        context = make_context(pairs, authorities)
         if self._names:
-            _choose_by_name(context, {name: each for name, (_, each) in names.items()})
+            choose_by_name(context, {name: each for name, (_, each) in names.items()})
         missing = without_issuer([*pairs, *(pair for pair, _ in names.values())], authorities)
-        return _Served(context, pairs, names, missing, list(faults.values()))
+        sessions = Sessions(self._seconds, asks_for_certificates=bool(authorities))
+        return _Served(context, pairs, names, missing, list(faults.values()), sessions)
 
 
 def _several(files: str | Sequence[str]) -> tuple[str, ...]:
     return ((files,) if files else ()) if isinstance(files, str) else tuple(files)
-
-
-def _context(pairs: Sequence[KeyPair], authorities: Sequence[Any]) -> Any:
-    """An OpenSSL context that serves these certificates."""
-    from OpenSSL import SSL, crypto  # noqa: PLC0415
-    from twisted.internet.ssl import CertificateOptions, TLSVersion  # noqa: PLC0415
-
-    context: Any = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2).getContext()
-    # By renegotiating, a client could make the guard compute one handshake after another.
-    context.set_options(SSL.OP_NO_RENEGOTIATION)
-    for pair in pairs:
-        try:
-            with _chain_file(pair) as path:
-                # This is the only call of pyOpenSSL that gives each of several certificates its own chain.
-                context.use_certificate_chain_file(path)
-            _with_either(context.use_privatekey, pair.key, crypto.PKey.from_cryptography_key)
-            context.check_privatekey()
-        except SSL.Error as error:
-            problem = f"OpenSSL does not accept it: {_reason(error)}"
-            raise FaultyFileError(pair.option, pair.file, problem) from error
-    for authority in authorities:
-        context.get_cert_store().add_cert(crypto.X509.from_cryptography(authority))
-        _with_either(context.add_client_ca, authority, crypto.X509.from_cryptography)
-    if authorities:
-        # With CertificateOptions a client that has no certificate could only be refused.
-        context.set_verify(SSL.VERIFY_PEER)
-    return context
-
-
-@contextmanager
-def _chain_file(pair: KeyPair) -> Iterator[str]:
-    """The path of a temporary file with the certificate and its chain, without the key. The operator's own file may
-    have changed since it was read."""
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
-
-    octets = b"".join(each.public_bytes(Encoding.PEM) for each in (pair.certificate, *pair.chain))
-    # A hardened systemd unit may leave the guard no writable directory.
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112
-        descriptor = os.memfd_create("chain")
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(octets)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    with NamedTemporaryFile() as named:
-        named.write(octets)
-        named.flush()
-        yield named.name
-
-
-def _choose_by_name(context: Any, names: Mapping[str, Any]) -> None:
-    """Make connections of `context` switch to the context of `names` for the name that the client asks for."""
-
-    def choose(connection: Any) -> None:
-        found = look_up(names, connection.get_servername())
-        if found is not None:
-            connection.set_context(found)
-
-    context.set_tlsext_servername_callback(choose)
-
-
-def _with_either(method: Callable[[Any], object], value: Any, converted: Callable[[Any], object]) -> None:
-    """Call `method` with an object of cryptography, or for pyOpenSSL before 24.3 with its own kind of object."""
-    try:
-        method(value)
-    except TypeError:
-        method(converted(value))
-
-
-def _reason(error: Exception) -> str:
-    """The text of an error of OpenSSL."""
-    queue = error.args[0] if error.args else None
-    words = [str(entry[-1]) for entry in queue if entry] if isinstance(queue, list) else [str(error)]
-    return ", ".join(words) or type(error).__name__
 
 
 def can_begin_tls(tls: object) -> bool:
