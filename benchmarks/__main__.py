@@ -15,7 +15,19 @@ from .options import PROCESSOR_TIME, parse
 from .peers import AIOSMTPD, PEERS, SINK
 from .plot import svg
 from .rows import Row, Table
-from .servers import GUARD, GUARD_DEFAULTS, GUARD_INFO, GUARD_INFO_TEXT, GUARD_MAILDIR, Kind, Wrong, kinds
+from .servers import (
+    GUARD,
+    GUARD_DEFAULTS,
+    GUARD_INFO,
+    GUARD_INFO_TEXT,
+    GUARD_MAILDIR,
+    Kind,
+    Wrong,
+    guards,
+    kinds,
+    on,
+    reactor_missing,
+)
 from .vitals import CORES, pin, raise_descriptor_limit
 from .workloads import workloads
 
@@ -28,10 +40,15 @@ def tables(options: Namespace) -> Iterator[Table]:
     descriptors = raise_descriptor_limit()
     pin(1)
     known, loads = kinds(options.python), workloads(options.scale)
-    guard, rounds = known[GUARD], options.rounds
+    rounds = options.rounds
     missing = {name: PEERS[name].missing() for name in options.against}
-    servers = [guard, *(known[name] for name in options.against if not missing[name])]
-    names = [GUARD, *options.against]
+    wanted = guards(options.python, options.reactor)
+    if options.reactor:
+        missing[on(options.reactor)] = reactor_missing(options.python, options.reactor)
+    makers = {name: make for name, make in wanted.items() if not missing.get(name)}
+    own = [make() for make in makers.values()]
+    peers = [known[name] for name in options.against if not missing[name]]
+    names = [*wanted, *options.against]
     notes = [f"{name} could not be had: {why}" for name, why in missing.items() if why]
 
     def rows(*sources: tuple[str, Callable[[], Sequence[Row]]]) -> list[Row]:
@@ -44,19 +61,19 @@ def tables(options: Namespace) -> Iterator[Table]:
         return found
 
     def beside(key: str) -> tuple[str, Callable[[], Sequence[Row]]]:
-        return key, lambda: [compared.beside_peers(loads[key], servers, rounds)]
+        return key, lambda: [compared.beside_peers(loads[key], own, peers, rounds)]
 
     yield Table("Processor time", names, rows(*map(beside, PROCESSOR_TIME)), notes)
     yield Table(
         "Memory",
         names,
         rows(
-            ("W6", lambda: memory.idle_connections(servers, descriptors, options.crowd_scale)),
+            ("W6", lambda: memory.idle_connections(own, peers, descriptors, options.crowd_scale)),
             (
                 "MEMORY",
-                lambda: [memory.large_messages(servers), *memory.held_sessions(guard, options.crowd_scale)],
+                lambda: [memory.large_messages(own, peers), *memory.held_sessions(own, options.crowd_scale)],
             ),
-            ("PROXYMEMORY", lambda: proxied.memory(options.python, options.scale)),
+            ("PROXYMEMORY", lambda: proxied.memory(makers, options.scale)),
         ),
         notes,
     )
@@ -64,8 +81,8 @@ def tables(options: Namespace) -> Iterator[Table]:
         "Latency",
         ["median", "p99", "worst"],
         rows(
-            ("LATENCY", lambda: [memory.latency(guard, options.crowd_scale)]),
-            ("PROXY", lambda: proxied.latency(options.python, rounds, options.scale)),
+            ("LATENCY", lambda: [memory.latency(kind, options.crowd_scale) for kind in own]),
+            ("PROXY", lambda: proxied.latency(makers, rounds, options.scale)),
         ),
     )
     yield Table(
@@ -88,16 +105,17 @@ def tables(options: Namespace) -> Iterator[Table]:
         rows(("TLS", lambda: encrypted.rows(options.python, loads, rounds, options.scale))),
     )
     yield Table(
-        "Mail that goes on to a server behind",
-        list(proxied.COLUMNS),
-        rows(("PROXY", lambda: proxied.cost(options.python, loads, rounds))),
+        "Mail that goes on to an upstream server",
+        proxied.columns(list(wanted)),
+        rows(("PROXY", lambda: proxied.cost(makers, loads, rounds))),
+        [*notes, *proxied.missing()],
     )
     yield Table(
         "What must not grow",
         ["at 1", "at N", "at 10 N"],
         rows(("GROWTH", lambda: growth.growth(options.python, rounds, options.scale, options.crowd_scale))),
     )
-    yield _slower_load(options, [each for each in servers if each.name in (GUARD, SINK)], rows)
+    yield _slower_load(options, [each for each in (*own, *peers) if each.name in (*makers, SINK)], rows)
 
 
 def _slower_load(options: Namespace, servers: Sequence[Kind], rows: Callable[..., list[Row]]) -> Table:

@@ -1,4 +1,5 @@
-"""aiosmtpd as a server that takes every message and forgets it: `python aiosmtpd_server.py PORT`."""
+"""aiosmtpd as a server that takes every message and forgets it: `python aiosmtpd_server.py PORT`; or, with its own
+Proxy handler, as one that passes it on to another on this machine: `python aiosmtpd_server.py PORT UPSTREAM`."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from aiosmtpd.handlers import Proxy
 from aiosmtpd.smtp import SMTP
 
 counts = {"messages": 0, "recipients": 0}
@@ -21,14 +23,15 @@ class Discard:
         return "250 OK"
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, handler: Any) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    make = partial(SMTP, Discard(), hostname="guard.example")
+    make = partial(SMTP, handler, hostname="guard.example")
     await loop.create_server(make, "127.0.0.1", port, backlog=1024)
     await stop.wait()
 
 
-asyncio.run(serve(int(sys.argv[1])))
+port, *upstream = map(int, sys.argv[1:])
+asyncio.run(serve(port, Proxy("127.0.0.1", *upstream) if upstream else Discard()))
 print(json.dumps(counts))

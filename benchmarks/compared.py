@@ -27,12 +27,17 @@ def slower(name: str) -> str:
     return f"{name}, slower load"
 
 
-def beside_peers(workload: Workload, servers: Sequence[Kind], rounds: int) -> Row:
-    """The guard is among `servers`."""
-    able = [kind for kind in servers if kind.refuses or not workload.refusing]
-    found = _measure(workload, able, rounds)
-    ratios = {kind.name: found.ratio(GUARD, kind.name) for kind in able if kind.name != GUARD}
-    return _row(workload.key, workload, found, bounds.judge_ratios(workload.key, ratios), ratios)
+def beside_peers(workload: Workload, guards: Sequence[Kind], peers: Sequence[Kind], rounds: int) -> Row:
+    """Each of the guards beside all peers that can bear the workload."""
+    able = [kind for kind in peers if workload.key not in kind.not_in]
+    found = _measure(workload, [*guards, *able], rounds)
+    ratios: dict[str, float] = {}
+    verdicts: list[Verdict] = []
+    for guard in guards:
+        own = {kind.name: found.ratio(guard.name, kind.name) for kind in able}
+        ratios |= {bounds.compared_to(guard.name, other): ratio for other, ratio in own.items()}
+        verdicts += bounds.judge_ratios(workload.key, guard.name, own)
+    return _row(workload.key, workload, found, verdicts, ratios)
 
 
 def default_limits(workloads: Mapping[str, Workload], kinds: Mapping[str, Kind], rounds: int) -> list[Row]:

@@ -4,15 +4,15 @@ line; and how soon one client is answered while thousands are idle."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import attrs
 
 from . import bounds
 from .load import ENVELOPE, smtp_source
-from .rows import Row
-from .servers import GUARD, Kind, Server, Wrong, running
+from .rows import Row, Verdict
+from .servers import Kind, Server, Wrong, running
 from .sessions import idle, sessions
 
 KIB = 1024
@@ -25,13 +25,15 @@ QUIET_SECONDS = 0.5
 """After which a client that is not read any more stops trying."""
 
 
-def idle_connections(servers: Sequence[Kind], descriptors: int, scale: float) -> list[Row]:
-    """W6. The guard alone has to bear the largest crowd."""
+def idle_connections(
+    guards: Sequence[Kind], peers: Sequence[Kind], descriptors: int, scale: float
+) -> list[Row]:
+    """W6. The guards alone have to bear the largest crowd."""
     rows = []
-    for number, wanted in enumerate(CROWDS):
+    for wanted, others in zip(CROWDS, (peers, ()), strict=True):
         crowd = min(max(1, round(wanted * scale)), descriptors - SPARE_DESCRIPTORS)
         cells = {}
-        for kind in servers if number == 0 else servers[:1]:
+        for kind in (*guards, *(peer for peer in others if "W6" not in peer.not_in)):
             with running(kind) as server:
                 _warm(server)
                 before = server.vitals.resident
@@ -44,16 +46,16 @@ def idle_connections(servers: Sequence[Kind], descriptors: int, scale: float) ->
             if crowd < wanted * scale
             else ""
         )
-        verdicts = [bounds.exactly("KiB each", cells[GUARD], bounds.IDLE_CONNECTION)]
+        verdicts = _each(guards, "KiB each", cells, bounds.IDLE_CONNECTION)
         rows.append(Row("W6", f"{crowd:,} idle connections", "KiB each", cells, {}, verdicts, {}, note))
     return rows
 
 
-def large_messages(servers: Sequence[Kind]) -> Row:
+def large_messages(guards: Sequence[Kind], peers: Sequence[Kind]) -> Row:
     """The most that twenty at once take above idle, at any moment."""
     send_large = smtp_source("-l", "5000000", messages=20, at_once=20)
     cells = {}
-    for kind in servers:
+    for kind in (*guards, *(peer for peer in peers if "MEMORY" not in peer.not_in)):
         with running(kind) as server:
             _warm(server)
             before = server.vitals.resident
@@ -62,7 +64,7 @@ def large_messages(servers: Sequence[Kind]) -> Row:
                 send()
             cells[kind.name] = (server.vitals.peak - before) / MIB
             server.stop()
-    verdicts = [bounds.exactly("MiB", cells[GUARD], bounds.LARGE_MESSAGES)]
+    verdicts = _each(guards, "MiB", cells, bounds.LARGE_MESSAGES)
     return Row("MEMORY", "20 messages of 5 MB at once, peak", "MiB", cells, {}, verdicts)
 
 
@@ -84,22 +86,23 @@ HOLDS = [
 ]
 
 
-def held_sessions(kind: Kind, scale: float) -> list[Row]:
-    """Only the guard: others set no bound on this."""
+def held_sessions(guards: Sequence[Kind], scale: float) -> list[Row]:
+    """Only the guards: others set no bound on this."""
     rows = []
     clients = max(2, round(HELD * scale))
     for hold in HOLDS:
-        with running(kind) as server:
-            _warm(server)
-            before = server.vitals.resident
-            server.vitals.forget_peak()
-            with _holding(server, hold, clients):
-                each = (server.vitals.peak - before) / KIB / clients
-            _still_serves(server)
-            server.stop()
-        verdicts = [bounds.exactly("KiB each", each, bounds.HELD_SESSION)]
-        name = f"{clients} clients, each {hold.name}"
-        rows.append(Row("MEMORY", name, "KiB each", {GUARD: each}, {}, verdicts))
+        cells = {}
+        for kind in guards:
+            with running(kind) as server:
+                _warm(server)
+                before = server.vitals.resident
+                server.vitals.forget_peak()
+                with _holding(server, hold, clients):
+                    cells[kind.name] = (server.vitals.peak - before) / KIB / clients
+                _still_serves(server)
+                server.stop()
+        verdicts = _each(guards, "KiB each", cells, bounds.HELD_SESSION)
+        rows.append(Row("MEMORY", f"{clients} clients, each {hold.name}", "KiB each", cells, {}, verdicts))
     return rows
 
 
@@ -130,7 +133,7 @@ def _holding(server: Server, hold: Hold, clients: int) -> Iterator[None]:
 
 
 def latency(kind: Kind, scale: float) -> Row:
-    """How long one client waits for its reply while others are idle, in ms."""
+    """How long one client of a guard waits for its reply while others are idle, in ms."""
     crowd = max(1, round(CROWDS[0] * scale))
     waits = []
     with running(kind) as server:
@@ -145,7 +148,19 @@ def latency(kind: Kind, scale: float) -> Row:
     waits.sort()
     cells = {"median": waits[len(waits) // 2], "p99": waits[len(waits) * 99 // 100], "worst": waits[-1]}
     verdicts = [bounds.exactly("p99", cells["p99"], bounds.LATENCY)]
-    return Row("LATENCY", f"RSET and NOOP beside {crowd:,} idle", "ms", cells, {}, verdicts)
+    return Row("LATENCY", f"RSET and NOOP beside {crowd:,} idle, {kind.name}", "ms", cells, {}, verdicts)
+
+
+def _each(
+    guards: Sequence[Kind], what: str, cells: Mapping[str, float], at_most: float | Mapping[str, float]
+) -> list[Verdict]:
+    """Whether each guard keeps its bound: the same of all, or by name, of those that have one."""
+    most = at_most if isinstance(at_most, Mapping) else dict.fromkeys(cells, at_most)
+    return [
+        bounds.exactly(bounds.compared_to(kind.name, what), cells[kind.name], most[kind.name])
+        for kind in guards
+        if kind.name in most
+    ]
 
 
 def _warm(server: Server) -> None:

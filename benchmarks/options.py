@@ -35,7 +35,7 @@ Exit status 0; 1 if --judge is given and a bound is missed; 3 if a reply or a co
 
 ROWS = """Rows: W1 to W5, W7, W8 processor time; W6 idle connections; MEMORY of large messages and of clients that
 hold a session; LATENCY beside idle connections; DEFAULTS, without the protections; LOG, an event at info; MAILDIR, on
-the disk; TLS, beside the same in clear; PROXY, mail that goes on to a server behind, beside HAProxy;
+the disk; TLS, beside the same in clear; PROXY, mail that goes on to an upstream server, beside other proxies;
 PROXYMEMORY, of a large one; GROWTH, the cost at N and at 10 N; LOAD, the same with a slower load."""
 
 
@@ -58,6 +58,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--judge", action="store_true", help="exit status 1 if a bound is missed")
     parser.add_argument(
         "--python", default=sys.executable, help="of the environment whose guard is measured (default: this)"
+    )
+    parser.add_argument(
+        "--reactor",
+        default="uvloop",
+        metavar="NAME",
+        help="a column more: the guard on this reactor of twist's (default: uvloop; '' for none)",
     )
     parser.add_argument("--scale", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Peer:
     counting: Callable[[int, bool], list[str]] | None = None
     """As `command`, where to tell its counts costs it something."""
     counts_of_counting: Callable[[str], dict[str, int]] | None = None
-    refuses: bool = True
+    not_in: Collection[str] = ()
     needs_holder: bool = False
     slow: str = ""
     """What it keeps each client waiting for, however little it has to do."""
@@ -110,9 +110,9 @@ PEERS: dict[str, Peer] = {
         _script("aiosmtpd_server.py"),
         lambda: "" if find_spec(AIOSMTPD) else "aiosmtpd is not installed",
         _own_counts,
-        refuses=False,
+        not_in=("W5",),
     ),
-    FLOOR: Peer(_script("floor_server.py"), lambda: "", _own_counts, refuses=False),
+    FLOOR: Peer(_script("floor_server.py"), lambda: "", _own_counts, not_in=("W5",)),
     TWISTED_MAIL: Peer(_script("twistedmail_server.py"), lambda: "", _own_counts),
     SMTP_SERVER: Peer(_smtp_server, _install_smtp_server, _own_counts, needs_holder=True, slow="greeting"),
 }

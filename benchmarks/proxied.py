@@ -1,5 +1,5 @@
-"""The rows of mail that goes on to a server behind: what the guard costs and how long it takes, beside HAProxy, which
-looks into nothing, before the same smtp-sink; and the memory of a message that the server behind is slow to take."""
+"""The rows of mail that goes on to an upstream server: what the guard costs and how long it takes, beside other
+proxies, before the same smtp-sink; and the memory of a message that the upstream server is slow to take."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeAlias
 
 from . import bounds
 from .compared import SMALL_MAIL
 from .load import STEPS, Sent, noted
 from .measure import Entry, Measured, compare_counts, measure
-from .peers import HERE, SINK, tool
-from .rows import Row
-from .servers import GUARD, Kind, Server, Wrong, guard, kinds, running
+from .peers import SINK, tool
+from .proxies import PROXIES
+from .rows import Row, Verdict
+from .servers import Kind, Server, Wrong, kinds, running
 from .sessions import Session, sessions
 from .vitals import SlowServer, octets_a_session
 from .workloads import Workload
 
-HAPROXY = "HAProxy"
+Guards: TypeAlias = "Mapping[str, Callable[..., Kind]]"
+"""As `servers.guards` has them."""
+
 DIRECTLY = f"{SINK} directly"
-COLUMNS = (GUARD, HAPROXY, DIRECTLY)
 PROXY_CORE, LOAD_CORE = 0, 1
 MAILS = 1_000
 """Of a round, where it is measured how long each takes."""
@@ -30,41 +33,71 @@ LARGE = 1024
 KIB = 1024
 
 
-def cost(python: str, workloads: Mapping[str, Workload], rounds: int) -> list[Row]:
-    """Processor time, and mails a second: the proxy has a core for itself, the server behind is on that of the load.
-    What an smtp-sink takes that has nobody in front shows how much the load can send."""
-    with _behind(LOAD_CORE) as (behind, sent):
+def discarding(name: str) -> str:
+    """The column of a guard that passes nothing on."""
+    return f"{name}, discarding"
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """Of the costs, where the guards are called so."""
+    return [*names, *PROXIES, DIRECTLY, *map(discarding, names)]
+
+
+def missing() -> list[str]:
+    """What is to be said of the proxies that cannot be had."""
+    return [f"{name} could not be had: {why}" for name, proxy in PROXIES.items() if (why := proxy.missing())]
+
+
+def cost(guards: Guards, workloads: Mapping[str, Workload], rounds: int) -> list[Row]:
+    """Processor time, and mails a second: the proxy has a core for itself, the upstream server is on that of the load.
+    What an smtp-sink takes that nobody stands before shows how much the load can send."""
+    with _upstream(LOAD_CORE) as (upstream, sent):
         found = {}
         for key in SMALL_MAIL:
-            load = noted(workloads[key].load, sent)
-            entries = [Entry(kind.name, kind, load) for kind in _proxies(python, behind)]
-            entries.append(Entry(DIRECTLY, kinds(python)[SINK], workloads[key].load))
-            found[key] = measure(entries, rounds, workloads[key].factor)
-    return [row for key, took in found.items() for row in _cost_rows(workloads[key], took)]
+            workload = workloads[key]
+            entries = [
+                Entry(kind.name, kind, noted(workload.load_for(kind), sent))
+                for kind in _proxies(guards, upstream)
+            ]
+            entries.append(Entry(DIRECTLY, kinds()[SINK], workload.load))
+            entries += [Entry(discarding(name), make(), workload.load) for name, make in guards.items()]
+            found[key] = measure(entries, rounds, workload.factor)
+    return [row for key, took in found.items() for row in _cost_rows(key, workloads[key], took, list(guards))]
 
 
-def _cost_rows(workload: Workload, found: Measured) -> list[Row]:
+def _cost_rows(key: str, workload: Workload, found: Measured, guards: Sequence[str]) -> list[Row]:
     name = f"{workload.key} {workload.name}"
-    ratios = {other: found.ratio(GUARD, other) for other in found.rounds if other == HAPROXY}
+    ratios = {
+        bounds.compared_to(each, other): found.ratio(each, other)
+        for each in guards
+        for other in PROXIES
+        if other in found.rounds
+    }
+    verdicts = [
+        Verdict(
+            bounds.compared_to(each, "discarding"), found.ratio(each, discarding(each)), bounds.PROXIED[key]
+        )
+        for each in guards
+    ]
     cells = {each: found.median(each) for each in found.rounds}
     details = {each: found.details(each) for each in found.rounds}
-    note = "" if HAPROXY in found.rounds else f"{HAPROXY} could not be had: it is not installed"
     a_second = {each: found.median(each, lambda took: took.per_second) for each in found.rounds}
     return [
-        Row("PROXY", name, workload.unit, cells, details, (), ratios, note),
+        Row("PROXY", name, workload.unit, cells, details, verdicts, ratios),
         Row("PROXY", name, "mails a second", a_second),
     ]
 
 
-def latency(python: str, rounds: int, scale: float) -> list[Row]:
+def latency(guards: Guards, rounds: int, scale: float) -> list[Row]:
     """How long one client waits for a whole mail, from its MAIL to the last 250, in ms.
 
-    Here the server behind is on the core of the proxies, since only one of them has something to do at a time: whoever
-    answers the client is on the other core, and what it takes to wake that one is in each figure and in no difference.
+    Here the upstream server is on the core of the proxies, since only one of them has something to do at a time:
+    whoever answers the client is on the other core, and what it takes to wake that one is in each figure and in no
+    difference.
     """
     mails = max(20, round(MAILS * scale))
-    with _behind(PROXY_CORE) as (behind, sent), ExitStack() as stack:
-        servers = [behind, *(stack.enter_context(running(kind)) for kind in _proxies(python, behind))]
+    with _upstream(PROXY_CORE) as (upstream, sent), ExitStack() as stack:
+        servers = [upstream, *(stack.enter_context(running(kind)) for kind in _proxies(guards, upstream))]
         names = [DIRECTLY, *(server.name for server in servers[1:])]
         waits: dict[str, list[list[float]]] = {name: [] for name in names}
         with ExitStack() as clients:
@@ -79,7 +112,7 @@ def latency(python: str, rounds: int, scale: float) -> list[Row]:
         for server in servers[1:]:
             server.stop()
     rows = [_latency_row(name, waits[name]) for name in names]
-    added = [_added(name, waits[name], waits[DIRECTLY]) for name in names[1:]]
+    added = [_added(name, waits[name], waits[DIRECTLY], judged=name in guards) for name in names[1:]]
     return [*rows, *added]
 
 
@@ -117,7 +150,9 @@ def _latency_row(name: str, rounds: Sequence[Sequence[float]]) -> Row:
     return Row("PROXY", f"a whole mail, {name}", "ms", cells, details)
 
 
-def _added(name: str, rounds: Sequence[Sequence[float]], directly: Sequence[Sequence[float]]) -> Row:
+def _added(
+    name: str, rounds: Sequence[Sequence[float]], directly: Sequence[Sequence[float]], *, judged: bool
+) -> Row:
     """Of each round what is more than the same round without anybody between."""
     cells = {
         what: statistics.median(
@@ -125,39 +160,51 @@ def _added(name: str, rounds: Sequence[Sequence[float]], directly: Sequence[Sequ
         )
         for what, of in (("median", _p50), ("p99", _p99))
     }
-    return Row("PROXY", f"a whole mail, what {name} adds", "ms", cells)
+    verdicts = [
+        bounds.exactly(what, cells[what], most) for what, most in bounds.LATENCY_ADDED.items() if judged
+    ]
+    return Row("PROXY", f"a whole mail, what {name} adds", "ms", cells, {}, verdicts)
 
 
-def memory(python: str, scale: float) -> list[Row]:
-    """What a session takes while the server behind reads nothing, and then all: one has the large message."""
+def memory(guards: Guards, scale: float) -> list[Row]:
+    """What a session takes while the upstream server reads nothing, and then all: one has the large message."""
     megabytes = max(16, round(LARGE * scale))
     rows = []
     for how, keywords in (("DATA", ()), ("BDAT", ("CHUNKING",))):
-        server = SlowServer(*keywords)
-        try:
-            kind = guard(GUARD, python, "--max-message-size=2G", deliver=f"smtp:tcp:127.0.0.1:{server.port}")
-            with running(kind) as running_guard:
-                each = _octets_a_session(running_guard, server, megabytes, chunked=how == "BDAT") / KIB
-                running_guard.stop()
-        finally:
-            server.close()
-        verdicts = [bounds.exactly("KiB a session", each, bounds.PROXIED_SESSION)]
+        cells = {
+            name: _octets_a_session(make, keywords, megabytes, chunked=how == "BDAT") / KIB
+            for name, make in guards.items()
+        }
+        verdicts = [
+            bounds.exactly(bounds.compared_to(name, "KiB a session"), each, bounds.PROXIED_SESSION)
+            for name, each in cells.items()
+        ]
         name = f"a message of {megabytes:,} MB passed on by {how}"
-        rows.append(Row("PROXYMEMORY", name, "KiB a session", {GUARD: each}, {}, verdicts))
+        rows.append(Row("PROXYMEMORY", name, "KiB a session", cells, {}, verdicts))
     return rows
 
 
-def _octets_a_session(guard: Server, server: SlowServer, megabytes: int, *, chunked: bool) -> float:
-    address = ("127.0.0.1", guard.port)
+def _octets_a_session(
+    make: Callable[..., Kind], keywords: Sequence[str], megabytes: int, *, chunked: bool
+) -> float:
+    server = SlowServer(*keywords)
     try:
-        return octets_a_session(address, guard.vitals, server, megabytes, chunked=chunked)
-    except (AssertionError, OSError) as error:
-        raise Wrong(f"{guard.name}, with a slow server behind: {error}") from error
+        kind = make("--max-message-size=2G", deliver=f"smtp:tcp:127.0.0.1:{server.port}")
+        with running(kind) as guard:
+            address = ("127.0.0.1", guard.port)
+            try:
+                each = octets_a_session(address, guard.vitals, server, megabytes, chunked=chunked)
+            except (AssertionError, OSError) as error:
+                raise Wrong(f"{guard.name}, with a slow upstream server: {error}") from error
+            guard.stop()
+    finally:
+        server.close()
+    return each
 
 
 @contextmanager
-def _behind(core: int) -> Iterator[tuple[Server, list[Sent]]]:
-    """The server behind. What is put on the list must have come to it when the block ends."""
+def _upstream(core: int) -> Iterator[tuple[Server, list[Sent]]]:
+    """The upstream server. What is put on the list must have come to it when the block ends."""
     if tool(SINK) is None:
         raise Wrong("smtp-sink of Postfix is needed")
     counting = kinds()[SINK].counted_as
@@ -169,19 +216,10 @@ def _behind(core: int) -> Iterator[tuple[Server, list[Sent]]]:
         compare_counts(server, sent)
 
 
-def _proxies(python: str, behind: Server) -> list[Kind]:
-    proxies = [
-        guard(GUARD, python, "--accept-domain=guard.example", deliver=f"smtp:tcp:127.0.0.1:{behind.port}")
+def _proxies(guards: Guards, upstream: Server) -> list[Kind]:
+    own = [
+        make("--accept-domain=guard.example", deliver=f"smtp:tcp:127.0.0.1:{upstream.port}")
+        for make in guards.values()
     ]
-    haproxy = tool("haproxy")
-    if haproxy is not None:
-        proxies.append(Kind(HAPROXY, _haproxy_command(haproxy, behind.port)))
-    return proxies
-
-
-def _haproxy_command(haproxy: str, behind: int) -> Callable[[int, bool], Sequence[str]]:
-    def command(port: int, refusing: bool) -> list[str]:
-        own = [haproxy, "-db", "-f", str(HERE / "haproxy.cfg")]
-        return ["/usr/bin/env", f"FRONT={port}", f"BEHIND={behind}", *own]
-
-    return command
+    others = [proxy.kind(name, upstream.port) for name, proxy in PROXIES.items() if not proxy.missing()]
+    return [*own, *others]

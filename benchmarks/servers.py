@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import attrs
 
+from .bounds import GUARD
 from .peers import PEERS
-from .vitals import Vitals, pin
+from .vitals import Family, pin
 
-GUARD = "guard"
 GUARD_INFO = "guard, info as JSON"
 GUARD_INFO_TEXT = "guard, info as text"
 GUARD_DEFAULTS = "guard, default limits"
@@ -69,12 +70,12 @@ class Kind:
     """What it has counted, from all it has printed; None if it cannot tell."""
     counted_as: Kind | None = None
     """The same server made to tell its counts, which costs it something: for a round that is not measured."""
-    refuses: bool = True
-    """Whether it has a way to refuse connections."""
+    not_in: Collection[str] = ()
+    """The keys of rows that it cannot bear, or has nothing to set against."""
     needs_holder: bool = False
     """Whether it refuses by a cap of one connection, which somebody must hold."""
     slow: str = ""
-    """What it keeps clients waiting for: its greeting, or a disk."""
+    """What it keeps clients waiting for: its greeting, a disk, or the upstream server."""
     tls: TLS | None = None
     """What our own clients speak to it; None: in clear."""
 
@@ -128,11 +129,14 @@ def guard(
     protections: Sequence[str] = PROTECTIONS,
     deliver: str = "discard",
     tls: TLS | None = None,
+    reactor: str = "",
 ) -> Kind:
-    """The guard as `twist smtpguard` of the environment of `python`."""
+    """The guard as `twist smtpguard` of the environment of `python`. `reactor`: by the name that `twist` knows it by;
+    that which Twisted chooses if there is none."""
 
     def command(port: int, refusing: bool) -> list[str]:
         twist = [python, "-m", "twisted", f"--log-level={level}", f"--log-format={log_format}"]
+        twist += [f"--reactor={reactor}"] if reactor else []
         listen = "--listen-tls" if tls is not None and tls.implicit else "--listen"
         own = [f"--deliver={deliver}", f"{listen}=tcp:{port}:interface=127.0.0.1", *protections, *options]
         return [*twist, "smtpguard", *own, *(["--max-connections=1"] if refusing else [])]
@@ -140,9 +144,42 @@ def guard(
     counts = _guard_counts if (level, log_format) == ("info", "json") else None
     twin = None
     if counts is None:
-        twin = guard(name, python, *options, level="info", protections=protections, deliver=deliver, tls=tls)
+        twin = guard(
+            name,
+            python,
+            *options,
+            level="info",
+            protections=protections,
+            deliver=deliver,
+            tls=tls,
+            reactor=reactor,
+        )
     slow = "disk" if deliver.startswith("maildir:") else ""
     return Kind(name, command, counts, twin, needs_holder=True, slow=slow, tls=tls)
+
+
+def on(reactor: str) -> str:
+    """The name of the guard on a reactor that is not Twisted's choice."""
+    return f"{GUARD} on {reactor}"
+
+
+def guards(python: str, reactor: str = "") -> dict[str, Callable[..., Kind]]:
+    """By name, what makes the guard on the reactor that Twisted chooses, and on another if that is named: `guard` but
+    for what both have in common."""
+    made = {GUARD: partial(guard, GUARD, python)}
+    if reactor:
+        made[on(reactor)] = partial(guard, on(reactor), python, reactor=reactor)
+    return made
+
+
+def reactor_missing(python: str, reactor: str) -> str:
+    """Why the environment of `python` has no such reactor, or an empty string."""
+    code = "import sys; from twisted.application.reactors import installReactor; installReactor(sys.argv[1])"
+    done = subprocess.run([python, "-c", code, reactor], capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    last = done.stderr.strip().rpartition("\n")[2]
+    return "twist knows no reactor of that name" if "NoSuchReactor" in last else last
 
 
 def kinds(python: str = sys.executable) -> dict[str, Kind]:
@@ -161,7 +198,7 @@ def kinds(python: str = sys.executable) -> dict[str, Kind]:
             peer.command,
             peer.counts,
             Kind(name, peer.counting, peer.counts_of_counting) if peer.counting else None,
-            refuses=peer.refuses,
+            not_in=peer.not_in,
             needs_holder=peer.needs_holder,
             slow=peer.slow,
         )
@@ -178,7 +215,7 @@ class Server:
         self.name = kind.name
         self.port = port
         self.directory = directory
-        self.vitals = Vitals(process.pid)
+        self.vitals = Family(process.pid)
         self._process = process
         self.refused_before = 0
         """Connections refused before any load."""

@@ -40,9 +40,9 @@ def workloads(scale: float = 1.0) -> dict[str, Workload]:
     """All whose cost is processor time, by key. `scale`: of the size of a round."""
     some = multiple(scale)
     w1 = smtp_source("-l", "1024", messages=some(3000, AT_ONCE), at_once=AT_ONCE)
-    w1_disk = smtp_source("-l", "1024", messages=some(400, AT_ONCE), at_once=AT_ONCE)
+    w1_few = smtp_source("-l", "1024", messages=some(400, AT_ONCE), at_once=AT_ONCE)
     w1_greeting = smtp_source("-l", "1024", messages=some(3000, 100), at_once=100)
-    w2_disk = smtp_source("-d", "-l", "1024", messages=some(1500, AT_ONCE), at_once=AT_ONCE)
+    w2_few = smtp_source("-d", "-l", "1024", messages=some(1500, AT_ONCE), at_once=AT_ONCE)
     w2 = smtp_source("-d", "-l", "1024", messages=some(6000, AT_ONCE), at_once=AT_ONCE)
     large = some(40, AT_ONCE)
     w3 = smtp_source("-l", "5000000", messages=large, at_once=AT_ONCE, units=large * 5)
@@ -58,9 +58,16 @@ def workloads(scale: float = 1.0) -> dict[str, Workload]:
             "µs a mail",
             1e6,
             w1,
-            slow={"disk": w1_disk, "greeting": w1_greeting},
+            slow={"disk": w1_few, "upstream": w1_few, "greeting": w1_greeting},
         ),
-        Workload("W2", "small mails, many a connection", "µs a mail", 1e6, w2, slow={"disk": w2_disk}),
+        Workload(
+            "W2",
+            "small mails, many a connection",
+            "µs a mail",
+            1e6,
+            w2,
+            slow={"disk": w2_few, "upstream": w2_few},
+        ),
         Workload("W3", "5 MB mails, 20 at once", "ms a MB", 1e3, w3),
         Workload("W4", "100 recipients a mail", "µs a recipient", 1e6, w4),
         Workload("W5", "refused with 421 at accept", "µs a connection", 1e6, w5, refusing=True),

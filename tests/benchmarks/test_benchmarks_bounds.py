@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.bounds import RATIOS, exactly, judge_ratios
+from benchmarks.bounds import GUARD, PROXIED, RATIOS, exactly, judge_ratios
+from benchmarks.compared import SMALL_MAIL
 from benchmarks.peers import PEERS
 from benchmarks.rows import Verdict
+from benchmarks.servers import on
 from benchmarks.workloads import workloads
 
 
@@ -38,9 +40,19 @@ def test_a_figure_that_is_no_ratio_is_held_to_its_bound(value: float, met: bool)
 def test_a_workload_is_judged_by_the_servers_that_were_there(
     key: str, ratios: dict[str, float], judged: list[tuple[str, float]]
 ) -> None:
-    assert [(each.what, each.at_most) for each in judge_ratios(key, ratios)] == judged
+    assert [(each.what, each.at_most) for each in judge_ratios(key, GUARD, ratios)] == judged
+
+
+def test_the_guard_on_uvloop_has_its_own_bounds_and_on_another_reactor_none() -> None:
+    ratios = {"smtp-sink": 1.0, "smtp-server": 0.9}
+    (verdict,) = judge_ratios("W1", on("uvloop"), ratios)
+    assert (verdict.what, verdict.at_most) == ("guard on uvloop to smtp-sink", 1.6)
+    assert judge_ratios("W1", on("asyncio"), ratios) == []
 
 
 def test_every_bound_is_of_a_server_and_a_workload_that_exist() -> None:
-    assert set(RATIOS) <= set(PEERS)
-    assert {key for of in RATIOS.values() for key in of} <= set(workloads())
+    assert set(RATIOS) == {GUARD, on("uvloop")}
+    of_others = [item for of in RATIOS.values() for item in of.items()]
+    assert {other for other, _ in of_others} <= set(PEERS)
+    assert {key for _, of in of_others for key in of} <= set(workloads())
+    assert set(PROXIED) == set(SMALL_MAIL)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from documents import ROOT
 from vitals import Vitals
 
 from benchmarks.peers import tool
+from benchmarks.proxied import columns, missing
+from benchmarks.proxies import PROXIES
 from benchmarks.servers import Wrong, _guard_counts
+from benchmarks.vitals import Family
 
 pytestmark = pytest.mark.xdist_group("load")
 
@@ -42,12 +46,12 @@ def rows(done: subprocess.CompletedProcess[str]) -> Sequence[dict[str, Any]]:
 
 
 def test_a_message_that_goes_on_has_a_bound_whichever_way_it_comes() -> None:
-    found = rows(run("--only", "PROXYMEMORY", "--json"))
+    found = rows(run("--only", "PROXYMEMORY", "--reactor", "", "--json"))
     assert [row["name"] for row in found] == [
         "a message of 16 MB passed on by DATA",
         "a message of 16 MB passed on by BDAT",
     ]
-    assert [each["at_most"] for row in found for each in row["verdicts"]] == [128.0, 128.0]
+    assert [each["at_most"] for row in found for each in row["verdicts"]] == [96.0, 96.0]
 
 
 def test_the_guard_alone_refuses_and_takes_pipelined_mail() -> None:
@@ -57,6 +61,20 @@ def test_the_guard_alone_refuses_and_takes_pipelined_mail() -> None:
     for row in found:
         assert row["cells"]["guard"] > 0
         assert 0 < row["details"]["guard"]["busy"] <= 1.1
+
+
+def test_the_guard_on_another_reactor_has_its_own_column_rows_and_bounds() -> None:
+    costs, waits = tables(run("--only", "W5,LATENCY", "--against", "", "--reactor", "asyncio", "--json"))
+    (row,) = costs["rows"]
+    assert set(row["cells"]) == {"guard", "guard on asyncio"}
+    assert [row["name"].rpartition(", ")[2] for row in waits["rows"]] == ["guard", "guard on asyncio"]
+
+
+def test_a_reactor_that_cannot_be_had_leaves_its_column_empty_and_the_reason_below() -> None:
+    (costs,) = tables(run("--only", "W5", "--against", "", "--reactor", "none-such", "--json"))
+    assert costs["columns"] == ["guard", "guard on none-such"]
+    assert set(costs["rows"][0]["cells"]) == {"guard"}
+    assert costs["notes"] == ["guard on none-such could not be had: twist knows no reactor of that name"]
 
 
 SLOW_ROWS = ["MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
@@ -70,7 +88,7 @@ class TestWithPostfix:
         ["W1,W2,W4,W6,W8", *(pytest.param(each, marks=pytest.mark.soak) for each in SLOW_ROWS)],
     )
     def test_every_row_can_be_measured(self, keys: str) -> None:
-        found = rows(run("--only", keys, "--against", "", "--json"))
+        found = rows(run("--only", keys, "--against", "", "--reactor", "", "--json"))
         assert {row["key"] for row in found} == set(keys.split(","))
 
     def test_tls_is_measured_beside_the_same_in_clear_by_either_load(self) -> None:
@@ -80,19 +98,35 @@ class TestWithPostfix:
             assert set(row["cells"]) == {"in clear, smtp-source", "in clear", "STARTTLS", "implicit TLS"}
             assert row["cells"]["implicit TLS"] > row["cells"]["in clear"]
 
-    @pytest.mark.skipif(not REQUIRED and tool("haproxy") is None, reason="needs HAProxy")
-    def test_mail_that_goes_on_is_measured_beside_haproxy(self) -> None:
-        waits, costs = tables(run("--only", "PROXY", "--json"))
+    def test_mail_that_goes_on_is_measured_beside_other_proxies_and_beside_the_same_guard_discarding(
+        self,
+    ) -> None:
+        waits, costs = tables(run("--only", "PROXY", "--reactor", "asyncio", "--json"))
+        guards = ["guard", "guard on asyncio"]
+        proxies = [name for name, proxy in PROXIES.items() if not proxy.missing()]
+        assert proxies == list(PROXIES) or not REQUIRED
+        through = [*guards, *proxies]
         assert [row["name"] for row in waits["rows"]] == [
-            "a whole mail, smtp-sink directly",
-            "a whole mail, guard",
-            "a whole mail, HAProxy",
-            "a whole mail, what guard adds",
-            "a whole mail, what HAProxy adds",
+            *(f"a whole mail, {name}" for name in ("smtp-sink directly", *through)),
+            *(f"a whole mail, what {name} adds" for name in through),
         ]
+        judged = {
+            row["name"]: {each["what"]: each["at_most"] for each in row["verdicts"]} for row in waits["rows"]
+        }
+        assert {name: of for name, of in judged.items() if of} == {
+            f"a whole mail, what {name} adds": {"median": 0.3, "p99": 0.6} for name in guards
+        }
         assert [row["unit"] for row in costs["rows"]] == ["µs a mail", "mails a second"] * 2
         for row in costs["rows"]:
-            assert set(row["cells"]) == {"guard", "HAProxy", "smtp-sink directly"}
+            own = {f"{name}, discarding" for name in guards}
+            assert set(row["cells"]) == {*through, "smtp-sink directly", *own}
+            assert set(row["cells"]) <= set(costs["columns"])
+        assert [(each["what"], each["at_most"]) for row in costs["rows"] for each in row["verdicts"]] == [
+            ("discarding", 2.5),
+            ("guard on asyncio to discarding", 2.5),
+            ("discarding", 3.0),
+            ("guard on asyncio to discarding", 3.0),
+        ]
 
     def test_others_are_measured_beside_it(self) -> None:
         (row,) = rows(run("--only", "W2", "--against", "smtp-sink,twisted.mail", "--json"))
@@ -115,6 +149,23 @@ def test_a_message_that_is_not_one_event_is_noticed(accepts: int) -> None:
         _guard_counts("".join(f"\x1e{json.dumps(event)}\n" for event in events))
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("HAProxy", "it is not installed"), ("nginx", "it is not installed")]
+)
+def test_a_proxy_that_is_not_here_leaves_its_column_empty_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.setattr("benchmarks.proxies.tool", lambda program: None)
+    assert name in columns(["guard"])
+    assert f"{name} could not be had: {why}" in missing()
+
+
+def test_nginx_without_its_mail_module_is_none_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.proxies.tool", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr("benchmarks.proxies.NGINX_MAIL", Path("/nowhere"))
+    assert "nginx could not be had: its mail module is not installed" in missing()
+
+
 def test_processor_time_is_that_of_all_threads_and_finer_than_a_tick() -> None:
     code = "import threading, time; work = lambda: sum(range(200_000)); t = threading.Thread(target=work)\n"
     code += "t.start(); t.join(); print(time.process_time(), flush=True); input()"
@@ -126,3 +177,20 @@ def test_processor_time_is_that_of_all_threads_and_finer_than_a_tick() -> None:
         assert told <= Vitals(process.pid).seconds <= told + 0.05
         process.communicate("\n")
     assert time.get_clock_info("process_time").resolution < 1e-6
+
+
+def test_processor_time_of_a_server_is_also_that_of_the_processes_it_starts_and_has_started() -> None:
+    work = "import time; sum(range(3_000_000)); print(time.process_time(), flush=True)"
+    code = f"import subprocess, sys; child = [sys.executable, '-c', {work!r}]\n"
+    code += "subprocess.run(child); kept = [sys.executable, '-c', child[2] + '; input()']\n"
+    code += "kept = subprocess.Popen(kept, stdin=subprocess.PIPE); input(); kept.communicate(b'\\n')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        ended, there = float(process.stdout.readline()), float(process.stdout.readline())
+        found = Family(process.pid).seconds
+        # That of the one that has ended is told in ticks of 10 ms, user and system.
+        assert found - Vitals(process.pid).seconds >= ended + there - 0.02
+        assert Family(process.pid).seconds <= Vitals(process.pid).seconds + ended + there + 0.2
+        process.communicate("\n")

@@ -22,6 +22,7 @@ from benchmarks.workloads import workloads
                 "rounds": 5,
                 "scale": 1.0,
                 "python": sys.executable,
+                "reactor": "uvloop",
             },
         ),
         (["--only", "W1, W3"], {"only": ["W1", "W3"]}),
