@@ -1,9 +1,9 @@
 """A well-behaved client that connects again and again, in its own process: how long it waits for its service.
 
-    python probe.py PORT INTERVAL GREETING_CODE
+    python probe.py PORT INTERVAL GREETING_CODE [tls]
 
 It prints one line a visit, the seconds it took, until its standard input ends. A visit is a whole session with a
-message, or the reading of the one line where GREETING_CODE is not 220.
+message, or the reading of the one line where GREETING_CODE is not 220. With `tls` it begins with a handshake.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,12 @@ _DIALOGUE = (
 )
 
 
-def visit(port: int, greeting: bytes) -> None:
+def visit(port: int, greeting: bytes, tls: ssl.SSLContext | None) -> None:
     """One session. An exception when it was not served."""
-    with socket.create_connection(("127.0.0.1", port), _GIVE_UP_SECONDS) as connection:
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), _GIVE_UP_SECONDS))
+        if tls is not None:
+            connection = stack.enter_context(tls.wrap_socket(connection))
         replies = connection.makefile("rb")
         _expect(replies.readline, greeting)
         if greeting != b"220":
@@ -50,10 +54,11 @@ def _expect(readline, code: bytes) -> None:
             return
 
 
-def main(port: int, interval: float, greeting: bytes) -> None:
+def main(port: int, interval: float, greeting: bytes, *, tls: bool) -> None:
+    context = ssl._create_unverified_context() if tls else None
     while True:
         began = time.monotonic()
-        visit(port, greeting)
+        visit(port, greeting, context)
         took = time.monotonic() - began
         print(f"{took:.6f}", flush=True)
         if select.select([sys.stdin], [], [], max(0.0, interval - took))[0]:
@@ -76,11 +81,13 @@ class Waits:
 
 
 @contextlib.contextmanager
-def visits(port: int, *, interval: float = 0.2, greeting: int = 220) -> Iterator[Waits]:
-    """While the block runs, a fresh client comes every `interval` seconds. AssertionError when one is not served."""
+def visits(port: int, *, interval: float = 0.2, greeting: int = 220, tls: bool = False) -> Iterator[Waits]:
+    """While the block runs, a fresh client comes every `interval` seconds, and begins with TLS if `tls`. AssertionError
+    when one is not served."""
     waits = Waits()
+    words = [str(port), str(interval), str(greeting), *(["tls"] if tls else [])]
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), str(port), str(interval), str(greeting)],
+        [sys.executable, str(Path(__file__)), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -95,4 +102,4 @@ def visits(port: int, *, interval: float = 0.2, greeting: int = 220) -> Iterator
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3].encode())
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3].encode(), tls=sys.argv[4:] == ["tls"])

@@ -71,15 +71,16 @@ def besiege(
     probe_greeting: int = 220,
     lets_go: bool = False,
     crowd_port: int = 0,
+    probe_tls: bool = False,
 ) -> Siege:
     """Let one client come for each behaviour, `at_once` at a time, for at most `seconds`; the rest then hang up. They
     come spread over the first `within` seconds.
 
     `lets_go`: before that, the guard must close every connection by itself. `crowd_port`: where the crowd comes, if it
-    is another listener than that of honest clients.
+    is another listener than that of honest clients. `probe_tls`: these come there too, and begin with TLS.
     """
-    vitals, port = Vitals(guard.pid), guard.port
-    with visits(port, greeting=probe_greeting):
+    vitals, port = Vitals(guard.pid), crowd_port if probe_tls else guard.port
+    with visits(port, greeting=probe_greeting, tls=probe_tls):
         pass  # What a first session brings into memory is not the crowd's.
     before, log_before, own_descriptors = vitals.resident, len(guard.log), vitals.descriptors
 
@@ -94,7 +95,7 @@ def besiege(
 
     vitals.forget_peak()
     cpu, began = vitals.seconds, time.monotonic()
-    with visits(port, greeting=probe_greeting) as waits:
+    with visits(port, greeting=probe_greeting, tls=probe_tls) as waits:
         clients = run_crowd(
             behaviours,
             partial(Client, crowd_port or port, receive_buffer=receive_buffer, anywhere=anywhere),

@@ -76,6 +76,44 @@ def test_handshakes_that_never_end_hold_nothing_beyond_their_time(
     assert log.count("reason=tls_handshake_timeout") >= CLIENTS
 
 
+@pytest.mark.parametrize("behaviour", [drip(client_hello(), b"", 9), be_idle], ids=["hello", "silent"])
+def test_twenty_handshakes_a_second_that_never_end_keep_nobody_from_tls(
+    tmp_path: Path, behaviour: Behaviour
+) -> None:
+    # At the limit from the second second on, and long before the first handshake is out of time.
+    siege, log = attack(
+        tmp_path,
+        "unfinished handshakes",
+        behaviour,
+        "--max-tls-handshakes=40",
+        clients=160,
+        tls=True,
+        within=8,
+        seconds=8,
+        probe_tls=True,
+    )
+    assert len(siege.waits.seconds) > 20
+    assert log.count("reason=max_tls_handshakes limit=40 value=41 ") > 100
+    assert siege.connections <= 41
+    assert siege.octets_a_client < 64 * KiB
+
+
+def test_a_flood_of_handshakes_is_cut_to_the_limit_in_each_second(tmp_path: Path) -> None:
+    siege, log = attack(
+        tmp_path,
+        "a flood of handshakes",
+        drip(client_hello(), b"", 9),
+        "--max-tls-handshakes=20",
+        clients=400,
+        tls=True,
+        within=2,
+        seconds=3,
+    )
+    # The rest is not computed: a connection that is refused costs a tenth of a handshake.
+    assert log.count("reason=max_tls_handshakes") > 300
+    assert siege.connections <= 22
+
+
 HEADERS = {
     "none": be_idle,
     "a line that drips": drip(b"PROXY TCP4 ", b"1", 0.05),

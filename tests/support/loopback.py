@@ -104,6 +104,7 @@ class Loopback:
         assert self.factory.connections == 0
         assert self.factory.statistics.live_connections == 0
         assert self.factory._open == set()
+        assert self.factory.context.handshakes == {}
 
 
 def _place(host: Any) -> Any:

@@ -35,13 +35,17 @@ class TLSClient(Client):
 
     async def upgrade(self) -> None:
         """Say EHLO, ask for TLS, and speak it."""
+        await self.ask_for_tls()
+        await self.shake_hands()
+
+    async def ask_for_tls(self) -> None:
+        """Say EHLO, and STARTTLS. The handshake is what comes next."""
         await self.hears(b"220 ")
         await self.says(b"EHLO client.example\r\n")
         await self.hears(b"250 ENHANCEDSTATUSCODES")
         await self.says(b"STARTTLS\r\n")
         await self.hears(b"220 2.0.0 Ready to start TLS\r\n")
         self.heard = b""
-        await self.shake_hands()
 
     async def shake_hands(self) -> None:
         """The whole handshake. ssl.SSLError where it fails, ConnectionError where the guard ends it."""

@@ -17,6 +17,10 @@ from twisted_smtpguard.engine.refusal import refusal_of
 from twisted_smtpguard.engine.stages import ENDED, Stage
 from twisted_smtpguard.values import Peer
 
+_YOUNG_SECONDS = 1
+"""A handshake that is younger is not aborted for another. An honest client has ended it by then, and a crowd that
+abandons its handshakes makes the guard compute at most `max_tls_handshakes` of them in that time."""
+
 
 def begin(engine: Engine, *, behind_proxy: bool = False, tls_has_begun: bool = False) -> None:
     """Called when the connection has been accepted. `behind_proxy`: it comes from a trusted proxy and begins with a
@@ -26,8 +30,9 @@ def begin(engine: Engine, *, behind_proxy: bool = False, tls_has_begun: bool = F
 
 def _begin(engine: Engine, behind_proxy: bool, tls_has_begun: bool) -> None:
     if tls_has_begun:
-        engine.implicit_tls = engine.handshaking = True
-        engine.set_deadline("tls_handshake")
+        engine.implicit_tls = True
+        if not _begin_handshake(engine):
+            return
     engine.behind_proxy = behind_proxy
     if behind_proxy:
         engine.enter(Stage.PROXY_HEADER)
@@ -85,17 +90,44 @@ def begin_tls(engine: Engine) -> None:
     if engine.handshaking:
         # The endpoint has begun the handshake, and its deadline runs already.
         return
-    engine.handshaking = True
     octets = engine.buffer[engine.offset :]
     engine.buffer, engine.offset = b"", 0
     engine.resume()
-    engine.set_deadline("tls_handshake")
+    if not _begin_handshake(engine):
+        return
     try:
         engine.host.start_tls(octets)
     except Exception as error:  # noqa: BLE001 - no reply can be sent any more, and nothing else would end the session
         engine.log_failure(error, "TLS could not be begun")
         handshake_failed(engine, "tls_failed")
         engine.abort()
+
+
+def _begin_handshake(engine: Engine) -> bool:
+    """Count a handshake that begins, and start its time limit. Returns False if the connection was ended instead.
+
+    Above `max_tls_handshakes` one connection is ended, without a reply. The oldest is, so that clients that leave their
+    handshakes unfinished keep nobody out.
+    """
+    context = engine.context
+    under_way, most, now = context.handshakes, context.limits.max_tls_handshakes, context.seconds()
+    engine.handshaking = True
+    if 0 < most <= len(under_way):
+        oldest, began_at = next(iter(under_way.items()))
+        ends = oldest if now - began_at >= _YOUNG_SECONDS else engine
+        ends.value = len(under_way) + 1
+        if ends is engine:
+            _give_up_handshake(engine)
+            return False
+        ends.input(_give_up_handshake, ends)
+    under_way[engine] = now
+    engine.set_deadline("tls_handshake")
+    return True
+
+
+def _give_up_handshake(engine: Engine) -> None:
+    handshake_failed(engine, "max_tls_handshakes")
+    engine.abort()
 
 
 def start_tls(engine: Engine) -> bool:
@@ -123,7 +155,7 @@ def secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
 def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
     if not engine.handshaking:
         return
-    engine.handshaking = False
+    _end_handshake(engine)
     engine.secure = True
     engine.tls = tls
     if certificate is not None:
@@ -155,12 +187,17 @@ def handshake_timed_out(engine: Engine) -> None:
 
 def handshake_failed(engine: Engine, reason: str) -> None:
     """Log a handshake that has failed. The caller ends the connection, and no reply can be sent."""
-    engine.handshaking = False
+    _end_handshake(engine)
     engine.end_reason = reason
     if engine.name:
         counts.log(engine, reason)
     elif not engine.refused:
         counts.log_without_reply(engine, reason)
+
+
+def _end_handshake(engine: Engine) -> None:
+    engine.handshaking = False
+    engine.context.handshakes.pop(engine, None)
 
 
 # Admission and the greeting.

@@ -38,7 +38,8 @@ class Offer:
 
 @attrs.define(eq=False)
 class ServerContext:
-    """One guard, as its engines see it. Made by the factory; engines change nothing in it but `pending_deliveries`."""
+    """One guard, as its engines see it. Made by the factory; engines change nothing in it but `pending_deliveries` and
+    `handshakes`."""
 
     limits: Limits
     delivery: Any
@@ -87,6 +88,8 @@ class ServerContext:
     """Whether the service is stopping, so that commands are refused."""
     pending_deliveries: int = 0
     """The number of pending finish() calls whose clients are gone."""
+    handshakes: dict[Any, float] = attrs.field(factory=dict, init=False)
+    """The engines whose TLS handshakes are under way, the oldest first, each with the time at which it began."""
 
     demands: bool = derived(lambda self: self.require_tls or self.require_auth)
     """Whether TLS or AUTH is required."""

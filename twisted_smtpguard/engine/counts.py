@@ -137,6 +137,7 @@ def log_without_reply(engine: Connection, reason: str) -> None:
         port=engine.port,
         listener=engine.listener,
         limit=engine.context.limits.shown(reason),
+        value=engine.value,
     )
 
 

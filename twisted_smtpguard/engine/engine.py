@@ -369,6 +369,8 @@ class Engine(Connection):
             return
         self.buffer, self.offset, self.held = b"", 0, 0
         self.auth = None
+        if self.handshaking:
+            self.context.handshakes.pop(self, None)
         if self.delay is not None:
             self.delay.cancel()
             self.delay = None
