@@ -11,6 +11,7 @@ import sys
 import weakref
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
+from itertools import count
 from pathlib import Path as FilePath
 from types import SimpleNamespace
 
@@ -161,7 +162,7 @@ def test_a_message_is_safe_before_it_is_named_and_its_name_before_it_is_accepted
         return opened.parent.name if opened.is_file() else opened.name
 
     record("fsync", folder)
-    record("rename", lambda old, new: new.parent.name)
+    record("rename", lambda old, new: FilePath(new).parent.name)
     done = sink_of(delivery).finish()
     done.addCallback(lambda _: steps.append("accepted"))
     threads.work()
@@ -295,6 +296,63 @@ def outcome_of_one(delivery, threads):
     done = sink_of(delivery).finish()
     threads.work()
     return outcome(done)
+
+
+@pytest.mark.parametrize("name", ["open", "write", "fsync", "close", "rename"])
+@pytest.mark.parametrize(("number", "answer"), [(errno.EIO, OSError), (errno.ENOSPC, Refused)])
+def test_of_messages_that_are_stored_together_one_that_the_disk_fails_fails_alone(
+    delivery, threads, path, monkeypatch, logged, name, number, answer
+):
+    real, calls = getattr(os, name), count()
+
+    def fail_once(*args):
+        if next(calls) == 5:
+            if name == "close":
+                real(*args)
+            raise OSError(number, "failed")
+        return real(*args)
+
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    monkeypatch.setattr(os, name, fail_once)
+    threads.work()
+    monkeypatch.undo()
+    failed = [type(outcome(done)) for done in ends]
+    assert sorted(failed, key=str) == sorted([answer] + [type(None)] * 9, key=str)
+    assert [len(names_in(path / part)) for part in ("tmp", "new")] == [0, 9]
+    assert logged == []
+
+
+@pytest.mark.parametrize("name", ["open", "write", "posix_fadvise", "fsync", "close"])
+def test_of_messages_that_are_stored_together_one_that_is_cancelled_meanwhile_leaves_nothing(
+    delivery, threads, path, monkeypatch, logged, name
+):
+    real, calls = getattr(os, name), count()
+    ends = [sink_of(delivery).finish() for _ in range(10)]
+    # The last one, which is cancelled while another, or itself, is at that step.
+    monkeypatch.setattr(os, name, lambda *args: (next(calls) == 7 and ends[9].cancel(), real(*args))[1])
+    threads.work()
+    monkeypatch.undo()
+    assert [type(outcome(done)) for done in ends] == [type(None)] * 9 + [CancelledError]
+    assert [len(names_in(path / part)) for part in ("tmp", "new")] == [0, 9]
+    assert logged == []
+
+
+def test_twenty_messages_at_once_cost_two_trips_to_a_thread(delivery, threads, path):
+    ends = [sink_of(delivery).finish() for _ in range(20)]
+    threads.work()
+    assert [outcome(done) for done in ends] == [None] * 20
+    assert threads.trips == 2
+
+
+def test_a_large_message_waits_for_no_other_and_none_for_it(delivery, threads, path, syncs_of_new):
+    large = sink_of(delivery)
+    large.write(LARGE)
+    threads.work()
+    ends = [sink_of(delivery).finish(), large.finish(), sink_of(delivery).finish()]
+    threads.work()
+    assert [outcome(done) for done in ends] == [None] * 3
+    # One for its first octets, and then one for each.
+    assert threads.trips == 4
 
 
 # The ends.

@@ -101,7 +101,7 @@ def stored(pieces):
         file = MessageFile(path, "name", b"Header: x\r\n")
         for piece in pieces:
             file.write(bytearray(piece))
-        file.deliver(lambda: None, sync=True)
+        file.deliver(lambda: None)
         return (path / "new" / "name").read_bytes()
 
 

@@ -11,17 +11,23 @@ from twisted.python.failure import Failure
 
 
 class ManualThreads(Clock):
-    """Reactor and thread pool at once. `trips` counts the jobs that were ever handed to a thread."""
+    """Reactor and thread pool at once. `trips` counts the jobs that were ever handed to a thread, and `wakes`
+    how often a thread has called the reactor."""
+
+    max = 10
+    """How many threads it might have."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trips = 0
+        self.wakes = 0
         self._jobs: deque[Callable[[], None]] = deque()
 
     def getThreadPool(self) -> ManualThreads:
         return self
 
     def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        self.wakes += 1
         function(*args)
 
     def callInThreadWithCallback(self, on_result: Any, function: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 A message is written to tmp/, synchronised to disk, and renamed into new/; then new/ is synchronised, and only then is
 the message accepted. So new/ never has a part of a message, and every accepted message survives a crash. All of it
-happens in threads. Messages that are stored at the same time share one synchronisation of new/.
+happens in threads. Small messages that come at the same time share a trip to a thread and a synchronisation of new/.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.delivery.directory import FreeSpace, SharedSync
 from twisted_smtpguard.delivery.envelope import Envelope, EnvelopeTransaction
+from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import (
     MessageFile,
     NotTakenBack,
@@ -28,9 +28,10 @@ from twisted_smtpguard.delivery.maildirfile import (
     unique_names,
 )
 from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
+from twisted_smtpguard.delivery.storing import StoringThreads
 from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.hooks.threads import ThreadedReactor, in_thread
+from twisted_smtpguard.hooks.threads import ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IMailTransaction, IMessageSink
 from twisted_smtpguard.limits.limits import Limits
@@ -50,42 +51,47 @@ class _MaildirSink:
         self._envelope = envelope
         self._when = maildir._reactor.seconds()
         self._spool = Spool(maildir._reactor, self._open)
+        self._answer: Deferred[None]
+        """Of `finish`."""
 
     def write(self, data: bytes) -> Deferred[None] | None:
         return self._spool.write(data)
 
     def finish(self) -> Deferred[None]:
-        answer: Deferred[None] = Deferred(lambda _: self.abort())
-        stored = Deferred.fromCoroutine(self._store())
-        stored.addBoth(self._answer, answer)
-        return answer
+        self._answer = Deferred(lambda _: self.abort())
+        small = self._spool.in_memory() is not None
+        self._spool.hand_over()
+        threads = self._maildir._threads
+        (threads.store if small else threads.store_alone)(self)
+        return self._answer
 
     def abort(self) -> None:
         self._spool.discard()
 
-    async def _store(self) -> None:
-        # A message that is stored alone synchronises new/ in its one call in a thread. No other message would share the
-        # synchronisation, which costs less than a second call in a thread.
-        alone = not self._maildir._storing
-        self._maildir._storing += 1
-        try:
-            file = await self._spool.finish(lambda file: self._deliver(file, sync=alone))
-            if not alone:
-                try:
-                    await self._maildir._sync.ask()
-                except OSError as error:
-                    await in_thread(self._maildir._reactor, file.take_back)
-                    refuse_if_full(error)
-                    raise
-        except NotTakenBack:
-            self._may_come_twice()
-            raise
-        finally:
-            self._maildir._storing -= 1
+    # What StoringThreads calls.
 
-    def _deliver(self, file: MessageFile, *, sync: bool) -> MessageFile:
-        file.deliver(self._spool.keep, sync=sync)
-        return file
+    def fill(self, *, together: bool) -> None:
+        self._spool.fill()
+        if together:
+            self._spool.use(MessageFile.start_writeback)
+
+    def complete(self) -> None:
+        self._spool.use(lambda file: file.deliver(self._spool.keep))
+
+    def take_back(self, error: Exception) -> None:
+        self._spool.use(MessageFile.take_back)
+        refuse_if_full(error)
+
+    def answer(self, outcome: Failure | None) -> None:
+        if isinstance(outcome, Failure):
+            if outcome.check(NotTakenBack):
+                self._may_come_twice()
+        elif self._answer.called:
+            # It was cancelled: the client has got a 451 and will send the message again, although it was stored, since
+            # its rename had begun.
+            self._may_come_twice()
+        if not self._answer.called:
+            self._answer.callback(outcome)
 
     def _open(self) -> MessageFile:
         maildir, envelope, to = self._maildir, self._envelope, self._envelope.recipients
@@ -95,14 +101,6 @@ class _MaildirSink:
             # Another process may use the same name; the next name is tried then.
             with suppress(FileExistsError):
                 return MessageFile(maildir._path, maildir._new_name(), header)
-
-    def _answer(self, result: Failure | None, answer: Deferred[None]) -> None:
-        """Pass the outcome on to `answer`. If `answer` was cancelled, the client has got a 451 and will send the
-        message again, although it may have been stored, since its rename had begun."""
-        if not answer.called:
-            answer.callback(result)
-        elif result is None:
-            self._may_come_twice()
 
     def _may_come_twice(self) -> None:
         _log.warn(
@@ -138,9 +136,7 @@ class MaildirDelivery:
         self._new_name = unique_names(hostname, reactor.seconds)
         self._min_free_space = min_free_space
         new = self._path / "new"
-        self._sync = SharedSync(reactor, partial(sync_directory, new))
-        self._storing = 0
-        """How many messages are being stored, until they are safe in new/."""
+        self._threads = StoringThreads(reactor, partial(sync_directory, new))
         # new/ is asked about, not the Maildir itself, so that MAIL is refused if the disk is no longer mounted.
         self._free_space = FreeSpace(reactor, new)
 

@@ -1,8 +1,8 @@
 """The spool of one message body, which is written to a file without blocking the reactor.
 
 A body stays in memory while it is small. From 64 KiB on it is written to a file, a piece at a time and in a thread.
-The client waits meanwhile, so a session holds no more than 64 KiB and the piece that just came. A small message needs
-one call in a thread, at its end.
+The client waits meanwhile, so a session holds no more than 64 KiB and the piece that just came. A small message is in
+memory until its end, and is written then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Spool:
     stored. Both are called in a thread, one call at a time.
 
     After a failure nothing is left of the file. A full disk raises `Refused` with a 452; any other error is raised as
-    it is. Everything but `keep` is called in the reactor's thread.
+    it is. Called in the reactor's thread, but for `fill`, `use` and `keep`.
     """
 
     def __init__(self, reactor: ThreadedReactor, open_file: Callable[[], Any]) -> None:
@@ -69,20 +69,37 @@ class Spool:
         self._held += data
         if len(self._held) < MAX_HELD_OCTETS:
             return None
-        return self.finish(lambda file: None)
+        self.hand_over()
+        return in_thread(self._reactor, self.fill)
 
     def in_memory(self) -> bytearray | None:
         """The whole body, if nothing was written to the file; else None."""
         return None if self._threaded else self._held
 
     def finish(self, complete: Callable[[Any], T]) -> Deferred[T]:
-        """Write what is left, then call `complete(file)` in the thread. Fires with its result.
+        """Write what is left, then call `complete(file)`, in one call in a thread. Fires with its result.
 
         Cancelling the Deferred stops nothing; `discard` does.
         """
+        self.hand_over()
+        return in_thread(self._reactor, self._finish, complete)
+
+    def hand_over(self) -> None:
+        """Called before `fill`: what is held now is what it has to write."""
         self._threaded = True
         self._to_write, self._held = self._held, bytearray()
-        return in_thread(self._reactor, self._work, complete)
+
+    def fill(self) -> None:
+        """Called in a thread: write what was handed over. `Discarded`: the body was discarded before."""
+        with self._working:
+            # Taken before the test: if `discard` has emptied it by now, the test in _attempt finds that out.
+            data, self._to_write = self._to_write, bytearray()
+            self._attempt(lambda: self._write(data))
+
+    def use(self, use: Callable[[Any], T]) -> T:
+        """Called in a thread after `fill`: call `use(file)`. `Discarded`: the body was discarded before."""
+        with self._working:
+            return self._attempt(lambda: use(self._file))
 
     def keep(self) -> None:
         """Called by `complete` in its thread: from here on `discard` comes too late. `Discarded`: it came first."""
@@ -100,23 +117,27 @@ class Spool:
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
-    def _work(self, complete: Callable[[Any], T]) -> T:
-        with self._working:
-            # Taken before the test: if `discard` has emptied it by now, the test below finds that out.
-            data, self._to_write = self._to_write, bytearray()
-            if self._discarded:
-                raise Discarded
-            try:
-                if self._file is None:
-                    self._file = self._open_file()
-                self._file.write(data)
-                return complete(self._file)
-            except BaseException as error:
-                self._discarded = True
-                if self._file is not None:
-                    self._file.remove()
-                refuse_if_full(error)
-                raise
+    def _finish(self, complete: Callable[[Any], T]) -> T:
+        self.fill()
+        return self.use(complete)
+
+    def _write(self, data: bytearray) -> None:
+        if self._file is None:
+            self._file = self._open_file()
+        self._file.write(data)
+
+    def _attempt(self, step: Callable[[], T]) -> T:
+        """Call `step`, which is the last one if it fails."""
+        if self._discarded:
+            raise Discarded
+        try:
+            return step()
+        except BaseException as error:
+            self._discarded = True
+            if self._file is not None:
+                self._file.remove()
+            refuse_if_full(error)
+            raise
 
     def _remove(self) -> None:
         with self._working:

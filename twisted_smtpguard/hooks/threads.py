@@ -28,6 +28,8 @@ class ThreadedReactor(Protocol):
 
     def getThreadPool(self) -> ThreadPool: ...  # noqa: N802 - Twisted's name
 
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None: ...  # noqa: N802
+
 
 def in_thread(
     reactor: ThreadedReactor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
