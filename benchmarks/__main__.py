@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import compared, encrypted, growth, maildir, memory, proxied, report
 from .options import PROCESSOR_TIME, parse
-from .peers import AIOSMTPD, PEERS, SINK
+from .peers import AIOSMTPD, PEERS, PICKED, SINK
 from .plot import svg
 from .rows import Row, Table
 from .servers import (
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     elif options.markdown:
         print(report.conditions(about(options)), *map(report.markdown, found), sep="\n\n")
     if options.plot and found[0].title == "Processor time":
-        options.plot.write_text(svg(found[0], SINK))
+        options.plot.write_text(svg(found[0], SINK, list(guards(options.python, options.reactor)), PICKED))
     missed = report.missed(found)
     print(report.summary(found), file=sys.stderr if quiet else sys.stdout)
     return MISSED if options.judge and missed else 0

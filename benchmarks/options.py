@@ -25,7 +25,7 @@ KEYS = (
     "GROWTH",
     "LOAD",
 )
-NOT_QUICK = ("LOAD",)
+NOT_QUICK = ("GROWTH", "LOAD")
 ROUNDS = 5
 QUICK_ROUNDS = 3
 QUICK_SCALE = 0.2

@@ -3,104 +3,112 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
+from .bounds import compared_to
 from .report import number
-from .rows import Table
+from .rows import Row, Table
 
-WIDTH = 820
-LEFT = 270
-RIGHT = 40
-TOP = 84
-LINE = 38
-BOTTOM = 56
-
-# Chosen so that they differ for those who see no red or green, on white and on black.
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b07aa1", "#999999", "#c9a400")
-SHAPES = ("circle", "square", "diamond")
+# So narrow that it can be read at the width of a telephone, and shown larger where there is room.
+WIDTH, SHOWN_WIDTH = 440, 600
+LEFT, RIGHT = 118, 34
+TOP, BOTTOM = 76, 14
+HEADER, BAR, GAP = 24, 15, 10
 
 STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1f2328 }
-.small { font-size: 11px; fill: #59636e }
+text { font: 12px system-ui, sans-serif; fill: #1f2328 }
+.small { font-size: 10.5px; fill: #59636e }
 .title { font-size: 15px; font-weight: 600 }
+.row { font-weight: 600 }
+.own { font-weight: 600 }
 .grid { stroke: #d1d9e0; stroke-width: 1 }
 .one { stroke: #59636e; stroke-width: 1.5 }
 .bound { stroke: #1f2328; stroke-width: 2 }
+.guard { fill: #d55e00 }
+.other { fill: #8c96a0 }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc }
   .small { fill: #9198a1 }
   .grid { stroke: #3d444d }
   .one { stroke: #9198a1 }
   .bound { stroke: #f0f6fc }
+  .guard { fill: #f08c3c }
+  .other { fill: #6e7681 }
 }
 """
 
 
-def svg(table: Table, base: str) -> str:
-    """A line for each row that has `base`, a mark for each column at its multiple of that, on a scale of logarithms. A
-    short stroke is the bound of the guard, where it is one of multiples of `base`."""
+def svg(table: Table, base: str, guards: Sequence[str], others: Sequence[str]) -> str:
+    """A group for each row that has `base`, and in it a bar for each of the guards and of the others: from 1, which is
+    `base`, to its multiple of that, on a scale of logarithms. A short stroke is the bound of a guard, where it is one
+    of multiples of `base`."""
     rows = [row for row in table.rows if row.cells.get(base)]
-    found = [cell / row.cells[base] for row in rows for cell in row.cells.values() if cell > 0]
-    low = math.floor(math.log2(min([0.5, *found])))
-    high = math.ceil(math.log2(max([2.0, *found])))
+    groups = [(row, [name for name in (*guards, *others) if row.cells.get(name, 0.0) > 0]) for row in rows]
+    multiples = [row.cells[name] / row.cells[base] for row, names in groups for name in names]
+    low = math.floor(math.log2(min([1.0, *multiples])))
+    high = math.ceil(math.log2(max([2.0, *multiples])))
 
     def across(multiple: float) -> float:
         share = (math.log2(multiple) - low) / (high - low)
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
-    height = TOP + LINE * len(rows) + BOTTOM
+    floor = TOP + sum(HEADER + BAR * len(names) + GAP for _, names in groups)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{SHOWN_WIDTH}" viewBox="0 0 {WIDTH} {floor + BOTTOM + 12}"'
+        ' role="img">',
         f"<title>{escape(table.title)}, as multiples of {escape(base)}</title>",
         f"<style>{STYLE}</style>",
-        f'<text class="title" x="16" y="24">{escape(table.title)}, as multiples of {escape(base)}</text>',
-        *_legend(table.columns),
+        f'<text class="title" x="8" y="22">{escape(table.title)}, as multiples of {escape(base)}</text>',
+        '<text class="small" x="8" y="40">less is better; a stroke is what the guard may take</text>',
     ]
-    floor = TOP + LINE * len(rows)
-    for power in range(low, high + 1):
-        x = across(2.0**power)
-        parts.append(
-            f'<line class="{"grid" if power else "one"}" x1="{x}" y1="{TOP - 6}" x2="{x}" y2="{floor}"/>'
-            f'<text class="small" x="{x}" y="{floor + 18}" text-anchor="middle">{2.0**power:g}</text>'
-        )
-    parts.append(
-        f'<text class="small" x="{LEFT}" y="{floor + 38}">less is better; a stroke is what the guard may take</text>'
-    )
-    for count, row in enumerate(rows):
-        y = TOP + LINE * count + LINE // 2
-        parts.append(
-            f'<text x="16" y="{y - 1}">{escape(f"{row.key} {row.name}")}</text>'
-            f'<text class="small" x="16" y="{y + 14}">{escape(base)}: '
-            f"{number(row.cells[base])} {escape(row.unit)}</text>"
-        )
-        for each in row.verdicts:
-            if each.what == base:
-                x = across(each.at_most)
-                parts.append(f'<line class="bound" x1="{x}" y1="{y - 12}" x2="{x}" y2="{y + 12}"/>')
-        # The first column, the guard, lies above the others.
-        for which, column in reversed(list(enumerate(table.columns))):
-            if row.cells.get(column, 0.0) > 0:
-                multiple = row.cells[column] / row.cells[base]
-                told = f"{column}: {number(row.cells[column])} {row.unit}, {number(multiple)} times {base}"
-                parts.append(_mark(which, across(multiple), y, told))
+    scale = {2.0**power: across(2.0**power) for power in range(low, high + 1)}
+    parts += [
+        f'<text class="small" x="{x}" y="{y}" text-anchor="middle">{multiple:g}</text>'
+        for multiple, x in scale.items()
+        for y in (TOP - 8, floor + BOTTOM)
+    ]
+    y = TOP
+    for row, names in groups:
+        ends = f'y1="{y + HEADER}" y2="{y + HEADER + BAR * len(names)}"'
+        parts += [
+            f'<line class="{"one" if multiple == 1 else "grid"}" x1="{x}" x2="{x}" {ends}/>'
+            for multiple, x in scale.items()
+        ]
+        parts += _group(row, base, names, guards, y, across)
+        y += HEADER + BAR * len(names) + GAP
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _legend(columns: Sequence[str]) -> list[str]:
-    parts = []
-    x = 22
-    for which, column in enumerate(columns):
-        parts.append(_mark(which, x, 48, column))
-        parts.append(f'<text x="{x + 12}" y="52">{escape(column)}</text>')
-        x += 40 + 8 * len(column)
-    return parts
-
-
-def _mark(which: int, x: float, y: float, told: str) -> str:
-    colour, shape = COLOURS[which % len(COLOURS)], SHAPES[which % len(SHAPES)]
-    title = f"<title>{escape(told)}</title>"
-    if shape == "circle":
-        return f'<circle cx="{x}" cy="{y}" r="6.5" fill="{colour}">{title}</circle>'
-    turn = f' transform="rotate(45 {x} {y})"' if shape == "diamond" else ""
-    return f'<rect x="{x - 5}" y="{y - 5}" width="10" height="10" fill="{colour}"{turn}>{title}</rect>'
+def _group(
+    row: Row,
+    base: str,
+    names: Sequence[str],
+    guards: Sequence[str],
+    top: float,
+    across: Callable[[float], float],
+) -> Iterator[str]:
+    """Its bars, below a line with what is measured and what `base` takes."""
+    unit = f"{base}: {number(row.cells[base])} {row.unit}"
+    yield (
+        f'<text x="8" y="{top + 17}"><tspan class="row">{escape(f"{row.key} {row.name}")}</tspan> '
+        f'<tspan class="small">({escape(unit)})</tspan></text>'
+    )
+    bounds = {each.what: each.at_most for each in row.verdicts}
+    for which, name in enumerate(names):
+        y = top + HEADER + BAR * which
+        multiple = row.cells[name] / row.cells[base]
+        told = f"{name}: {number(row.cells[name])} {row.unit}, {number(multiple)} times {base}"
+        ends = sorted((across(1.0), across(multiple)))
+        own = name in guards
+        yield f'<text class="{"own" if own else "peer"}" x="8" y="{y + 11}">{escape(name)}</text>'
+        yield (
+            f'<rect class="{"guard" if own else "other"}" x="{ends[0]}" y="{y + 2}" '
+            f'width="{max(1.0, round(ends[1] - ends[0], 1))}" height="{BAR - 4}"><title>{escape(told)}</title></rect>'
+        )
+        most = bounds.get(compared_to(name, base)) if own else None
+        if most is not None:
+            x = across(most)
+            ends[1] = max(ends[1], x)
+            yield f'<line class="bound" x1="{x}" y1="{y}" x2="{x}" y2="{y + BAR - 1}"/>'
+        yield f'<text class="small" x="{ends[1] + 4}" y="{y + 11}">{number(multiple)}</text>'

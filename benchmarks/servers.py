@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +21,7 @@ import attrs
 
 from .bounds import GUARD
 from .peers import PEERS
-from .vitals import Family, pin
+from .vitals import Family, group_runs, pin
 
 GUARD_INFO = "guard, info as JSON"
 GUARD_INFO_TEXT = "guard, info as text"
@@ -75,7 +77,7 @@ class Kind:
     needs_holder: bool = False
     """Whether it refuses by a cap of one connection, which somebody must hold."""
     slow: str = ""
-    """What it keeps clients waiting for: its greeting, a disk, or the upstream server."""
+    """What it keeps clients waiting for: its greeting, a disk, the upstream server, or several processes."""
     tls: TLS | None = None
     """What our own clients speak to it; None: in clear."""
 
@@ -241,10 +243,12 @@ class Server:
             raise Wrong(f"{self.name} has ended: {self.printed[-2000:]}")
         self._let_go()
         self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise Wrong(f"{self.name} does not stop") from None
+        deadline = time.monotonic() + STOP_SECONDS
+        # Those that it has started may end after it, and have something to log.
+        while self._process.poll() is None or group_runs(self._process.pid):
+            if time.monotonic() > deadline:
+                raise Wrong(f"{self.name} does not stop")
+            time.sleep(0.01)
         if "Traceback" in self.printed:
             raise Wrong(f"{self.name} has logged a fault: {self.printed[-2000:]}")
 
@@ -258,7 +262,8 @@ class Server:
 
     def kill(self) -> None:
         self._let_go()
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -280,6 +285,8 @@ def running(kind: Kind, *, refusing: bool = False, core: int = 0) -> Iterator[Se
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # The group is its own: what it starts is killed with it.
+                start_new_session=True,
                 preexec_fn=lambda: pin(core),  # noqa: PLW1509 - there are no threads here
             )
         server = Server(kind, port, process, directory)

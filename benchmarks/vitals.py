@@ -16,7 +16,16 @@ from vitals import Vitals  # noqa: E402 - as above
 CORES = sorted(os.sched_getaffinity(0))
 """As this process began, before it was kept to one."""
 
-__all__ = ["CORES", "Family", "SlowServer", "Vitals", "octets_a_session", "pin", "raise_descriptor_limit"]
+__all__ = [
+    "CORES",
+    "Family",
+    "SlowServer",
+    "Vitals",
+    "group_runs",
+    "octets_a_session",
+    "pin",
+    "raise_descriptor_limit",
+]
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -49,6 +58,12 @@ class Family(Vitals):
     def _ended(self) -> float:
         user, system = _fields(self._proc)[13:15]
         return (int(user) + int(system)) / TICKS_A_SECOND
+
+
+def group_runs(leader: int) -> bool:
+    """Whether any process is left of those that `leader` was the first of."""
+    found = map(_fields, Path("/proc").glob("[0-9]*"))
+    return any(fields[2] == str(leader) and fields[0] != "Z" for fields in found if fields)
 
 
 def _fields(process: Path) -> list[str]:

@@ -15,10 +15,10 @@ import pytest
 from documents import ROOT
 from vitals import Vitals
 
-from benchmarks.peers import tool
+from benchmarks.peers import PEERS, tool
 from benchmarks.proxied import columns, missing
 from benchmarks.proxies import PROXIES
-from benchmarks.servers import Wrong, _guard_counts
+from benchmarks.servers import Kind, Wrong, _guard_counts, running
 from benchmarks.vitals import Family
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -133,11 +133,46 @@ class TestWithPostfix:
         assert set(row["cells"]) == {"guard", "smtp-sink", "twisted.mail"}
         assert [each["what"] for each in row["verdicts"]] == ["smtp-sink"]
 
+    @pytest.mark.skipif(not REQUIRED and os.geteuid() != 0, reason="needs root to start Postfix")
+    @pytest.mark.parametrize("key", ["W1", "W2", "W4"])
+    def test_postfixs_smtpd_is_measured_with_its_processes_and_its_count_is_compared(self, key: str) -> None:
+        (table,) = tables(run("--only", key, "--against", "Postfix smtpd", "--reactor", "", "--json"))
+        assert table["notes"] == []
+        (row,) = table["rows"]
+        # It has more processes than the guard for a mail, and each wakes another.
+        assert row["cells"]["Postfix smtpd"] > row["cells"]["guard"]
+
+    def test_postfixs_smtpd_has_no_part_in_what_no_process_for_each_connection_can_bear(self) -> None:
+        (row,) = rows(run("--only", "W5", "--against", "Postfix smtpd", "--reactor", "", "--json"))
+        assert set(row["cells"]) == {"guard"}
+
 
 def test_a_run_that_cannot_be_right_has_its_own_exit_status() -> None:
     done = run("--only", "W5", "--against", "", "--python", "/bin/false")
     assert done.returncode == 3
     assert "guard does not listen" in done.stderr
+
+
+def test_without_root_postfix_is_none_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peers.tool", lambda program: f"/usr/sbin/{program}")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert PEERS["Postfix smtpd"].missing() == "only root can start Postfix"
+
+
+PARENT = """
+import signal, socket, subprocess, sys
+child = [sys.executable, "-c", "import sys; sys.stdin.read(); sum(range(10_000_000)); print('The parent has ended.')"]
+kept = subprocess.Popen(child, stdin=subprocess.PIPE)
+connection, _ = socket.create_server(("127.0.0.1", int(sys.argv[1]))).accept()
+connection.sendall(b"220 ready")
+signal.pause()
+"""
+
+
+def test_what_a_server_has_started_may_have_something_to_say_after_its_end() -> None:
+    with running(Kind("parent", lambda port, refusing: [sys.executable, "-c", PARENT, str(port)])) as server:
+        server.stop()
+        assert server.printed == "The parent has ended.\n"
 
 
 @pytest.mark.parametrize("accepts", [0, 1, 3])

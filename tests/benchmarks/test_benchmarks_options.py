@@ -39,7 +39,7 @@ def test_options(arguments: list[str], expected: dict[str, object]) -> None:
 
 
 def test_in_a_hurry_what_takes_longest_is_left_out_unless_it_is_asked_for() -> None:
-    assert "LOAD" not in parse(["--quick"]).only
+    assert not {"GROWTH", "LOAD"} & set(parse(["--quick"]).only)
     assert parse(["--quick", "--only", "LOAD"]).only == ["LOAD"]
 
 
@@ -62,3 +62,7 @@ def test_a_mistake_is_told(arguments: list[str], complaint: str, capsys: pytest.
 
 def test_every_workload_has_a_key_that_can_be_asked_for() -> None:
     assert set(workloads()) <= set(KEYS)
+
+
+def test_a_server_has_no_part_in_rows_that_exist() -> None:
+    assert {key for peer in PEERS.values() for key in peer.not_in} <= set(KEYS)

@@ -66,14 +66,47 @@ def test_the_summary_names_what_is_missed() -> None:
     assert report.summary([]) == "0 of 0 bounds are met."
 
 
-def test_the_plot_is_svg_with_a_mark_for_each_cell() -> None:
-    root = ElementTree.fromstring(svg(TABLE, "smtp-sink"))
-    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "guard: 120 µs a mail, 2.01 times smtp-sink" in titles
-    assert sum("times smtp-sink" in (title or "") for title in titles) == 5
-    assert "prefers-color-scheme: dark" in svg(TABLE, "smtp-sink")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(table: Table) -> ElementTree.Element:
+    return ElementTree.fromstring(svg(table, "smtp-sink", ["guard", "guard on uvloop"], ["aiosmtpd"]))
+
+
+def test_the_plot_is_svg_with_a_bar_for_each_cell_of_the_guards_and_of_what_they_are_compared_with() -> None:
+    titles = [title.text or "" for title in drawn(TABLE).iter(f"{SVG}title")]
+    assert [title for title in titles if "times smtp-sink" in title] == [
+        "guard: 120 µs a mail, 2.01 times smtp-sink",
+        "aiosmtpd: 512 µs a mail, 8.53 times smtp-sink",
+        "guard: 30.0 µs a connection, 2.00 times smtp-sink",
+    ]
+    assert "prefers-color-scheme: dark" in svg(TABLE, "smtp-sink", [], [])
+
+
+def test_the_plot_has_a_stroke_for_each_bound_of_a_guard_that_is_a_multiple() -> None:
+    cells = {"guard": 30.0, "guard on uvloop": 20.0, "smtp-sink": 10.0}
+    verdicts = [Verdict("smtp-sink", 3.0, 2.0), Verdict("guard on uvloop to smtp-sink", 2.0, 4.0)]
+    verdicts.append(Verdict("aiosmtpd", 0.5, 0.2))
+    root = drawn(Table("Processor time", list(cells), [Row("W1", "mail", "µs", cells, {}, verdicts)]))
+    lines = root.findall(f"{SVG}line")
+    grid = {line.get("x1") for line in lines if line.get("class") in ("one", "grid")}
+    strokes = [line.get("x1") for line in lines if line.get("class") == "bound"]
+    assert len(set(strokes)) == len(strokes) == 2
+    # Their bounds are powers of two, as the lines of the grid are.
+    assert set(strokes) <= grid
+
+
+def test_a_guard_that_takes_less_has_its_bar_on_the_other_side() -> None:
+    cells = {"guard": 5.0, "aiosmtpd": 20.0, "smtp-sink": 10.0}
+    root = drawn(Table("Processor time", list(cells), [Row("W3", "large", "ms", cells)]))
+    (one,) = (line.get("x1") for line in root.iter(f"{SVG}line") if line.get("class") == "one")
+    less, more = root.findall(f"{SVG}rect")
+    assert one is not None
+    assert float(less.get("x", "")) + float(less.get("width", "")) == pytest.approx(float(one))
+    assert more.get("x") == one
 
 
 def test_the_plot_leaves_out_what_has_nothing_to_compare_with() -> None:
     alone = Row("W8", "alone", "µs", {"guard": 1.0})
-    assert "W8" not in svg(Table("Processor time", ["guard", "smtp-sink"], [W1, alone]), "smtp-sink")
+    table = Table("Processor time", ["guard", "smtp-sink"], [W1, alone])
+    assert "W8" not in svg(table, "smtp-sink", ["guard"], [])
