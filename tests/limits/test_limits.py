@@ -108,7 +108,7 @@ EDGE = {
     "connection_rate": Rate(60, 60),
     "early_talker": "refuse",
     "greet_delay": 2,
-    "max_tls_handshakes": 200,
+    "max_tls_handshakes": 500,
     "max_errors": 20,
     "max_junk_commands": 20,
     "max_rejected_recipients": 10,

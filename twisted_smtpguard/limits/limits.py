@@ -125,7 +125,7 @@ class Limits:
     """A client that speaks before the greeting: log it, or refuse it."""
     greet_delay: float = SECONDS.bound(0, edge=2)
     """Time from the end of all other checks to the greeting; none above 80 % of --max-connections."""
-    max_tls_handshakes: int = COUNT.bound(0, edge=200)
+    max_tls_handshakes: int = COUNT.bound(0, edge=500)
     """TLS handshakes under way at once. A further one aborts the oldest, or is aborted itself while that is younger
     than a second."""
 

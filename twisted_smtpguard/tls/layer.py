@@ -1,4 +1,5 @@
-"""What Twisted's TLS layer lacks: the end of a client's input as an event, and a handshake larger than one read of it.
+"""What Twisted's TLS layer lacks: the end of a client's input as an event, a handshake larger than one read of it, and
+octets that leave at once.
 
 Twisted calls `bio_read`, `recv` and `shutdown` of the connection's OpenSSL object. The methods here are set on that
 object, where they hide those of its class, so that every way to begin TLS (STARTTLS, implicit TLS, an `ssl:` endpoint)
@@ -13,11 +14,12 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides
+from zope.interface import implementer
 
 _SET_ON_CONNECTION = ("bio_read", "recv", "shutdown")
-_SET_ON_LAYER = ("readConnectionLost", "writeConnectionLost")
+_SET_ON_LAYER = ("__conform__",)
 
 
 def attach(transport: Any, layer: Any, owner: Any) -> TLSLayer | None:
@@ -25,12 +27,15 @@ def attach(transport: Any, layer: Any, owner: Any) -> TLSLayer | None:
 
     `layer` is Twisted's protocol that encrypts; it is the transport itself if an endpoint has begun TLS. `owner` is the
     protocol of the connection. Its `owes_verdict` tells whether the client may still read a reply after the connection
-    has ended without close_notify, and its `readConnectionLost()` is called at the end of the client's input.
+    has ended without close_notify, its `readConnectionLost()` is called at the end of the client's input, and its
+    `send_encrypted()` sends what it can and returns the rest.
     """
     connection = getattr(transport, "getHandle", lambda: None)()
-    return TLSLayer(transport, layer, connection, owner) if isinstance(connection, SSL.Connection) else None
+    known = isinstance(connection, SSL.Connection) and isinstance(layer, TLSMemoryBIOProtocol)
+    return TLSLayer(transport, layer, connection, owner) if known else None
 
 
+@implementer(IHalfCloseableProtocol)
 class TLSLayer:
     """The TLS layer of one connection, from the beginning of TLS to `lost()`."""
 
@@ -60,11 +65,14 @@ class TLSLayer:
 
     def secured(self) -> None:
         """Called when the handshake is complete. Before that, the end of the input is the end of the connection."""
-        layer = self._layer
-        layer.readConnectionLost = self._read_connection_lost
-        # Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows.
-        layer.writeConnectionLost = lambda: None
-        alsoProvides(layer, IHalfCloseableProtocol)
+        # The transport adapts its protocol (PEP 246). To declare the interface for one object would take zope longer
+        # than anything else of a handshake but OpenSSL.
+        self._layer.__conform__ = {IHalfCloseableProtocol: self}.get
+
+    def write(self, octets: bytes) -> None:
+        """Encrypt `octets` and send them. The transport's own method would keep them for the next turn of the reactor,
+        to join small writes; but replies that belong together are together already."""
+        TLSMemoryBIOProtocol.write(self._layer, octets)
 
     def expect_no_goodbye(self) -> None:
         """Called when the connection is to be closed as soon as the close_notify of the guard has been sent."""
@@ -83,16 +91,20 @@ class TLSLayer:
     # Called by Twisted.
 
     def _bio_read(self, octets: int) -> bytes:
-        """Return all octets that are to be sent, even more than `octets`. Twisted calls this once: the rest of a
-        handshake with a long chain of certificates would not be sent, and the client would wait for it."""
+        """Return what is to be sent and could not be sent at once, even if it is more than `octets`. Twisted calls this
+        once: the rest of a handshake with a long chain of certificates would not be sent, and the client would wait for
+        it."""
         piece: bytes = self._take(octets)
-        if len(piece) < octets:
-            return piece
-        pieces = [piece]
-        with suppress(SSL.WantReadError):
-            while True:
-                pieces.append(self._take(octets))
-        return b"".join(pieces)
+        if len(piece) == octets:
+            pieces = [piece]
+            with suppress(SSL.WantReadError):
+                while True:
+                    pieces.append(self._take(octets))
+            piece = b"".join(pieces)
+        rest: bytes = self._owner.send_encrypted(piece)
+        if not rest:
+            raise SSL.WantReadError
+        return rest
 
     def _recv(self, octets: int) -> bytes:
         """Return decrypted input. At the client's close_notify, which ends its input only (RFC 8446 6.1), the owner's
@@ -120,7 +132,10 @@ class TLSLayer:
             complete = True
         return complete or self._cut_off
 
-    def _read_connection_lost(self) -> None:
+    def writeConnectionLost(self) -> None:
+        """Called when the FIN of the guard has been sent. There is no half-close under TLS, so nothing follows."""
+
+    def readConnectionLost(self) -> None:
         """Called when the client has half-closed the connection without close_notify. That ends the session at once,
         unless it owes the verdict on a whole message, which the client must be able to read."""
         if self._ended:

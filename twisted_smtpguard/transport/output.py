@@ -64,6 +64,8 @@ class Output:
     """Replies that are sent at the end of this turn of the reactor."""
     _socket: socket | None = None
     """The socket, to send at once. None if the transport has to encrypt or buffer, or if replies wait already."""
+    _socket_under_tls: socket | None = None
+    """The socket, to send at once what Twisted's TLS layer has encrypted. None if the transport has to buffer it."""
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
     _delays = True
@@ -154,7 +156,32 @@ class Output:
     def secure(self) -> None:
         """Send every reply through the TLS layer from now on."""
         self._socket = None
+        plain = _below_tls(self.transport)
+        # Without the second count, Twisted's octets could be overtaken (see `_left_to_twisted`).
+        if type(plain) is tcp.Server and hasattr(plain, "_tempDataLen"):
+            self._socket_under_tls = plain.socket
+        # A session ticket and the first reply are two writes that follow one another (Nagle).
+        self.do_not_delay()
         self._backlog = SecureBacklog(self)
+
+    def write_under_tls(self, octets: bytes) -> None:
+        """Called by the backlog: give `octets` to the TLS layer."""
+        if self._tls_layer is None:
+            self.transport.write(octets)
+        else:
+            self._tls_layer.write(octets)
+
+    def send_encrypted(self, octets: bytes) -> bytes:
+        """Called by the TLS layer: send what the kernel takes, unless earlier octets wait or several connections are
+        served in this turn. Returns the rest, which Twisted sends in the next turn."""
+        own = self._socket_under_tls
+        if own is None or _left_to_twisted(self.transport) or self.batcher.delays(self):
+            return octets
+        try:
+            return octets[own.send(octets) :]
+        except OSError:
+            # The socket's buffer is full, or the connection is broken. The transport finds out which.
+            return octets
 
     # The end of the connection.
 
@@ -203,16 +230,21 @@ class Output:
 
     def output_lost(self) -> None:
         """Release everything, because the connection is gone."""
-        self._socket = None
+        self._socket = self._socket_under_tls = None
         self.unsent = b""
         if self._backlog is not None:
             self._backlog.lost()
             self._backlog = None
 
 
+def _below_tls(transport: Any) -> Any:
+    """What sends the encrypted octets: another transport if an endpoint has begun TLS."""
+    return transport if isinstance(transport, tcp.Connection) else getattr(transport, "transport", None)
+
+
 def _left_to_twisted(transport: Any) -> int:
     """The octets that Twisted has taken for a TLS connection and has not sent."""
-    plain: Any = transport if isinstance(transport, tcp.Connection) else getattr(transport, "transport", None)
+    plain = _below_tls(transport)
     if not isinstance(getattr(plain, "dataBuffer", None), bytes):
         return 0
     # Twisted has no public way to this. If a release lacks the second count, only the first is seen.
@@ -312,7 +344,7 @@ class SecureBacklog(_Producer):
     def add(self, octets: bytes) -> None:
         """Write `octets`, or queue them after the others while the transport is paused."""
         if self.empty:
-            self._output.transport.write(octets)
+            self._output.write_under_tls(octets)
         else:
             self._waiting += octets
 
@@ -333,7 +365,7 @@ class SecureBacklog(_Producer):
         self.lost()
         waiting, self._waiting = self._waiting, b""
         if waiting:
-            output.transport.write(waiting)
+            output.write_under_tls(waiting)
         if not self.empty:
             return
         output.drained()

@@ -1,0 +1,112 @@
+"""Replies under TLS: they leave at once where they can, and what the kernel does not take comes later, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from certificates import certificate
+from loopback import Loopback, reactor
+from tlsclient import TLSClient
+from twisted.internet import tcp
+from twisted.internet.endpoints import serverFromString
+
+from twisted_smtpguard.tls.files import CertificateFiles
+
+WAYS = ("STARTTLS", "implicit TLS", "ssl: endpoint")
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+def started(way: str, **limits: Any) -> Loopback:
+    options = {"tls": CertificateFiles(str(certificate()))}
+    if way == "STARTTLS":
+        guard = Loopback(options=options, **limits)
+    elif way == "implicit TLS":
+        guard = Loopback(0, tls_listeners=1, options=options, **limits)
+    else:
+        pem = str(certificate()).replace(":", "\\:")
+        endpoint = serverFromString(reactor, f"ssl:0:interface=127.0.0.1:privateKey={pem}")
+        guard = Loopback(endpoints=[endpoint], **limits)
+    guard.start()
+    return guard
+
+
+async def under_tls(guard: Loopback, way: str) -> TLSClient:
+    client = TLSClient(guard)
+    await (client.upgrade if way == "STARTTLS" else client.shake_hands)()
+    await client.says(b"EHLO client.example\r\n")
+    await client.hears(b"250 ENHANCEDSTATUSCODES\r\n")
+    client.heard = b""
+    return client
+
+
+@each_way
+@pytest_twisted.ensureDeferred
+async def test_a_reply_needs_no_further_turn_of_the_reactor(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = started(way)
+    client = await under_tls(guard, way)
+    waits: list[object] = []
+    monkeypatch.setattr(tcp.Server, "startWriting", waits.append)
+    # Every 32nd waits for the end of its turn, to see whether others reply in it too.
+    for _ in range(20):
+        await client.says(b"NOOP\r\n")
+        await client.hears(b"250 2.0.0 OK\r\n")
+        client.heard = b""
+    assert len(waits) <= 1
+    monkeypatch.undo()
+    await guard.close()
+
+
+@each_way
+@pytest.mark.parametrize("crowded", [False, True], ids=["alone", "among others"])
+@pytest_twisted.ensureDeferred
+async def test_replies_that_the_client_reads_late_come_whole_and_in_order(way: str, crowded: bool) -> None:
+    guard = started(way, socket_send_buffer=4096, max_junk_commands=0, max_invalid_commands=0)
+    client = await under_tls(guard, way)
+    guard.factory.output_rules.batcher._crowded = crowded
+    (protocol,) = guard.protocols
+    number = 4000
+    await client.says(b"".join(b"HELP\r\nX%d\r\n" % each for each in range(number)))
+    await guard.until(lambda: protocol.congested)
+    await client.says(b"QUIT\r\n")
+    await client.hears(b"221 ")
+    replies = client.heard.splitlines()
+    assert replies[:-1] == replies[:2] * number
+    await guard.close()
+
+
+@each_way
+@pytest.mark.parametrize("left", [{"dataBuffer": b"x"}, {"_tempDataLen": 1}], ids=["taken over", "new"])
+@pytest_twisted.ensureDeferred
+async def test_octets_do_not_overtake_others_that_twisted_has_not_sent(
+    way: str, left: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = started(way)
+    client = await under_tls(guard, way)
+    (protocol,) = guard.protocols
+    with monkeypatch.context() as patch:
+        for name, value in left.items():
+            patch.setattr(plain(protocol), name, value)
+        assert protocol.send_encrypted(b"octets") == b"octets"
+    await client.says(b"NOOP\r\n")
+    await client.hears(b"250 2.0.0 OK\r\n")
+    await guard.close()
+
+
+def plain(protocol: Any) -> Any:
+    """What has the socket of a connection."""
+    transport = protocol.transport
+    return transport if isinstance(transport, tcp.Server) else transport.transport
+
+
+@each_way
+@pytest_twisted.ensureDeferred
+async def test_a_ticket_does_not_hold_back_the_first_reply(way: str) -> None:
+    guard = started(way)
+    await under_tls(guard, way)
+    (protocol,) = guard.protocols
+    assert plain(protocol).getTcpNoDelay()
+    await guard.close()
