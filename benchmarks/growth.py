@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import bounds
+from .bounds import GUARD
 from .load import among, burst, smtp_source
 from .measure import Entry, measure
 from .rows import Row
-from .servers import GUARD, PROTECTIONS, Kind, guard
+from .servers import PROTECTIONS, Guard, Kind
 from .workloads import AT_ONCE, multiple
 
 KIB = 1024
@@ -23,10 +24,10 @@ RECIPIENTS = (100, 1_000)
 ENVELOPES = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\nRSET\r\n"
 
 
-def growth(python: str, rounds: int, scale: float, crowd_scale: float) -> list[Row]:
-    """A row for each thing. `python`: of the environment whose guard is measured."""
+def growth(make: Guard, rounds: int, scale: float, crowd_scale: float) -> list[Row]:
+    """A row for each thing. `make`: of `servers.guards`."""
     some = multiple(scale)
-    own = guard(GUARD, python)
+    own = make()
     one_each = smtp_source("-l", "1024", messages=some(2000, AT_ONCE), at_once=AT_ONCE)
     many = smtp_source("-d", "-l", "1024", messages=some(3000, AT_ONCE), at_once=AT_ONCE)
     crowds = [max(1, round(crowd * crowd_scale)) for crowd in CROWDS]
@@ -35,7 +36,7 @@ def growth(python: str, rounds: int, scale: float, crowd_scale: float) -> list[R
     def row(name: str, unit: str, entries: list[Entry]) -> Row:
         return _row(name, unit, entries, rounds)
 
-    with _indifferent_filters(python) as filtered:
+    with _indifferent_filters(make) as filtered:
         return [
             row(
                 "idle connections",
@@ -55,7 +56,7 @@ def growth(python: str, rounds: int, scale: float, crowd_scale: float) -> list[R
             row(
                 "recipients so far",
                 "µs a recipient",
-                [_recipients(python, number, some(20_000, 1_000)) for number in RECIPIENTS],
+                [_recipients(make, number, some(20_000, 1_000)) for number in RECIPIENTS],
             ),
             row("octets of a burst of NOOP", "ns an octet", _bursts(own, b"NOOP\r\n")),
             row("octets of a burst of envelopes", "ns an octet", _bursts(own, ENVELOPES)),
@@ -63,6 +64,7 @@ def growth(python: str, rounds: int, scale: float, crowd_scale: float) -> list[R
 
 
 def _row(name: str, unit: str, entries: list[Entry], rounds: int) -> Row:
+    guard = entries[0].kind.name
     found = measure(entries, rounds, 1e9 if unit.startswith("ns") else 1e6, count=False)
     names = [entry.name for entry in entries]
     columns = dict(zip(names[-2:], ("at N", "at 10 N"), strict=True))
@@ -71,7 +73,7 @@ def _row(name: str, unit: str, entries: list[Entry], rounds: int) -> Row:
     verdicts = [bounds.exactly(f"{names[-1]} to {names[0]}", found.ratio(names[-1], names[0]), bounds.GROWTH)]
     return Row(
         "GROWTH",
-        f"{name}: {', '.join(names)}",
+        f"{name}: {', '.join(names)}" + (f", {guard}" if guard != GUARD else ""),
         unit,
         {columns[each]: found.median(each) for each in names},
         {columns[each]: found.details(each) for each in names},
@@ -79,8 +81,8 @@ def _row(name: str, unit: str, entries: list[Entry], rounds: int) -> Row:
     )
 
 
-def _recipients(python: str, recipients: int, wanted: int) -> Entry:
-    kind = guard(GUARD, python, protections=(*PROTECTIONS, f"--max-recipients={recipients}"))
+def _recipients(make: Guard, recipients: int, wanted: int) -> Entry:
+    kind = make(protections=(*PROTECTIONS, f"--max-recipients={recipients}"))
     messages = max(1, wanted // recipients)
     load = smtp_source(
         "-d",
@@ -102,11 +104,9 @@ def _bursts(kind: Kind, pattern: bytes) -> list[Entry]:
 
 
 @contextmanager
-def _indifferent_filters(python: str) -> Iterator[dict[int, Kind]]:
+def _indifferent_filters(make: Guard) -> Iterator[dict[int, Kind]]:
     """Guards with so many lists of networks in which no client is."""
     with TemporaryDirectory() as folder:
         listed = Path(folder, "networks")
         listed.write_text("deny 203.0.113.0/24\n")
-        yield {
-            number: guard(GUARD, python, *[f"--ip-filter=networks:{listed}"] * number) for number in FILTERS
-        }
+        yield {number: make(*[f"--ip-filter=networks:{listed}"] * number) for number in FILTERS}

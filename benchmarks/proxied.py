@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeAlias
 
 from . import bounds
 from .compared import SMALL_MAIL
@@ -16,13 +15,10 @@ from .measure import Entry, Measured, compare_counts, measure
 from .peers import SINK, tool
 from .proxies import PROXIES
 from .rows import Row, Verdict
-from .servers import Kind, Server, Wrong, kinds, running
+from .servers import Guard, Kind, Server, Wrong, kinds, running
 from .sessions import Session, sessions
 from .vitals import SlowServer, octets_a_session
 from .workloads import Workload
-
-Guards: TypeAlias = "Mapping[str, Callable[..., Kind]]"
-"""As `servers.guards` has them."""
 
 DIRECTLY = f"{SINK} directly"
 PROXY_CORE, LOAD_CORE = 0, 1
@@ -48,7 +44,7 @@ def missing() -> list[str]:
     return [f"{name} could not be had: {why}" for name, proxy in PROXIES.items() if (why := proxy.missing())]
 
 
-def cost(guards: Guards, workloads: Mapping[str, Workload], rounds: int) -> list[Row]:
+def cost(guards: Mapping[str, Guard], workloads: Mapping[str, Workload], rounds: int) -> list[Row]:
     """Processor time, and mails a second: the proxy has a core for itself, the upstream server is on that of the load.
     What an smtp-sink takes that nobody stands before shows how much the load can send."""
     with _upstream(LOAD_CORE) as (upstream, sent):
@@ -88,7 +84,7 @@ def _cost_rows(key: str, workload: Workload, found: Measured, guards: Sequence[s
     ]
 
 
-def latency(guards: Guards, rounds: int, scale: float) -> list[Row]:
+def latency(guards: Mapping[str, Guard], rounds: int, scale: float) -> list[Row]:
     """How long one client waits for a whole mail, from its MAIL to the last 250, in ms.
 
     Here the upstream server is on the core of the proxies, since only one of them has something to do at a time:
@@ -166,7 +162,7 @@ def _added(
     return Row("PROXY", f"a whole mail, what {name} adds", "ms", cells, {}, verdicts)
 
 
-def memory(guards: Guards, scale: float) -> list[Row]:
+def memory(guards: Mapping[str, Guard], scale: float) -> list[Row]:
     """What a session takes while the upstream server reads nothing, and then all: one has the large message."""
     megabytes = max(16, round(LARGE * scale))
     rows = []
@@ -184,9 +180,7 @@ def memory(guards: Guards, scale: float) -> list[Row]:
     return rows
 
 
-def _octets_a_session(
-    make: Callable[..., Kind], keywords: Sequence[str], megabytes: int, *, chunked: bool
-) -> float:
+def _octets_a_session(make: Guard, keywords: Sequence[str], megabytes: int, *, chunked: bool) -> float:
     server = SlowServer(*keywords)
     try:
         kind = make("--max-message-size=2G", deliver=f"smtp:tcp:127.0.0.1:{server.port}")
@@ -216,7 +210,7 @@ def _upstream(core: int) -> Iterator[tuple[Server, list[Sent]]]:
         compare_counts(server, sent)
 
 
-def _proxies(guards: Guards, upstream: Server) -> list[Kind]:
+def _proxies(guards: Mapping[str, Guard], upstream: Server) -> list[Kind]:
     own = [
         make("--accept-domain=guard.example", deliver=f"smtp:tcp:127.0.0.1:{upstream.port}")
         for make in guards.values()

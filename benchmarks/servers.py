@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import attrs
 
@@ -165,10 +166,13 @@ def on(reactor: str) -> str:
     return f"{GUARD} on {reactor}"
 
 
-def guards(python: str, reactor: str = "") -> dict[str, Callable[..., Kind]]:
-    """By name, what makes the guard on the reactor that Twisted chooses, and on another if that is named: `guard` but
-    for what both have in common."""
-    made = {GUARD: partial(guard, GUARD, python)}
+Guard: TypeAlias = "Callable[..., Kind]"
+"""What makes a guard of a name, an environment and a reactor: `guard` without these."""
+
+
+def guards(python: str, reactor: str = "") -> dict[str, Guard]:
+    """By name: on the reactor that Twisted chooses, and on another if that is named."""
+    made: dict[str, Guard] = {GUARD: partial(guard, GUARD, python)}
     if reactor:
         made[on(reactor)] = partial(guard, on(reactor), python, reactor=reactor)
     return made
