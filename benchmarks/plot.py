@@ -45,7 +45,7 @@ def svg(table: Table, base: str, guards: Sequence[str], others: Sequence[str]) -
     of multiples of `base`."""
     rows = [row for row in table.rows if row.cells.get(base)]
     groups = [(row, [name for name in (*guards, *others) if row.cells.get(name, 0.0) > 0]) for row in rows]
-    multiples = [row.cells[name] / row.cells[base] for row, names in groups for name in names]
+    multiples = [_multiple(row, name, base) for row, names in groups for name in names]
     low = math.floor(math.log2(min([1.0, *multiples])))
     high = math.ceil(math.log2(max([2.0, *multiples])))
 
@@ -80,6 +80,11 @@ def svg(table: Table, base: str, guards: Sequence[str], others: Sequence[str]) -
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _multiple(row: Row, name: str, base: str) -> float:
+    """That by which a guard is judged, where it is one; of others there are the medians alone."""
+    return row.ratios.get(compared_to(name, base), row.cells[name] / row.cells[base])
+
+
 def _group(
     row: Row,
     base: str,
@@ -97,7 +102,7 @@ def _group(
     bounds = {each.what: each.at_most for each in row.verdicts}
     for which, name in enumerate(names):
         y = top + HEADER + BAR * which
-        multiple = row.cells[name] / row.cells[base]
+        multiple = _multiple(row, name, base)
         told = f"{name}: {number(row.cells[name])} {row.unit}, {number(multiple)} times {base}"
         ends = sorted((across(1.0), across(multiple)))
         own = name in guards
