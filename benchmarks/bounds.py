@@ -61,8 +61,13 @@ def judge_ratios(key: str, guard: str, ratios: Mapping[str, float]) -> list[Verd
 
 
 def compared_to(guard: str, other: str) -> str:
-    """What a ratio is called: who is meant by nothing but the other's name is the guard on Twisted's own choice."""
+    """What a ratio is called. That of the guard on the reactor that Twisted chooses is named by the other alone."""
     return other if guard == GUARD else f"{guard} to {other}"
+
+
+def told_of(guard: str, what: str) -> str:
+    """What a figure is called that has no other beside it."""
+    return what if guard == GUARD else f"{what}, {guard}"
 
 
 def exactly(what: str, value: float, at_most: float) -> Verdict:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import bounds
-from .bounds import GUARD
 from .load import among, burst, smtp_source
 from .measure import Entry, measure
 from .rows import Row
@@ -64,7 +63,7 @@ def growth(make: Guard, rounds: int, scale: float, crowd_scale: float) -> list[R
 
 
 def _row(name: str, unit: str, entries: list[Entry], rounds: int) -> Row:
-    guard = entries[0].kind.name
+    name = bounds.told_of(entries[0].kind.name, name)
     found = measure(entries, rounds, 1e9 if unit.startswith("ns") else 1e6, count=False)
     names = [entry.name for entry in entries]
     columns = dict(zip(names[-2:], ("at N", "at 10 N"), strict=True))
@@ -73,7 +72,7 @@ def _row(name: str, unit: str, entries: list[Entry], rounds: int) -> Row:
     verdicts = [bounds.exactly(f"{names[-1]} to {names[0]}", found.ratio(names[-1], names[0]), bounds.GROWTH)]
     return Row(
         "GROWTH",
-        f"{name}: {', '.join(names)}" + (f", {guard}" if guard != GUARD else ""),
+        f"{name}: {', '.join(names)}",
         unit,
         {columns[each]: found.median(each) for each in names},
         {columns[each]: found.details(each) for each in names},

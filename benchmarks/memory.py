@@ -148,7 +148,14 @@ def latency(kind: Kind, scale: float) -> Row:
     waits.sort()
     cells = {"median": waits[len(waits) // 2], "p99": waits[len(waits) * 99 // 100], "worst": waits[-1]}
     verdicts = [bounds.exactly("p99", cells["p99"], bounds.LATENCY)]
-    return Row("LATENCY", f"RSET and NOOP beside {crowd:,} idle, {kind.name}", "ms", cells, {}, verdicts)
+    return Row(
+        "LATENCY",
+        bounds.told_of(kind.name, f"RSET and NOOP beside {crowd:,} idle"),
+        "ms",
+        cells,
+        {},
+        verdicts,
+    )
 
 
 def _each(
@@ -157,7 +164,7 @@ def _each(
     """Whether each guard keeps its bound: the same of all, or by name, of those that have one."""
     most = at_most if isinstance(at_most, Mapping) else dict.fromkeys(cells, at_most)
     return [
-        bounds.exactly(bounds.compared_to(kind.name, what), cells[kind.name], most[kind.name])
+        bounds.exactly(bounds.told_of(kind.name, what), cells[kind.name], most[kind.name])
         for kind in guards
         if kind.name in most
     ]

@@ -66,8 +66,8 @@ def _sink_counts(printed: str) -> dict[str, int]:
 
 
 def _postfix_missing() -> str:
-    if tool("postfix") is None:
-        return "Postfix is not installed"
+    if tool("postfix") is None or not POSTFIX_DAEMONS.exists():
+        return "Postfix is not installed as Debian has it"
     return "" if os.geteuid() == 0 else "only root can start Postfix"
 
 
@@ -109,6 +109,8 @@ def _install_smtp_server() -> str:
             return f"npm install failed: {done.stderr.strip().splitlines()[-1:]}"
     return ""
 
+
+POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 
 PICKED = (POSTFIX, AIOSMTPD, SMTP_SERVER)
 """What most would take instead of the guard: the picture has no others."""

@@ -172,7 +172,7 @@ def memory(guards: Mapping[str, Guard], scale: float) -> list[Row]:
             for name, make in guards.items()
         }
         verdicts = [
-            bounds.exactly(bounds.compared_to(name, "KiB a session"), each, bounds.PROXIED_SESSION)
+            bounds.exactly(bounds.told_of(name, "KiB a session"), each, bounds.PROXIED_SESSION)
             for name, each in cells.items()
         ]
         name = f"a message of {megabytes:,} MB passed on by {how}"
