@@ -337,6 +337,28 @@ def test_of_messages_that_are_stored_together_one_that_is_cancelled_meanwhile_le
     assert logged == []
 
 
+def test_messages_that_are_cancelled_while_the_disk_hangs_leave_nothing_and_take_no_further_thread(
+    delivery, threads, path
+):
+    hangs = [sink_of(delivery).finish(), sink_of(delivery).finish()]
+    trips = threads.trips
+    left = []
+    for _ in range(100):
+        sink = sink_of(delivery)
+        sink.write(b"text")
+        done = sink.finish()
+        done.addErrback(lambda failure: failure.trap(CancelledError))
+        left.append(weakref.ref(sink))
+        done.cancel()
+    del sink, done
+    gc.collect()
+    assert [each for each in left if each() is not None] == []
+    assert threads.trips == trips
+    threads.work()
+    assert [outcome(done) for done in hangs] == [None, None]
+    assert len(names_in(path / "new")) == 2
+
+
 def test_twenty_messages_at_once_cost_two_trips_to_a_thread(delivery, threads, path):
     ends = [sink_of(delivery).finish() for _ in range(20)]
     threads.work()

@@ -128,6 +128,12 @@ def test_discarded_before_the_thread_came_to_it_the_file_is_never_opened(spool, 
     assert isinstance(outcome(pending), Discarded)
 
 
+def test_to_discard_what_no_thread_has_come_to_costs_no_further_trip(spool, threads):
+    spool.write(LARGE).addErrback(lambda failure: None)
+    spool.discard()
+    assert threads.trips == 1
+
+
 def test_discarded_while_a_thread_writes_the_file_is_removed_once_it_has_written(spool, threads, file):
     file.on_write = spool.discard
     pending = spool.write(LARGE)

@@ -58,7 +58,7 @@ class _MaildirSink:
         return self._spool.write(data)
 
     def finish(self) -> Deferred[None]:
-        self._answer = Deferred(lambda _: self.abort())
+        self._answer = Deferred(self._cancel)
         small = self._spool.in_memory() is not None
         self._spool.hand_over()
         threads = self._maildir._threads
@@ -67,6 +67,10 @@ class _MaildirSink:
 
     def abort(self) -> None:
         self._spool.discard()
+
+    def _cancel(self, _: object) -> None:
+        self.abort()
+        self._maildir._threads.forget(self)
 
     # What StoringThreads calls.
 

@@ -112,8 +112,10 @@ class Spool:
         if not self._decision.acquire(blocking=False):
             return
         self._discarded = True
+        # A thread that has not taken this yet will find out before it opens a file.
+        untouched = self._file is None and bool(self._to_write)
         self._held, self._to_write = bytearray(), bytearray()
-        if self._threaded:
+        if self._threaded and not untouched:
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 

@@ -42,7 +42,7 @@ class Storable(Protocol):
         with `error`, or with what is raised here."""
 
     def answer(self, outcome: Failure | None) -> None:
-        """Called in the reactor's thread, once: the message is safe (None), or not."""
+        """Called in the reactor's thread, once unless it is forgotten: the message is safe (None), or not."""
 
 
 Outcomes: TypeAlias = list[tuple[Storable, Failure | None]]
@@ -84,6 +84,12 @@ class StoringThreads:
         Called in the reactor's thread."""
         stored: Deferred[Outcomes] = maybeDeferred(in_thread, self._reactor, self._store_alone, message)
         stored.addCallbacks(_answer, message.answer)
+
+    def forget(self, message: Storable) -> None:
+        """`message` is not wanted any more. If no thread has taken it yet, none will; nothing of it is kept while the
+        disk hangs. Called in the reactor's thread."""
+        with suppress(ValueError):
+            self._waiting.remove(message)
 
     def _call(self) -> None:
         """Ask one more thread to take what waits."""
@@ -135,7 +141,8 @@ class StoringThreads:
         for message in messages:
             if _succeeds(partial(message.fill, together=together), message, outcomes):
                 self._filled.append(message)
-        for message in _popped(self._filled):
+        # As many as a thread may have filled: then none is left over, and what has failed here is answered soon.
+        for message in itertools.islice(_popped(self._filled), MOST_TOGETHER):
             self._complete(message, outcomes)
         return outcomes + self._make_safe()
 
