@@ -118,6 +118,8 @@ class Link:
         self._last = False
         self._message = b""
         self._envelope: list[str] = []
+        self._owes_answer = False
+        """Whether it has not answered what it has read last, and so reads no further command."""
 
     # The guard's transport.
 
@@ -173,8 +175,11 @@ class Link:
         self._end(ConnectionLost())
 
     def says(self, text: str) -> None:
+        owed, self._owes_answer = self._owes_answer, False
         if not self.closed:
             self.protocol.dataReceived(text.encode() + b"\r\n")
+        if owed and self.reads:
+            self._read()
 
     def reads_on(self) -> None:
         self.reads = True
@@ -184,6 +189,8 @@ class Link:
 
     def answer(self, verb: str, line: str) -> None:
         said = self.server.answers.get(verb, _POLITE.get(verb, "250 2.0.0 Ok"))
+        # A PROXY header is no command, and what stands for the greeting may be its answer.
+        self._owes_answer = said is silence and verb not in ("PROXY", "greeting")
         text = said(self, line) if callable(said) else said
         if isinstance(text, str):
             self.says(text)
@@ -193,7 +200,7 @@ class Link:
         self._data = b"\r\n"
 
     def _read(self) -> None:
-        while not self.closed and self._step():
+        while not (self.closed or self._owes_answer) and self._step():
             pass
 
     def _step(self) -> bool:

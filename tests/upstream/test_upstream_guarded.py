@@ -8,10 +8,10 @@ import sys
 import pytest
 from mailserver import Behind, MailServer
 from test_upstream_pure import CLIENT
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
+from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import Path
 from twisted_smtpguard.replies import UPSTREAM_LOST
 from twisted_smtpguard.upstream.smtpclient import Connection
@@ -47,21 +47,19 @@ print(transport.value())
     assert done.stdout.split() == ["refused"] * len(FORGED) + ["b''"]
 
 
-def test_two_answers_are_not_waited_for_at_once() -> None:
+def test_each_answer_goes_to_who_asked() -> None:
     connection = Connection(Clock(), lambda _: None)
     connection.makeConnection(StringTransport())
-    connection.answer(60).addErrback(lambda _: None)
-    with pytest.raises(RuntimeError, match="this connection already waits for a reply"):
-        connection.answer(60)
+    answers = [connection.greeting(60), *connection.commands((b"RSET", 60), (b"MAIL FROM:<>", 60))]
+    connection.dataReceived(b"220 mx\r\n250 forgotten\r\n550 no\r\n")
+    assert [answer.result().text for answer in answers] == ["220 mx", "250 forgotten", "550 no"]
     connection.end(UPSTREAM_LOST)
 
 
 def test_an_address_with_a_line_end_in_it_reaches_no_server_and_costs_no_connection() -> None:
     server = MailServer()
     behind = Behind(server)
-    forged: Deferred[object] = Deferred.fromCoroutine(
-        behind.proxy.begin(CLIENT, Path("a@b>\r\nRCPT TO:<c@d", {}))
-    )
+    forged = call_hook(behind.proxy.begin, CLIENT, Path("a@b>\r\nRCPT TO:<c@d", {}))
     failures: list[object] = []
     forged.addErrback(lambda failure: failures.append(failure.type))
     assert failures == [ValueError]

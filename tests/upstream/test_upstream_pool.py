@@ -18,6 +18,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.delivery.domains import AcceptedDomains
+from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.interfaces import Client, IMailTransaction, Path, Peer
 from twisted_smtpguard.testing import check_delivery
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
@@ -465,7 +466,7 @@ def test_what_a_client_said_in_clear_is_said_again_when_it_is_under_tls() -> Non
     clear = Client(Peer(ip_address("192.0.2.1"), 1, None, None), "1", "c", "ESMTP", None, trusted=False)
     for client in (clear, clear, attrs.evolve(clear, tls="TLSv1.3 X", protocol="ESMTPS")):
         begun: list[Any] = []
-        Deferred.fromCoroutine(behind.proxy.begin(client, Path("", {}))).addBoth(begun.append)  # type: ignore[arg-type]
+        call_hook(behind.proxy.begin, client, Path("", {})).addBoth(begun.append)  # type: ignore[arg-type]
         begun[0].abort()
     assert server.links[1].heard == [
         "EHLO c",
@@ -855,7 +856,7 @@ def test_a_stop_leaves_no_connection_and_no_timer(stage: str) -> None:
         peer = Peer(ip_address("192.0.2.1"), 1, None, None)
         client = Client(peer, "1", "c", "ESMTP", None, trusted=False)
         begun: list[Any] = []
-        Deferred.fromCoroutine(behind.proxy.begin(client, Path("", {}))).addBoth(begun.append)  # type: ignore[arg-type]
+        call_hook(behind.proxy.begin, client, Path("", {})).addBoth(begun.append)  # type: ignore[arg-type]
         assert IMailTransaction.providedBy(begun[0])
         assert attrs.evolve(client) == client
     elif stage == "dialling":

@@ -12,7 +12,7 @@ from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
 from twisted_smtpguard.engine.hostnames import canonical, parse_domain
-from twisted_smtpguard.hooks.later import answer_of, as_deferred
+from twisted_smtpguard.hooks.later import answer_of, mapped
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
@@ -130,7 +130,7 @@ class AcceptedDomains(PartsOwner):
         if client.identity is not None:
             return begun
         if is_later(begun):
-            return as_deferred(begun).addCallback(self._with_check)  # type: ignore[arg-type]
+            return mapped(begun, self._with_check)  # type: ignore[arg-type]
         return self._with_check(begun)  # type: ignore[arg-type]
 
     def _with_check(self, mail: IMailTransaction) -> IMailTransaction:

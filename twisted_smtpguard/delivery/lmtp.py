@@ -3,11 +3,13 @@ combined into one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted_smtpguard.delivery.smtp import SmtpFactory
-from twisted_smtpguard.delivery.upstream import UpstreamDelivery, UpstreamTransaction
+from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.verdicts import combine, is_mixed
-from twisted_smtpguard.values import Refused
+from twisted_smtpguard.values import Client, Path
 
 
 class LmtpDelivery(UpstreamDelivery):
@@ -15,21 +17,13 @@ class LmtpDelivery(UpstreamDelivery):
 
     lmtp = True
 
-    async def verdict(self, mail: UpstreamTransaction) -> Reply:
-        verdicts: list[tuple[str, Reply]] = []
-        for recipient in mail.recipients:
-            try:
-                reply = await mail.verdict()
-            except Refused as refused:
-                # If the connection has ended before this verdict, `reply` is a 451, so that the client tries again.
-                reply = refused.reply
-            verdicts.append((recipient.address, reply))
-        folded = combine(verdicts)
-        if is_mixed(verdicts):
-            self.notices.mixed(mail.client.session, folded, verdicts)
-        if folded.code >= 300:
-            raise Refused(folded)
-        return folded
+    def _combined(self, client: Client, recipients: Sequence[Path], verdicts: Sequence[Reply]) -> Reply:
+        # If the connection has ended before a verdict, that is a 451, so that the client tries again.
+        named = [(recipient.address, reply) for recipient, reply in zip(recipients, verdicts, strict=True)]
+        told = combine(named)
+        if is_mixed(named):
+            self.notices.mixed(client.session, told, named)
+        return told
 
 
 class LmtpFactory(SmtpFactory):

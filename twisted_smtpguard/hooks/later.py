@@ -19,9 +19,11 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.port import Cancellable, Cancelled
 from twisted_smtpguard.hooks.faults import Report, at_debug, cancel
+from twisted_smtpguard.hooks.promise import Promise
 from twisted_smtpguard.values import FAULTS, is_later
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 CallLater: TypeAlias = Callable[[float, Callable[[], object]], Cancellable]
@@ -59,6 +61,8 @@ def as_deferred(answer: Deferred[T] | Awaitable[T]) -> Deferred[T]:
     """
     if isinstance(answer, Deferred):
         return answer.addErrback(explained)
+    if isinstance(answer, Promise):
+        return answer.deferred()
     loop = _running_loop()
     if asyncio.isfuture(answer):
         if answer.get_loop() is loop:
@@ -139,6 +143,9 @@ def _in_task(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop)
     def wait(waits_for: Any) -> Generator[Any, Any, Any]:
         if isinstance(waits_for, Deferred):
             return (yield from _wait_for(waits_for, loop))
+        if isinstance(waits_for, Promise):
+            # It then waits by a Deferred.
+            return waits_for
         return (yield waits_for)
 
     try:
@@ -216,6 +223,13 @@ def _continue(
             return value
 
 
+def mapped(answer: Deferred[T] | Awaitable[T], function: Callable[[T], S]) -> Deferred[S] | Promise[S]:
+    """The answer of a hook, with `function` applied to it."""
+    if isinstance(answer, Promise):
+        return answer.mapped(function)
+    return as_deferred(answer).addCallback(function)
+
+
 async def answer_of(answer: Any) -> Any:
     """The value of a hook's answer, awaited if it comes later."""
     return await as_deferred(answer) if is_later(answer) else answer
@@ -287,9 +301,13 @@ class PendingAnswer:
 
 def when_answered(
     answer: Any, answered: Callable[[Any, BaseException | None], None], report: Report
-) -> PendingAnswer:
+) -> Cancellable:
     """Call `answered` once: with the value of a hook's answer, or with None and its exception. The exception is
     `Cancelled` for every kind of cancellation. `report` gets the exception of a canceller that raises."""
+
+    if isinstance(answer, Promise):
+        answer.when_answered(answered)
+        return answer
 
     def failed(failure: Failure) -> None:
         error = failure.value

@@ -24,6 +24,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.engine.table import STAGES
 from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.hooks.turns import FairScheduler, ReplyBatcher
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.interfaces import (
     ICounterStore,
@@ -45,7 +46,6 @@ from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
-from twisted_smtpguard.transport.turns import FairScheduler, ReplyBatcher
 
 _LAST_WAIT_SECONDS = 5
 """How long a stop waits after its grace for pending verdicts."""

@@ -20,9 +20,9 @@ from zope.interface import implementer
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.hooks.turns import ReplyBatcher
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
-from twisted_smtpguard.transport.turns import ReplyBatcher
 
 if TYPE_CHECKING:
     from twisted_smtpguard.tls.layer import TLSLayer

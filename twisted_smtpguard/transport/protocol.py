@@ -22,6 +22,7 @@ from twisted_smtpguard.engine.port import Answered, Cancellable, Host
 from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
+from twisted_smtpguard.hooks.turns import FairScheduler
 from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
@@ -30,7 +31,6 @@ from twisted_smtpguard.transport.peers import RemoteEnd, peer_name
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import turn_away
-from twisted_smtpguard.transport.turns import FairScheduler
 
 
 class Shared(Protocol):

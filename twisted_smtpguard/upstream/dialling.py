@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,9 +15,11 @@ from twisted.internet.protocol import Factory
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.later import within
+from twisted_smtpguard.hooks.promise import Promise, run
+from twisted_smtpguard.hooks.turns import ReplyBatcher
 from twisted_smtpguard.tls.certificates import read_certificates
 from twisted_smtpguard.upstream import announcing
-from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, parse_hello
+from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello, parse_hello
 from twisted_smtpguard.upstream.login import Credentials, dialogue, read_credentials
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.parameters import UpstreamOptions
@@ -36,6 +38,15 @@ from twisted_smtpguard.upstream.refusals import (
 from twisted_smtpguard.upstream.replyparser import UpstreamReply
 from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.values import Client, Refused
+
+Early: TypeAlias = Callable[[Hello], bytes | None]
+"""Makes the command that may be sent before the server has answered RSET. None: there is no such command."""
+
+Taken: TypeAlias = tuple[Connection, Promise[UpstreamReply] | None]
+"""A connection that is ready for MAIL, and the answer to the command of `Early`. None: that has not been sent."""
+
+_ANNOUNCED = ("xclient", "xforward")
+"""The kinds of `announce` with commands before each MAIL."""
 
 
 def _greeting_of(client: Client) -> tuple[str, bool]:
@@ -69,7 +80,10 @@ class Dialler:
     _header_understood: bool = attrs.field(default=False, init=False)
     """Whether the server has accepted EHLO after a PROXY header."""
 
+    _batcher: ReplyBatcher = attrs.field(init=False)
+
     def __attrs_post_init__(self) -> None:
+        self._batcher = ReplyBatcher(self.clock)
         self.files_read = self._tls_settings(), self.options.auth
 
     def read_files(self) -> tuple[Any, Credentials | None]:
@@ -83,7 +97,7 @@ class Dialler:
     async def dial(self, client: Client | None, ended: Callable[[Connection], None]) -> Connection:
         """Make a connection that is ready for MAIL. With a PROXY header it belongs to `client`; None: to no client.
         `Refused`: no connection could be made."""
-        dialling = Deferred.fromCoroutine(self._dial(client, ended))
+        dialling = run(self._dial(client, ended)).deferred()
         try:
             return await within(3 * self.options.connect, self.clock.callLater, dialling)
         except TimeoutError:
@@ -120,7 +134,7 @@ class Dialler:
         return connection
 
     async def _connect(self, ended: Callable[[Connection], None]) -> Connection:
-        factory = Factory.forProtocol(lambda: Connection(self.clock, ended))
+        factory = Factory.forProtocol(lambda: Connection(self.clock, ended, self._batcher))
         factory.noisy = False
         connecting: Deferred[Any] = self._endpoint.connect(factory)
         try:
@@ -146,7 +160,7 @@ class Dialler:
             else:
                 connection.send_proxy_header(announcing.proxy_v2(peer))
         try:
-            greeting = await connection.answer(options.connect)
+            greeting = await connection.greeting(options.connect)
         except Refused as lost:
             if connection.tls_problem:
                 raise HandshakeFailed(replies.UPSTREAM_UNSUITABLE, connection.tls_problem) from lost
@@ -159,20 +173,33 @@ class Dialler:
         credentials = self.files_read[1]
         if credentials is not None:
             await self._log_in(connection, credentials)
-        if options.announce in ("xclient", "xforward"):
+        if options.announce in _ANNOUNCED:
             self._offered(connection, options.announce.upper())
 
-    async def reset(self, connection: Connection, client: Client, seconds: float) -> None:
-        """Reset a connection that was used before, so that a MAIL of `client` may follow. `Refused`: the server
-        refused, or the connection has ended.
+    async def reset(self, connection: Connection, client: Client, early: Early, seconds: float) -> Taken:
+        """Reset a connection that was used before, so that a MAIL of `client` may follow. The command that `early`
+        makes leaves together with RSET, with PIPELINING. `Refused`: the server refused, or the connection has ended.
 
         On a client's own connection a changed HELO name is sent with EHLO, which resets as RSET does (RFC 5321 4.1.4):
         an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207 4.2).
         """
-        if self.options.proxied and connection.greeted_as != _greeting_of(client):
+        options = self.options
+        if options.proxied and connection.greeted_as != _greeting_of(client):
             await self._hello(connection, client)
-        elif not (await connection.command(b"RSET", seconds)).positive:
+            return connection, None
+        command = answer = None
+        if "PIPELINING" in connection.hello and options.announce not in _ANNOUNCED:
+            command = early(connection.hello)
+        if command is None:
+            reset = connection.command(b"RSET", seconds)
+        else:
+            reset, answer = connection.commands((b"RSET", seconds), (command, options.timeout))
+        if not (await reset).positive:
             raise Refused(replies.UPSTREAM_LOST)
+        if answer is not None and not connection.usable:
+            # The server has closed the connection. What it has said to the command before that counts.
+            await answer
+        return connection, answer
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:
         """Send EHLO or LHLO, with the HELO name of `client`; None: with the guard's own name. A server that does not
@@ -268,7 +295,7 @@ class Dialler:
         """Send XCLIENT or XFORWARD for `client`, if the operator chose one of them. Called before each MAIL.
         `ClientRefused`: the server refused the command."""
         kind = self.options.announce
-        if kind not in ("xclient", "xforward"):
+        if kind not in _ANNOUNCED:
             return
         verb = kind.upper()
         commands = announcing.xclient if kind == "xclient" else announcing.xforward

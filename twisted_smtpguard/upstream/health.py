@@ -7,14 +7,16 @@ accepts no further connection, and transactions wait for one that is open.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.hooks.promise import run
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.refusals import describe
@@ -152,19 +154,18 @@ class Health:
         self._end_retry()
         # Set before the probe begins: a probe that fails at once may otherwise lead to another one, without end.
         self._probing = probing = object()
-        Deferred.fromCoroutine(self._probe()).addBoth(self._probed, probing)
+        run(self._probe()).when_answered(partial(self._probed, probing))
 
-    def _probed(self, outcome: object, probing: object) -> None:
-        failed = isinstance(outcome, Failure)
-        if isinstance(outcome, Failure) and not outcome.check(Refused, CancelledError):
+    def _probed(self, probing: object, value: object, error: BaseException | None) -> None:
+        if not (error is None or isinstance(error, Refused | CancelledError)):
             # The server has not refused anything: this is a fault of the guard or of the endpoint.
-            self._notices.failed(outcome)
+            self._notices.failed(Failure(error))
         if self._probing is probing:
             self._probing = None
         again, self._probe_again = self._probe_again, False
         if not self._watching:
             return
-        if again and (failed or self.down is not None):
+        if again and (error is not None or self.down is not None):
             self._probe_now()
         self._retry_if_down()
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.interfaces import IDelayedCall
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.hooks.faults import cancel
-from twisted_smtpguard.upstream.dialling import Dialler
+from twisted_smtpguard.hooks.promise import Promise, run
+from twisted_smtpguard.upstream.dialling import Dialler, Early, Taken
 from twisted_smtpguard.upstream.health import Health
 from twisted_smtpguard.upstream.hello import OfferedExtensions
 from twisted_smtpguard.upstream.refusals import ClientRefused, ConnectionPutOff, ServerFull, Unreachable
-from twisted_smtpguard.upstream.smtpclient import Connection, stop_timer
+from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.upstream.waitingqueue import WaitingQueue
 from twisted_smtpguard.values import Client, Refused
 
@@ -51,15 +50,15 @@ class Pool:
         self._notices = notices = dialler.notices
         self._connections: set[Connection] = set()
         """The usable connections: in use, idle, or parked for their client."""
-        self._idle: dict[Connection, IDelayedCall] = {}
-        """Unused connections, the last used one last, each with the call that closes it."""
+        self._idle: dict[Connection, None] = {}
+        """Unused connections, the last used one last."""
         self._parked: dict[str, Connection] = {}
         """Unused connections that belong to one client each, by its session, the last used one last."""
         self._unready: set[Connection] = set()
         """Connections that are being made ready for a transaction."""
         self._places_held = 0
         """How many places are held for transactions whose connection is not ready yet."""
-        self._dialling: set[Deferred[Connection]] = set()
+        self._dialling: set[Promise[Connection]] = set()
         """The attempts to connect."""
         self._closing: set[Connection] = set()
         """Connections that are closing after QUIT. Each has its place until it is closed."""
@@ -95,7 +94,7 @@ class Pool:
         for connection in [*self._connections, *self._unready]:
             connection.end(replies.SHUTTING_DOWN)
         for dialling in list(self._dialling):
-            cancel(dialling)
+            dialling.cancel()
         return gatherResults([connection.closed for connection in closing + unused])
 
     @property
@@ -105,11 +104,12 @@ class Pool:
 
     # Taking and giving back.
 
-    async def take(self, client: Client) -> Connection:
-        """A connection that is ready for a MAIL of `client`. `Refused`: no connection is available."""
+    async def take(self, client: Client, early: Early) -> Taken:
+        """A connection that is ready for a MAIL of `client`, and the answer to the command that `early` has made; None
+        instead of that if the command has not been sent. `Refused`: no connection is available."""
         parked = self._parked.pop(client.session, None)
-        if parked is not None and await self._make_ready(parked, client):
-            return parked
+        if parked is not None and (taken := await self._make_ready(parked, client, early)):
+            return taken
         deadline = self._clock.seconds() + self._options.wait
         number = self._waiting.next_number()
         woken = False
@@ -122,7 +122,7 @@ class Pool:
             if (woken or not self._waiting) and self._can_try():
                 began = self._clock.seconds()
                 try:
-                    return await self._get(client)
+                    return await self._get(client, early)
                 except ServerFull:
                     # The time of the attempt was not spent in the queue, and does not count as such.
                     deadline += self._clock.seconds() - began
@@ -134,6 +134,7 @@ class Pool:
         """Give back a connection, on which no command is pending and no message incomplete."""
         if not connection.usable:
             return
+        connection.messages += 1
         if not self._open or self._is_worn_out(connection):
             self._close(connection)
         elif self._options.proxied:
@@ -160,28 +161,30 @@ class Pool:
 
     # One attempt, which holds its own place.
 
-    async def _get(self, client: Client) -> Connection:
+    async def _get(self, client: Client, early: Early) -> Taken:
         """Get a connection, idle or new. The place is held from beginning to end, so that no other transaction takes it
         while one connection is closed and the next is made."""
         self._places_held += 1
         try:
-            connection = await self._reuse_idle(client) or await self._new(client)
+            taken = await self._reuse_idle(client, early) or (await self._new(client), None)
+            connection = taken[0]
             self._unready.discard(connection)
-            self._connections.add(connection)
+            if connection.usable:
+                self._connections.add(connection)
         finally:
             self._places_held -= 1
             self._serve_waiting()
-        return connection
+        return taken
 
-    async def _reuse_idle(self, client: Client) -> Connection | None:
+    async def _reuse_idle(self, client: Client, early: Early) -> Taken | None:
         """The idle connection that was used last, ready for `client`. None: there is none, or it was no longer good."""
         if not self._idle:
             return None
-        connection, expiry = self._idle.popitem()
-        stop_timer(expiry)
+        connection, _ = self._idle.popitem()
+        connection.use()
         self._connections.discard(connection)
         self._unready.add(connection)
-        return connection if await self._make_ready(connection, client) else None
+        return await self._make_ready(connection, client, early)
 
     async def _new(self, client: Client) -> Connection:
         # The server may have gone down while an idle connection was tried.
@@ -197,10 +200,11 @@ class Pool:
             raise
         return connection
 
-    async def _make_ready(self, connection: Connection, client: Client) -> bool:
-        """Reset a connection that was used before, and announce `client`. Returns whether the connection is ready."""
+    async def _make_ready(self, connection: Connection, client: Client, early: Early) -> Taken | None:
+        """Reset a connection that was used before, and announce `client`. None: the connection is not ready."""
+        seconds = min(_RSET_SECONDS, self._options.timeout)
         try:
-            await self._dialler.reset(connection, client, min(_RSET_SECONDS, self._options.timeout))
+            taken = await self._dialler.reset(connection, client, early, seconds)
         except Refused as refused:
             # The refusal may be about the connection, as a 421 is. If it is about the client, the server will say so on
             # the next connection too.
@@ -209,13 +213,14 @@ class Pool:
                 # The idle connections are probably dead too.
                 for other in list(self._idle):
                     other.end(replies.UPSTREAM_TIMED_OUT)
-            return False
+            return None
         try:
-            await self._announce(connection, client)
+            if taken[1] is None:
+                await self._announce(connection, client)
         except Refused:
             # The refusal may be about the connection, as a 421 is. Another one is tried before the client is refused.
-            return False
-        return True
+            return None
+        return taken
 
     async def _announce(self, connection: Connection, client: Client) -> None:
         try:
@@ -225,12 +230,11 @@ class Pool:
             # Other clients could still use the connection if only this one was refused, but the guard cannot know that.
             connection.end(error.reply if isinstance(error, Refused) else replies.UPSTREAM_LOST)
             raise
-        connection.messages += 1
         self.offering.update(connection.hello, by_client=self._options.server_sees_client)
 
     async def _dial(self, client: Client | None) -> Connection:
         attempt = self.health.attempt()
-        dialling = Deferred.fromCoroutine(self._dialler.dial(client, self._ended))
+        dialling = run(self._dialler.dial(client, self._ended))
         self._dialling.add(dialling)
         try:
             connection = await dialling
@@ -364,7 +368,7 @@ class Pool:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        stop_timer(self._idle.pop(connection, None))
+        self._idle.pop(connection, None)
         self._parked = {session: parked for session, parked in self._parked.items() if parked != connection}
         if connection not in self._closing:
             self._place_freed()
@@ -390,4 +394,5 @@ class Pool:
 
     def _keep(self, connection: Connection) -> None:
         """Make the connection idle. It is closed if no transaction takes it in time."""
-        self._idle[connection] = self._clock.callLater(self._options.idle, self._close, connection)
+        self._idle[connection] = None
+        connection.rest(self._options.idle, self._close)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 import attrs
 
@@ -27,13 +28,19 @@ class BadReply(Exception):  # noqa: N818 - what it is called
     """The input is not an SMTP reply, or it never ends."""
 
 
-@attrs.frozen
+_USUAL_OCTETS = 128
+"""The longest reply that is remembered. A server says the same few words to most commands."""
+
+
+@attrs.define
 class UpstreamReply:
-    """One reply. `lines` holds the text as it came, without code and line ends; octets that are not UTF-8 are
-    escaped."""
+    """One reply, which is not changed. `lines` holds the text as it came, without code and line ends; octets that are
+    not UTF-8 are escaped."""
 
     code: int
     lines: tuple[str, ...]
+    _for_client: Reply | None = attrs.field(default=None, init=False, eq=False, repr=False)
+    """What `for_client` has made of it."""
 
     @property
     def text(self) -> str:
@@ -60,34 +67,58 @@ class ReplyParser:
         """Whether part of a reply has come."""
         return bool(self._partial or self._lines)
 
+    def whole(self, data: bytes) -> UpstreamReply | None:
+        """The reply, if `data` is one short reply of one line and nothing else, as nearly all are. None: `data` has to
+        be fed."""
+        if len(data) > _USUAL_OCTETS or self._partial or self._lines:
+            return None
+        return _usual(data)
+
     def feed(self, data: bytes) -> Iterator[UpstreamReply]:
         """Yield each reply that `data` completes. BadReply is raised after the last valid one; the connection cannot be
         used any more then."""
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in lines:
-            if self._take(line.removesuffix(b"\r")):
+        data, self._partial = self._partial + data, b""
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            if self._take(data, start, end):
                 reply = UpstreamReply(self._code, tuple(self._lines))
                 self._lines, self._octets = [], 0
                 yield reply
+            start = end + 1
+        self._partial = data[start:]
         if len(self._partial) > MAX_LINE_OCTETS:
             raise BadReply("a line does not end")
 
-    def _take(self, line: bytes) -> bool:
-        """Take one line. Returns whether it is the last one of its reply."""
-        if len(line) > MAX_LINE_OCTETS:
+    def _take(self, data: bytes, start: int, end: int) -> bool:
+        """Take the line in `data` from `start` to its LF at `end`. Returns whether it is the last one of its reply."""
+        if data.startswith(b"\r", end - 1, end) and end > start:
+            end -= 1
+        if end - start > MAX_LINE_OCTETS:
             raise BadReply("a line is too long")
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(data, start, end)
         if match is None:
             raise BadReply("a line is no reply")
         if self._lines and int(match[1]) != self._code:
             raise BadReply("the lines of a reply have different codes")
         self._code = int(match[1])
         self._lines.append((match[3] or b"").decode("utf-8", "backslashreplace"))
-        self._octets += len(line)
+        self._octets += end - start
         last = match[2] != b"-"
         if not last and (len(self._lines) >= MAX_REPLY_LINES or self._octets > MAX_REPLY_OCTETS):
             raise BadReply("a reply does not end")
         return last
+
+
+@lru_cache(maxsize=256)
+def _usual(data: bytes) -> UpstreamReply | None:
+    """The reply that `data` is; None: it is not one reply of one line."""
+    if data.find(b"\n") != len(data) - 1:
+        return None
+    try:
+        replies = list(ReplyParser().feed(data))
+    except BadReply:
+        return None
+    return replies[0] if replies else None
 
 
 def for_client(reply: UpstreamReply) -> Reply:
@@ -96,6 +127,12 @@ def for_client(reply: UpstreamReply) -> Reply:
     A 421 becomes a 451 and a 521 a 554, since the client would expect that the guard closes the connection. A code that
     SMTP does not define becomes the plain code of its class.
     """
+    if reply._for_client is None:
+        reply._for_client = _for_client(reply)
+    return reply._for_client
+
+
+def _for_client(reply: UpstreamReply) -> Reply:
     code = {421: 451, 521: 554}.get(reply.code, known_code(reply.code))
     found = _ENHANCED.match(reply.lines[0])
     enhanced = found[1] if found else ""

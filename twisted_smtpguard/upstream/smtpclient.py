@@ -1,21 +1,27 @@
-"""One connection to the upstream server: commands one at a time, message data with back-pressure, and a deadline for
-each answer of the server.
-
-A fault of the server ends the connection, and raises `Refused` with the 451 for the client.
+"""One connection to the upstream server on Twisted: the host of a ClientEngine. It moves octets, keeps time and speaks
+TLS, and decides nothing.
 """
 
 # ruff: noqa: N802 - Twisted's own method names
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable
 from ipaddress import ip_address
+from socket import socket
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    IPullProducer,
+    IPushProducer,
+    IReactorTime,
+)
 from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
@@ -23,38 +29,63 @@ from zope.interface import implementer
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.faults import at_debug, safely
+from twisted_smtpguard.hooks.promise import Promise
+from twisted_smtpguard.hooks.turns import ReplyBatcher
 from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.upstream.clientengine import ClientEngine, State
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello
-from twisted_smtpguard.upstream.refusals import as_temporary
-from twisted_smtpguard.upstream.replyparser import BadReply, ReplyParser, UpstreamReply, for_client
+from twisted_smtpguard.upstream.replyparser import UpstreamReply
 from twisted_smtpguard.upstream.tlsfailure import tls_failure
 from twisted_smtpguard.values import Peer, Refused
 
 SEND_BUFFER_OCTETS = 16 * 1024
 """How many octets may wait in the transport, besides the piece that is being sent, before the client is paused."""
 
+_LOOK_SECONDS = 5.0
+"""How often a connection with a deadline looks at the clock, unless the deadline is earlier."""
 
-@implementer(IPushProducer, IHandshakeListener)
-class Connection(Protocol):
-    """A connection to the server. `ended(self)` is called once, as soon as the connection can no longer be used."""
+
+@implementer(IPushProducer, IPullProducer, IHandshakeListener)
+class Connection(ClientEngine, Protocol):
+    """A connection to the server. `has_ended(self)` is called once, as soon as the connection can no longer be used.
+    `batcher` decides what is sent at the end of a turn; without it everything is sent at once."""
 
     transport: Any
 
-    def __init__(self, clock: IReactorTime, ended: Callable[[Connection], None]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        has_ended: Callable[[Connection], None],
+        batcher: ReplyBatcher | None = None,
+    ) -> None:
+        super().__init__()
+        self._batcher = batcher
+        self._unsent = b""
+        """What is sent at the end of this turn of the reactor."""
         self._clock = clock
-        self._ended = ended
-        self._parser = ReplyParser()
-        self._answers: deque[UpstreamReply] = deque()
-        self._replies_due = 1  # the greeting
-        self._waiter: Deferred[Any] | None = None
+        self._has_ended = has_ended
+        self._due_at = self._looks_at = math.inf
+        """When the deadline is, and when the connection looks at the clock next; never, where it is infinite."""
+        self._look_call: IDelayedCall | None = None
+        self._unused: Callable[[Connection], None] | None = None
+        """Called when the connection has not been used for its time. None: it is in use."""
         self._abandoning: IDelayedCall | None = None
-        self._streaming = self._full = self._securing = False
+        self._socket: socket | None = None
+        """The socket, to send at once. None if the transport has to encrypt or buffer, or if octets wait."""
+        self._own_socket: socket | None = None
+        """The socket that sends again when no octets wait any more."""
+        self._waiting: bytes | None = None
+        """What the socket could not take at once, and the transport has not been given yet. None: the socket has taken
+        everything, or the transport gets everything at once."""
+        self._paces = False
+        """Whether the transport says during a message when it is full, and when it has room again."""
+        self._secured: Promise[None] | None = None
+        self._greeting: Promise[UpstreamReply] = Promise(self.forsake)
+        self.expect(settles(self._greeting), math.inf)
         self.hello: Hello = NO_EXTENSIONS
         self.greeted_as: tuple[str, bool] | None = None
         """The HELO name that the last EHLO took from its client, and whether that client used TLS. None: the name was
         the guard's own."""
-        self.problem: Reply | None = None
-        """Why the connection can no longer be used, as a reply for the client. None: it can be used."""
         self.tls_problem = ""
         """Why TLS failed, for the log; "": it did not fail."""
         self.closed: Deferred[None] = Deferred()
@@ -64,43 +95,53 @@ class Connection(Protocol):
         self.error_replies = 0
         """How many 4xx and 5xx replies have come since the last accepted message."""
 
-    @property
-    def usable(self) -> bool:
-        return self.problem is None
-
-    def require_usable(self) -> None:
-        """Raise `Refused`, with the reply for the client, if the connection can no longer be used."""
-        if self.problem is not None:
-            raise Refused(self.problem)
-
-    # Commands and replies.
+    # Called by who makes the connection ready. Each of these promises fails with `Refused` if the connection ends.
 
     def send_proxy_header(self, octets: bytes) -> None:
         """Send a PROXY header. Nothing may be sent before it."""
-        self._write(octets)
+        self.send(octets)
 
-    def command(self, line: bytes, seconds: float) -> Deferred[UpstreamReply]:
-        """Send a command line. The Deferred is that of `answer`. ValueError: `line` is not exactly one line, and
-        nothing was sent."""
-        if b"\r" in line or b"\n" in line or b"\0" in line:
-            # The server would execute the text after the line end as another command: command injection.
-            raise ValueError(f"a command is one line, not {line!r}")
-        if self._parser.amid_reply:
-            # Part of a reply has come unasked, and the reply to this command would be parsed as the rest of it.
-            self.end(replies.UPSTREAM_GARBLED)
-        if not self.usable:
-            return self._wait(seconds)
-        self._replies_due += 1
-        self._write(line + b"\r\n")
-        return self.answer(seconds)
+    def greeting(self, seconds: float) -> Promise[UpstreamReply]:
+        """The greeting, for which the server has `seconds` from now."""
+        if not self._greeting.there:
+            self.deadline(seconds)
+        return self._greeting
 
-    def answer(self, seconds: float) -> Deferred[UpstreamReply]:
-        """Wait for the next reply that is due. A reply that came before the connection ended still counts. `Refused`:
-        no reply came within `seconds`, or the connection has ended. Cancelling the Deferred ends the connection, since
-        the late reply would be taken for the reply to the next command."""
-        if self._answers:
-            return succeed(self._answers.popleft())
-        return self._wait(seconds)
+    def command(self, line: bytes, seconds: float) -> Promise[UpstreamReply]:
+        """As `ask`. Cancelling the promise ends the connection."""
+        promise: Promise[UpstreamReply] = Promise(self.forsake)
+        self.ask(line, settles(promise), seconds)
+        return promise
+
+    def commands(self, *lines: tuple[bytes, float]) -> list[Promise[UpstreamReply]]:
+        """As `command` for each line and its time limit. All leave together, which needs PIPELINING."""
+        promises: list[Promise[UpstreamReply]] = [Promise(self.forsake) for _ in lines]
+        due = [(settles(promise), seconds) for promise, (_, seconds) in zip(promises, lines, strict=True)]
+        self.ask_together([line for line, _ in lines], due)
+        return promises
+
+    def start_tls(self, options: Any, seconds: float) -> Promise[None]:
+        """Begin the TLS handshake. Called when the server has answered STARTTLS with 220."""
+        promise: Promise[None] = Promise(self.forsake)
+        self.start_handshake()
+        if self.problem is not None:
+            promise.fail(Refused(self.problem))
+        else:
+            self._secured = promise
+            self._socket = None
+            self.deadline(seconds)
+            self.transport.startTLS(options)
+        return promise
+
+    def rest(self, seconds: float, unused: Callable[[Connection], None]) -> None:
+        """Call `unused` unless `use` is called within `seconds`."""
+        self._unused = unused
+        self._be_due_at(self._clock.seconds() + seconds)
+
+    def use(self) -> None:
+        """Called when the connection is used again."""
+        self._unused = None
+        self.deadline(0)
 
     def local_peer(self) -> Peer | None:
         """The guard's own end of the connection, as the server sees it. None: the connection is over a UNIX socket."""
@@ -109,69 +150,6 @@ class Connection(Protocol):
             return None
         return Peer(ip_address(here.host), here.port, ip_address(there.host), there.port)
 
-    # Message data.
-
-    def start_data(self) -> None:
-        """Called after the 354: the octets that are sent from now on are message data, and the server has to be silent
-        until their end."""
-        self._streaming = True
-        self.transport.registerProducer(self, True)
-
-    def stream(self, octets: bytes, seconds: float) -> Deferred[None] | None:
-        """Send octets of a message. None: more may be sent at once. Else the Deferred fires when the transport has room
-        again, for which the server has `seconds`. `Refused`: the connection has ended."""
-        self.require_usable()
-        self._write(octets)
-        return self._wait(seconds) if self._full else None
-
-    def end_data(self, octets: bytes, verdicts: int) -> None:
-        """Send `octets`, which end the message. The server then owes `verdicts` replies. `Refused`: the connection has
-        ended, and nothing was sent."""
-        self.require_usable()
-        self._replies_due += verdicts
-        self._stop_streaming()
-        self._write(octets)
-
-    def chunk(self, octets: bytes, *, last: bool = False, verdicts: int = 1) -> None:
-        """Send a piece of a message as BDAT (RFC 3030). The server then owes `verdicts` replies. `Refused`: the
-        connection has ended, and nothing was sent."""
-        self.require_usable()
-        self._replies_due += verdicts
-        self._write(b"BDAT %d%b\r\n" % (len(octets), b" LAST" if last else b""))
-        self._write(octets)
-
-    def _write(self, octets: bytes) -> None:
-        try:
-            self.transport.write(octets)
-        except BaseException:
-            # The connection cannot be used again: what the server has got of the octets is unknown.
-            self.end(replies.UPSTREAM_LOST)
-            raise
-
-    def _stop_streaming(self) -> None:
-        if self._streaming:
-            self._streaming = self._full = False
-            self.transport.unregisterProducer()
-
-    # TLS.
-
-    def start_tls(self, options: Any, seconds: float) -> Deferred[None]:
-        """Begin the TLS handshake. Called when the server has answered STARTTLS with 220. The Deferred fires when the
-        handshake is complete. `Refused`: it failed, or took longer than `seconds`."""
-        if self._parser.amid_reply or self._answers:
-            self.end(replies.UPSTREAM_GARBLED)
-        secured: Deferred[None] = self._wait(seconds)
-        if self.usable:
-            self._securing = True
-            self.transport.startTLS(options)
-        return secured
-
-    def handshakeCompleted(self) -> None:
-        """Called by the transport."""
-        securing, self._securing = self._securing, False
-        if securing and self._waiter is not None:
-            self._fire(None)
-
     # The end.
 
     def quit(self, seconds: float) -> None:
@@ -179,7 +157,9 @@ class Connection(Protocol):
         under TLS a close waits for the server's close_notify, which may never come. Called when no command is
         pending."""
         if self.usable:
-            self._finish(replies.UPSTREAM_LOST)
+            self.message_ends()
+            self.send_now()
+            self.finish(replies.UPSTREAM_LOST)
             self._abandoning = self._clock.callLater(seconds, self.abandon)
             _safely(self._send_quit)
 
@@ -202,23 +182,104 @@ class Connection(Protocol):
     def _abort(self) -> None:
         self.transport.abortConnection()
 
-    def end(self, problem: Reply) -> None:
-        """Abort the connection, also in the middle of a command or message. A pending answer fails with `Refused` and
-        `problem`. The server does not deliver an incomplete message."""
-        if self.usable:
-            # The place is freed and the waiter is told even if the transport raises.
-            _safely(self._stop_streaming)
-            self._finish(problem)
-            _safely(self._abort)
+    # What the engine asks of its host.
 
-    def _finish(self, problem: Reply) -> None:
-        if not self.usable:
-            return
-        self.problem = problem
-        self._ended(self)
-        if self._waiter is not None:
-            # A verdict that has come counts, whatever follows it: else the message would come twice.
-            self._fire(self._answers.popleft() if self._answers else Failure(Refused(problem)))
+    def send(self, octets: bytes) -> None:
+        if self._socket is not None:
+            if not self._unsent and self._batcher is not None and self._batcher.delays(self):
+                self._unsent = octets
+                return
+            # The second write of a turn is sent at once, together with the first.
+            self._unsent += octets
+            self.send_now()
+        elif self._waiting is not None:
+            self._waiting += octets
+        else:
+            self._write(octets)
+
+    def send_now(self) -> None:
+        """Send what waits for the end of the turn. Also called by the batcher then."""
+        octets = self._unsent
+        if octets and self._socket is not None:
+            self._unsent = b""
+            try:
+                sent = self._socket.send(octets)
+            except OSError:
+                # The socket's buffer is full, or the connection is broken. The transport finds out which.
+                sent = 0
+            if sent != len(octets):
+                self._wait_for_socket(octets[sent:])
+
+    def _write(self, octets: bytes) -> None:
+        try:
+            self.transport.write(octets)
+        except BaseException:
+            # The connection cannot be used again: what the server has got of the octets is unknown.
+            self.end(replies.UPSTREAM_LOST)
+            raise
+
+    def _wait_for_socket(self, octets: bytes) -> None:
+        """Leave everything to the transport, until it has sent all that waits."""
+        self._own_socket, self._socket = self._socket, None
+        self._waiting = octets
+        self.full = True
+        _safely(self.transport.registerProducer, self, False)
+
+    def message_begins(self) -> None:
+        if self._socket is None and self._waiting is None:
+            self._paces = _safely(self.transport.registerProducer, self, True)
+
+    def message_ends(self) -> None:
+        if self._paces:
+            self._paces = self.full = False
+            _safely(self.transport.unregisterProducer)
+
+    def deadline(self, seconds: float) -> None:
+        self._be_due_at(self._clock.seconds() + seconds if seconds else math.inf)
+
+    def _be_due_at(self, when: float) -> None:
+        """Nearly all deadlines are replaced by the next one before they come, so that is an assignment: the connection
+        looks at the clock from time to time, and not at each deadline."""
+        self._due_at = when
+        if when < self._looks_at and self.problem is None:
+            stop_timer(self._look_call)
+            self._plan_look()
+
+    def _plan_look(self) -> None:
+        now = self._clock.seconds()
+        seconds = min(max(0.0, self._due_at - now), _LOOK_SECONDS)
+        self._looks_at = now + seconds
+        self._look_call = self._clock.callLater(seconds, self._look)
+
+    def _look(self) -> None:
+        self._looks_at = math.inf
+        if self._clock.seconds() >= self._due_at:
+            self._due_at = math.inf
+            self.timed_out()
+        if self.problem is None and self._due_at < self._looks_at:
+            self._plan_look()
+
+    def timed_out(self) -> None:
+        if self._unused is not None:
+            self._unused(self)
+        else:
+            super().timed_out()
+
+    def ended(self) -> None:
+        stop_timer(self._look_call)
+        self._socket = self._unused = None
+        self._unsent = b""
+        if self._waiting is not None:
+            # What the server has not read of a complete message or command is dropped: it has replied already.
+            self._waiting = None
+            _safely(self.transport.unregisterProducer)
+        self._has_ended(self)
+        secured, self._secured = self._secured, None
+        if secured is not None and self.problem is not None:
+            secured.fail(Refused(self.problem))
+
+    def abort(self) -> None:
+        _safely(self._abort)
 
     # Called by the transport.
 
@@ -230,40 +291,24 @@ class Connection(Protocol):
             transport = transport.transport
         if hasattr(transport, "bufferSize"):
             transport.bufferSize = SEND_BUFFER_OCTETS
+        if type(self.transport) is tcp.Client and not self.transport.TLS:
+            self._socket = self.transport.socket
 
     def dataReceived(self, data: bytes) -> None:
-        if not self.usable:
-            return
-        if self._securing:
-            # Input in clear after the reply to STARTTLS is an injection (RFC 3207 6). Under TLS the server must not
-            # speak first.
-            self.end(replies.UPSTREAM_GARBLED)
-            return
-        problem: Reply | None = None
-        try:
-            for answer in self._parser.feed(data):
-                if self._replies_due and not self._streaming:
-                    self._replies_due -= 1
-                    self._answers.append(answer)
-                else:
-                    problem = _unexpected_reply(answer, amid_message=self._streaming)
-                    break
-        except BadReply:
-            problem = replies.UPSTREAM_GARBLED
-        if problem is not None:
-            self.end(problem)
-        elif self._answers and self._waiter is not None:
-            self._fire(self._answers.popleft())
+        self.received(data)
+
+    def handshakeCompleted(self) -> None:
+        secured, self._secured = self._secured, None
+        if self.secured() and secured is not None:
+            secured.succeed(None)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self._streaming = self._full = False
+        self._paces = self.full = False
         if reason is not None:
             _safely(self._explain, reason.value)
-        problem = replies.UPSTREAM_LOST
-        if self._securing:
-            problem = replies.UPSTREAM_UNSUITABLE
+        if self.state is State.HANDSHAKE:
             self.tls_problem = self.tls_problem or "it closed the connection"
-        self._finish(problem)
+        self.lost()
         stop_timer(self._abandoning)
         if not self.closed.called:
             self.closed.callback(None)
@@ -272,37 +317,27 @@ class Connection(Protocol):
         self.tls_problem = tls_failure(error, self.transport)
 
     def pauseProducing(self) -> None:
-        self._full = True
+        self.full = True
 
     def resumeProducing(self) -> None:
-        self._full = False
-        if self._streaming and self._waiter is not None:
-            self._fire(None)
+        if self._waiting:
+            piece, self._waiting = self._waiting[:SEND_BUFFER_OCTETS], self._waiting[SEND_BUFFER_OCTETS:]
+            self._write(piece)
+            return
+        if self._waiting is not None:
+            self._waiting = None
+            self._socket = self._own_socket
+            _safely(self.transport.unregisterProducer)
+        self.full = False
+        self.room()
 
     def stopProducing(self) -> None:
         """The transport is closing; connectionLost() follows."""
 
-    # Waiting.
 
-    def _wait(self, seconds: float) -> Deferred[Any]:
-        if self._waiter is not None:
-            # A second waiter would wait indefinitely, and one of them would get the other's reply.
-            raise RuntimeError("this connection already waits for a reply")
-        if self.problem is not None:
-            return fail(Refused(self.problem))
-        waiter: Deferred[Any] = Deferred(lambda _: self._wait_cancelled())
-        self._waiter = waiter
-        timer = self._clock.callLater(seconds, self.end, replies.UPSTREAM_TIMED_OUT)
-        return waiter.addBoth(_stop_timer_of, timer)
-
-    def _fire(self, outcome: Any) -> None:
-        waiter, self._waiter = self._waiter, None
-        assert waiter is not None
-        waiter.callback(outcome)
-
-    def _wait_cancelled(self) -> None:
-        self._waiter = None
-        self.end(replies.UPSTREAM_LOST)
+def settles(promise: Promise[UpstreamReply]) -> Callable[[UpstreamReply | None, Reply | None], None]:
+    """What settles the promise with the server's reply, or with `Refused`."""
+    return lambda reply, problem: promise.settle(reply, None if problem is None else Refused(problem))
 
 
 def stop_timer(timer: IDelayedCall | None) -> None:
@@ -311,17 +346,5 @@ def stop_timer(timer: IDelayedCall | None) -> None:
         timer.cancel()
 
 
-def _stop_timer_of(outcome: Any, timer: IDelayedCall) -> Any:
-    stop_timer(timer)
-    return outcome
-
-
 def _safely(step: Callable[..., object], *args: object) -> bool:
     return safely(at_debug, "a connection to the upstream server could not be ended", step, *args)
-
-
-def _unexpected_reply(answer: UpstreamReply, *, amid_message: bool) -> Reply:
-    """The reply for the client after a reply that was not due, such as the 421 of a server that is about to close the
-    connection (RFC 5321 3.8). It passes as the server's word on the message only while one is being sent; else the
-    client gets a 451."""
-    return for_client(answer) if amid_message and answer.code >= 400 else as_temporary(answer).reply

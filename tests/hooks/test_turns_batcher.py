@@ -10,7 +10,7 @@ from fakes import codes
 from loopback import Client, Loopback
 from twisted.internet.task import Clock
 
-from twisted_smtpguard.transport.turns import ReplyBatcher
+from twisted_smtpguard.hooks.turns import ReplyBatcher
 
 
 class Sender:

@@ -8,7 +8,7 @@ from logins import Checker
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.engine.connection import SHARE as COMMANDS_A_TURN
-from twisted_smtpguard.transport.turns import FairScheduler
+from twisted_smtpguard.hooks.turns import FairScheduler
 
 
 def test_no_client_waits_longer_than_a_share_of_a_burst() -> None:
