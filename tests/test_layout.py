@@ -222,6 +222,27 @@ def test_the_engine_knows_no_clock_no_logger_no_transport_and_no_interface(name:
     assert {imported.partition(".")[0] for imported in imports(MODULES[name])} & unknown == set()
 
 
+def reached(name: str) -> set[str]:
+    """A file, and all of the package that it imports, and they import."""
+    found, new = {"__init__.py"}, {name}
+    while new:
+        found |= new
+        new = {other for each in new for other in GRAPH[each]} - found
+    return found - {"__init__.py"}
+
+
+def test_the_client_side_of_smtp_knows_no_twisted_no_clock_and_no_logger() -> None:
+    """Nor does anything that it stands on."""
+    unknown = {"twisted", "zope", "time", "logging", "socket", "ssl", "threading", "OpenSSL"}
+    name = "upstream/clientengine.py"
+    assert {imported.partition(".")[0] for imported in imports(MODULES[name])} & unknown == set()
+    assert {room_of(each) for each in reached(name)} == {"upstream", "replies", "values", "inputs"}
+    of_upstream = {each for each in reached(name) if room_of(each) == "upstream"}
+    assert of_upstream == {name, "upstream/refusals.py", "upstream/replyparser.py"}
+    for each in of_upstream:
+        assert {imported.partition(".")[0] for imported in imports(MODULES[each])} & unknown == set()
+
+
 @of_room("values", "replies", "limits", "inputs")
 def test_what_the_engine_stands_on_needs_no_twisted(name: str) -> None:
     tops = {
