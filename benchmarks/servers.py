@@ -181,7 +181,8 @@ def guards(python: str, reactor: str = "") -> dict[str, Guard]:
 def reactor_missing(python: str, reactor: str) -> str:
     """Why the environment of `python` has no such reactor, or an empty string."""
     code = "import sys; from twisted.application.reactors import installReactor; installReactor(sys.argv[1])"
-    done = subprocess.run([python, "-c", code, reactor], capture_output=True, text=True, check=False)
+    # Not here, where Python would import what stands in this folder and not what is installed.
+    done = subprocess.run([python, "-c", code, reactor], capture_output=True, text=True, cwd="/", check=False)
     if not done.returncode:
         return ""
     last = done.stderr.strip().rpartition("\n")[2]

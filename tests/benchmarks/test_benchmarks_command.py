@@ -18,7 +18,7 @@ from vitals import Vitals
 from benchmarks.peers import PEERS, tool
 from benchmarks.proxied import columns, missing
 from benchmarks.proxies import PROXIES
-from benchmarks.servers import Kind, Wrong, _guard_counts, running
+from benchmarks.servers import Kind, Wrong, _guard_counts, reactor_missing, running
 from benchmarks.vitals import Family
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -78,6 +78,14 @@ def test_a_reactor_that_cannot_be_had_leaves_its_column_empty_and_the_reason_bel
     assert costs["columns"] == ["guard", "guard on none-such"]
     assert set(costs["rows"][0]["cells"]) == {"guard"}
     assert costs["notes"] == ["guard on none-such could not be had: twist knows no reactor of that name"]
+
+
+def test_a_reactor_is_looked_for_where_the_guard_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "twisted.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert reactor_missing(sys.executable, "asyncio") == ""
 
 
 SLOW_ROWS = ["MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
