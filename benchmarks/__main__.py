@@ -66,7 +66,7 @@ def tables(options: Namespace) -> Iterator[Table]:
     yield Table("Processor time", names, rows(*map(beside, PROCESSOR_TIME)), notes)
     yield Table(
         "Memory",
-        names,
+        [*wanted, *(name for name in options.against if not {"W6", "MEMORY"} <= {*PEERS[name].not_in})],
         rows(
             ("W6", lambda: memory.idle_connections(own, peers, descriptors, options.crowd_scale)),
             (

@@ -25,18 +25,26 @@ def verdict(judged: Verdict) -> str:
 
 def _line(row: Row, columns: Sequence[str]) -> list[str]:
     cells = [number(row.cells[name]) if name in row.cells else "-" for name in columns]
+    return [f"{row.key} {row.name}", row.unit, *cells]
+
+
+def _verdicts(row: Row) -> str:
+    return "; ".join(map(verdict, row.verdicts))
+
+
+def _multiples(row: Row) -> str:
+    """With those that have no bound."""
     judged = {each.what for each in row.verdicts}
     others = [f"{other} {number(ratio)}" for other, ratio in row.ratios.items() if other not in judged]
-    return [f"{row.key} {row.name}", row.unit, *cells, "; ".join([*map(verdict, row.verdicts), *others])]
-
-
-def _header(table: Table) -> list[str]:
-    return ["", "unit", *table.columns, "the guard as a multiple, or against its bound"]
+    return "; ".join([*map(verdict, row.verdicts), *others])
 
 
 def text(table: Table) -> str:
     """For a terminal."""
-    lines = [_header(table), *(_line(row, table.columns) for row in table.rows)]
+    lines = [
+        ["", "unit", *table.columns, "the guard as a multiple, or against its bound"],
+        *([*_line(row, table.columns), _multiples(row)] for row in table.rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [table.title]
     for line in lines:
@@ -47,10 +55,12 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
+    """For a document. It has no multiples without a bound: beside each other the cells say as much."""
+    header = ["", "unit", *table.columns, "the guard against its bounds"]
     lines = [
-        _header(table),
-        ["---"] * len(_header(table)),
-        *(_line(row, table.columns) for row in table.rows),
+        header,
+        ["---"] * len(header),
+        *([*_line(row, table.columns), _verdicts(row)] for row in table.rows),
     ]
     shown = [f"**{table.title}**", "", *(f"| {' | '.join(line)} |" for line in lines)]
     return "\n".join([*shown, "", *notes(table)]).rstrip()

@@ -49,6 +49,12 @@ def test_the_markdown_is_a_table_of_equal_rows() -> None:
     assert len(rows) == 4
 
 
+def test_the_markdown_has_the_bounds_and_not_every_multiple() -> None:
+    shown = report.markdown(TABLE)
+    assert "smtp-sink 2.00 of at most 1.9: met; aiosmtpd 0.50 of at most 0.23: MISSED |" in shown
+    assert "twisted.mail" not in shown
+
+
 def test_the_json_has_everything() -> None:
     found = json.loads(report.as_json([TABLE], {"rounds": 5}))
     assert found["run"] == {"rounds": 5}
