@@ -1,0 +1,106 @@
+"""TCP ports and server transports with less work for each accepted connection than Twisted's, which they extend.
+
+Every protocol can use them. What they leave out: the prefix for the log, which is made when it is asked for;
+`shutdown(2)` before `close(2)`, which changes nothing for the only descriptor of a socket; and the polling of a
+connection whose protocol has the attribute `reads_nothing`, because it ends the connection in `makeConnection`.
+"""
+
+# ruff: noqa: N802 - Twisted's own method names
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet import address, tcp
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IProtocol, IReactorFDSet
+from twisted.logger import Logger
+
+_ACCEPTS_A_TURN = 64
+"""The most connections that a port accepts in one turn of the reactor. If more wait, it is called again in the next."""
+
+_log = Logger()
+
+
+class QuickServer(tcp.Server):
+    """The transport of an accepted connection. The arguments are those of tcp.Server."""
+
+    _shouldShutdown = False
+    without_log_context = False
+    """Set by a protocol that logs nothing to which Twisted would have to add the prefix of its transport."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: IProtocol,
+        client: tuple[Any, ...],
+        server: tcp.Port,
+        sessionno: int,
+        reactor: IReactorFDSet,
+    ) -> None:
+        # This does what tcp.Server's does, except for the strings.
+        FileDescriptor.__init__(self, reactor)
+        sock.setblocking(False)
+        self.socket = sock
+        self.fileno = sock.fileno
+        self.protocol = protocol
+        self.client = client
+        self.server = server
+        self.sessionno = sessionno
+        if len(client) != 2:
+            self._addressType = address.IPv6Address
+        if not getattr(protocol, "reads_nothing", False):
+            self.startReading()
+        self.connected = 1
+
+    @property
+    def hostname(self) -> Any:
+        """The IP address of the client."""
+        return self.client[0]
+
+    @property
+    def logstr(self) -> str:  # type: ignore[override]
+        """The prefix for the log."""
+        return f"{self._getLogPrefix(self.protocol)},{self.sessionno},{self.hostname}"
+
+    def __repr__(self) -> str:
+        name = type(getattr(self, "protocol", None)).__name__
+        return f"<{name} #{self.sessionno} on {self.server._realPortNumber}>"
+
+
+class QuickPort(tcp.Port):
+    """A TCP port whose connections have a QuickServer as their transport."""
+
+    transport = QuickServer
+
+    def doRead(self) -> None:
+        """Called by the reactor when connections wait to be accepted."""
+        accept = self.socket.accept
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                connection, client = accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                # Twisted's own method tries again, and sheds connections if there is no descriptor left.
+                super().doRead()
+                return
+            try:
+                self._begin(connection, client)
+            except Exception:  # noqa: BLE001 - the other connections must still be accepted
+                _log.failure("A connection could not begin")
+
+    def _begin(self, connection: socket.socket, client: tuple[Any, ...]) -> None:
+        if len(client) == 4 and client[3]:
+            # Python reports the scope of a link-local address as a number only.
+            name = socket.getnameinfo(client, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+            client = (name, *client[1:])
+        protocol: Any = self.factory.buildProtocol(self._buildAddr(client))  # type: ignore[union-attr]
+        if protocol is None:
+            connection.close()
+            return
+        number = self.sessionno
+        self.sessionno = number + 1
+        transport = self.transport(connection, protocol, client, self, number, self.reactor)
+        protocol.makeConnection(transport)

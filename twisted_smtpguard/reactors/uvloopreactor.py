@@ -1,0 +1,126 @@
+"""`twist --reactor=uvloop`: Twisted's asyncio reactor on the event loop of uvloop, for all protocols of the process.
+
+Descriptors are not added to the loop one by one. The reactor has an epoll of its own, which the loop polls as one
+descriptor, and delivers what it reports itself. Twisted's transports therefore stay what they are on the default
+reactor, with TLS, half-close, back-pressure and abort. A connection costs the loop nothing, and an event costs one call
+instead of Twisted's context for the log. docs/explanation/performance.md compares this with uvloop's own transports.
+"""
+
+# ruff: noqa: N802, N803 - Twisted's own names
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.main import installReactor
+from twisted.internet.process import reapAllProcesses
+from twisted.python import log
+
+from twisted_smtpguard.reactors.quicktcp import QuickPort
+
+_EVENTS_A_TURN = 256
+"""The most events that are delivered before the loop goes on with its timers. The kernel reports the others again."""
+
+
+class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
+    """An asyncio reactor on a new uvloop loop. ImportError says in one sentence that uvloop is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            import uvloop  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise ImportError(
+                "--reactor=uvloop needs uvloop, which is not installed: pip install 'twisted_smtpguard[uvloop]'"
+            ) from None
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        self._delivering = False
+        super().__init__(loop)
+        loop.add_reader(self._poller.fileno(), self._deliver)
+
+    # The descriptors are those of the epoll.
+    addReader = EPollReactor.addReader
+    addWriter = EPollReactor.addWriter
+    removeReader = EPollReactor.removeReader
+    removeWriter = EPollReactor.removeWriter
+    removeAll = EPollReactor.removeAll
+    getReaders = EPollReactor.getReaders
+    getWriters = EPollReactor.getWriters
+
+    def _deliver(self) -> None:
+        """Called by the loop when the epoll has events: a turn of the reactor. Calls that are due are made at its end."""
+        self._delivering = True
+        try:
+            selectables = self._selectables
+            for descriptor, event in self._poller.poll(0, _EVENTS_A_TURN):
+                selectable = selectables.get(descriptor)
+                if selectable is None:
+                    continue  # it was removed in this turn
+                if event == self._POLL_IN and getattr(selectable, "without_log_context", False):
+                    self._read(selectable)
+                else:
+                    log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
+        finally:
+            self._delivering = False
+            self._call_what_is_due()
+
+    def _read(self, selectable: Any) -> None:
+        """As `_doReadOrWrite` for input and nothing else, which is what nearly every event is."""
+        try:
+            why = selectable.doRead()
+        except BaseException as error:  # noqa: BLE001 - as Twisted does
+            why = error
+            log.callWithLogger(selectable, log.err)
+        if why:
+            self._disconnectSelectable(selectable, why, True)
+
+    def _call_what_is_due(self) -> None:
+        wait = self.timeout()
+        if wait == 0:
+            self.runUntilCurrent()
+            wait = self.timeout()
+        if wait is not None and (
+            self._scheduledAt is None or self._asyncioEventloop.time() + wait < self._scheduledAt
+        ):
+            self._reschedule()
+
+    def _reschedule(self) -> None:
+        # At the end of a turn this is done once for all calls.
+        if not self._delivering:
+            super()._reschedule()
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        if self._delivering:
+            return EPollReactor.callLater(self, delay, callable, *args, **kwargs)
+        return super().callLater(delay, callable, *args, **kwargs)
+
+    def startRunning(self, installSignalHandlers: bool = True) -> None:
+        super().startRunning(installSignalHandlers)
+        if installSignalHandlers:
+            # The loop takes the descriptor through which Twisted would hear that a child process has ended.
+            signal.signal(signal.SIGCHLD, lambda *_: self.callFromThread(reapAllProcesses))
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> QuickPort:
+        listening = QuickPort(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        if addressFamily not in (socket.AF_INET, socket.AF_INET6):
+            return super().adoptStreamPort(fileDescriptor, addressFamily, factory)
+        port = QuickPort._fromListeningDescriptor(self, fileDescriptor, addressFamily, factory)
+        port.startListening()
+        return port
+
+
+def install() -> UVLoopReactor:
+    """Make this reactor the one of the process. Called before anything imports `twisted.internet.reactor`."""
+    reactor = UVLoopReactor()
+    installReactor(reactor)
+    return reactor
