@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import pytest_twisted
 from hypothesis import settings
 
 # How long an example takes says what else the machine does. Time is for benchmarks/.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def _on_uvloop() -> None:
+    from twisted_smtpguard.reactors import uvloopreactor
+
+    pytest_twisted._install_reactor(
+        reactor_installer=uvloopreactor.install, reactor_type=uvloopreactor.UVLoopReactor
+    )
+
+
+# With this in the environment all tests run on the reactor on uvloop, and so do the guards that they start.
+if os.environ.get("SMTPGUARD_REACTOR") == "uvloop":
+    pytest_twisted.reactor_installers["default"] = _on_uvloop
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,10 +1,15 @@
-"""Twisted's own tests of what a reactor promises, of the installed Twisted, with the reactor on uvloop."""
+"""Twisted's own tests of reactors and transports, those of the installed Twisted, for the reactor on uvloop.
+
+They run twice: as every protocol has it, and with each connection marked to be served without the context for the log.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet import tcp
 from twisted.internet.test import (
     reactormixins,
     test_core,
@@ -20,26 +25,67 @@ from twisted.internet.test import (
 
 pytest.importorskip("uvloop", reason="the extra uvloop")
 
-REACTOR = "twisted_smtpguard.reactors.uvloopreactor.UVLoopReactor"
+from twisted_smtpguard.reactors.uvloopreactor import UVLoopReactor
 
-MODULES = (test_core, test_fdset, test_socket, test_tcp, test_threads, test_time, test_tls, test_udp, test_unix)
+MODULES = (
+    test_core,
+    test_fdset,
+    test_socket,
+    test_tcp,
+    test_threads,
+    test_time,
+    test_tls,
+    test_udp,
+    test_unix,
+)
+
+NOT_FOR_EPOLL = {"test_lostFileDescriptor"}
+"""What Twisted itself leaves out for its reactors on epoll: the kernel does not report a closed descriptor."""
 
 
-def builders() -> Iterator[type[reactormixins.ReactorBuilder]]:
-    """Every class from which Twisted makes tests for each reactor."""
+class WithoutLogContext(UVLoopReactor):
+    """Serves all connections as it does those of a guard."""
+
+    def addReader(self, reader: Any) -> None:
+        if isinstance(reader, tcp.Connection):
+            reader.without_log_context = True  # type: ignore[attr-defined]
+        super().addReader(reader)
+
+
+def builders() -> Iterator[type[Any]]:
+    """Every class from which Twisted makes tests for all reactors."""
     for module in MODULES:
         for name, value in list(vars(module).items()):
             if (
                 isinstance(value, type)
                 and issubclass(value, reactormixins.ReactorBuilder)
-                and value.__module__ == module.__name__
+                and any(each.startswith(f"{name}_") for each in vars(module))
                 # Some are for one reactor only.
                 and "_reactors" not in vars(value)
-                and any(each.startswith(f"{name}_") for each in vars(module))
             ):
                 yield value
 
 
-for builder in builders():
-    ours = type(builder.__name__, (builder,), {"_reactors": [REACTOR], "__module__": __name__})
-    globals().update(ours.makeTestCaseClasses())
+def make_tests(reactor: type[UVLoopReactor], left_out: set[str]) -> None:
+    """Make the tests of every builder for this reactor."""
+    for builder in builders():
+        changed: dict[str, Any] = dict.fromkeys(left_out & set(dir(builder)))
+        changed["_reactors"] = [f"{reactor.__module__}.{reactor.__qualname__}"]
+        ours: Any = type(builder.__name__, (builder,), {**changed, "__module__": __name__})
+        globals().update(ours.makeTestCaseClasses())
+
+
+make_tests(UVLoopReactor, NOT_FOR_EPOLL)
+make_tests(WithoutLogContext, NOT_FOR_EPOLL | {"test_logPrefix"})
+
+
+def test_both_ways_are_tested() -> None:
+    made = [name for name in globals() if name.endswith("Tests")]
+    for reactor in ("UVLoopReactor", "WithoutLogContext"):
+        for builder in (
+            "TCPTransportTestsBuilder",
+            "TLSPortTestsBuilder",
+            "UNIXTestsBuilder",
+            "AbortConnectionTests",
+        ):
+            assert f"{builder}_{reactor}Tests" in made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -22,6 +23,9 @@ Address: TypeAlias = "tuple[str, int] | str"
 TWIST = Path(sys.executable).with_name("twist")
 """The one beside the interpreter of the tests: `python -m twisted` also sees what is in the current directory."""
 
+REACTOR = os.environ.get("SMTPGUARD_REACTOR", "default")
+"""The reactor of the guards that tests start, unless they ask for another."""
+
 _LISTENING = re.compile(r'\blistening endpoint=\S+ address=([^\s"]+)')
 # Text begins a line with the time, JSON a record with RS (RFC 7464).
 _LINE = re.compile(r"^(?:\x1e|\d{4}-).*\n", re.MULTILINE)
@@ -39,7 +43,7 @@ def command(
     *options: str,
     listen: Sequence[str] = (LOCAL,),
     listen_tls: Sequence[str] = (),
-    reactor: str = "default",
+    reactor: str = REACTOR,
     log_format: str = "text",
     log_level: str = "info",
     twist: Path = TWIST,
@@ -64,7 +68,7 @@ class GuardProcess:
         *options: str,
         listen: Sequence[str] = (LOCAL,),
         listen_tls: Sequence[str] = (),
-        reactor: str = "default",
+        reactor: str = REACTOR,
         log_format: str = "text",
         log_level: str = "info",
         twist: Path = TWIST,

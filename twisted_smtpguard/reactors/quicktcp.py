@@ -5,7 +5,7 @@ Every protocol can use them. What they leave out: the prefix for the log, which 
 connection whose protocol has the attribute `reads_nothing`, because it ends the connection in `makeConnection`.
 """
 
-# ruff: noqa: N802 - Twisted's own method names
+# ruff: noqa: N802, N815 - Twisted's own names
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class QuickServer(tcp.Server):
         self.connected = 1
 
     @property
-    def hostname(self) -> Any:
+    def hostname(self) -> Any:  # type: ignore[override]
         """The IP address of the client."""
         return self.client[0]
 
@@ -67,6 +67,10 @@ class QuickServer(tcp.Server):
     def __repr__(self) -> str:
         name = type(getattr(self, "protocol", None)).__name__
         return f"<{name} #{self.sessionno} on {self.server._realPortNumber}>"
+
+
+PLAIN_TCP = (tcp.Server, QuickServer)
+"""The transports that neither encrypt nor send anything but octets, if `TLS` is false. Compared with `type()`."""
 
 
 class QuickPort(tcp.Port):

@@ -6,7 +6,7 @@ reactor, with TLS, half-close, back-pressure and abort. A connection costs the l
 instead of Twisted's context for the log. docs/explanation/performance.md compares this with uvloop's own transports.
 """
 
-# ruff: noqa: N802, N803 - Twisted's own names
+# ruff: noqa: A002, N802, N803, N815 - Twisted's own names
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
     getWriters = EPollReactor.getWriters
 
     def _deliver(self) -> None:
-        """Called by the loop when the epoll has events: a turn of the reactor. Calls that are due are made at its end."""
+        """Called by the loop when the epoll has events: a turn of the reactor. Calls that are due end it."""
         self._delivering = True
         try:
             selectables = self._selectables

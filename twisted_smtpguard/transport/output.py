@@ -22,6 +22,7 @@ from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import ReplyBatcher
 from twisted_smtpguard.limits.units import no_limit
+from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class Output:
 
         Only with Twisted's plain TCP transport: any other may have to encrypt or buffer the octets.
         """
-        if type(self.transport) is tcp.Server and not self.transport.TLS:
+        if type(self.transport) in PLAIN_TCP and not self.transport.TLS:
             self._socket = self.transport.socket
 
     def secure(self) -> None:
@@ -158,7 +159,7 @@ class Output:
         self._socket = None
         plain = _below_tls(self.transport)
         # Without the second count, Twisted's octets could be overtaken (see `_left_to_twisted`).
-        if type(plain) is tcp.Server and hasattr(plain, "_tempDataLen"):
+        if type(plain) in PLAIN_TCP and hasattr(plain, "_tempDataLen"):
             self._socket_under_tls = plain.socket
         # A session ticket and the first reply are two writes that follow one another (Nagle).
         self.do_not_delay()

@@ -23,6 +23,7 @@ from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.hooks.turns import FairScheduler
+from twisted_smtpguard.reactors.quicktcp import QuickServer
 from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
@@ -116,6 +117,8 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
             self._tls_begins(transport)
         else:
             self.own_socket()
+        if type(transport) is QuickServer:
+            transport.without_log_context = True  # each event names its session
 
     def dataReceived(self, data: bytes) -> None:
         self.engine.received(data)

@@ -11,6 +11,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.refusal import refusal_of
+from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.transport.peers import input_waits
 
@@ -20,13 +21,15 @@ _DONE = Failure(ConnectionDone())
 class TurnAway(Protocol):
     """The protocol of every connection that is refused with `reply` at accept. One object serves them all."""
 
+    reads_nothing = True
+
     def __init__(self, reply: Reply) -> None:
         self.refusal = refusal_of(reply)
         """The refusal for the log, made once for all connections."""
 
     def makeConnection(self, transport: Any) -> None:
         """Send the reply and close at once: nothing else uses the connection that would need a turn of the reactor."""
-        if type(transport) is tcp.Server:
+        if type(transport) in PLAIN_TCP:
             say_before_close(transport, self.refusal.reply.wire)
             transport.connectionLost(_DONE)
         else:
@@ -46,7 +49,7 @@ def turn_away(transport: Any, line: bytes) -> None:
     if ISSLTransport.providedBy(transport):
         transport.abortConnection()
         return
-    if type(transport) is tcp.Server:
+    if type(transport) in PLAIN_TCP:
         say_before_close(transport, line)
     else:
         transport.write(line)

@@ -1,0 +1,144 @@
+"""The reactor on uvloop: what Twisted's own tests of reactors do not ask. Each test has a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+
+pytest.importorskip("uvloop", reason="the extra uvloop")
+
+
+def printed_by(program: str) -> str:
+    """What a program prints that runs on the reactor."""
+    head = """
+        import asyncio, os, socket
+        from twisted_smtpguard.reactors import uvloopreactor
+        reactor = uvloopreactor.install()
+        from twisted.internet import defer, protocol, task
+    """
+    source = dedent(head) + dedent(program)
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_child_processes_are_reaped() -> None:
+    assert (
+        printed_by(
+            """
+            class Child(protocol.ProcessProtocol):
+                def outReceived(self, data):
+                    print(data.decode(), end="")
+                def processEnded(self, reason):
+                    print(reason.value.exitCode)
+                    reactor.stop()
+            reactor.callWhenRunning(reactor.spawnProcess, Child(), "/bin/sh", ["sh", "-c", "echo hello; exit 3"])
+            reactor.run()
+            """
+        )
+        == "hello\n3\n"
+    )
+
+
+def test_asyncio_code_runs_on_the_same_loop() -> None:
+    assert (
+        printed_by(
+            """
+            async def main():
+                await asyncio.sleep(0.01)
+                print(asyncio.get_running_loop() is reactor._asyncioEventloop)
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        == "True\n"
+    )
+
+
+def test_a_call_made_while_input_is_delivered_comes_after_the_input_of_the_others() -> None:
+    assert (
+        printed_by(
+            """
+            class Talker(protocol.Protocol):
+                def dataReceived(self, data):
+                    print("input", data.decode())
+                    reactor.callLater(0, print, "call", data.decode())
+            made = []
+            factory = protocol.Factory.forProtocol(Talker)
+            port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+            clients = [socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in "ab"]
+            def speak():
+                for client, word in zip(clients, "ab"):
+                    client.sendall(word.encode())
+            reactor.callLater(0.05, speak)
+            reactor.callLater(0.2, reactor.stop)
+            reactor.run()
+            """
+        )
+        == "input a\ninput b\ncall a\ncall b\n"
+    )
+
+
+def test_an_error_in_one_call_leaves_the_others_and_the_descriptors() -> None:
+    assert (
+        printed_by(
+            """
+            from twisted.python import log
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event["failure"].value), False)
+            class Talker(protocol.Protocol):
+                def dataReceived(self, data):
+                    self.transport.write(data)
+                    reactor.callLater(0, lambda: 1 / 0)
+                    reactor.callLater(0, print, "the next call")
+            factory = protocol.Factory.forProtocol(Talker)
+            port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+            async def main():
+                reader, writer = await asyncio.open_connection("127.0.0.1", port.getHost().port)
+                for word in (b"a", b"b"):
+                    writer.write(word)
+                    print(await reader.read(1))
+                reactor.callLater(0.05, reactor.stop)
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        .splitlines()
+        .count("the next call")
+        == 2
+    )
+
+
+def test_a_timer_is_kept_to_while_a_connection_never_stops_sending() -> None:
+    assert (
+        printed_by(
+            """
+            class Sink(protocol.Protocol):
+                pass
+            class Source(protocol.Protocol):
+                def connectionMade(self):
+                    self.transport.registerProducer(self, True)
+                    self.resumeProducing()
+                def resumeProducing(self):
+                    self.produces = True
+                    while self.produces:
+                        self.transport.write(bytes(65536))
+                def pauseProducing(self):
+                    self.produces = False
+                stopProducing = pauseProducing
+            port = reactor.listenTCP(0, protocol.Factory.forProtocol(Sink), interface="127.0.0.1")
+            reactor.connectTCP("127.0.0.1", port.getHost().port, protocol.ClientFactory.forProtocol(Source))
+            ticks = []
+            task.LoopingCall(ticks.append, 1).start(0.02)
+            reactor.callLater(0.5, reactor.stop)
+            reactor.run()
+            print(len(ticks) > 5)
+            """
+        )
+        == "True\n"
+    )
