@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -29,11 +30,19 @@ if os.environ.get("SMTPGUARD_REACTOR") == "uvloop":
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call() -> Iterator[None]:
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Restore the signals that a guard ignores which a test makes in this process: a process that a later test starts
-    would inherit that."""
+    would inherit that.
+
+    Hide the reactor's event loop, if it has one, from a test that does not use the reactor: with a clock, a test knows
+    when a coroutine takes its next step only if no loop runs.
+    """
+    loop = asyncio._get_running_loop()
+    if not hasattr(getattr(item, "obj", None), "_pytest_twisted_mark"):
+        asyncio._set_running_loop(None)
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
     yield
+    asyncio._set_running_loop(loop)
     for number, handler in before.items():
         if signal.getsignal(number) != handler:
             signal.signal(number, handler)
