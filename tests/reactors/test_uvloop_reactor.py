@@ -61,6 +61,31 @@ def test_asyncio_code_runs_on_the_same_loop() -> None:
     )
 
 
+def test_it_works_in_a_loop_that_runs_already() -> None:
+    source = """
+import asyncio, uvloop
+from twisted_smtpguard.reactors import uvloopreactor
+
+async def main():
+    reactor = uvloopreactor.install(asyncio.get_running_loop())
+    from twisted.internet import endpoints, protocol
+    from twisted.protocols.wire import Echo
+    reactor.startRunning(installSignalHandlers=False)
+    port = await endpoints.TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(
+        protocol.Factory.forProtocol(Echo)
+    ).asFuture(asyncio.get_running_loop())
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.getHost().port)
+    writer.write(b"hello")
+    print(await reader.readexactly(5), type(asyncio.get_running_loop()).__module__)
+
+uvloop.run(main()) if hasattr(uvloop, "run") else uvloop.new_event_loop().run_until_complete(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("b'hello' uvloop\n", "")
+
+
 def test_a_call_made_while_input_is_delivered_comes_after_the_input_of_the_others() -> None:
     assert (
         printed_by(

@@ -29,17 +29,13 @@ _EVENTS_A_TURN = 256
 
 
 class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
-    """An asyncio reactor on a new uvloop loop. ImportError says in one sentence that uvloop is not installed."""
+    """An asyncio reactor on `eventloop`; None: on a new loop of uvloop.
 
-    def __init__(self) -> None:
-        try:
-            import uvloop  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise ImportError(
-                "--reactor=uvloop needs uvloop, which is not installed: pip install 'twisted_smtpguard[uvloop]'"
-            ) from None
-        loop = uvloop.new_event_loop()
-        asyncio.set_event_loop(loop)
+    ImportError says in one sentence that uvloop is not installed.
+    """
+
+    def __init__(self, eventloop: asyncio.AbstractEventLoop | None = None) -> None:
+        loop = _new_loop() if eventloop is None else eventloop
         self._delivering = False
         super().__init__(loop)
         loop.add_reader(self._poller.fileno(), self._deliver)
@@ -119,8 +115,23 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
         return port
 
 
-def install() -> UVLoopReactor:
-    """Make this reactor the one of the process. Called before anything imports `twisted.internet.reactor`."""
-    reactor = UVLoopReactor()
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ImportError(
+            "--reactor=uvloop needs uvloop, which is not installed: pip install 'twisted_smtpguard[uvloop]'"
+        ) from None
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+def install(eventloop: asyncio.AbstractEventLoop | None = None) -> UVLoopReactor:
+    """Make a UVLoopReactor the reactor of the process. Called before anything imports `twisted.internet.reactor`.
+
+    `eventloop` is the loop that it works in, such as the running one of an asyncio program; None: a new one of uvloop.
+    """
+    reactor = UVLoopReactor(eventloop)
     installReactor(reactor)
     return reactor

@@ -66,6 +66,9 @@ class FakeTransport(StringTransport):
         super().unregisterProducer()
         self._close_if_done()
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """There is no kernel that would delay anything."""
+
     def loseWriteConnection(self) -> None:
         self.half_closed = True
         self.protocol.writeConnectionLost()

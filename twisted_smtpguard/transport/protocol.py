@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from twisted.internet import tcp
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
 from twisted.protocols.basic import LineReceiver
@@ -23,7 +24,6 @@ from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.hooks.turns import FairScheduler
-from twisted_smtpguard.reactors.quicktcp import QuickServer
 from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
@@ -117,8 +117,9 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
             self._tls_begins(transport)
         else:
             self.own_socket()
-        if type(transport) is QuickServer:
-            transport.without_log_context = True  # each event names its session
+        if isinstance(transport, tcp.Connection):
+            # For the reactor on uvloop: each event names its session.
+            transport.without_log_context = True  # type: ignore[attr-defined]
 
     def dataReceived(self, data: bytes) -> None:
         self.engine.received(data)

@@ -291,6 +291,9 @@ class Connection(ClientEngine, Protocol):
             transport = transport.transport
         if hasattr(transport, "bufferSize"):
             transport.bufferSize = SEND_BUFFER_OCTETS
+        if isinstance(transport, tcp.Connection):
+            # For the reactor on uvloop: what is logged names the server.
+            transport.without_log_context = True  # type: ignore[attr-defined]
         if type(self.transport) is tcp.Client and not self.transport.TLS:
             self._socket = self.transport.socket
 
