@@ -45,6 +45,10 @@ LATENCY_ADDED: Mapping[str, float] = {"median": 0.3, "p99": 0.6}
 LATENCY = 1.0
 """ms, of 99 in 100 replies to RSET and NOOP while others are idle."""
 
+FSYNCS_A_MESSAGE = 1.25
+"""The disk's own rate of fsyncs, by as many threads as the guard has for small messages, as a multiple of the messages
+that are acknowledged."""
+
 GROWTH = 1.3
 """Cost at the largest size as a multiple of that at the smallest, where it must not grow: what caches make of it, and
 what differs from one run to the next."""
