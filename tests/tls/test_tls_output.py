@@ -79,6 +79,27 @@ async def test_replies_that_the_client_reads_late_come_whole_and_in_order(way: s
 
 
 @each_way
+@pytest_twisted.ensureDeferred
+async def test_the_replies_to_one_arrival_leave_together_and_the_last_with_close_notify(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = started(way)
+    client = await under_tls(guard, way)
+    (protocol,) = guard.protocols
+    sent: list[bytes] = []
+    send = protocol.send_encrypted
+    monkeypatch.setattr(protocol, "send_encrypted", lambda octets: sent.append(octets) or send(octets))
+    await client.says(b"NOOP\r\nRSET\r\n")
+    await client.hears(b"250 2.0.0 OK\r\n" * 2)
+    assert len(sent) == 1
+    await client.says(b"NOOP\r\nQUIT\r\n")
+    await guard.until(lambda: client.read() or client.said_goodbye)
+    assert client.heard.endswith(b"221 2.0.0 Closing connection\r\n")
+    assert len(sent) == 2
+    await guard.close()
+
+
+@each_way
 @pytest.mark.parametrize("left", [{"dataBuffer": b"x"}, {"_tempDataLen": 1}], ids=["taken over", "new"])
 @pytest_twisted.ensureDeferred
 async def test_octets_do_not_overtake_others_that_twisted_has_not_sent(

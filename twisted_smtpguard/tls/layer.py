@@ -9,6 +9,7 @@ has them.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL
@@ -16,7 +17,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer, providedBy
 
 _SET_ON_CONNECTION = ("bio_read", "recv", "shutdown")
 _SET_ON_LAYER = ("__conform__",)
@@ -31,8 +32,22 @@ def attach(transport: Any, layer: Any, owner: Any) -> TLSLayer | None:
     `send_encrypted()` sends what it can and returns the rest.
     """
     connection = getattr(transport, "getHandle", lambda: None)()
-    known = isinstance(connection, SSL.Connection) and isinstance(layer, TLSMemoryBIOProtocol)
-    return TLSLayer(transport, layer, connection, owner) if known else None
+    if not (isinstance(connection, SSL.Connection) and isinstance(layer, TLSMemoryBIOProtocol)):
+        return None
+    kind: Any = type(layer)
+    _keep_declarations(kind, providedBy(transport))
+    return TLSLayer(transport, layer, connection, owner)
+
+
+@lru_cache(maxsize=8)
+def _keep_declarations(layer: Any, declared: Any) -> list[object]:
+    """Twisted declares each interface of a transport for its TLS layer, one after the other. zope computes such a
+    declaration anew if no object has it any more, which is a sixth of what Python does for TLS in a short session. What
+    is returned, and kept, for each kind of transport has all of them."""
+    kept = [declared, *(object.__new__(layer) for _ in declared)]
+    for each, interface in zip(kept[1:], declared, strict=True):
+        directlyProvides(each, interface)
+    return kept
 
 
 @implementer(IHalfCloseableProtocol)
@@ -43,6 +58,7 @@ class TLSLayer:
         "_connection",
         "_cut_off",
         "_ended",
+        "_holds",
         "_layer",
         "_owner",
         "_read",
@@ -59,14 +75,14 @@ class TLSLayer:
         self._take, self._read, self._shut_down = connection.bio_read, connection.recv, connection.shutdown
         self._ended = False
         self._cut_off = False
+        self._holds = False
         connection.bio_read = self._bio_read
         connection.recv = self._recv
         connection.shutdown = self._shutdown
 
     def secured(self) -> None:
         """Called when the handshake is complete. Before that, the end of the input is the end of the connection."""
-        # The transport adapts its protocol (PEP 246). To declare the interface for one object would take zope longer
-        # than anything else of a handshake but OpenSSL.
+        # The transport adapts its protocol (PEP 246). To declare the interface for one object would take zope 11 µs.
         self._layer.__conform__ = {IHalfCloseableProtocol: self}.get
 
     def write(self, octets: bytes) -> None:
@@ -93,7 +109,13 @@ class TLSLayer:
     def _bio_read(self, octets: int) -> bytes:
         """Return what is to be sent and could not be sent at once, even if it is more than `octets`. Twisted calls this
         once: the rest of a handshake with a long chain of certificates would not be sent, and the client would wait for
-        it."""
+        it.
+
+        Nothing is sent while the owner is carrying out an arrival, which it does up to its share of the turn: Twisted
+        calls this once more afterwards. So the replies of a turn leave together, and the last one with close_notify.
+        """
+        if self._holds:
+            raise SSL.WantReadError
         piece: bytes = self._take(octets)
         if len(piece) == octets:
             pieces = [piece]
@@ -109,6 +131,7 @@ class TLSLayer:
     def _recv(self, octets: int) -> bytes:
         """Return decrypted input. At the client's close_notify, which ends its input only (RFC 8446 6.1), the owner's
         `readConnectionLost()` is called. Twisted would close the connection and drop every reply that is still due."""
+        self._holds = False
         try:
             received: bytes = self._read(octets)
         except SSL.ZeroReturnError:
@@ -120,6 +143,7 @@ class TLSLayer:
                 self._transport.pauseProducing()
                 self._owner.readConnectionLost()
             raise SSL.WantReadError from None
+        self._holds = True
         return received
 
     def _shutdown(self) -> bool:

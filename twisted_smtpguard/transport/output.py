@@ -65,8 +65,8 @@ class Output:
     """Replies that are sent at the end of this turn of the reactor."""
     _socket: socket | None = None
     """The socket, to send at once. None if the transport has to encrypt or buffer, or if replies wait already."""
-    _socket_under_tls: socket | None = None
-    """The socket, to send at once what Twisted's TLS layer has encrypted. None if the transport has to buffer it."""
+    _below_tls: tcp.Server | None = None
+    """The transport below TLS, to send at once what was encrypted. None if the transport has to buffer it."""
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
     _delays = True
@@ -160,7 +160,7 @@ class Output:
         plain = _below_tls(self.transport)
         # Without the second count, Twisted's octets could be overtaken (see `_left_to_twisted`).
         if type(plain) in PLAIN_TCP and hasattr(plain, "_tempDataLen"):
-            self._socket_under_tls = plain.socket
+            self._below_tls = plain
         # A session ticket and the first reply are two writes that follow one another (Nagle).
         self.do_not_delay()
         self._backlog = SecureBacklog(self)
@@ -175,13 +175,13 @@ class Output:
     def send_encrypted(self, octets: bytes) -> bytes:
         """Called by the TLS layer: send what the kernel takes, unless earlier octets wait or several connections are
         served in this turn. Returns the rest, which Twisted sends in the next turn."""
-        own = self._socket_under_tls
-        if own is None or _left_to_twisted(self.transport) or self.batcher.delays(self):
+        plain: Any = self._below_tls
+        if plain is None or plain.dataBuffer or plain._tempDataLen or self.batcher.delays(self):
             return octets
         try:
-            return octets[own.send(octets) :]
-        except OSError:
-            # The socket's buffer is full, or the connection is broken. The transport finds out which.
+            return octets[plain.socket.send(octets) :]
+        except (OSError, AttributeError):
+            # The socket's buffer is full, or the connection is broken or gone. The transport finds out which.
             return octets
 
     # The end of the connection.
@@ -231,7 +231,7 @@ class Output:
 
     def output_lost(self) -> None:
         """Release everything, because the connection is gone."""
-        self._socket = self._socket_under_tls = None
+        self._socket = self._below_tls = None
         self.unsent = b""
         if self._backlog is not None:
             self._backlog.lost()
