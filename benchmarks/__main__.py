@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from . import compared, encrypted, growth, maildir, memory, proxied, report
+from . import compared, encrypted, growth, handshakes, maildir, memory, proxied, report
 from .options import PROCESSOR_TIME, parse
 from .peers import AIOSMTPD, PEERS, PICKED, SINK
 from .plot import svg
@@ -103,6 +103,17 @@ def tables(options: Namespace) -> Iterator[Table]:
         "Under TLS",
         list(encrypted.COLUMNS),
         rows(("TLS", lambda: encrypted.rows(options.python, loads, rounds, options.scale))),
+    )
+    yield Table(
+        "Handshakes",
+        list(handshakes.COLUMNS),
+        rows(
+            (
+                "HANDSHAKES",
+                lambda: handshakes.rows(options.python, [kind.name for kind in peers], rounds, options.scale),
+            )
+        ),
+        notes,
     )
     yield Table(
         "Mail that goes on to an upstream server",

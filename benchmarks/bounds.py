@@ -20,6 +20,11 @@ RATIOS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 }
 """Processor time of a guard as a multiple of that of another server in the same run, by that server and workload."""
 
+STARTTLS: Mapping[str, float] = {"aiosmtpd": 0.7, "smtp-server": 0.4}
+"""Processor time of a mail after STARTTLS with a full handshake, as a multiple of that of another server in the same
+run: with a certificate of the kind `STARTTLS_KEY`, where it is the server and not the key that costs."""
+STARTTLS_KEY = "ECDSA P-256"
+
 LOG_EVENT = 30.0
 """µs of an event at info."""
 

@@ -86,7 +86,7 @@ def _own_loads(workloads: Mapping[str, Workload], scale: float) -> dict[str, Wor
 def _guards(python: str) -> Iterator[dict[str, Kind]]:
     """With a certificate that our own clients trust."""
     with TemporaryDirectory() as folder:
-        pem = _certificate(Path(folder))
+        pem = make_certificate(Path(folder))
         context = ssl.create_default_context(cafile=str(pem))
         yield {
             name: guard(
@@ -99,17 +99,22 @@ def _guards(python: str) -> Iterator[dict[str, Kind]]:
         }
 
 
-def _certificate(folder: Path) -> Path:
-    """A certificate of the kind that most are of today, ECDSA over P-256, signed by itself, and its key."""
+ECDSA, RSA = "ECDSA P-256", "RSA 2048"
+KEYS = {ECDSA: ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), RSA: ("rsa:2048",)}
+"""The kinds of key that most certificates are of, and how openssl makes each."""
+
+
+def make_certificate(folder: Path, key: str = ECDSA) -> Path:
+    """A certificate that is signed by itself, and its key, in one file."""
     openssl = shutil.which("openssl")
     if openssl is None:
         raise Wrong("openssl is needed to make a certificate")
-    pem, key = folder / "guard.pem", folder / "key.pem"
+    pem, key_file = folder / "guard.pem", folder / "key.pem"
     made = subprocess.run(
         [
-            *(openssl, "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *(openssl, "req", "-x509", "-nodes", "-newkey", *KEYS[key]),
             *("-subj", f"/CN={HOSTNAME}", "-addext", f"subjectAltName=DNS:{HOSTNAME}", "-days", "2"),
-            *("-keyout", str(key), "-out", str(pem)),
+            *("-keyout", str(key_file), "-out", str(pem)),
         ],
         capture_output=True,
         text=True,
@@ -118,5 +123,5 @@ def _certificate(folder: Path) -> Path:
     if made.returncode:
         raise Wrong(f"openssl makes no certificate: {made.stderr}")
     with pem.open("a") as both:
-        both.write(key.read_text())
+        both.write(key_file.read_text())
     return pem

@@ -20,6 +20,7 @@ KEYS = (
     "LOG",
     "MAILDIR",
     "TLS",
+    "HANDSHAKES",
     "PROXY",
     "PROXYMEMORY",
     "GROWTH",
@@ -35,8 +36,9 @@ Exit status 0; 1 if --judge is given and a bound is missed; 3 if a reply or a co
 
 ROWS = """Rows: W1 to W5, W7, W8 processor time; W6 idle connections; MEMORY of large messages and of clients that
 hold a session; LATENCY beside idle connections; DEFAULTS, without the protections; LOG, an event at info; MAILDIR, on
-the disk; TLS, beside the same in clear; PROXY, mail that goes on to an upstream server, beside other proxies;
-PROXYMEMORY, of a large one; GROWTH, the cost at N and at 10 N; LOAD, the same with a slower load."""
+the disk; TLS, beside the same in clear; HANDSHAKES, full ones and resumed sessions, beside other servers; PROXY, mail
+that goes on to an upstream server, beside other proxies; PROXYMEMORY, of a large one; GROWTH, the cost at N and at
+10 N; LOAD, the same with a slower load."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -51,12 +51,13 @@ class Session:
         except OSError as error:
             raise Wrong(f"{self.server.name} does not listen any more: {error}") from None
 
-    def begin_tls(self, context: ssl.SSLContext) -> None:
-        """What a client says first of the handshake; `finish_tls` waits for what the server says to it."""
+    def begin_tls(self, context: ssl.SSLContext, before: ssl.SSLSession | None = None) -> None:
+        """What a client says first of the handshake; `finish_tls` waits for what the server says to it. `before`: the
+        session that is offered again."""
         if self._heard:
             raise Wrong(f"{self.server.name} says {self._heard!r} before TLS")
         self.socket = context.wrap_socket(
-            self.socket, server_hostname=HOSTNAME, do_handshake_on_connect=False
+            self.socket, server_hostname=HOSTNAME, do_handshake_on_connect=False, session=before
         )
         self.socket.setblocking(False)
         with suppress(ssl.SSLWantReadError):

@@ -1,4 +1,6 @@
-// npm's smtp-server as a server that takes every message and forgets it: node server.js PORT [refusing]
+// npm's smtp-server as a server that takes every message and forgets it: node server.js PORT [refusing | CERTIFICATE],
+// with STARTTLS if there is one
+const fs = require('fs');
 const { SMTPServer } = require('smtp-server');
 
 const counts = { messages: 0, recipients: 0 };
@@ -17,7 +19,12 @@ const options = {
         stream.resume();
     },
 };
-if (process.argv[3] === 'refusing') options.maxClients = 1;
+const more = process.argv[3];
+if (more === 'refusing') options.maxClients = 1;
+else if (more) {
+    options.key = options.cert = fs.readFileSync(more);
+    options.disabledCommands = ['AUTH'];
+}
 const server = new SMTPServer(options);
 server.on('error', () => {}); // a client that leaves
 server.server.listen(Number(process.argv[2]), '127.0.0.1', 1024);

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.bounds import GUARD, PROXIED, RATIOS, exactly, judge_ratios
+from benchmarks import handshakes
+from benchmarks.bounds import GUARD, PROXIED, RATIOS, STARTTLS, STARTTLS_KEY, exactly, judge_ratios
 from benchmarks.compared import SMALL_MAIL
+from benchmarks.encrypted import KEYS
 from benchmarks.peers import PEERS
 from benchmarks.rows import Verdict
 from benchmarks.servers import on
@@ -56,3 +58,5 @@ def test_every_bound_is_of_a_server_and_a_workload_that_exist() -> None:
     assert {other for other, _ in of_others} <= set(PEERS)
     assert {key for _, of in of_others for key in of} <= set(workloads())
     assert set(PROXIED) == set(SMALL_MAIL)
+    assert set(STARTTLS) <= set(handshakes.COLUMNS)
+    assert STARTTLS_KEY in KEYS

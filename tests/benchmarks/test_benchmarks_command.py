@@ -88,6 +88,34 @@ def test_a_reactor_is_looked_for_where_the_guard_is_installed(
     assert reactor_missing(sys.executable, "asyncio") == ""
 
 
+HANDSHAKES = [
+    f"{key}, {way}"
+    for key in ("ECDSA P-256", "RSA 2048")
+    for way in ("in clear", "full handshake", "resumed session")
+]
+
+
+def test_handshakes_are_measured_with_both_kinds_of_key_and_each_session_that_is_offered_is_resumed() -> None:
+    found = rows(run("--only", "HANDSHAKES", "--against", "", "--json"))
+    assert [row["name"] for row in found] == HANDSHAKES
+    for row in found:
+        assert set(row["cells"]) == {"guard"}
+        assert row["verdicts"] == []
+
+
+@pytest.mark.clients
+def test_a_full_handshake_has_bounds_beside_other_servers() -> None:
+    (table,) = tables(run("--only", "HANDSHAKES", "--against", "aiosmtpd,smtp-server", "--json"))
+    assert table["columns"] == ["guard", "aiosmtpd", "smtp-server"]
+    assert table["notes"] == [] or not REQUIRED
+    judged = {
+        row["name"]: {each["what"]: each["at_most"] for each in row["verdicts"]} for row in table["rows"]
+    }
+    bounds = {"aiosmtpd": 0.7, "smtp-server": 0.4}
+    there = {name: bound for name, bound in bounds.items() if name in table["rows"][0]["cells"]}
+    assert judged == {name: there if name == "ECDSA P-256, full handshake" else {} for name in HANDSHAKES}
+
+
 SLOW_ROWS = ["MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
 
 
