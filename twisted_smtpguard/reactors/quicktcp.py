@@ -1,8 +1,8 @@
 """TCP ports and server transports with less work for each accepted connection than Twisted's, which they extend.
 
 Every protocol can use them. What they leave out: the prefix for the log, which is made when it is asked for;
-`shutdown(2)` before `close(2)`, which changes nothing for the only descriptor of a socket; and the polling of a
-connection whose protocol has the attribute `reads_nothing`, because it ends the connection in `makeConnection`.
+`shutdown(2)` before `close(2)`, which changes nothing for the only descriptor of a socket; and the transport, for a
+protocol with a method `end_accepted(socket)`: it is called instead of `makeConnection`, and closes the connection.
 """
 
 # ruff: noqa: N802, N815 - Twisted's own names
@@ -19,6 +19,8 @@ from twisted.logger import Logger
 
 _ACCEPTS_A_TURN = 64
 """The most connections that a port accepts in one turn of the reactor. If more wait, it is called again in the next."""
+
+_STREAM = int(socket.SOCK_STREAM)
 
 _log = Logger()
 
@@ -50,8 +52,7 @@ class QuickServer(tcp.Server):
         self.sessionno = sessionno
         if len(client) != 2:
             self._addressType = address.IPv6Address
-        if not getattr(protocol, "reads_nothing", False):
-            self.startReading()
+        self.startReading()
         self.connected = 1
 
     @property
@@ -80,10 +81,12 @@ class QuickPort(tcp.Port):
 
     def doRead(self) -> None:
         """Called by the reactor when connections wait to be accepted."""
-        accept = self.socket.accept
+        listening: Any = self.socket
+        # What accept() of the socket calls too. That converts family and type to enums for each connection.
+        accept, family = listening._accept, int(listening.family)
         for _ in range(_ACCEPTS_A_TURN):
             try:
-                connection, client = accept()
+                descriptor, client = accept()
             except BlockingIOError:
                 return
             except OSError:
@@ -91,7 +94,7 @@ class QuickPort(tcp.Port):
                 super().doRead()
                 return
             try:
-                self._begin(connection, client)
+                self._begin(socket.socket(family, _STREAM, 0, descriptor), client)
             except Exception:  # noqa: BLE001 - the other connections must still be accepted
                 _log.failure("A connection could not begin")
 
@@ -103,6 +106,10 @@ class QuickPort(tcp.Port):
         protocol: Any = self.factory.buildProtocol(self._buildAddr(client))  # type: ignore[union-attr]
         if protocol is None:
             connection.close()
+            return
+        end_accepted = getattr(protocol, "end_accepted", None)
+        if end_accepted is not None:
+            end_accepted(connection)
             return
         number = self.sessionno
         self.sessionno = number + 1

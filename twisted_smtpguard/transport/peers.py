@@ -89,9 +89,16 @@ def input_waits(transport: Any) -> bool:
     It uses FIONREAD, because a recv() that finds nothing raises, which takes twice as long. FIONREAD counts only up to
     an urgent octet (MSG_OOB), which no mail client sends; octets after one are noticed when they are read.
     """
-    if fcntl is None or not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+    if not isinstance(transport, tcp.Server) or ISSLTransport.providedBy(transport):
+        return False
+    return has_unread(transport.socket)
+
+
+def has_unread(connection: socket.socket) -> bool:
+    """As `input_waits`, for a socket."""
+    if fcntl is None:
         return False
     try:
-        return fcntl.ioctl(transport.socket, termios.FIONREAD, _NONE) != _NONE
+        return fcntl.ioctl(connection, termios.FIONREAD, _NONE) != _NONE
     except OSError:
         return False
