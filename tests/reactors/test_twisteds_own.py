@@ -6,6 +6,7 @@ They run twice: as every protocol has it, and with each connection marked to be 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ MODULES = (
 
 NOT_FOR_EPOLL = {"test_lostFileDescriptor"}
 """What Twisted itself leaves out for its reactors on epoll: the kernel does not report a closed descriptor."""
+
+
+@pytest.fixture(autouse=True)
+def in_a_directory_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twisted's tests make files where they are run."""
+    monkeypatch.chdir(tmp_path)
 
 
 class WithoutLogContext(UVLoopReactor):
