@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import Guard
+from purehost import PureDelivery, PureGuard
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.engine.datarate import DataRate
@@ -148,3 +149,17 @@ def test_after_a_chunk_out_of_sequence_no_octets_are_demanded(pieces: list[bytes
     for _ in range(3):
         client.guard.clock.advance(WINDOW + 1)
     assert client.heard() == ""
+
+
+@pytest.mark.parametrize("message", [b"DATA\r\nx\r\n.\r\n", b"BDAT 3 LAST\r\nx\r\n"])
+def test_no_octets_are_due_while_the_verdict_on_a_message_is_waited_for(message: bytes) -> None:
+    guard = PureGuard(
+        PureDelivery(lambda hook: "later" if hook == "finish" else "now"), min_data_rate=500, read_timeout=0
+    )
+    client = guard.connect()
+    client.send(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n" + message)
+    client.codes()
+    for _ in range(4):
+        guard.advance(WINDOW + 1)
+    guard.answer_all()
+    assert client.codes() == [250]

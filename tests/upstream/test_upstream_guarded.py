@@ -50,7 +50,7 @@ print(transport.value())
 def test_each_answer_goes_to_who_asked() -> None:
     connection = Connection(Clock(), lambda _: None)
     connection.makeConnection(StringTransport())
-    answers = [connection.greeting(60), *connection.commands((b"RSET", 60), (b"MAIL FROM:<>", 60))]
+    answers = [connection.greeting(60), *connection.commands(b"RSET", 60, b"MAIL FROM:<>", 60)]
     connection.dataReceived(b"220 mx\r\n250 forgotten\r\n550 no\r\n")
     assert [answer.result().text for answer in answers] == ["220 mx", "250 forgotten", "550 no"]
     connection.end(UPSTREAM_LOST)

@@ -149,6 +149,8 @@ class Connection:
     """The number of mail transactions that have begun: MAIL commands that were accepted."""
     pending: Any = None
     """The `Wait` for the hook whose answer is needed to go on; None if there is none."""
+    hook_timer: Any = None
+    """The call that looks whether the time of a pending hook is over; None if there is none."""
     hooks_at_work: int = 0
     """The number of hooks of the delivery that have not answered, cancelled ones included."""
     owes_session_ended: bool = False
@@ -269,6 +271,12 @@ class Connection:
         self.timed = timeout
         self.time_limit = self.context.timeouts[timeout]
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
+
+    def stop_hook_timer(self) -> None:
+        """Called when no hook with a time limit will be waited for any more."""
+        if self.hook_timer is not None:
+            self.hook_timer.cancel()
+            self.hook_timer = None
 
     def resume(self) -> None:
         """Read the client again, if it is not read."""

@@ -30,30 +30,22 @@ class Engine(Connection):
 
     def input(self, function: Callable[..., object], *arguments: object) -> None:
         """Call `function` as one input, when those before it have been carried out."""
-        if self.queue is None:
-            self.queue = []
-        self.queue.append(partial(function, *arguments))
-        if not self.busy:
-            self._serve_queue()
-
-    def received(self, octets: bytes) -> None:
-        """Take octets from the client."""
         if self.busy:
-            self.input(self._receive, octets)
+            self.queue = self.queue or []
+            self.queue.append(partial(function, *arguments))
             return
         self.busy = True
-        if self.buffer:
-            self.buffer = self.buffer[self.offset :] + octets
-            self.offset = 0
-        else:
-            self.buffer = octets
         try:
-            self.advance()
+            function(*arguments)
         except BaseException as error:  # noqa: BLE001 - a bug of ours must not end the process or another session
             self._recover(error)
         self.busy = False
         if self.queue is not None:
             self._serve_queue()
+
+    def received(self, octets: bytes) -> None:
+        """Take octets from the client."""
+        self.input(self._receive, octets)
 
     def _recover(self, error: BaseException) -> None:
         """Handle an exception from an input, so that later inputs, above all the end of the connection, still work."""
@@ -65,8 +57,10 @@ class Engine(Connection):
                 self.abort()
 
     def _receive(self, octets: bytes) -> None:
-        self.buffer = self.buffer[self.offset :] + octets
-        self.offset = 0
+        if self.buffer:
+            octets = self.buffer[self.offset :] + octets
+            self.offset = 0
+        self.buffer = octets
         self.advance()
 
     def _serve_queue(self) -> None:
@@ -75,7 +69,7 @@ class Engine(Connection):
         while self.queue:
             try:
                 self.queue.pop(0)()
-            except BaseException as error:  # noqa: BLE001 - as in `received`
+            except BaseException as error:  # noqa: BLE001 - as in `input`
                 self._recover(error)
         self.queue = None
         self.busy = False
@@ -98,7 +92,7 @@ class Engine(Connection):
         self.input(self.abort)
 
     def ended(self) -> None:
-        """Take the client's half-close: it sends nothing more, and may still read."""
+        """Take the client's half-close: it may still read."""
         self.input_ended = self.unsettled = True
         if self.stage in ENDED:
             self.host.close(Close.PLAIN)
@@ -204,7 +198,7 @@ class Engine(Connection):
                 while row.take(self):
                     row = self.row
                 break
-            except BaseException as error:  # noqa: BLE001 - as in `received`
+            except BaseException as error:  # noqa: BLE001 - as in `input`
                 self._fault(error, amid_message=row.in_message)
         if self.unsettled or self.buffer:
             self._settle()
@@ -229,6 +223,7 @@ class Engine(Connection):
             self.flush()
         row = self.row
         timeout = "" if self.held else row.timeout
+        client_is_due = timeout and not row.awaits_hook
         if timeout is not self.timed:
             self.set_deadline(timeout)
         elif self.progress:
@@ -239,12 +234,12 @@ class Engine(Connection):
             self.buffer = self.buffer[self.offset :]
             self.offset = 0
         if self.input_ended:
-            if timeout:
+            if client_is_due:
                 self.end_reason = "lost" if row.in_message else "half_closed"
                 self.close(Close.PLAIN)
             return
         # A full buffer pauses reading only while nothing is awaited from the client: what is awaited must arrive.
-        pause = (not row.reads and not self.end_announced) or (not timeout and self.buffer_is_full)
+        pause = (not row.reads and not self.end_announced) or (not client_is_due and self.buffer_is_full)
         if pause and not self.paused:
             self.paused = True
             self.host.pause()
@@ -384,6 +379,7 @@ class Engine(Connection):
             self.context.pending_deliveries += 1
         else:
             self.pending = None
+            self.stop_hook_timer()
             if pending is not None:
                 pending.cancel()
             self.abort_mail()

@@ -4,6 +4,7 @@ later, with its time limit, its cancellation, and its answer, in time or too lat
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -93,8 +94,32 @@ def wait_for(
     limit = engine.context.limits.delivery_timeout if seconds is None else seconds
     pending.handle = handle
     if limit:
-        pending.timer = engine.context.call_later(limit, pending.time_out)
+        pending.expires_at = engine.context.seconds() + limit
+        _watch(engine, pending.expires_at)
     return None
+
+
+def _watch(engine: Engine, when: float) -> None:
+    """Look at `when` whether the time of a hook is over. The timer stays from one hook to the next, since most answer
+    long before that: then a hook costs an assignment."""
+    timer = engine.hook_timer
+    if timer is not None:
+        if timer.when <= when:
+            timer.when = when
+            return
+        timer.cancel()
+    engine.hook_timer = engine.context.call_later(when - engine.context.seconds(), partial(_look, engine))
+
+
+def _look(engine: Engine) -> None:
+    engine.hook_timer = None
+    pending = engine.pending
+    if pending is not None and pending.expires_at:
+        # The time of the call is a sum, and may have been rounded down.
+        if engine.context.seconds() >= pending.expires_at - 0.001:
+            engine.input(pending.expire)
+        else:
+            _watch(engine, pending.expires_at)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -112,7 +137,8 @@ class Wait:
     """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
     handle: Cancellable | None = None
     """The answer to come; None while it is unknown whether the hook has answered at once."""
-    timer: Cancellable | None = None
+    expires_at: float = 0.0
+    """When the time of the hook is over, by the clock; 0: it has no time limit."""
     there: bool = False
     """Whether the answer has come, as `value` or `error`."""
     value: Any = None
@@ -122,26 +148,20 @@ class Wait:
     def answered(self, value: Any, error: BaseException | None) -> None:
         """Called once by the host, with the answer."""
         self.there, self.value, self.error = True, value, error
-        self._stop_timer()
         engine = self.engine
         if engine.pending is not self:
             engine.input(self._forget)
         elif self.handle is not None and not self.expired:
             engine.input(self._take)
-        # Otherwise this is called within `wait_for` or `_expire`, which takes the answer.
+        # Otherwise this is called within `wait_for` or `expire`, which takes the answer.
 
     def cancel(self) -> None:
         """Cancel the hook, whose answer is no longer needed. The hook may ignore that and go on."""
-        self._stop_timer()
         if self.handle is not None and not self.there:
             self.handle.cancel()
 
-    def time_out(self) -> None:
+    def expire(self) -> None:
         """Called when the time limit of the hook is over."""
-        self.timer = None
-        self.engine.input(self._expire)
-
-    def _expire(self) -> None:
         if self.engine.pending is not self or self.there:
             return
         self.expired = True
@@ -185,6 +205,7 @@ class Wait:
             return self.failed(engine, self.error)
         finally:
             if self.finishes and engine.stage in ENDED:
+                engine.stop_hook_timer()
                 engine.context.pending_deliveries -= 1
                 engine.context.pending_delivery_settled()
             if self.there:
@@ -210,8 +231,3 @@ class Wait:
         if self.is_delivery:
             self.engine.hooks_at_work -= 1
             self.engine.notify_session_ended()
-
-    def _stop_timer(self) -> None:
-        timer, self.timer = self.timer, None
-        if timer is not None:
-            timer.cancel()

@@ -257,6 +257,9 @@ def _finish(engine: Engine) -> Reply | None:
         return _verdict_failed(engine, error)
     if answer is None or not is_awaitable(type(answer)):
         return _verdict(engine, answer)
+    if engine.rate is not None:
+        # No more octets of this message are due, however long the verdict takes.
+        engine.rate.end()
     late = partial(_finished_late, _acceptance(engine), engine.mail_began_at)
     return wait_for(engine, answer, _verdict, _verdict_failed, late=late, finishes=True)
 

@@ -75,6 +75,9 @@ class StageRow:
     """Called with the engine when the time limit of the stage is over."""
     timeout: str = ""
     """The name in `ServerContext.timeouts` of the time limit; "" for none."""
+    awaits_hook: bool = False
+    """Whether a hook is waited for instead of the client. The time limit is then the hook's own: that of the client
+    goes on, so that it need not be stopped and begun again for every answer, and its end has no effect."""
     reads: bool = True
     """Whether the client is read. Input that is not taken is kept, up to `Limits.max_input_buffer`."""
     in_message: bool = False

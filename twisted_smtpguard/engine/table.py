@@ -39,6 +39,10 @@ def _read_timed_out(engine: Engine) -> None:
     engine.hang_up(replies.READ_TIMED_OUT)
 
 
+def _go_on_waiting(engine: Engine) -> None:
+    engine.set_deadline(engine.row.timeout)
+
+
 _read = partial(StageRow, timed_out=_read_timed_out, timeout="read")
 """Makes the row of a stage that has the read timeout."""
 
@@ -63,7 +67,7 @@ STAGES: dict[Stage, StageRow] = {
     _S.AUTH_RESPONSE: _read({_S.COMMAND}, take_line),
     _S.DATA: _read({_S.COMMAND, _S.SINK}, take_message, in_message=True),
     _S.CHUNK: _read({_S.COMMAND, _S.SINK}, take_message, in_message=True),
-    _S.ANSWER: StageRow({_S.COMMAND}),
+    _S.ANSWER: StageRow({_S.COMMAND}, timed_out=_go_on_waiting, timeout="read", awaits_hook=True),
     _S.SINK: StageRow(_MESSAGE | {_S.COMMAND}, reads=False, in_message=True),
     _S.STARTING_TLS: StageRow({_S.COMMAND}, start_tls),
     _S.CLOSING: StageRow(

@@ -69,7 +69,8 @@ class Output:
     """The transport below TLS, to send at once what was encrypted. None if the transport has to buffer it."""
     _backlog: Backlog | SecureBacklog | None = None
     _close: Close | None = None
-    _delays = True
+    delays = True
+    """Whether the kernel may hold back a small write, until `do_not_delay` is called."""
     _left_to_twisted = 0
     """The octets that Twisted had not sent at the close, or when `is_sending` was last called."""
     _tls_layer: TLSLayer | None = None
@@ -139,8 +140,8 @@ class Output:
     def do_not_delay(self) -> None:
         """Set TCP_NODELAY, once, because a hook answers later. An arrival then gets more than one write, and the kernel
         would hold back the second until the first is acknowledged (Nagle)."""
-        if self._delays:
-            self._delays = False
+        if self.delays:
+            self.delays = False
             if ITCPTransport.providedBy(self.transport):
                 # The system may refuse the option on a connection that is gone.
                 with suppress(OSError):

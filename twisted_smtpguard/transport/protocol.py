@@ -221,7 +221,8 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
         return self._read_deadline if seconds else None
 
     def wait(self, later: Any, answered: Answered) -> Cancellable:
-        safely(self.failed, "a reply may be delayed", self.do_not_delay)
+        if self.delays:
+            safely(self.failed, "a reply may be delayed", self.do_not_delay)
         return when_answered(later, answered, self.failed)
 
     def next_turn(self) -> None:

@@ -127,7 +127,6 @@ class ClientEngine:
         if self.state is not State.HANDSHAKE:
             return False
         self.state = State.COMMANDS
-        self.deadline(0)
         return True
 
     def forsake(self) -> None:
@@ -151,7 +150,8 @@ class ClientEngine:
             reply = self._parser.whole(octets)
             if reply is not None:
                 answered, _ = due.popleft()
-                self.deadline(due[0][1] if due else 0)
+                if due:
+                    self.deadline(due[0][1])
                 answered(reply, None)
                 return
         if self.state is State.HANDSHAKE:
@@ -181,7 +181,8 @@ class ClientEngine:
             # An answer may have ended the connection.
             if self._due:
                 answered, _ = self._due.popleft()
-                self.deadline(self._due[0][1] if self._due else 0)
+                if self._due:
+                    self.deadline(self._due[0][1])
                 answered(reply, None)
 
     def _unexpected(self, reply: UpstreamReply) -> Reply:
@@ -195,7 +196,6 @@ class ClientEngine:
         """Called when the host is no longer full."""
         answered, self._waits_for_room = self._waits_for_room, None
         if answered is not None:
-            self.deadline(0)
             answered(None)
 
     def lost(self) -> None:
@@ -206,8 +206,9 @@ class ClientEngine:
             self.finish(replies.UPSTREAM_LOST)
 
     def timed_out(self) -> None:
-        """Called at the deadline."""
-        self.end(replies.UPSTREAM_TIMED_OUT)
+        """Called at the deadline, which is not taken back when the server has answered in time."""
+        if self._due or self._waits_for_room is not None or self.state is State.HANDSHAKE:
+            self.end(replies.UPSTREAM_TIMED_OUT)
 
     # What changes the state.
 
@@ -241,7 +242,6 @@ class ClientEngine:
         self.problem, self.state = problem, State.ENDED
         due, self._due = self._due, deque()
         room, self._waits_for_room = self._waits_for_room, None
-        self.deadline(0)
         self.ended()
         for number, (answered, _) in enumerate(due):
             if number < len(came):
@@ -261,7 +261,7 @@ class ClientEngine:
         raise NotImplementedError
 
     def deadline(self, seconds: float) -> None:
-        """Call `timed_out` after `seconds`, replacing the earlier deadline. 0: do not call it."""
+        """Call `timed_out` after `seconds`, replacing the earlier deadline."""
         raise NotImplementedError
 
     def message_begins(self) -> None:

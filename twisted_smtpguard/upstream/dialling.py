@@ -193,7 +193,7 @@ class Dialler:
         if command is None:
             reset = connection.command(b"RSET", seconds)
         else:
-            reset, answer = connection.commands((b"RSET", seconds), (command, options.timeout))
+            reset, answer = connection.commands(b"RSET", seconds, command, options.timeout)
         if not (await reset).positive:
             raise Refused(replies.UPSTREAM_LOST)
         if answer is not None and not connection.usable:

@@ -21,6 +21,7 @@ MAX_REPLY_LINES = 100
 MAX_REPLY_OCTETS = 16 * 1024
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+_WHOLE = re.compile(rb"([2-5][0-9][0-9])(?: ([^\n]*?))?\r?\n")
 _ENHANCED = re.compile(rf"({ENHANCED_CODE})(?: +|$)")
 
 
@@ -80,7 +81,12 @@ class ReplyParser:
         data, self._partial = self._partial + data, b""
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
-            if self._take(data, start, end):
+            usual = None
+            if end - start < _USUAL_OCTETS and not self._lines:
+                usual = _usual(data[start : end + 1])
+            if usual is not None:
+                yield usual
+            elif self._take(data, start, end):
                 reply = UpstreamReply(self._code, tuple(self._lines))
                 self._lines, self._octets = [], 0
                 yield reply
@@ -111,14 +117,11 @@ class ReplyParser:
 
 @lru_cache(maxsize=256)
 def _usual(data: bytes) -> UpstreamReply | None:
-    """The reply that `data` is; None: it is not one reply of one line."""
-    if data.find(b"\n") != len(data) - 1:
+    """The reply that `data` is; None: it is not one line that is a whole reply."""
+    match = _WHOLE.fullmatch(data)
+    if match is None:
         return None
-    try:
-        replies = list(ReplyParser().feed(data))
-    except BadReply:
-        return None
-    return replies[0] if replies else None
+    return UpstreamReply(int(match[1]), ((match[2] or b"").decode("utf-8", "backslashreplace"),))
 
 
 def for_client(reply: UpstreamReply) -> Reply:

@@ -113,12 +113,14 @@ class Connection(ClientEngine, Protocol):
         self.ask(line, settles(promise), seconds)
         return promise
 
-    def commands(self, *lines: tuple[bytes, float]) -> list[Promise[UpstreamReply]]:
-        """As `command` for each line and its time limit. All leave together, which needs PIPELINING."""
-        promises: list[Promise[UpstreamReply]] = [Promise(self.forsake) for _ in lines]
-        due = [(settles(promise), seconds) for promise, (_, seconds) in zip(promises, lines, strict=True)]
-        self.ask_together([line for line, _ in lines], due)
-        return promises
+    def commands(
+        self, first: bytes, first_seconds: float, second: bytes, seconds: float
+    ) -> tuple[Promise[UpstreamReply], Promise[UpstreamReply]]:
+        """As `command` for two lines, each with its time limit. Both leave together, which needs PIPELINING."""
+        one: Promise[UpstreamReply] = Promise(self.forsake)
+        other: Promise[UpstreamReply] = Promise(self.forsake)
+        self.ask_together((first, second), ((settles(one), first_seconds), (settles(other), seconds)))
+        return one, other
 
     def start_tls(self, options: Any, seconds: float) -> Promise[None]:
         """Begin the TLS handshake. Called when the server has answered STARTTLS with 220."""
@@ -136,12 +138,11 @@ class Connection(ClientEngine, Protocol):
     def rest(self, seconds: float, unused: Callable[[Connection], None]) -> None:
         """Call `unused` unless `use` is called within `seconds`."""
         self._unused = unused
-        self._be_due_at(self._clock.seconds() + seconds)
+        self.deadline(seconds)
 
     def use(self) -> None:
         """Called when the connection is used again."""
         self._unused = None
-        self.deadline(0)
 
     def local_peer(self) -> Peer | None:
         """The guard's own end of the connection, as the server sees it. None: the connection is over a UNIX socket."""
@@ -235,12 +236,9 @@ class Connection(ClientEngine, Protocol):
             _safely(self.transport.unregisterProducer)
 
     def deadline(self, seconds: float) -> None:
-        self._be_due_at(self._clock.seconds() + seconds if seconds else math.inf)
-
-    def _be_due_at(self, when: float) -> None:
-        """Nearly all deadlines are replaced by the next one before they come, so that is an assignment: the connection
-        looks at the clock from time to time, and not at each deadline."""
-        self._due_at = when
+        # Nearly all deadlines are replaced by the next one before they come, so that is an assignment: the connection
+        # looks at the clock from time to time, and not at each deadline.
+        when = self._due_at = self._clock.seconds() + seconds
         if when < self._looks_at and self.problem is None:
             stop_timer(self._look_call)
             self._plan_look()
