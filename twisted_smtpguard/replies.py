@@ -20,6 +20,9 @@ MAX_LINE_OCTETS = 512
 """The longest reply line, with its CRLF (RFC 5321 4.5.3.1.5)."""
 
 
+_STRINGS = frozenset({str})
+
+
 @attrs.frozen
 class Reply:
     """One SMTP reply. `lines` holds the text without codes and line ends; each line is escaped, and cut to the longest
@@ -49,7 +52,7 @@ class Reply:
             type(self.code) is int
             and type(self.enhanced) is type(self.said) is str
             and type(self.lines) is tuple
-            and all(type(line) is str for line in self.lines)
+            and {*map(type, self.lines)} <= _STRINGS
         ):
             check_fields(self)
         object.__setattr__(self, "wire", b"".join(_render(self)))

@@ -135,8 +135,9 @@ class UpstreamTransaction:
     def _ask(self, line: bytes, then: Callable[[UpstreamReply], T]) -> T | Promise[T]:
         """Send a command. `then` makes the answer of the hook from the reply. `Refused`: there was none, and the
         connection has ended."""
-        promise: Promise[T] = Promise(self.connection.forsake)
-        self.connection.ask(line, partial(_settle, promise, then), self._seconds)
+        connection = self.connection
+        promise: Promise[T] = Promise(connection.forsake)
+        connection.ask(line, partial(_settle, promise, then), self.relay.options.timeout)
         return promise.now()
 
     # Called by the sink too.

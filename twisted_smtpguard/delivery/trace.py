@@ -49,22 +49,32 @@ def received(client: Client, hostname: str, recipients: Sequence[Path], when: fl
     learn of the others (RFC 5321 7.2). A HELO name that is neither a domain nor an address literal could forge any
     part of the field, so the client's address is written instead.
     """
-    origin = _literal(client.peer.address)
-    name = client.helo if _is_host(client.helo) else origin or "localhost"
-    here = _NOT_HOST.sub("", hostname) or "localhost"
-    protocol = _clause("with", client.protocol)
-    if client.tls:
-        protocol += b" (%b)" % _NOT_TLS.sub("", client.tls).encode("ascii")
-    session = _clause("id", client.session)
     recipient = _line(b"\tfor <%b>;" % _address(recipients[0])) if len(recipients) == 1 else b""
-    return b"Received: from %b (%b)\r\n\tby %b%b%b%b\t%b\r\n" % (
+    return b"%b%b\t%b\r\n" % (
+        _origin(client.peer.address, client.helo, client.protocol, client.tls, client.session, hostname),
+        b"\r\n" + recipient if recipient else b";\r\n",
+        _date(int(when)),
+    )
+
+
+# It is the same for every message of a session.
+@lru_cache(maxsize=256)
+def _origin(
+    address: Address | None, helo: str, protocol: str, tls: str, session: str, hostname: str
+) -> bytes:
+    """The field up to the recipient."""
+    origin = _literal(address)
+    name = helo if _is_host(helo) else origin or "localhost"
+    here = _NOT_HOST.sub("", hostname) or "localhost"
+    with_clause = _clause("with", protocol)
+    if tls:
+        with_clause += b" (%b)" % _NOT_TLS.sub("", tls).encode("ascii")
+    return b"Received: from %b (%b)\r\n\tby %b%b%b" % (
         name.encode("ascii"),
         (origin or "UNIX socket").encode("ascii"),
         here.encode("ascii"),
-        protocol,
-        session,
-        b"\r\n" + recipient if recipient else b";\r\n",
-        _date(int(when)),
+        with_clause,
+        _clause("id", session),
     )
 
 

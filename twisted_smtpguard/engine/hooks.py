@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
-
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
@@ -122,28 +120,39 @@ def _look(engine: Engine) -> None:
             _watch(engine, pending.expires_at)
 
 
-@attrs.define(eq=False, weakref_slot=False)
 class Wait:
-    """The wait for one answer. It is over when it is no longer the engine's `pending`."""
+    """The wait for one answer. It is over when it is no longer the engine's `pending`.
 
-    engine: Engine
-    then: Then
-    failed: Then | None
-    late: Late | None
-    """Called with an answer that comes after the wait is over."""
-    is_delivery: bool
-    """Whether the hook is the delivery's. `session_ended()` is called only when all of these have answered."""
-    finishes: bool
-    """Whether the hook is `finish()`, which neither a disconnect nor a stop cancels."""
+    `late` is called with an answer that comes after the wait is over. `is_delivery`: whether the hook is the
+    delivery's; `session_ended()` is called only when all of these have answered. `finishes`: whether the hook is
+    `finish()`, which neither a disconnect nor a stop cancels.
+    """
+
     handle: Cancellable | None = None
     """The answer to come; None while it is unknown whether the hook has answered at once."""
-    expires_at: float = 0.0
+    expires_at = 0.0
     """When the time of the hook is over, by the clock; 0: it has no time limit."""
-    there: bool = False
+    there = False
     """Whether the answer has come, as `value` or `error`."""
     value: Any = None
     error: BaseException | None = None
-    expired: bool = False
+    expired = False
+
+    def __init__(
+        self,
+        engine: Engine,
+        then: Then,
+        failed: Then | None,
+        late: Late | None,
+        is_delivery: bool,
+        finishes: bool,
+    ) -> None:
+        self.engine = engine
+        self.then = then
+        self.failed = failed
+        self.late = late
+        self.is_delivery = is_delivery
+        self.finishes = finishes
 
     def answered(self, value: Any, error: BaseException | None) -> None:
         """Called once by the host, with the answer."""
@@ -228,6 +237,8 @@ class Wait:
             self.engine.delivery_failed(error, "an answer that came too late could not be taken")
 
     def _over(self) -> None:
+        engine = self.engine
         if self.is_delivery:
-            self.engine.hooks_at_work -= 1
-            self.engine.notify_session_ended()
+            engine.hooks_at_work -= 1
+            if engine.stage in ENDED:
+                engine.notify_session_ended()

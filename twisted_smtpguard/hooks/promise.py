@@ -48,9 +48,13 @@ class Promise(Generic[T]):
     def settle(self, value: Any, error: BaseException | None) -> None:
         """Take the answer and tell the listener."""
         if not self.there:
-            self.there, self.value, self.error = True, value, error
-            answered, self._answered, self._canceller = self._answered, None, None
+            self.there = True
+            self.value = value
+            self.error = error
+            answered = self._answered
             if answered is not None:
+                # The listener may hold the promise.
+                self._answered = None
                 answered(value, error)
 
     def when_answered(self, answered: Answered) -> None:
@@ -65,7 +69,7 @@ class Promise(Generic[T]):
     def cancel(self) -> None:
         """Give up the answer, unless it is there."""
         canceller, self._canceller = self._canceller, None
-        if canceller is not None:
+        if canceller is not None and not self.there:
             safely(at_debug, "a canceller raised", canceller)
             self.fail(PromiseCancelledError())
 

@@ -7,6 +7,7 @@ time; smtpclient.py is the host on Twisted, a test's list of effects is another.
 from __future__ import annotations
 
 import enum
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -23,6 +24,9 @@ ended without one."""
 
 Due: TypeAlias = tuple[Answered, float]
 """A reply that the server owes: who gets it, and how many seconds the server has for it, from the one before."""
+
+
+_LINE_END = re.compile(rb"[\r\n\0]")
 
 
 class State(enum.Enum):
@@ -67,7 +71,8 @@ class ClientEngine:
 
     def expect(self, answered: Answered, seconds: float) -> None:
         """The server owes a reply that no command asks for: its greeting."""
-        self._owe(((answered, seconds),))
+        self.deadline(seconds)
+        self._due.append((answered, seconds))
 
     def ask(self, line: bytes, answered: Answered, seconds: float) -> None:
         """Send a command line, to which the server has to reply within `seconds`. ValueError: `line` is not exactly one
@@ -212,11 +217,6 @@ class ClientEngine:
 
     # What changes the state.
 
-    def _owe(self, due: Sequence[Due]) -> None:
-        if not self._due:
-            self.deadline(due[0][1])
-        self._due.extend(due)
-
     def _send(self, octets: bytes, due: Sequence[Due]) -> None:
         if self._parser.amid_reply:
             # Part of a reply has come unasked, and the reply to this command would be parsed as the rest of it.
@@ -225,7 +225,9 @@ class ClientEngine:
             for answered, _ in due:
                 answered(None, self.problem)
             return
-        self._owe(due)
+        if not self._due:
+            self.deadline(due[0][1])
+        self._due.extend(due)
         self.send(octets)
 
     def _end(self, problem: Reply, came: Sequence[UpstreamReply]) -> None:
@@ -279,7 +281,7 @@ class ClientEngine:
 
 def one_line(line: bytes) -> bytes:
     """`line` with its CRLF, to be sent. ValueError: it is not exactly one line."""
-    if b"\r" in line or b"\n" in line or b"\0" in line:
+    if _LINE_END.search(line):
         # The server would execute the text after the line end as another command: command injection.
         raise ValueError(f"a command is one line, not {line!r}")
     return line + b"\r\n"

@@ -40,18 +40,18 @@ class UpstreamReply:
 
     code: int
     lines: tuple[str, ...]
+    positive: bool = attrs.field(init=False, eq=False, repr=False)
+    """Whether the reply is a 2xx other than 221. A 221 answers QUIT (RFC 5321 4.2.3), and accepts nothing."""
     _for_client: Reply | None = attrs.field(default=None, init=False, eq=False, repr=False)
     """What `for_client` has made of it."""
+
+    def __attrs_post_init__(self) -> None:
+        self.positive = 200 <= self.code < 300 and self.code != 221
 
     @property
     def text(self) -> str:
         """The reply in one line."""
         return " ".join([str(self.code), *self.lines])
-
-    @property
-    def positive(self) -> bool:
-        """Whether the reply is a 2xx other than 221. A 221 answers QUIT (RFC 5321 4.2.3), and accepts nothing."""
-        return 200 <= self.code < 300 and self.code != 221
 
 
 class ReplyParser:
