@@ -88,6 +88,7 @@ _BESIDE = {
     *(
         "",
         "listening",
+        "draining",
         "delivering",
         "filtering",
         "no_connection_cap",

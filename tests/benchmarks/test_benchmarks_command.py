@@ -240,6 +240,14 @@ def test_nginx_without_its_mail_module_is_none_to_measure(monkeypatch: pytest.Mo
     assert "nginx could not be had: its mail module is not installed" in missing()
 
 
+def test_that_clients_leave_while_the_guard_stops_is_no_fault() -> None:
+    stopped = {"messages_accepted": 0, "recipients_accepted": 0, "connections_accepted": 0}
+    stopped |= {"sessions_ended": 0, "connections_refused": 0}
+    events = [{"event": "draining"}, {"event": "stopped", **stopped}]
+    counts = _guard_counts("".join(f"\x1e{json.dumps(event)}\n" for event in events))
+    assert counts == {"messages": 0, "recipients": 0, "refused": 0}
+
+
 def test_processor_time_is_that_of_all_threads_and_finer_than_a_tick() -> None:
     code = "import threading, time; work = lambda: sum(range(200_000)); t = threading.Thread(target=work)\n"
     code += "t.start(); t.join(); print(time.process_time(), flush=True); input()"
