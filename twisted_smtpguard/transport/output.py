@@ -162,8 +162,6 @@ class Output:
         # Without the second count, Twisted's octets could be overtaken (see `_left_to_twisted`).
         if type(plain) in PLAIN_TCP and hasattr(plain, "_tempDataLen"):
             self._below_tls = plain
-        # A session ticket and the first reply are two writes that follow one another (Nagle).
-        self.do_not_delay()
         self._backlog = SecureBacklog(self)
 
     def write_under_tls(self, octets: bytes) -> None:
