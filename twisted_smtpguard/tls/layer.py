@@ -64,7 +64,6 @@ class TLSLayer:
         "_read",
         "_shut_down",
         "_take",
-        "_tickets",
         "_transport",
     )
 
@@ -77,26 +76,18 @@ class TLSLayer:
         self._ended = False
         self._cut_off = False
         self._holds = False
-        self._tickets = False
         connection.bio_read = self._bio_read
         connection.recv = self._recv
         connection.shutdown = self._shutdown
 
     def secured(self) -> None:
-        """Called when the handshake is complete. Before that, the end of the input is the end of the connection.
-
-        In TLS 1.3 the client waits for nothing more, and its session tickets leave together with the first reply. They
-        would be a packet before it, and the kernel would keep the reply until the client has acknowledged that (Nagle).
-        In TLS 1.2 the end of the handshake itself has to be sent.
-        """
-        self._tickets = self._connection.get_protocol_version_name() == "TLSv1.3"
+        """Called when the handshake is complete. Before that, the end of the input is the end of the connection."""
         # The transport adapts its protocol (PEP 246). To declare the interface for one object would take zope 11 µs.
         self._layer.__conform__ = {IHalfCloseableProtocol: self}.get
 
     def write(self, octets: bytes) -> None:
         """Encrypt `octets` and send them. The transport's own method would keep them for the next turn of the reactor,
         to join small writes; but replies that belong together are together already."""
-        self._tickets = False
         TLSMemoryBIOProtocol.write(self._layer, octets)
 
     def expect_no_goodbye(self) -> None:
@@ -123,7 +114,7 @@ class TLSLayer:
         Nothing is sent while the owner is carrying out an arrival, which it does up to its share of the turn: Twisted
         calls this once more afterwards. So the replies of a turn leave together, and the last one with close_notify.
         """
-        if self._holds or self._tickets:
+        if self._holds:
             raise SSL.WantReadError
         piece: bytes = self._take(octets)
         if len(piece) == octets:
@@ -157,7 +148,6 @@ class TLSLayer:
 
     def _shutdown(self) -> bool:
         """Send close_notify. Returns whether the client's own has come, or cannot come any more."""
-        self._tickets = False
         try:
             complete = bool(self._shut_down())
         except SSL.Error:

@@ -162,6 +162,9 @@ class Output:
         # Without the second count, Twisted's octets could be overtaken (see `_left_to_twisted`).
         if type(plain) in PLAIN_TCP and hasattr(plain, "_tempDataLen"):
             self._below_tls = plain
+        # Session tickets and the first reply are two writes that follow one another (Nagle). The tickets must not wait
+        # for the reply: they acknowledge the end of the client's handshake, without which its own kernel keeps EHLO.
+        self.do_not_delay()
         self._backlog = SecureBacklog(self)
 
     def write_under_tls(self, octets: bytes) -> None:
