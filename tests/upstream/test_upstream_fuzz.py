@@ -296,11 +296,12 @@ class Visitor:
 class Wilderness:
     """One run: what happens is `seed`'s."""
 
-    def __init__(self, announce: str, seed: int) -> None:
+    def __init__(self, announce: str, seed: int, *more: str, **options: str) -> None:
         self.chance = chance = random.Random(f"{announce} {seed}")
         tls = chance.choice(["off", "off", "opportunistic", "required"])
         keywords = [
             "8BITMIME",
+            *more,
             *(["CHUNKING"] if chance.random() < 0.5 else []),
             *([f"{announce.upper()} ADDR HELO"] if announce in ("xclient", "xforward") else []),
             *(["STARTTLS"] if tls != "off" else []),
@@ -327,6 +328,7 @@ class Wilderness:
             connect=CONNECT,
             timeout=TIMEOUT,
             verdict=VERDICT,
+            **options,
         )
         self.clock = self.behind.clock
         self.pool = self.behind.proxy._pool
@@ -453,12 +455,19 @@ SEEDS = [range(30), pytest.param(range(30, 3000), marks=[pytest.mark.soak, pytes
 
 
 @pytest.mark.parametrize("announce", ["received", "xclient", "xforward", "proxy", "proxy-v1"])
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [((), {}), (("PIPELINING",), {"bdat": "small"})],
+    ids=["one by one", "as few round trips as can be"],
+)
 @pytest.mark.parametrize("seeds", SEEDS, ids=["short", "long"])
-def test_whatever_happens_the_pool_keeps_its_promises(announce: str, seeds: range) -> None:
+def test_whatever_happens_the_pool_keeps_its_promises(
+    announce: str, seeds: range, more: tuple[str, ...], options: dict[str, str]
+) -> None:
     for seed in seeds:
         with capturedLogs() as events:
             try:
-                wilderness = Wilderness(announce, seed)
+                wilderness = Wilderness(announce, seed, *more, **options)
                 for _ in range(wilderness.chance.choice([60, 200])):
                     wilderness.anything()
                     wilderness.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -88,7 +89,8 @@ class UpstreamTransaction:
             connection, answer = await self.relay.pool.take(self.client, early)
             self._connection = connection
             if answer is None:
-                answer = connection.command(mail_command(sender, connection.hello), self._seconds)
+                command = mail_command(sender, connection.hello)
+                answer = connection.command(command, self.relay.options.timeout)
             self.begun = self.accepted(await answer)
         except Refused:
             self.give_back()
@@ -110,27 +112,19 @@ class UpstreamTransaction:
         return self._ask(rcpt_command(recipient, self.connection.hello), answered)
 
     def data(self) -> Later[IMessageSink]:
+        if self.relay.options.bdat == "small" and "CHUNKING" in self.connection.hello:
+            return _Sink(self, _By.BDAT_IF_SMALL)
         return self._ask(b"DATA", self._data_answered)
 
     def _data_answered(self, reply: UpstreamReply) -> IMessageSink:
-        if self.checked(reply).code == 354:
-            self.connection.start_data()
-            return _Sink(self, DotStuffer())
-        if reply.code < 400:
-            # After such a reply the server may take the next input for message data.
-            self.drop()
-        self.give_back()
-        raise verdict_of(reply)
+        self.require_data(reply)
+        return _Sink(self, _By.DATA)
 
     def data_in_chunks(self) -> Later[IMessageSink]:
-        return _Sink(self, None) if "CHUNKING" in self.connection.hello else self.data()
+        return _Sink(self, _By.BDAT) if "CHUNKING" in self.connection.hello else self.data()
 
     def abort(self) -> None:
         self.give_back()
-
-    @property
-    def _seconds(self) -> float:
-        return self.relay.options.timeout
 
     def _ask(self, line: bytes, then: Callable[[UpstreamReply], T]) -> T | Promise[T]:
         """Send a command. `then` makes the answer of the hook from the reply. `Refused`: there was none, and the
@@ -156,6 +150,18 @@ class UpstreamTransaction:
         if reply.code in _HANGS_UP:
             self.drop(verdict_of(reply).reply)
         return reply
+
+    def require_data(self, reply: UpstreamReply) -> None:
+        """Begin the message data, if `reply` is the 354 to DATA. `Refused`: it is not, and the connection was given
+        back or dropped."""
+        if self.checked(reply).code == 354:
+            self.connection.start_data()
+            return
+        if reply.code < 400:
+            # After such a reply the server may take the next input for message data.
+            self.drop()
+        self.give_back()
+        raise verdict_of(reply)
 
     def accepted(self, reply: UpstreamReply) -> Reply:
         """Return `reply` as the client gets it. `Refused`: it is not a 2xx."""
@@ -193,14 +199,22 @@ def _settle(
         promise.succeed(value)
 
 
+class _By(enum.Enum):
+    """How a message is sent."""
+
+    DATA = "after the server's 354"
+    BDAT = "in chunks, each of which the server answers before the next is sent"
+    BDAT_IF_SMALL = "in one chunk, unless it becomes larger than a piece"
+
+
 @implementer(IMessageSink)
 class _Sink:
-    """One message to the server. With `dots` it is sent after DATA; with None it is sent in BDAT chunks, each of which
-    the server answers before the next is sent."""
+    """One message to the server."""
 
-    def __init__(self, mail: UpstreamTransaction, dots: DotStuffer | None) -> None:
+    def __init__(self, mail: UpstreamTransaction, by: _By) -> None:
         self._mail = mail
-        self._dots = dots
+        self._by = by
+        self._dots = DotStuffer()
         self._verdicts: list[Reply] = []
         self._server_hangs_up = False
         """Whether a verdict was a 221 or 421, so that the connection cannot be used again."""
@@ -216,24 +230,41 @@ class _Sink:
             if len(data) < _PIECE_OCTETS:
                 self._held = data
                 return None
-        if self._dots is None:
+        if self._by is _By.BDAT:
             return run(self._send_chunks(data)).deferred()
+        if self._by is _By.BDAT_IF_SMALL:
+            return run(self._send_first_after_data(data)).deferred()
+        room = self._stream(data)
+        return None if room is None else room.deferred()
+
+    def _stream(self, data: bytes) -> Promise[None] | None:
+        """Send octets after DATA. None: more may be sent at once."""
         connection = self._mail.connection
         if connection.stream(self._dots.encode(data)):
             return None
-        promise: Promise[None] = Promise(connection.forsake)
+        room: Promise[None] = Promise(connection.forsake)
         connection.wait_for_room(
-            lambda problem: promise.settle(None, None if problem is None else Refused(problem)),
-            self._mail._seconds,
+            lambda problem: room.settle(None, None if problem is None else Refused(problem)),
+            self._mail.relay.options.timeout,
         )
-        return promise.deferred()
+        return room
+
+    async def _send_first_after_data(self, data: bytes) -> None:
+        """Send DATA and the first piece of a message that is not small. The client has had its 354 already, and hears
+        at the end of the message what the server has refused."""
+        mail = self._mail
+        self._by = _By.DATA
+        mail.require_data(await mail.connection.command(b"DATA", mail.relay.options.timeout))
+        room = self._stream(data)
+        if room is not None:
+            await room
 
     async def _send_chunks(self, piece: bytes) -> None:
         connection = self._mail.connection
         for start in range(0, len(piece), _PIECE_OCTETS):
             # A larger chunk would wait in the transport as a whole, in each of many sessions.
             answer: Promise[UpstreamReply] = Promise(connection.forsake)
-            due = settles(answer), self._mail._seconds
+            due = settles(answer), self._mail.relay.options.timeout
             connection.chunk(piece[start : start + _PIECE_OCTETS], [due])
             self._mail.accepted(await answer)
 
@@ -243,10 +274,10 @@ class _Sink:
         verdicts: Promise[Reply] = Promise(self._cancelled)
         due = [(partial(self._judged, verdicts), mail.relay.options.verdict)] * self._number_of_verdicts
         try:
-            if self._dots is None:
-                mail.connection.chunk(piece, due, last=True)
-            else:
+            if self._by is _By.DATA:
                 mail.connection.end_data(self._dots.encode(piece) + self._dots.end(), due)
+            else:
+                mail.connection.chunk(piece, due, last=True)
         except Refused:
             # The end of the message was not sent.
             mail.give_back()

@@ -36,6 +36,8 @@ class SmtpFactory:
     connect=TIME                    limit for TCP and for the greeting; three times that until MAIL. Default: 10.
     timeout=TIME                    limit for the reply to a command, and for room to send more data. Default: 60.
     verdict=TIME                    limit for the reply to a message. Default: 280.
+    bdat=client|small               small: a message below 16 KiB goes on by BDAT also if it came by DATA, if the server
+                                    has CHUNKING: one round trip less, and the guard itself says 354. Default: client.
     announce=received|xclient|xforward|proxy|proxy-v1
                                     how the server learns who the client is. Default: received, a header field.
     """

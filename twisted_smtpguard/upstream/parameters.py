@@ -17,6 +17,7 @@ from twisted_smtpguard.upstream.login import Credentials, read_credentials
 T = TypeVar("T")
 
 ANNOUNCE = ("received", "xclient", "xforward", "proxy", "proxy-v1")
+BDAT = ("client", "small")
 TLS = ("off", "opportunistic", "required")
 
 _COMMA = re.compile(r"(?<!\\),")
@@ -70,6 +71,8 @@ class UpstreamOptions:
     )
     announce: str = attrs.field(default="received", metadata={"unit": _ANNOUNCE})
     """`received`, `xclient`, `xforward`, `proxy` (version 2) or `proxy-v1`."""
+    bdat: str = attrs.field(default="client", metadata={"unit": one_of(*BDAT)})
+    """`client` (a message goes on by BDAT if it came by BDAT) or `small` (a small one also if it came by DATA)."""
     helo: str = attrs.field(default="", metadata={"unit": _text(_parse_word)})
     """The guard's name in EHLO or LHLO; "": its hostname."""
     connections: int = attrs.field(default=50, metadata={"unit": _more_than_0(COUNT)})
