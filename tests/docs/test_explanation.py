@@ -84,7 +84,12 @@ def test_the_architecture_names_the_time_limit_of_every_stage_that_has_one_in_th
     told = dict(
         re.findall(r"^\| `([A-Z_]+)` \| [^|]+ \| `--([a-z-]+)-timeout` \|$", ARCHITECTURE, re.MULTILINE)
     )
-    timed = {stage.name: row.timeout.replace("_", "-") for stage, row in STAGES.items() if row.timeout}
+    timed = {
+        stage.name: row.timeout.replace("_", "-")
+        for stage, row in STAGES.items()
+        # Where a hook is awaited, that of the client goes on without an effect.
+        if row.timeout and not row.awaits_hook
+    }
     assert timed.items() <= told.items()
 
 
