@@ -74,6 +74,16 @@ def test_what_is_cancelled_is_ended_and_told_of_once(raises: bool) -> None:
     assert isinstance(error, CancelledError)
 
 
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+def test_what_a_canceller_makes_of_the_promise_is_replaced(error: BaseException | None) -> None:
+    promise: Promise[int] = Promise(lambda: promise.settle(7, error))
+    heard = outcomes(promise)
+    promise.cancel()
+    ((value, cancelled),) = heard
+    assert value is None
+    assert isinstance(cancelled, Cancelled)
+
+
 def test_a_function_is_applied_to_the_answer() -> None:
     promise: Promise[int] = Promise()
     heard = outcomes(mapped(promise, str))  # type: ignore[arg-type]

@@ -977,6 +977,27 @@ def test_a_handshake_that_is_never_answered_leaves_time_to_go_on_in_clear(
     assert behind.greeted().say(MAIL).startswith("250 ")
 
 
+@pytest.mark.parametrize("ends", ["the client leaves", "a stop"])
+def test_a_handshake_that_is_given_up_is_followed_by_no_attempt_in_clear(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MailServer("8BITMIME", "STARTTLS")
+    server.answers["STARTTLS"] = "220 2.0.0 Go ahead"
+    behind = Behind(server, tls="opportunistic")
+    server.links[0].close()
+    monkeypatch.setattr(Link, "startTLS", lambda *_: None)
+    client = behind.greeted()
+    assert client.say(MAIL) == ""
+    assert len(server.links) == 2
+    if ends == "a stop":
+        behind.proxy.stopService()
+    else:
+        client.disconnect()
+    assert len(server.links) == 2
+    assert server.open_links == []
+    assert behind.proxy._pool.in_use == 0
+
+
 def test_an_attempt_and_the_one_in_clear_after_it_have_three_times_connect_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

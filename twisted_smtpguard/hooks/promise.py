@@ -67,10 +67,13 @@ class Promise(Generic[T]):
             self._answered = answered
 
     def cancel(self) -> None:
-        """Give up the answer, unless it is there."""
+        """Give up the answer, unless it is there. Whatever the canceller settles is replaced: it must not be taken for
+        the outcome of the work."""
         canceller, self._canceller = self._canceller, None
         if canceller is not None and not self.there:
+            answered, self._answered = self._answered, None
             safely(at_debug, "a canceller raised", canceller)
+            self.there, self._answered = False, answered
             self.fail(PromiseCancelledError())
 
     def result(self) -> T:
