@@ -167,3 +167,28 @@ def test_a_timer_is_kept_to_while_a_connection_never_stops_sending() -> None:
         )
         == "True\n"
     )
+
+
+@pytest.mark.parametrize("without_log_context", [True, False])
+def test_an_error_of_a_protocol_that_loses_its_connection_is_in_twisteds_log(
+    without_log_context: bool,
+) -> None:
+    assert (
+        printed_by(
+            f"""
+            from twisted.python import log
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event["failure"].value), False)
+            class Careless(protocol.Protocol):
+                def connectionMade(self):
+                    self.transport.without_log_context = {without_log_context}
+                def connectionLost(self, reason):
+                    reactor.callLater(0, reactor.stop)
+                    raise ValueError("careless")
+            port = reactor.listenTCP(0, protocol.Factory.forProtocol(Careless), interface="127.0.0.1")
+            client = socket.create_connection(("127.0.0.1", port.getHost().port))
+            reactor.callLater(0.01, client.close)
+            reactor.run()
+            """
+        )
+        == "careless\n"
+    )

@@ -63,7 +63,9 @@ class QuickServer(tcp.Server):
     @property
     def logstr(self) -> str:  # type: ignore[override]
         """The prefix for the log."""
-        return f"{self._getLogPrefix(self.protocol)},{self.sessionno},{self.hostname}"
+        # There is no protocol any more when the connection is lost.
+        prefix = self._getLogPrefix(getattr(self, "protocol", None))
+        return f"{prefix},{self.sessionno},{self.hostname}"
 
     def __repr__(self) -> str:
         name = type(getattr(self, "protocol", None)).__name__

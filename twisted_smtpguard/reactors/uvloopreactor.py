@@ -74,7 +74,10 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
             why = error
             log.callWithLogger(selectable, log.err)
         if why:
-            self._disconnectSelectable(selectable, why, True)
+            try:
+                self._disconnectSelectable(selectable, why, True)
+            except BaseException:  # noqa: BLE001 - of the protocol, which is told that its connection is lost
+                log.callWithLogger(selectable, log.err)
 
     def _call_what_is_due(self) -> None:
         wait = self.timeout()
