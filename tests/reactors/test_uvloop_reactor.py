@@ -192,3 +192,23 @@ def test_an_error_of_a_protocol_that_loses_its_connection_is_in_twisteds_log(
         )
         == "careless\n"
     )
+
+
+def test_a_timer_wakes_the_reactor_once() -> None:
+    assert (
+        printed_by(
+            """
+            turns = []
+            run = reactor.runUntilCurrent
+            reactor.runUntilCurrent = lambda: (turns.append(1), run())
+            async def main():
+                for _ in range(20):
+                    await task.deferLater(reactor, 0.0123)
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.ensureDeferred(main()))
+            reactor.run()
+            print(len(turns) < 30 or len(turns))
+            """
+        )
+        == "True\n"
+    )

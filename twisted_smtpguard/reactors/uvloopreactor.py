@@ -34,6 +34,10 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
     ImportError says in one sentence that uvloop is not installed.
     """
 
+    # Of AsyncioSelectorReactor, which does not say what they are.
+    _scheduledAt: Any
+    _timerHandle: Any
+
     def __init__(self, eventloop: asyncio.AbstractEventLoop | None = None) -> None:
         loop = _new_loop() if eventloop is None else eventloop
         self._delivering = False
@@ -90,9 +94,17 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
             self._reschedule()
 
     def _reschedule(self) -> None:
-        # At the end of a turn this is done once for all calls.
-        if not self._delivering:
-            super()._reschedule()
+        if self._delivering:
+            return  # at the end of the turn this is done once for all calls
+        wait = self.timeout()
+        if wait is None:
+            return
+        if self._timerHandle is not None:
+            self._timerHandle.cancel()
+        self._scheduledAt = self._asyncioEventloop.time() + wait
+        # uvloop counts whole milliseconds, from the last one that is over. It would come too early otherwise, find
+        # nothing to do, and come again at once and many times.
+        self._timerHandle = self._asyncioEventloop.call_later(wait and wait + 0.0015, self._onTimer)
 
     def callLater(self, delay: float, callable: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         if self._delivering:
