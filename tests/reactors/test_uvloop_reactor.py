@@ -45,6 +45,32 @@ def test_child_processes_are_reaped() -> None:
     )
 
 
+def test_child_processes_are_reaped_beside_those_of_asyncio() -> None:
+    assert (
+        printed_by(
+            """
+            ended = defer.Deferred()
+            class Child(protocol.ProcessProtocol):
+                def processExited(self, reason):
+                    ended.callback(reason.value.exitCode)
+            async def main():
+                first = await asyncio.create_subprocess_exec("true")
+                await first.wait()
+                before = os.listdir("/proc/self/fd")
+                reactor.callLater(20, ended.callback, "not reaped")
+                # Without pipes, which would show that it has ended.
+                reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "sleep 0.1; exit 3"], childFDs={})
+                print(await ended.asFuture(asyncio.get_running_loop()))
+                print(os.listdir("/proc/self/fd") == before)
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        == "3\nTrue\n"
+    )
+
+
 def test_asyncio_code_runs_on_the_same_loop() -> None:
     assert (
         printed_by(

@@ -11,9 +11,11 @@ instead of Twisted's context for the log. docs/explanation/performance.md compar
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
@@ -116,6 +118,21 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
         if installSignalHandlers:
             # The loop takes the descriptor through which Twisted would hear that a child process has ended.
             signal.signal(signal.SIGCHLD, lambda *_: self.callFromThread(reapAllProcesses))
+
+    def spawnProcess(self, *args: Any, **kwargs: Any) -> Any:
+        process = super().spawnProcess(*args, **kwargs)
+        # With the first process that asyncio starts the loop takes the signal, too. A system without pidfd, or without
+        # a free descriptor, is left with the signal.
+        if process.pid is not None:  # else it has ended already
+            with suppress(AttributeError, OSError):
+                ended = os.pidfd_open(process.pid)
+                self._asyncioEventloop.add_reader(ended, self._reap, ended)
+        return process
+
+    def _reap(self, ended: int) -> None:
+        self._asyncioEventloop.remove_reader(ended)
+        os.close(ended)
+        self.callLater(0, reapAllProcesses)
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> QuickPort:
         listening = QuickPort(port, factory, backlog, interface, self)
