@@ -10,6 +10,7 @@ protocol with a method `end_accepted(socket)`: it is called instead of `makeConn
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet import address, tcp
@@ -23,6 +24,12 @@ _ACCEPTS_A_TURN = 64
 _STREAM = int(socket.SOCK_STREAM)
 
 _log = Logger()
+
+
+@lru_cache(maxsize=256)
+def _local_address(kind: Any, name: tuple[Any, ...]) -> Any:
+    """The address of our end of a connection. There are few of them, and many connections to each."""
+    return kind("TCP", *tcp._getrealname(name))
 
 
 class QuickServer(tcp.Server):
@@ -54,6 +61,10 @@ class QuickServer(tcp.Server):
             self._addressType = address.IPv6Address
         self.startReading()
         self.connected = 1
+
+    def getHost(self) -> Any:
+        kind: Any = self._addressType
+        return _local_address(kind, self.socket.getsockname())
 
     @property
     def hostname(self) -> Any:  # type: ignore[override]

@@ -50,10 +50,14 @@ class UVLoopReactor(AsyncioSelectorReactor, EPollReactor):
     addReader = EPollReactor.addReader
     addWriter = EPollReactor.addWriter
     removeReader = EPollReactor.removeReader
-    removeWriter = EPollReactor.removeWriter
     removeAll = EPollReactor.removeAll
     getReaders = EPollReactor.getReaders
     getWriters = EPollReactor.getWriters
+
+    def removeWriter(self, writer: Any) -> None:
+        # Every connection that ends asks for this, and hardly any waits to write.
+        if self._writes or self._continuousPolling.getWriters():
+            EPollReactor.removeWriter(self, writer)
 
     def _deliver(self) -> None:
         """Called by the loop when the epoll has events: a turn of the reactor. Calls that are due end it."""
