@@ -359,6 +359,31 @@ def test_messages_that_are_cancelled_while_the_disk_hangs_leave_nothing_and_take
     assert len(names_in(path / "new")) == 2
 
 
+def test_messages_that_are_cancelled_while_one_of_their_trip_hangs_leave_nothing_and_take_no_further_thread(
+    delivery, threads, path, monkeypatch, logged
+):
+    sink_of(delivery).finish()
+    ends = [sink_of(delivery).finish() for _ in range(5)]
+    synchronise = os.fsync
+    further = []
+
+    def hang(descriptor):
+        if len(names_in(path / "tmp")) == 5:
+            before = threads.waiting
+            for done in ends:
+                done.addErrback(lambda failure: failure.trap(CancelledError))
+                done.cancel()
+            further.append(threads.waiting - before)
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "fsync", hang)
+    threads.work()
+    assert further == [0]
+    assert names_in(path / "tmp") == []
+    assert len(names_in(path / "new")) == 1
+    assert logged == []
+
+
 def test_twenty_messages_at_once_cost_two_trips_to_a_thread(delivery, threads, path):
     ends = [sink_of(delivery).finish() for _ in range(20)]
     threads.work()

@@ -57,6 +57,9 @@ class Spool:
         disk which hangs would keep them after `discard`."""
         self._threaded = False
         """Whether a thread has been asked to write to the file."""
+        self._thread_comes = False
+        """Whether a thread will come to the file, or is at it. If the body is discarded meanwhile, it removes the file:
+        while the disk hangs, another thread would only wait too."""
         self._file: Any = None
         self._discarded = False
         # Held while a thread works on the file. Only threads wait for it.
@@ -70,7 +73,7 @@ class Spool:
         if len(self._held) < MAX_HELD_OCTETS:
             return None
         self.hand_over()
-        return in_thread(self._reactor, self.fill)
+        return in_thread(self._reactor, self._fill)
 
     def in_memory(self) -> bytearray | None:
         """The whole body, if nothing was written to the file; else None."""
@@ -85,8 +88,9 @@ class Spool:
         return in_thread(self._reactor, self._finish, complete)
 
     def hand_over(self) -> None:
-        """Called before `fill`: what is held now is what it has to write."""
-        self._threaded = True
+        """Called before `fill`: what is held now is what it has to write. Whoever calls `fill` goes on with `use`
+        until the body is kept or has failed."""
+        self._threaded = self._thread_comes = True
         self._to_write, self._held = self._held, bytearray()
 
     def fill(self) -> None:
@@ -112,16 +116,26 @@ class Spool:
         if not self._decision.acquire(blocking=False):
             return
         self._discarded = True
-        # A thread that has not taken this yet will find out before it opens a file.
-        untouched = self._file is None and bool(self._to_write)
         self._held, self._to_write = bytearray(), bytearray()
-        if self._threaded and not untouched:
+        if self._threaded and not self._thread_comes:
             removed = maybeDeferred(in_thread, self._reactor, self._remove)
             removed.addErrback(lambda failure: _log.failure("An aborted message was not removed", failure))
 
+    def _fill(self) -> None:
+        self.fill()
+        self._leave()
+
     def _finish(self, complete: Callable[[Any], T]) -> T:
         self.fill()
-        return self.use(complete)
+        result = self.use(complete)
+        self._leave()
+        return result
+
+    def _leave(self) -> None:
+        # In this order: a discard() that comes in between has the file removed too, which does no harm.
+        self._thread_comes = False
+        if self._discarded:
+            self._remove()
 
     def _write(self, data: bytearray) -> None:
         if self._file is None:
@@ -130,9 +144,9 @@ class Spool:
 
     def _attempt(self, step: Callable[[], T]) -> T:
         """Call `step`, which is the last one if it fails."""
-        if self._discarded:
-            raise Discarded
         try:
+            if self._discarded:
+                raise Discarded
             return step()
         except BaseException as error:
             self._discarded = True
@@ -143,5 +157,4 @@ class Spool:
 
     def _remove(self) -> None:
         with self._working:
-            if self._file is not None:
-                self._file.remove()
+            self._file.remove()
