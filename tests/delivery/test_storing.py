@@ -304,8 +304,9 @@ class Worker(Thread):
         self.start()
 
 
+@pytest.mark.parametrize("number", [1, MOST_TOGETHER])
 def test_one_whose_fsync_hangs_keeps_the_others_of_its_trip_waiting_only_until_another_comes(
-    store: StoringThreads, threads: ManualThreads, disk: Disk
+    store: StoringThreads, threads: ManualThreads, disk: Disk, number: int
 ) -> None:
     hangs, go_on = Event(), Event()
 
@@ -316,16 +317,18 @@ def test_one_whose_fsync_hangs_keeps_the_others_of_its_trip_waiting_only_until_a
 
     alone = Message(disk)
     stuck = Message(disk, during=hang)
-    before, after, later = Message(disk), Message(disk), Message(disk)
-    for message in (alone, before, stuck, after):
+    before, *after = (Message(disk) for _ in range(MOST_TOGETHER - 1))
+    later = [Message(disk) for _ in range(number)]
+    for message in (alone, before, stuck, *after):
         store.store(message)
     worker = Worker(threads)
     try:
         assert hangs.wait(10)
         assert alone.answered.wait(10)
-        store.store(later)
+        for message in later:
+            store.store(message)
         threads.work()
-        assert outcomes([before, after, later]) == [None] * 3
+        assert outcomes([before, *after, *later]) == [None] * (MOST_TOGETHER - 1 + number)
         assert stuck.answers == []
     finally:
         go_on.set()

@@ -117,7 +117,8 @@ class StoringThreads:
     # In a thread.
 
     def _work(self, messages: list[Storable]) -> Outcomes:
-        """Store `messages`, if there are any, and then all that wait. Returns the outcomes of the last."""
+        """Store `messages`, if there are any, then all that wait, and what another thread has begun and does not
+        come to. Returns the outcomes of the last."""
         if not messages:
             # Set before they are taken: one that comes now either is among them or asks for the next thread.
             self._called = False
@@ -125,7 +126,7 @@ class StoringThreads:
         while True:
             outcomes = self._store(messages)
             messages = self._take()
-            if not messages:
+            if not messages and not self._filled:
                 return outcomes
             self._reactor.callFromThread(_answer, outcomes)
 
