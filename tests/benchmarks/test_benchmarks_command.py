@@ -276,3 +276,17 @@ def test_processor_time_of_a_server_is_also_that_of_the_processes_it_starts_and_
         assert found - Vitals(process.pid).seconds >= ended + there - 0.02
         assert Family(process.pid).seconds <= Vitals(process.pid).seconds + ended + there + 0.2
         process.communicate("\n")
+
+
+@pytest.mark.clients
+@pytest.mark.skipif(not REQUIRED and tool("smtp-source") is None, reason="needs smtp-source")
+def test_each_kind_of_connection_on_uvloop_takes_mail_and_is_measured() -> None:
+    pytest.importorskip("uvloop", reason="the extra uvloop")
+    code = "from benchmarks.uvloop_transports import main; main(rounds=1, idle=40)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [name for name, *_ in measured] == ["server", "accepted", "descriptors", "epoll"]
+    assert all(float(cost) > 0 for _, *costs in measured for cost in costs[:2])
