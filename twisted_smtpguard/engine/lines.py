@@ -29,6 +29,9 @@ def take_commands(engine: Engine) -> bool:
     """Carry out the commands in the buffer until one changes the stage or waits. Returns whether to go on."""
     buffer, start = engine.buffer, engine.offset
     size, row = len(buffer), engine.row
+    if start == size:
+        # As mostly after the answer of a hook.
+        return False
     context = engine.context
     plain_line, max_unwritten = context.plain_line, context.max_unwritten
     for left in range(engine.share - 1, -1, -1):
