@@ -17,7 +17,7 @@ from manual_threads import ManualThreads
 from tlsclient import TLSClient
 
 from twisted_smtpguard.tls import contexts
-from twisted_smtpguard.tls.contexts import KEY_SECONDS
+from twisted_smtpguard.tls.contexts import SESSION_SECONDS
 from twisted_smtpguard.tls.files import CertificateFiles
 
 VERSIONS = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
@@ -148,20 +148,38 @@ async def test_a_reload_ends_every_session_since_it_may_change_whom_the_guard_be
 
 
 @each_version
-@pytest.mark.parametrize("step", [KEY_SECONDS, -1], ids=["time", "a clock that is set back"])
+@pytest.mark.parametrize("step", [SESSION_SECONDS, -1], ids=["time", "a clock that is set back"])
 @pytest_twisted.ensureDeferred
 async def test_a_key_that_has_been_used_for_long_is_given_up(version: ssl.TLSVersion, step: float) -> None:
     clock = ManualThreads()
     guard = started(CertificateFiles(str(certificate()), reactor=clock))
-    clock.rightNow += KEY_SECONDS - 1
+    clock.rightNow += SESSION_SECONDS - 1
     client = await shaken(guard, version)
     assert resumed(await shaken(guard, version, client))
-    clock.rightNow -= KEY_SECONDS - 1
+    clock.rightNow -= SESSION_SECONDS - 1
 
     def pass_time() -> None:
         clock.rightNow += step
 
     await shakes_hands_in_full_after(guard, version, pass_time)
+
+
+@each_version
+@pytest_twisted.ensureDeferred
+async def test_sessions_that_are_resumed_one_from_another_last_no_longer_than_one(
+    version: ssl.TLSVersion,
+) -> None:
+    # In TLS 1.3 each has a ticket that is new to OpenSSL, and all have the client certificate of the first.
+    clock = ManualThreads()
+    guard = started(CertificateFiles(str(certificate()), reactor=clock))
+    client = await shaken(guard, version)
+    for _ in range(3):
+        clock.rightNow += SESSION_SECONDS / 4
+        client = await shaken(guard, version, client)
+        assert resumed(client)
+    clock.rightNow += SESSION_SECONDS / 4
+    assert not resumed(await shaken(guard, version, client))
+    await guard.close()
 
 
 @each_version

@@ -16,10 +16,9 @@ from twisted_smtpguard.tls.certificates import KeyPair
 from twisted_smtpguard.tls.names import look_up
 
 SESSION_SECONDS = 2 * 60 * 60
-"""How long a session may be resumed. Facts about its client, such as a certificate, may be so old."""
-
-KEY_SECONDS = 6 * 60 * 60
-"""How long a key for tickets is used. Whoever learns it can read the TLS 1.2 sessions that were resumed with it."""
+"""How long a session may be resumed, and a key for tickets is used. Facts about the client, such as its certificate,
+may be so old: in TLS 1.3 whoever resumes gets a ticket whose time begins anew, and only the next key ends that chain.
+Whoever learns a key can read the TLS 1.2 sessions that were resumed with it."""
 
 _SESSION_ID_CONTEXT = b"twisted_smtpguard"
 """OpenSSL resumes no session of a client that was asked for a certificate without one. All contexts have the same,
@@ -45,7 +44,7 @@ class Sessions:
         from OpenSSL import SSL  # noqa: PLC0415
 
         # A clock that was set back must not prolong the use of a key.
-        if not 0 <= self._seconds() - self._key_since < KEY_SECONDS:
+        if not 0 <= self._seconds() - self._key_since < SESSION_SECONDS:
             self._change_key()
         connection = SSL.Connection(self._key, None)
         connection.set_context(context)

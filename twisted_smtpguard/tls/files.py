@@ -61,7 +61,7 @@ class CertificateFiles(ReadInThread[_Served]):
     keeps its old content in force, any other faulty file that of all. ValueError says which file is wrong, and why.
 
     Clients may resume a session with a ticket (RFC 8446 2.2, RFC 5077), until the next reload and for two hours at
-    most; then they make a full handshake. Each CertificateFiles has its own keys for tickets.
+    most, however often; then they make a full handshake. Each CertificateFiles has its own keys for tickets.
     """
 
     @checked
