@@ -92,6 +92,24 @@ def test_a_message_waits_for_room_and_the_transport_has_a_piece_at_a_time() -> N
     assert socket.taken == b"DATA\r\n" + b"a" * 70_000 + b"b" * 70_000 + b"\r\n.\r\n"
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_server_that_reads_slowly_but_steadily_is_not_given_up(reads: bool) -> None:
+    connection, _, transport = connected(1_000)
+    connection.command(b"DATA", 60)
+    connection.dataReceived(b"354 go\r\n")
+    connection.start_data()
+    told: list[object] = []
+    assert not connection.stream(b"x" * 60_000)
+    connection.wait_for_room(told.append, 60)
+    for _ in range(3):
+        # Each time the transport has sent a piece of 16 KiB.
+        connection._clock.advance(50)  # type: ignore[attr-defined]
+        if reads and transport.producer is not None:
+            transport.producer.resumeProducing()
+    assert told == ([] if reads else [replies.UPSTREAM_TIMED_OUT])
+    assert connection.usable == reads
+
+
 @pytest.mark.parametrize("ends", ["quit", "end"])
 def test_octets_that_wait_keep_no_connection_from_ending(ends: str) -> None:
     connection, _, transport = connected(2)

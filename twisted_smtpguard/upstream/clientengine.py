@@ -57,6 +57,7 @@ class ClientEngine:
         self._due: deque[Due] = deque()
         """The replies that the server owes, in their order."""
         self._waits_for_room: Callable[[Reply | None], object] | None = None
+        self._room_seconds = 0.0
 
     @property
     def usable(self) -> bool:
@@ -104,12 +105,13 @@ class ClientEngine:
         return not self.full
 
     def wait_for_room(self, answered: Callable[[Reply | None], object], seconds: float) -> None:
-        """Call `answered` when more of the message may be sent, for which the server has `seconds`: with None, or with
-        the reply for the client, because the connection has ended."""
+        """Call `answered` when more of the message may be sent: with None, or with the reply for the client, because
+        the connection has ended. `seconds`: how long the server may read nothing."""
         if self.problem is not None:
             answered(self.problem)
         else:
             self._waits_for_room = answered
+            self._room_seconds = seconds
             self.deadline(seconds)
 
     def end_data(self, octets: bytes, due: Sequence[Due]) -> None:
@@ -202,6 +204,11 @@ class ClientEngine:
         answered, self._waits_for_room = self._waits_for_room, None
         if answered is not None:
             answered(None)
+
+    def some_taken(self) -> None:
+        """Called when the server has read some of what waits, where the host can tell."""
+        if self._waits_for_room is not None:
+            self.deadline(self._room_seconds)
 
     def lost(self) -> None:
         """Called when the connection is gone."""

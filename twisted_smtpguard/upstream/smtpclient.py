@@ -324,6 +324,7 @@ class Connection(ClientEngine, Protocol):
         if self._waiting:
             piece, self._waiting = self._waiting[:SEND_BUFFER_OCTETS], self._waiting[SEND_BUFFER_OCTETS:]
             self._write(piece)
+            self.some_taken()
             return
         if self._waiting is not None:
             self._waiting = None
