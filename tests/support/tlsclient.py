@@ -12,8 +12,10 @@ from loopback import Client, Loopback
 class TLSClient(Client):
     """In clear until `shake_hands`."""
 
-    def __init__(self, guard: Loopback, listener: int = 0, certificate: Path | None = None) -> None:
-        super().__init__(guard, guard.ports[listener])
+    def __init__(
+        self, guard: Loopback, listener: int = 0, certificate: Path | None = None, receive_buffer: int = 0
+    ) -> None:
+        super().__init__(guard, guard.ports[listener], receive_buffer)
         guard.clients.append(self)
         self.context = ssl.create_default_context(cafile=str(AUTHORITY))
         if certificate is not None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from certificates import certificate
-from loopback import Loopback, reactor
+from keyupdates import CIPHER, key_updates
+from loopback import Client, Loopback, reactor
 from tlsclient import TLSClient
 from twisted.internet import tcp
 from twisted.internet.endpoints import serverFromString
 
 from twisted_smtpguard.tls.files import CertificateFiles
+from twisted_smtpguard.transport.output import _left_to_twisted
 
 WAYS = ("STARTTLS", "implicit TLS", "ssl: endpoint")
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -131,6 +134,33 @@ async def test_a_ticket_does_not_hold_back_the_first_reply(way: str) -> None:
     await under_tls(guard, way)
     (protocol,) = guard.protocols
     assert plain(protocol).getTcpNoDelay()
+    await guard.close()
+
+
+@each_way
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_asks_for_new_keys_and_reads_none_is_not_read_itself(
+    way: str, tmp_path: Path
+) -> None:
+    # Each request of 27 octets has an answer of 27 octets, which is no reply of the engine.
+    guard = started(way, socket_send_buffer=4096)
+    client = TLSClient(guard, receive_buffer=4096)
+    client.context.keylog_filename = str(tmp_path / "keys")
+    await (client.ask_for_tls() if way == "STARTTLS" else guard.turn())
+    await client.shake_hands()
+    assert client.tls is not None and client.tls.cipher()[0] == CIPHER  # type: ignore[index]
+    (protocol,) = guard.protocols
+    left = memoryview(key_updates(tmp_path / "keys", 20_000, then=b"NOOP\r\n"))
+
+    def send() -> None:
+        nonlocal left
+        left = left[Client.send(client, left) :]
+
+    await guard.until(lambda: send() or protocol.engine.paused)
+    assert _left_to_twisted(protocol.transport) < 3 * 65536
+    # Whoever reads is read again.
+    await guard.until(lambda: send() or client.read() or b"250 2.0.0 OK\r\n" in client.heard)
+    assert not protocol.engine.paused
     await guard.close()
 
 

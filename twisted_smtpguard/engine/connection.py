@@ -247,8 +247,11 @@ class Connection:
         return self.name != "" and not (busy or self.stage in ENDED)
 
     @property
-    def buffer_is_full(self) -> bool:
-        """Whether the untaken input has reached `Limits.max_input_buffer`."""
+    def is_full(self) -> bool:
+        """Whether the untaken input has reached `Limits.max_input_buffer`. Under TLS also whether the client does not
+        read: TLS answers some input itself, such as KeyUpdate (RFC 8446 4.6.3), and would do so without end."""
+        if self.secure and self.held & HELD_BY_OUTPUT:
+            return True
         return 0 < self.context.limits.max_input_buffer <= len(self.buffer) - self.offset
 
     # Steps.

@@ -79,6 +79,12 @@ class Engine(Connection):
         self.held &= ~HELD_BY_TURN
         self.input(self.advance)
 
+    def congested(self) -> None:
+        """Take no more input until the client has read what waits: under TLS it is more than there may be."""
+        if self.secure and self.stage not in ENDED:
+            self.held |= HELD_BY_OUTPUT
+            self.input(self._settle)
+
     def drained(self) -> None:
         """Continue, now that the client has read every reply that was written."""
         self.held &= ~HELD_BY_OUTPUT
@@ -118,7 +124,7 @@ class Engine(Connection):
         self.end_announced = True
         if not self.name:
             self.ended()
-        elif self.paused and not self.buffer_is_full:
+        elif self.paused and not self.is_full:
             # The unread octets may hold the end of a message, and only reading them tells.
             self.resume()
 
@@ -239,7 +245,7 @@ class Engine(Connection):
                 self.close(Close.PLAIN)
             return
         # A full buffer pauses reading only while nothing is awaited from the client: what is awaited must arrive.
-        pause = (not row.reads and not self.end_announced) or (not client_is_due and self.buffer_is_full)
+        pause = (not row.reads and not self.end_announced) or (not client_is_due and self.is_full)
         if pause and not self.paused:
             self.paused = True
             self.host.pause()
@@ -338,16 +344,15 @@ class Engine(Connection):
         self.lingers = lingers and not self.host.gone and self.context.guard.may_linger()
         how = Close.LINGER if self.lingers else Close.PLAIN
         self._end(Stage.CLOSING)
-        host = self.host
         self.timed = ""
         self.timer = NO_TIMER
-        host.deadline(0)
+        self.host.deadline(0)
         if self.paused and not self.input_ended:
             self.resume()
         if self.unwritten:
             octets, self.unwritten = self.unwritten, b""
-            host.write(octets)
-        host.close(how)
+            self.host.write(octets)
+        self.host.close(how)
 
     def abort(self) -> None:
         """Drop the connection with all unsent replies: none can be sent, or the service no longer waits."""

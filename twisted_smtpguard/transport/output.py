@@ -357,6 +357,7 @@ class SecureBacklog(_Producer):
             self.empty = False
             self._output.congested = True
             self._begin_time_limit()
+            self._output.engine.congested()
 
     def resumeProducing(self) -> None:
         """Called by the transport when it has sent its whole buffer."""
