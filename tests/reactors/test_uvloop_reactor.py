@@ -27,17 +27,22 @@ def printed_by(program: str) -> str:
     return done.stdout
 
 
-def test_child_processes_are_reaped() -> None:
+@pytest.mark.parametrize("known_by", ["the end of the process", "the signal alone"])
+def test_child_processes_are_reaped(known_by: str) -> None:
     assert (
         printed_by(
-            """
+            f"""
+            if "{known_by}" == "the signal alone":
+                # As before Linux 5.3.
+                del os.pidfd_open
             class Child(protocol.ProcessProtocol):
                 def outReceived(self, data):
                     print(data.decode(), end="")
                 def processEnded(self, reason):
                     print(reason.value.exitCode)
                     reactor.stop()
-            reactor.callWhenRunning(reactor.spawnProcess, Child(), "/bin/sh", ["sh", "-c", "echo hello; exit 3"])
+            script = "echo hello; exec <&- >&- 2>&-; sleep 0.1; exit 3"
+            reactor.callWhenRunning(reactor.spawnProcess, Child(), "/bin/sh", ["sh", "-c", script])
             reactor.run()
             """
         )
@@ -234,6 +239,90 @@ def test_a_timer_wakes_the_reactor_once() -> None:
             reactor.callWhenRunning(lambda: defer.ensureDeferred(main()))
             reactor.run()
             print(len(turns) < 30 or len(turns))
+            """
+        )
+        == "True\n"
+    )
+
+
+@pytest.mark.parametrize("without_log_context", [True, False])
+def test_a_protocol_that_raises_at_input_loses_its_connection_and_no_other(without_log_context: bool) -> None:
+    assert (
+        printed_by(
+            f"""
+            from twisted.python import log
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event["failure"].value), False)
+            class Picky(protocol.Protocol):
+                def connectionMade(self):
+                    self.transport.without_log_context = {without_log_context}
+                def dataReceived(self, data):
+                    if data == b"bad":
+                        raise ValueError("picky")
+                    self.transport.write(data)
+            port = reactor.listenTCP(0, protocol.Factory.forProtocol(Picky), interface="127.0.0.1")
+            async def main():
+                ends = [await asyncio.open_connection("127.0.0.1", port.getHost().port) for _ in "ab"]
+                for (_, writer), word in zip(ends, (b"bad", b"good")):
+                    writer.write(word)
+                for reader, _ in ends:
+                    print(await reader.read(10))
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        == "picky\nb''\nb'good'\n"
+    )
+
+
+@pytest.mark.parametrize("without_log_context", [True, False])
+def test_a_connection_that_another_ends_in_the_same_turn_gets_no_input_any_more(
+    without_log_context: bool,
+) -> None:
+    assert (
+        printed_by(
+            f"""
+            from twisted.python import log
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event), False)
+            connections = []
+            class Jealous(protocol.Protocol):
+                def connectionMade(self):
+                    self.transport.without_log_context = {without_log_context}
+                    connections.append(self)
+                def dataReceived(self, data):
+                    print("input")
+                    for other in connections:
+                        if other is not self:
+                            other.transport.abortConnection()
+                    reactor.callLater(0, reactor.stop)
+            port = reactor.listenTCP(0, protocol.Factory.forProtocol(Jealous), interface="127.0.0.1")
+            clients = [socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in "ab"]
+            def speak():
+                for client in clients:
+                    client.sendall(b"x")
+            reactor.callLater(0.05, speak)
+            reactor.run()
+            """
+        )
+        == "input\n"
+    )
+
+
+def test_a_crowd_of_new_connections_leaves_others_their_turn() -> None:
+    assert (
+        printed_by(
+            """
+            class Crowd(protocol.Factory):
+                accepted = 0
+                def buildProtocol(self, address):
+                    if not self.accepted:
+                        reactor.callLater(0, lambda: print(0 < self.accepted < 200))
+                        reactor.callLater(0, reactor.stop)
+                    self.accepted += 1
+                    return protocol.Protocol()
+            port = reactor.listenTCP(0, Crowd(), backlog=200, interface="127.0.0.1")
+            clients = [socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in range(200)]
+            reactor.run()
             """
         )
         == "True\n"
