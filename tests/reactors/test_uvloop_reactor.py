@@ -327,3 +327,34 @@ def test_a_crowd_of_new_connections_leaves_others_their_turn() -> None:
         )
         == "True\n"
     )
+
+
+def test_a_connection_that_cannot_begin_is_closed_and_the_port_accepts_the_next() -> None:
+    assert (
+        printed_by(
+            """
+            from twisted.python import log
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event["failure"].value), False)
+            class Shy(protocol.Factory):
+                accepted = 0
+                def buildProtocol(self, address):
+                    self.accepted += 1
+                    if self.accepted == 1:
+                        raise ValueError("shy")
+                    return protocol.Protocol()
+            factory = Shy()
+            port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+            async def main():
+                refused, _ = await asyncio.open_connection("127.0.0.1", port.getHost().port)
+                print(await refused.read())
+                for _ in "ab":
+                    await asyncio.open_connection("127.0.0.1", port.getHost().port)
+                while factory.accepted < 3:
+                    await asyncio.sleep(0)
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        == "shy\nb''\n"
+    )
