@@ -358,3 +358,36 @@ def test_a_connection_that_cannot_begin_is_closed_and_the_port_accepts_the_next(
         )
         == "shy\nb''\n"
     )
+
+
+def test_a_refused_connection_gets_its_line_and_under_tls_a_reset_and_neither_gets_a_transport() -> None:
+    assert (
+        printed_by(
+            """
+            from twisted.python import log
+            from twisted_smtpguard.replies import TOO_MANY_CONNECTIONS
+            from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
+            log.startLoggingWithObserver(lambda event: event["isError"] and print(event), False)
+            def factory_of(refusing):
+                factory = protocol.Factory()
+                factory.buildProtocol = lambda address: refusing
+                refusing.makeConnection = lambda transport: print("it has a transport")
+                return factory
+            async def main():
+                for refusing in (TurnAway(TOO_MANY_CONNECTIONS), SilentTurnAway()):
+                    port = reactor.listenTCP(0, factory_of(refusing), interface="127.0.0.1")
+                    client = socket.create_connection(("127.0.0.1", port.getHost().port))
+                    client.sendall(b"EHLO too.early")
+                    client.setblocking(False)
+                    try:
+                        print((await asyncio.get_running_loop().sock_recv(client, 100)).decode().strip())
+                        print(await asyncio.get_running_loop().sock_recv(client, 100))
+                    except ConnectionResetError:
+                        print("reset")
+                reactor.stop()
+            reactor.callWhenRunning(lambda: defer.Deferred.fromFuture(asyncio.ensure_future(main())))
+            reactor.run()
+            """
+        )
+        == "421 4.7.0 Too many connections, try again later\nb''\nreset\n"
+    )
