@@ -20,10 +20,6 @@ SESSION_SECONDS = 2 * 60 * 60
 may be so old: in TLS 1.3 whoever resumes gets a ticket whose time begins anew, and only the next key ends that chain.
 Whoever learns a key can read the TLS 1.2 sessions that were resumed with it."""
 
-_SESSION_ID_CONTEXT = b"twisted_smtpguard"
-"""OpenSSL resumes no session of a client that was asked for a certificate without one. All contexts have the same,
-because the name that a client asks for may change the context amid the handshake."""
-
 
 class Sessions:
     """The sessions that clients may resume, from one reading of the certificates to the next.
@@ -68,7 +64,6 @@ def _bare_context() -> Any:
     context: Any = options.getContext()
     # By renegotiating, a client could make the guard compute one handshake after another.
     context.set_options(SSL.OP_NO_RENEGOTIATION)
-    context.set_session_id(_SESSION_ID_CONTEXT)
     context.set_timeout(SESSION_SECONDS)
     return context
 
