@@ -302,9 +302,7 @@ OUTCOMES: dict[str, dict[str, str]] = {
         "lost": "free, CLOSED",
         "timed out": "close abort, free, CLOSED",
         "stalled": "close abort, free, CLOSED",
-        "shut down": "says 421 4.3.2, close linger, free, LINGERING",
         "shut down now": "says 421 4.3.2, close linger, free, LINGERING",
-        "session time over": "says 421 4.4.2, close linger, free, LINGERING",
         "secured": "COMMAND",
     },
     "the last line waits": {

@@ -14,6 +14,7 @@ from logbook import logbook
 from loopback import Loopback, reactor
 from tlsclient import TLSClient
 from twisted.internet.endpoints import serverFromString
+from twisted.logger import capturedLogs
 
 from twisted_smtpguard.interfaces import PASS
 from twisted_smtpguard.tls.files import CertificateFiles
@@ -198,4 +199,72 @@ async def test_where_clients_are_asked_for_certificates_the_handshake_before_the
     guard.clock.advance(OLD_SECONDS)
     await is_served(await beginning(guard, "implicit TLS"))
     await is_out(first)
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_cannot_begin_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = started("STARTTLS", max_tls_handshakes=1)
+    client = TLSClient(guard)
+    await client.hears(b"220 ")
+    (protocol,) = guard.protocols
+    with monkeypatch.context() as patch, capturedLogs() as events:
+        patch.delattr(type(protocol), "_tls_begins")
+        await client.says(b"EHLO client.example\r\nSTARTTLS\r\n")
+        await guard.until(lambda: client.read() or client.ended)
+    assert [event["log_failure"].type for event in events if "log_failure" in event] == [AttributeError]
+    assert ports(guard) == []
+    await guard.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_after_a_proxy_header_is_counted() -> None:
+    options = {"tls": CertificateFiles(str(certificate())), "proxy_protocol_from": ["127.0.0.0/8"]}
+    guard = Loopback(0, tls_listeners=1, options=options, max_tls_handshakes=1)
+    guard.start()
+    first, second = TLSClient(guard), TLSClient(guard)
+    await first.says(b"PROXY TCP4 192.0.2.1 192.0.2.9 1001 25\r\n")
+    await guard.until(lambda: ports(guard) == [1001])
+    guard.clock.advance(OLD_SECONDS)
+    await second.says(b"PROXY TCP4 192.0.2.2 192.0.2.9 1002 25\r\n")
+    await guard.until(lambda: ports(guard) == [1002])
+    await is_out(first)
+    await is_served(second)
+    await guard.close()
+
+
+ENDS_OF_SESSIONS: dict[str, Callable[[Loopback], object]] = {
+    "a stop": lambda guard: guard.service.stopService(),
+    "the end of the session time": lambda guard: guard.clock.advance(10),
+}
+
+
+@pytest.mark.parametrize("end", ENDS_OF_SESSIONS.values(), ids=ENDS_OF_SESSIONS)
+@pytest_twisted.ensureDeferred
+async def test_what_ends_an_idle_session_does_not_prolong_its_handshake(
+    end: Callable[[Loopback], object],
+) -> None:
+    guard = started("STARTTLS", max_session_time=10, tls_handshake_timeout=15)
+    client = await beginning(guard, "STARTTLS")
+    end(guard)
+    assert ports(guard) == ports_of(client)
+    with logbook() as log:
+        guard.clock.advance(15)
+        await guard.until(lambda: not guard.protocols)
+        (line,) = log.take("reject")
+    assert " reason=tls_handshake_timeout " in line
+    await guard.close()
+
+
+@pytest.mark.parametrize("end", ENDS_OF_SESSIONS.values(), ids=ENDS_OF_SESSIONS)
+@pytest_twisted.ensureDeferred
+async def test_what_ends_an_idle_session_waits_for_the_first_command_after_a_handshake(
+    end: Callable[[Loopback], object],
+) -> None:
+    guard = started("STARTTLS", max_session_time=10)
+    client = await beginning(guard, "STARTTLS")
+    end(guard)
+    await client.shake_hands()
+    await client.says(b"EHLO client.example\r\n")
+    await client.hears(b"421 ")
     await guard.close()

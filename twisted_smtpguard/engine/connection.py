@@ -242,8 +242,14 @@ class Connection:
 
     @property
     def idle(self) -> bool:
-        """Whether the session can be ended at once: it is greeted, outside a mail transaction, and awaits no hook."""
-        busy = self.pending is not None or self.row.in_message or self.phase in IN_TRANSACTION
+        """Whether the session can be ended at once: it is greeted, outside a mail transaction, and awaits no hook. In a
+        TLS handshake the client could hear no reply, and the handshake has its own time limit."""
+        busy = (
+            self.pending is not None
+            or self.row.in_message
+            or self.phase in IN_TRANSACTION
+            or self.handshaking
+        )
         return self.name != "" and not (busy or self.stage in ENDED)
 
     @property
