@@ -121,6 +121,19 @@ async def test_octets_do_not_overtake_others_that_twisted_has_not_sent(
     await guard.close()
 
 
+@each_way
+@pytest_twisted.ensureDeferred
+async def test_among_others_octets_are_left_to_twisted_which_sends_those_of_a_turn_together(way: str) -> None:
+    guard = started(way)
+    client = await under_tls(guard, way)
+    (protocol,) = guard.protocols
+    guard.factory.output_rules.batcher._crowded = True
+    assert protocol.send_encrypted(b"octets") == b"octets"
+    await client.says(b"NOOP\r\n")
+    await client.hears(b"250 2.0.0 OK\r\n")
+    await guard.close()
+
+
 def plain(protocol: Any) -> Any:
     """What has the socket of a connection."""
     transport = protocol.transport
