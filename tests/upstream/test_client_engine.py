@@ -273,6 +273,19 @@ def test_what_is_asked_of_a_server_amid_a_reply_is_not_sent() -> None:
     assert engine.told == [GARBLED]
 
 
+@pytest.mark.parametrize("ends", ["chunk", "end_data"])
+def test_the_end_of_a_message_is_not_sent_to_a_server_amid_a_reply(ends: str) -> None:
+    engine = Effects()
+    (nothing_asked if ends == "chunk" else message)(engine)
+    sent = engine.sent
+    engine.received(b"421 4.3.2 Shut")
+    with pytest.raises(Refused) as refused:
+        getattr(engine, ends)(b"x", [(engine.listen, 1)])
+    assert refused.value.reply is GARBLED
+    assert engine.sent == sent
+    assert engine.told == []
+
+
 def test_what_is_sent_together_is_one_write_and_each_is_one_line() -> None:
     engine = Effects()
     two_commands(engine)

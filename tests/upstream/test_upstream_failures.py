@@ -299,7 +299,10 @@ def test_what_the_client_hears_of_a_server_that_fails_in_the_middle_of_a_body(fa
 
 @pytest.mark.parametrize("lmtp", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_message_whose_end_was_not_sent_cannot_come_twice(lmtp: bool, chunked: bool) -> None:
+@pytest.mark.parametrize(("said_before", "heard"), [(b"", LOST), (b"421 4.3.2 Shut", GARBLED)])
+def test_a_message_whose_end_was_not_sent_cannot_come_twice(
+    lmtp: bool, chunked: bool, said_before: bytes, heard: str
+) -> None:
     server = MailServer()
     behind = Behind(server, lmtp=lmtp)
     client = behind.greeted()
@@ -308,10 +311,13 @@ def test_a_message_whose_end_was_not_sent_cannot_come_twice(lmtp: bool, chunked:
         client.send(b"BDAT 3\r\nx\r\n")
     else:
         client.say("DATA", "x")
-    server.links[-1].close()
+    if said_before:
+        server.links[-1].protocol.dataReceived(said_before)
+    else:
+        server.links[-1].close()
     with capturedLogs() as events:
         said = client.send(b"BDAT 0 LAST\r\n" if chunked else b".\r\n")
-    assert said == f"{LOST}\r\n"
+    assert said == f"{heard}\r\n"
     assert [event for event in events if event.get("event") == "may_come_twice"] == []
     behind.assert_nothing_is_left()
 

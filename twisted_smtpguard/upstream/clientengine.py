@@ -88,6 +88,7 @@ class ClientEngine:
     def chunk(self, octets: bytes, due: Sequence[Due], *, last: bool = False) -> None:
         """Send a piece of a message as BDAT (RFC 3030). `due` is what the server then owes: the verdicts, after the
         last piece. `Refused`: the connection has ended, and nothing was sent."""
+        self._end_amid_reply()
         self.require_usable()
         self._send(b"BDAT %d%b\r\n%b" % (len(octets), b" LAST" if last else b"", octets), due)
 
@@ -117,6 +118,7 @@ class ClientEngine:
     def end_data(self, octets: bytes, due: Sequence[Due]) -> None:
         """Send `octets`, which end the message. `due` is the verdicts that the server then owes. `Refused`: the
         connection has ended, and nothing was sent."""
+        self._end_amid_reply()
         self.require_usable()
         self.state = State.COMMANDS
         self.message_ends()
@@ -124,8 +126,7 @@ class ClientEngine:
 
     def start_handshake(self) -> None:
         """Called when the server has answered STARTTLS with 220, and before TLS begins."""
-        if self._parser.amid_reply:
-            self.end(replies.UPSTREAM_GARBLED)
+        self._end_amid_reply()
         if self.problem is None:
             self.state = State.HANDSHAKE
 
@@ -224,10 +225,13 @@ class ClientEngine:
 
     # What changes the state.
 
-    def _send(self, octets: bytes, due: Sequence[Due]) -> None:
+    def _end_amid_reply(self) -> None:
+        """End the connection if part of a reply has come unasked: the next reply would be parsed as the rest of it."""
         if self._parser.amid_reply:
-            # Part of a reply has come unasked, and the reply to this command would be parsed as the rest of it.
             self.end(replies.UPSTREAM_GARBLED)
+
+    def _send(self, octets: bytes, due: Sequence[Due]) -> None:
+        self._end_amid_reply()
         if self.problem is not None:
             for answered, _ in due:
                 answered(None, self.problem)
