@@ -166,6 +166,21 @@ def test_a_connection_that_ends_before_the_end_of_a_turn(ends: str) -> None:
     assert socket.taken + transport.value() in (b"NOOP\r\nQUIT\r\n", b"")
 
 
+def test_nothing_leaves_in_clear_once_tls_has_begun() -> None:
+    connection, socket, transport = connected(4)
+    transport.startTLS = lambda options: None  # type: ignore[attr-defined]
+    connection.command(b"STARTTLS", 60)
+    # The answer comes before the command has left.
+    connection.dataReceived(b"220 go\r\n")
+    connection.start_tls(None, 60)
+    connection.handshakeCompleted()
+    drain(transport)
+    socket.room = 100
+    connection.command(b"AUTH PLAIN c2VjcmV0", 60)
+    assert socket.taken == b"STAR"
+    assert transport.value() == b"TTLS\r\nAUTH PLAIN c2VjcmV0\r\n"
+
+
 # On real sockets.
 
 

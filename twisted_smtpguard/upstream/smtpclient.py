@@ -130,7 +130,8 @@ class Connection(ClientEngine, Protocol):
             promise.fail(Refused(self.problem))
         else:
             self._secured = promise
-            self._socket = None
+            # Nor is it used when what still waits has left: nothing may leave in clear any more.
+            self._socket = self._own_socket = None
             self.deadline(seconds)
             self.transport.startTLS(options)
         return promise
