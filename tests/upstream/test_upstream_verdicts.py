@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 
 import attrs
 import pytest
-from mailserver import Behind, Link, MailServer
+from mailserver import Answer, Behind, Link, MailServer, hangs_up, silence
 
 MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>"
+QUEUED = "250 2.0.0 Queued as 4711"
 STEPS = {"MAIL": MAIL, "RCPT": RCPT, "DATA": "DATA", ".": "Subject: x\r\n\r\ntext\r\n."}
 
 FAREWELLS = {
@@ -205,3 +206,38 @@ def test_a_421_after_the_answer_to_a_command_of_ours_is_noticed_before_a_mail_go
         "250 2.1.0 Sender noted\r\n" if verb in ("RSET", "XCLIENT") else "451 4.3.2 Shutting down\r\n"
     )
     assert sum(line.startswith("MAIL") for line in server.commands) == mails + said.startswith("250")
+
+
+@pytest.mark.parametrize(
+    ("verb", "answer"),
+    [
+        ("RSET", "250 Ok\r\n421 4.3.2 Shutting down"),
+        ("MAIL", "421 4.3.2 Shutting down"),
+        ("MAIL", "221 2.0.0 Bye"),
+        ("MAIL", hangs_up),
+    ],
+)
+def test_a_server_that_leaves_while_reset_and_mail_are_on_their_way_costs_no_client_anything(
+    verb: str, answer: Answer
+) -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    assert behind.sends(client) == QUEUED
+    server.links[0].server = leaving = MailServer()
+    leaving.answers[verb] = answer
+    assert behind.sends(client) == QUEUED
+    assert len(server.links) == 2
+    behind.assert_nothing_is_left()
+
+
+def test_a_server_that_is_silent_to_the_mail_after_a_reset_is_not_given_its_time_twice() -> None:
+    server = MailServer()
+    behind = Behind(server)
+    client = behind.greeted()
+    assert behind.sends(client) == QUEUED
+    server.answers["MAIL"] = silence
+    assert client.say(MAIL) == ""
+    behind.clock.advance(60)
+    assert client.heard().startswith("451 4.4.2 Upstream server did not answer in time")
+    behind.assert_nothing_is_left()

@@ -23,7 +23,7 @@ from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.parameters import UpstreamOptions
 from twisted_smtpguard.upstream.pool import Pool
 from twisted_smtpguard.upstream.refusals import verdict_of
-from twisted_smtpguard.upstream.replyparser import UpstreamReply, for_client
+from twisted_smtpguard.upstream.replyparser import HANGS_UP, UpstreamReply, for_client
 from twisted_smtpguard.upstream.smtpclient import Connection, settles
 from twisted_smtpguard.values import Client, Path, Refused
 
@@ -32,9 +32,6 @@ T = TypeVar("T")
 _PIECE_OCTETS = 16 * 1024
 """The size of the pieces in which a message is sent, and the largest BDAT chunk. It is small because under TLS there
 are several copies of a piece at once."""
-
-_HANGS_UP = frozenset({221, 421})
-"""Codes after which the server closes the connection."""
 
 _NO_VERDICT = frozenset(
     {replies.UPSTREAM_LOST, replies.UPSTREAM_TIMED_OUT, replies.UPSTREAM_GARBLED, replies.SHUTTING_DOWN}
@@ -147,7 +144,7 @@ class UpstreamTransaction:
         """Return `reply`, and drop the connection if it is a 421 or 221, after which the server closes it."""
         if reply.code >= 400:
             self.connection.error_replies += 1
-        if reply.code in _HANGS_UP:
+        if reply.code in HANGS_UP:
             self.drop(verdict_of(reply).reply)
         return reply
 
@@ -300,7 +297,7 @@ class _Sink:
         else:
             mail.connection.error_replies += 1
             # The connection is not dropped yet, since verdicts for other recipients may still come.
-            self._server_hangs_up |= reply.code in _HANGS_UP
+            self._server_hangs_up |= reply.code in HANGS_UP
             told = verdict_of(reply).reply
         self._verdicts.append(told)
         if len(self._verdicts) == self._number_of_verdicts:

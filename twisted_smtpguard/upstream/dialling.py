@@ -35,7 +35,7 @@ from twisted_smtpguard.upstream.refusals import (
     describe,
     refused_by,
 )
-from twisted_smtpguard.upstream.replyparser import UpstreamReply
+from twisted_smtpguard.upstream.replyparser import HANGS_UP, UpstreamReply
 from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.values import Client, Refused
 
@@ -43,7 +43,8 @@ Early: TypeAlias = Callable[[Hello], bytes | None]
 """Makes the command that may be sent before the server has answered RSET. None: there is no such command."""
 
 Taken: TypeAlias = tuple[Connection, Promise[UpstreamReply] | None]
-"""A connection that is ready for MAIL, and the answer to the command of `Early`. None: that has not been sent."""
+"""A connection that is ready for MAIL, and the answer to the command of `Early`, which has come. None: that command has
+not been sent."""
 
 _ANNOUNCED = ("xclient", "xforward")
 """The kinds of `announce` with commands before each MAIL."""
@@ -58,6 +59,18 @@ def _without_secrets(reply: UpstreamReply, credentials: Credentials, lines: Sequ
     was sent."""
     secrets = [credentials.password, *(line.split(" ")[-1] for line in lines if line != "AUTH LOGIN")]
     return str(reply.code) if any(secret and secret in reply.text for secret in secrets) else reply.text
+
+
+async def _check_server_stays(early: Promise[UpstreamReply]) -> None:
+    """Wait for the answer to the command of `Early`. `Refused`: the server is leaving. It may have been before it had
+    the command, so another connection is tried."""
+    try:
+        leaves = (await early).code in HANGS_UP
+    except Refused as refused:
+        # A server that is silent is not given its time again.
+        leaves = refused.reply is not replies.UPSTREAM_TIMED_OUT
+    if leaves:
+        raise Refused(replies.UPSTREAM_LOST)
 
 
 @attrs.define(eq=False)
@@ -196,9 +209,8 @@ class Dialler:
             reset, answer = connection.commands(b"RSET", seconds, command, options.timeout)
         if not (await reset).positive:
             raise Refused(replies.UPSTREAM_LOST)
-        if answer is not None and not connection.usable:
-            # The server has closed the connection. What it has said to the command before that counts.
-            await answer
+        if answer is not None:
+            await _check_server_stays(answer)
         return connection, answer
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:

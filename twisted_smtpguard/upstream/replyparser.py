@@ -20,6 +20,9 @@ MAX_REPLY_LINES = 100
 
 MAX_REPLY_OCTETS = 16 * 1024
 
+HANGS_UP = frozenset({221, 421})
+"""Codes after which the server closes the connection."""
+
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _WHOLE = re.compile(rb"([2-5][0-9][0-9])(?: ([^\n]*?))?\r?\n")
 _ENHANCED = re.compile(rf"({ENHANCED_CODE})(?: +|$)")
