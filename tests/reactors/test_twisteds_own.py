@@ -5,7 +5,8 @@ They run twice: as every protocol has it, and with each connection marked to be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import unittest
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,42 @@ def builders() -> Iterator[type[Any]]:
                 yield value
 
 
+def closing(build: Callable[[Any], UVLoopReactor]) -> Callable[[Any], UVLoopReactor]:
+    """As `build`, and what the reactor has opened is closed at the end: a process has one, the tests have hundreds."""
+
+    def build_reactor(test: Any) -> UVLoopReactor:
+        built: list[UVLoopReactor] = []
+
+        def close() -> None:
+            for reactor in built:
+                reactor._asyncioEventloop.close()
+                reactor._poller.close()
+
+        # Before those of `build`, so that it is called after them.
+        test.addCleanup(close)
+        built.append(build(test))
+        return built[0]
+
+    return build_reactor
+
+
+def test_a_reactor_leaves_no_descriptor_to_the_tests_that_follow() -> None:
+    made: Any = globals()["TCPTransportTestsBuilder_UVLoopReactorTests"]
+    descriptors = []
+    for _ in range(4):
+        result = unittest.TestResult()
+        made("test_nonStreamingProducer").run(result)
+        assert result.wasSuccessful()
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+    # The first opens what the process keeps.
+    assert descriptors[1] == descriptors[3]
+
+
 def make_tests(reactor: type[UVLoopReactor], left_out: set[str]) -> None:
     """Make the tests of every builder for this reactor."""
     for builder in builders():
         changed: dict[str, Any] = dict.fromkeys(left_out & set(dir(builder)))
+        changed["buildReactor"] = closing(builder.buildReactor)
         changed["_reactors"] = [f"{reactor.__module__}.{reactor.__qualname__}"]
         ours: Any = type(builder.__name__, (builder,), {**changed, "__module__": __name__})
         globals().update(ours.makeTestCaseClasses())
