@@ -38,10 +38,18 @@ Effect = tuple[Any, ...]
 
 
 class Timer:
-    """A call to come. `when` may be set to a later time."""
+    """A call to come. `when` may be set to a later time; an earlier one has no effect."""
 
     def __init__(self, clock: FakeClock, when: float, function: Callable[[], object]) -> None:
-        self.clock, self.when, self.function = clock, when, function
+        self.clock, self._when, self.function = clock, when, function
+
+    @property
+    def when(self) -> float:
+        return self._when
+
+    @when.setter
+    def when(self, when: float) -> None:
+        self._when = max(when, self._when)
 
     def cancel(self) -> None:
         if self in self.clock.timers:

@@ -29,6 +29,22 @@ def test_a_hook_has_its_whole_time_though_the_timer_is_one_of_an_earlier_hook() 
     guard.check_all_given_back()
 
 
+def test_a_hook_has_no_longer_than_its_time_though_the_clock_was_set_back_since_the_timer_was_set() -> None:
+    guard = PureGuard(all_later(), delivery_timeout=100, read_timeout=0)
+    client = guard.connect()
+    client.send(HELLO + MAIL)
+    guard.answer_all()
+    client.codes()
+    guard.clock.now -= 900
+    client.send(RCPT)
+    guard.advance(99)
+    assert client.codes() == []
+    guard.advance(1)
+    assert client.codes() == [451]
+    client.lose()
+    guard.check_all_given_back()
+
+
 def test_hooks_that_answer_in_time_leave_one_timer_and_it_has_no_effect() -> None:
     guard = PureGuard(all_later(), delivery_timeout=100, read_timeout=0)
     client = guard.connect()

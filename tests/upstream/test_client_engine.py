@@ -265,6 +265,14 @@ def test_each_reply_has_its_own_time_from_the_one_before() -> None:
     assert engine.due_in == 5
 
 
+def test_of_replies_that_come_together_the_last_begins_the_time_of_the_next() -> None:
+    engine = Effects()
+    due = [(engine.listen, seconds) for seconds in (10, 60, 280)]
+    engine.ask_together([b"RSET", b"MAIL FROM:<>", b"RCPT TO:<b@c>"], due)
+    engine.received(b"250 a\r\n250 b\r\n")
+    assert engine.due_in == 280
+
+
 def test_what_is_asked_of_a_server_amid_a_reply_is_not_sent() -> None:
     engine = Effects()
     engine.received(b"421 4.3.2 Shut")

@@ -103,6 +103,17 @@ def test_an_idle_connection_that_is_not_sound_costs_no_client_anything(spoils: s
     behind.assert_nothing_is_left()
 
 
+@pytest.mark.parametrize("offered", [True, False])
+def test_mail_leaves_with_the_reset_before_it_only_where_the_server_has_pipelining(offered: bool) -> None:
+    server = MailServer("8BITMIME", *(["PIPELINING"] if offered else []))
+    behind = Behind(server)
+    assert behind.sends(behind.greeted()) == QUEUED
+    server.answers["RSET"] = silence
+    assert behind.greeted().say("MAIL FROM:<c@example.com>") == ""
+    reset = b"RSET\r\n" + (b"MAIL FROM:<c@example.com>\r\n" if offered else b"")
+    assert server.links[0].octets.endswith(b"\r\n.\r\n" + reset)
+
+
 def test_where_one_idle_connection_is_dead_so_are_the_others() -> None:
     server = MailServer()
     behind = Behind(server)

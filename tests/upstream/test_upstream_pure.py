@@ -15,7 +15,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.relay import DotStuffer
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.upstream import announcing, login
+from twisted_smtpguard.upstream import announcing, login, replyparser
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello, parse_hello
 from twisted_smtpguard.upstream.mailcommands import mail_command, rcpt_command
 from twisted_smtpguard.upstream.parameters import UpstreamOptions, parse_upstream
@@ -93,6 +93,14 @@ def test_whatever_comes_is_replies_or_bad_and_little_is_held(pieces: list[bytes]
     except BadReply:
         pass
     assert len(parser._partial) <= MAX_LINE_OCTETS + 300
+
+
+def test_a_server_that_says_something_new_each_time_is_not_remembered_without_end() -> None:
+    for octets in (20, 1000):
+        for number in range(1000):
+            line = b"250 %d %b\r\n" % (number, b"x" * octets)
+            assert ReplyParser().whole(line) == (next(ReplyParser().feed(line)) if octets < 100 else None)
+    assert replyparser._usual.cache_info().currsize <= 256
 
 
 @pytest.mark.parametrize(

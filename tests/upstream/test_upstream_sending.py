@@ -19,6 +19,7 @@ from twisted.internet.testing import StringTransport
 from twisted_smtpguard import replies
 from twisted_smtpguard.hooks.promise import Promise
 from twisted_smtpguard.upstream.smtpclient import SEND_BUFFER_OCTETS, Connection, settles
+from twisted_smtpguard.values import Refused
 
 reactor: Any = real_reactor
 
@@ -108,6 +109,20 @@ def test_a_server_that_reads_slowly_but_steadily_is_not_given_up(reads: bool) ->
             transport.producer.resumeProducing()
     assert told == ([] if reads else [replies.UPSTREAM_TIMED_OUT])
     assert connection.usable == reads
+
+
+def test_a_time_limit_that_is_shorter_than_the_one_before_is_kept() -> None:
+    connection, _, _ = connected(1_000)
+    clock: Clock = connection._clock  # type: ignore[assignment]
+    answers = [connection.command(b"NOOP", 60)]
+    connection.dataReceived(b"250 Ok\r\n")
+    answers.append(connection.command(b"RSET", 2))
+    clock.advance(1.9)
+    assert connection.usable
+    clock.advance(0.1)
+    assert [type(answer.error) for answer in answers] == [type(None), Refused]
+    assert connection.problem is replies.UPSTREAM_TIMED_OUT
+    assert clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("ends", ["quit", "end"])
