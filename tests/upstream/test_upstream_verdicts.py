@@ -241,3 +241,17 @@ def test_a_server_that_is_silent_to_the_mail_after_a_reset_is_not_given_its_time
     behind.clock.advance(60)
     assert client.heard().startswith("451 4.4.2 Upstream server did not answer in time")
     behind.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("verdict", ["421 4.3.2 Going down", "221 2.0.0 Bye"])
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_connection_whose_server_says_in_a_verdict_that_it_closes_it_is_left_at_once(
+    verdict: str, lmtp: bool
+) -> None:
+    server = MailServer()
+    behind = Behind(server, lmtp=lmtp)
+    server.answers["."] = verdict
+    assert behind.sends(behind.greeted()).startswith("451 4.")
+    assert server.links[0].closed
+    assert server.links[0].heard[-1] == "DATA"
+    behind.assert_nothing_is_left()
