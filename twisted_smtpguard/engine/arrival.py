@@ -171,6 +171,9 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
         engine.offered = frozenset()
         engine.reset()
         engine.enter(Stage.COMMAND)
+        if engine.context.draining:
+            # The service stopped within the handshake, when no reply could be sent.
+            engine.hang_up(replies.SHUTTING_DOWN)
     elif engine.admitted:
         _greet(engine)
     else:
