@@ -358,3 +358,22 @@ def test_a_disk_that_hangs_takes_no_more_threads_than_it_may(
         worker.join(10)
     threads.work()
     assert outcomes(messages) == [None] * len(messages)
+
+
+def test_where_a_second_thread_cannot_be_started_it_is_asked_for_once_and_the_first_stores_all(
+    threads: ManualThreads, disk: Disk, store: StoringThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Message(disk, "a"), Message(disk, "b")
+    store.store(first)
+    asked: list[object] = []
+
+    def no_thread(*arguments: object) -> None:
+        asked.append(arguments)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "callInThreadWithCallback", no_thread)
+    store.store(second)
+    assert len(asked) == 1
+    assert second.answers == []
+    threads.work()
+    assert [first.outcome, second.outcome] == [None, None]

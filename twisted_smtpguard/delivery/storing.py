@@ -101,13 +101,15 @@ class StoringThreads:
     def _start(self, messages: list[Storable]) -> None:
         self._threads += 1
         working: Deferred[Outcomes] = maybeDeferred(in_thread, self._reactor, self._work, messages)
-        working.addErrback(self._no_thread, messages).addCallback(self._end)
+        working.addCallbacks(self._end, self._no_thread, errbackArgs=(messages,))
 
-    def _no_thread(self, failure: Failure, messages: list[Storable]) -> Outcomes:
+    def _no_thread(self, failure: Failure, messages: list[Storable]) -> None:
+        """Called if there is no thread to be had. No other is asked for: there would be none, at once and again."""
+        self._threads -= 1
         self._called = False
         # Those that wait stay if another thread will take them.
-        rest = [] if self._threads > 1 else _popped(self._waiting)
-        return [(message, failure) for message in [*messages, *rest]]
+        rest = [] if self._threads else _popped(self._waiting)
+        _answer([(message, failure) for message in [*messages, *rest]])
 
     def _end(self, outcomes: Outcomes) -> None:
         self._threads -= 1
