@@ -168,7 +168,7 @@ class TestWithPostfix:
         ]
 
     def test_others_are_measured_beside_it(self) -> None:
-        (row,) = rows(run("--only", "W2", "--against", "smtp-sink,twisted.mail", "--json"))
+        (row,) = rows(run("--only", "W2", "--against", "smtp-sink,twisted.mail", "--reactor", "", "--json"))
         assert set(row["cells"]) == {"guard", "smtp-sink", "twisted.mail"}
         assert [each["what"] for each in row["verdicts"]] == ["smtp-sink"]
 

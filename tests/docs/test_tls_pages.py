@@ -88,11 +88,20 @@ def test_the_configurations_that_are_shown_put_a_proxy_before_the_guard(tmp_path
 
 def test_what_the_how_to_for_certificates_tells_to_type_works(reader: Reader) -> None:
     dates: list[str] = []
+    sessions: list[str] = []
 
     def reads(reader: Reader, printed: str) -> None:
         dates.extend(re.findall("notAfter=.*", printed))
 
-    checks: dict[str, Check] = {"openssl x509 -in": reads, "s_client": reads}
+    def resumes(reader: Reader, printed: str) -> None:
+        sessions.extend(re.findall("(?m)^(New|Reused),", printed))
+
+    checks: dict[str, Check] = {
+        "openssl x509 -in": reads,
+        "| openssl x509": reads,
+        "-reconnect": resumes,
+    }
     follow(reader, to_be_run(ROOT / "docs/how-to/renew-certificates.md"), checks)
+    assert sessions == ["New", *["Reused"] * 5]
     assert len(dates) == 2
     assert dates[0] == dates[1]
