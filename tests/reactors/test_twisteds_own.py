@@ -7,43 +7,34 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet import tcp
-from twisted.internet.test import (
-    reactormixins,
-    test_core,
-    test_fdset,
-    test_process,
-    test_socket,
-    test_stdio,
-    test_tcp,
-    test_threads,
-    test_time,
-    test_tls,
-    test_udp,
-    test_unix,
-)
+from twisted.internet.test import reactormixins
 
 pytest.importorskip("uvloop", reason="the extra uvloop")
 
 from twisted_smtpguard.reactors.uvloopreactor import UVLoopReactor
 
-MODULES = (
-    test_core,
-    test_fdset,
-    test_process,
-    test_socket,
-    test_stdio,
-    test_tcp,
-    test_threads,
-    test_time,
-    test_tls,
-    test_udp,
-    test_unix,
-)
+MODULES = [
+    import_module(f"twisted.internet.test.{name}")
+    for name in (
+        "test_core",
+        "test_fdset",
+        "test_process",
+        "test_socket",
+        "test_stdio",
+        "test_tcp",
+        "test_threads",
+        "test_time",
+        "test_tls",
+        "test_udp",
+        "test_unix",
+    )
+]
 
 LEFT_OUT = {
     # Twisted itself leaves it out for its reactors on epoll: the kernel does not report a closed descriptor.

@@ -2,8 +2,9 @@
 
 Descriptors are not added to the loop one by one. The reactor has an epoll of its own, which the loop polls as one
 descriptor, and delivers what it reports itself. Twisted's transports therefore stay what they are on the default
-reactor, with TLS, half-close, back-pressure and abort. A connection costs the loop nothing, and an event costs one call
-instead of Twisted's context for the log. docs/explanation/performance.md compares this with uvloop's own transports.
+reactor, with TLS, half-close, back-pressure and abort, and the loop holds nothing for a connection. A transport with a
+true `without_log_context` gets its input by one call, without Twisted's context for the log.
+docs/explanation/performance.md compares this with uvloop's own transports.
 """
 
 # ruff: noqa: A002, N802, N803, N815 - Twisted's own names
