@@ -25,7 +25,7 @@ def _on_uvloop() -> None:
 
 
 # With this in the environment all tests run on the reactor on uvloop, and so do the guards that they start.
-if os.environ.get("SMTPGUARD_REACTOR") == "uvloop":
+if os.environ.get("TESTS_REACTOR") == "uvloop":
     pytest_twisted.reactor_installers["default"] = _on_uvloop
 
 

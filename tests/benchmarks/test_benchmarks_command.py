@@ -23,7 +23,7 @@ from benchmarks.vitals import Family
 
 pytestmark = pytest.mark.xdist_group("load")
 
-REQUIRED = os.environ.get("SMTPGUARD_CLIENTS_REQUIRED")
+REQUIRED = os.environ.get("TESTS_CLIENTS_REQUIRED")
 needs_postfix = [
     pytest.mark.clients,
     pytest.mark.skipif(not REQUIRED and tool("smtp-source") is None, reason="needs smtp-source"),

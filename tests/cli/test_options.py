@@ -314,7 +314,7 @@ def test_show_limits_tells_each_value_its_unit_and_where_it_came_from(
     assert [row[0] for row in rows] == ["limit", *[spec.option for spec in SPECS]]
     assert ["max-errors", "6", "a count", "command line"] in rows
     assert ["read-timeout", "300", "seconds", "command line"] in rows
-    assert ["max-message-size", "25M", "octets", f"config {path} line 2"] in rows
+    assert ["max-message-size", "25M", "octets", f"file {path} line 2"] in rows
     assert ["write-timeout", "300", "seconds", "default"] in rows
 
 

@@ -81,7 +81,7 @@ def test_show_limits_says_profile_edge_of_exactly_the_values_that_come_from_it(
     path = written(tmp_path, "max-errors = 0\nprofile = edge\n")
     shown = rows(printed(capsys, "--show-limits", "--config", path, "--max-messages", "100"))
     origins = {row[0]: row[-1] for row in shown[1:]}
-    assert origins.pop("max-errors") == f"config {path} line 1"
+    assert origins.pop("max-errors") == f"file {path} line 1"
     assert origins.pop("max-messages") == "command line"
     for option, origin in origins.items():
         name = option.replace("-", "_")

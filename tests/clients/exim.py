@@ -1,6 +1,6 @@
 """Debian's Exim with its own configuration, spool and log, on a port of the loopback.
 
-Debian has it instead of Postfix, so it is not installed but unpacked: SMTPGUARD_EXIM is the folder with
+Debian has it instead of Postfix, so it is not installed but unpacked: TESTS_EXIM is the folder with
 exim4-daemon-heavy, and with those of its libraries that the machine has not. Exim looks up its user, whom nss_wrapper
 (libnss-wrapper) has it find.
 """
@@ -56,9 +56,9 @@ class Exim:
     """
 
     def __init__(self, *settings: str, authenticator: str = "", files: tuple[Path, ...] = ()) -> None:
-        self._unpacked = Path(os.environ.get("SMTPGUARD_EXIM", "/nonexistent"))
+        self._unpacked = Path(os.environ.get("TESTS_EXIM", "/nonexistent"))
         if not (self._unpacked / "usr/sbin/exim4").exists() or os.geteuid() != 0:
-            missing("Exim, where SMTPGUARD_EXIM says, or root to start it")
+            missing("Exim, where TESTS_EXIM says, or root to start it")
         self.root = Path(tempfile.mkdtemp(prefix="smtpguard-exim-"))
         self.root.chmod(0o755)
         self.port = int(free_port())

@@ -1,6 +1,6 @@
 """Clients that nobody here wrote, against a real guard: swaks, curl, nodemailer, and Postfix's smtp-source.
 
-One that is not installed is skipped, or with SMTPGUARD_CLIENTS_REQUIRED=1 a failure. nodemailer comes from
+One that is not installed is skipped, or with TESTS_CLIENTS_REQUIRED=1 a failure. nodemailer comes from
 tests/clients/nodemailer/node_modules, or from a folder that NODE_PATH names.
 """
 

@@ -1,6 +1,6 @@
 """The shipped fail2ban filter, and fail2ban's own programs on logs that a guard wrote.
 
-They come with Debian's package fail2ban. Without them a test is skipped, or with SMTPGUARD_CLIENTS_REQUIRED=1 fails.
+They come with Debian's package fail2ban. Without them a test is skipped, or with TESTS_CLIENTS_REQUIRED=1 fails.
 """
 
 from __future__ import annotations

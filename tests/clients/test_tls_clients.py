@@ -1,6 +1,6 @@
 """TLS, AUTH and the PROXY protocol with programs that nobody here wrote: openssl, swaks, curl, HAProxy, nginx.
 
-One that is not installed is skipped, or with SMTPGUARD_CLIENTS_REQUIRED=1 a failure.
+One that is not installed is skipped, or with TESTS_CLIENTS_REQUIRED=1 a failure.
 """
 
 from __future__ import annotations

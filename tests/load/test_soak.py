@@ -1,6 +1,6 @@
 """Honest and hostile traffic side by side for a long time, with reloads: nothing grows, nothing is lost.
 
-    SMTPGUARD_SOAK_SECONDS=300 pytest -m soak -s tests/load/test_soak.py
+    TESTS_SOAK_SECONDS=300 pytest -m soak -s tests/load/test_soak.py
 
 The long form takes 1,800 seconds if nothing else is said, and prints what was measured.
 """
@@ -48,7 +48,7 @@ pytestmark = [
 ]
 
 MiB = 1024 * 1024
-SECONDS = float(os.environ.get("SMTPGUARD_SOAK_SECONDS", "1800"))
+SECONDS = float(os.environ.get("TESTS_SOAK_SECONDS", "1800"))
 
 SENDERS = 4
 OTHERS = SENDERS * 2 + 1

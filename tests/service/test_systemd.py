@@ -1,7 +1,7 @@
 """Under systemd: what it is told, the socket that it hands over, and the units that are shown.
 
 systemd itself is not needed, but for what `systemd-analyze` says of the units: it comes with Debian's package systemd.
-Without it these tests are skipped, or with SMTPGUARD_CLIENTS_REQUIRED=1 fail.
+Without it these tests are skipped, or with TESTS_CLIENTS_REQUIRED=1 fail.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Address: TypeAlias = "tuple[str, int] | str"
 TWIST = Path(sys.executable).with_name("twist")
 """The one beside the interpreter of the tests: `python -m twisted` also sees what is in the current directory."""
 
-REACTOR = os.environ.get("SMTPGUARD_REACTOR", "default")
+REACTOR = os.environ.get("TESTS_REACTOR", "default")
 """The reactor of the guards that tests start, unless they ask for another."""
 
 _LISTENING = re.compile(r'\blistening endpoint=\S+ address=([^\s"]+)')

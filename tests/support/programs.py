@@ -22,7 +22,7 @@ NGINX = "daemon off;\nmaster_process off;\nerror_log stderr;\nevents {}\n"
 
 def missing(client: str) -> None:
     reason = f"{client} is not installed"
-    if os.environ.get("SMTPGUARD_CLIENTS_REQUIRED") == "1":
+    if os.environ.get("TESTS_CLIENTS_REQUIRED") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 

@@ -30,15 +30,28 @@ OF_TWIST = ("reactor", "log-level", "log-file", "log-format")
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
+COMMAND_LINE, ENVIRONMENT, _FILE = "command line", "environment", "file "
+
+
+def variable(option: str) -> str:
+    """The environment variable of an option."""
+    return f"SMTPGUARD_{option.upper().replace('-', '_')}"
+
+
 @attrs.frozen
 class Setting:
-    """An option that the operator gave, and its place."""
+    """An option that the operator gave, and where."""
 
     option: str
     """The name, without dashes."""
     text: str
-    line: str = ""
-    """`FILE line N` if the option is in a file; "" if it is on the command line."""
+    origin: str = COMMAND_LINE
+    """Where it was given, as --show-limits says it: COMMAND_LINE, ENVIRONMENT or `file PATH line N`."""
+
+    @property
+    def in_file(self) -> bool:
+        """Whether it is in the --config file."""
+        return self.origin.startswith(_FILE)
 
     def value(self, parse: Callable[[str], T]) -> T:
         """The text, parsed by `parse`. A ValueError of `parse`, which says what is expected, becomes a usage error."""
@@ -55,21 +68,28 @@ class Setting:
 
     def wrong(self, problem: str) -> UsageError:
         """The usage error for `problem`: one sentence with the option and its place."""
-        where = f"--config {self.line}: {self.option}" if self.line else f"--{self.option}"
+        where = f"--{self.option}"
+        if self.in_file:
+            where = f"--config {self.origin.removeprefix(_FILE)}: {self.option}"
+        elif self.origin == ENVIRONMENT:
+            where = variable(self.option)
         return UsageError(f"{where}: {problem}")
 
 
-def read_configuration(path: str, options: Collection[str], repeatable: Collection[str]) -> list[Setting]:
-    """Every setting of the file at `path`, in order. `options` has every name that the file may contain.
+def read_configuration(
+    path: str, options: Collection[str], repeatable: Collection[str], *, named: str = "--config"
+) -> list[Setting]:
+    """Every setting of the file at `path`, in order. `options` has every name that the file may contain. `named` is the
+    option or variable that names the file.
 
     UsageError names the file, and the line and the option if there are any. Values are not checked.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
+        raise UsageError(f"{named} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--config {path}: the file is not UTF-8 text") from error
+        raise UsageError(f"{named} {path}: the file is not UTF-8 text") from error
 
     settings: list[Setting] = []
     seen: dict[str, int] = {}
@@ -87,7 +107,7 @@ def read_configuration(path: str, options: Collection[str], repeatable: Collecti
             raise UsageError(f"--config {place}: 'option = value' is expected, not {content!r}")
         if option not in options:
             raise UsageError(f"--config {place}: {_unknown(option, options)}")
-        setting = Setting(option, value, place)
+        setting = Setting(option, value, f"{_FILE}{place}")
         if not value:
             raise setting.wrong("there is no value after the =")
         if option in seen and option not in repeatable:

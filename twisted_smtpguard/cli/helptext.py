@@ -51,7 +51,7 @@ def limits_table(limits: Limits, given: Mapping[str, Sequence[Setting]], profile
             value += " (dry run)"
         origin = "profile edge" if profile == "edge" and spec.edge != spec.default else "default"
         for setting in given.get(spec.option, ()):
-            origin = f"config {setting.line}" if setting.line else "command line"
+            origin = setting.origin
         rows.append((spec.option, value, spec.unit.name, origin))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -6,6 +6,7 @@ mistake ends the process with one sentence before anything listens.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -21,7 +22,8 @@ from twisted.python.usage import UsageError
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
 from twisted_smtpguard.cli import plugins, settings
-from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration
+from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration, variable
+from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
@@ -132,17 +134,29 @@ class Options(usage.Options):
         return made
 
     def _given(self) -> dict[str, list[Setting]]:
-        """The operator's settings of each option. An option on the command line replaces the settings of it in the
-        file."""
-        given: dict[str, list[Setting]] = {option: [] for option in _CONFIGURABLE}
-        if self["config"] is not None:
-            for setting in read_configuration(self["config"], _CONFIGURABLE, _REPEATABLE):
-                given[setting.option].append(setting)
+        """The operator's settings of each option. An option in the environment replaces the settings of it in the file,
+        and one on the command line both."""
+        here: list[Setting] = []
         for option in _CONFIGURABLE:
             value = self[option]
             if value not in (None, 0, []):
                 texts = value if isinstance(value, list) else ["yes" if value == 1 else value]
-                given[option] = [Setting(option, text) for text in texts]
+                here += [Setting(option, text) for text in texts]
+        named = "--config"
+        around: list[Setting] = []
+        for setting in read_environment(os.environ, _CONFIGURABLE, _REPEATABLE):
+            if setting.option != "config":
+                around.append(setting)
+            elif self["config"] is None:
+                self["config"], named = parse_path(setting.text), variable(setting.option)
+        file: list[Setting] = []
+        if self["config"] is not None:
+            file = read_configuration(self["config"], _CONFIGURABLE, _REPEATABLE, named=named)
+        given: dict[str, list[Setting]] = {option: [] for option in _CONFIGURABLE}
+        for source in (file, around, here):
+            given.update({setting.option: [] for setting in source})
+            for setting in source:
+                given[setting.option].append(setting)
         return given
 
     def _value(self, option: str, parse: Callable[[str], T]) -> T | None:
@@ -254,7 +268,7 @@ class Options(usage.Options):
             name, argument = plugins.split_specification(setting.text)
             if name == "file":
                 passwords.append(parse_path(argument))
-            elif name == "memory" and setting.line:
+            elif name == "memory" and setting.in_file:
                 passwords.append(self["config"])
         if plugins.split_specification(self.deliver.text)[0] in ("smtp", "lmtp"):
             passwords += map(parse_path, re.findall(r",auth=([^,]*)", self.deliver.text))
