@@ -40,7 +40,7 @@ GUARD = re.compile(
 )
 """Commands that go on until they are ended."""
 
-HARMLESS = {"cp", "grep", "kill", "pip", "python", "python3", "source", "touch", "twist", "ulimit"}
+HARMLESS = {"cp", "export", "grep", "kill", "pip", "python", "python3", "source", "touch", "twist", "ulimit"}
 """Programs that a command may begin with. What another one would do to the machine of a test, nobody knows."""
 OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "logrotate", "openssl", "swaks"}
 """Such programs too, but a test cannot install them."""
