@@ -371,3 +371,5 @@ LOCAL_ERROR_CLOSING = _reply("421 4.3.0 Internal error, try again later", "inter
 """When: an unexpected error outside a mail transaction."""
 SHUTTING_DOWN = _reply("421 4.3.2 Server shutting down", "shutdown")
 """When: the service stops."""
+SESSION_ENDED = _reply("421 4.3.2 Session ended by the operator, try again later", "ended_by_operator")
+"""When: an operator ends the session."""

@@ -199,6 +199,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000, 1024, 50),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
     "draining": lambda to: to.draining(3, 1),
+    "operator": lambda to: to.operator("uid:1000", "end", ["7f3a01"]),
     "setup_warning": lambda to: to.setup_warning(
         "readable_file",
         "/etc/smtpguard/guard.key has a private key in it, and every user of this machine can read it",

@@ -141,6 +141,12 @@ class Events:
             f"waiting for {counted(sessions, 'session')}, {counted(verdicts, 'verdict')}",
         )
 
+    def operator(self, by: str, verb: str, what: Collection[str] = ()) -> None:
+        """An operator has changed something in the running guard. `by` is `uid:` and the user's number, or
+        `application`; `what` has the arguments of the verb, with commas between them."""
+        fields: dict[str, object] = {"by": word(by), "verb": word(verb)}
+        self._log.info("operator", {**fields, **({"what": ",".join(map(item, what))} if what else {})})
+
     def setup_warning(self, what: str, problem: str) -> None:
         """The setup of the guard has a risk that does not keep it from starting. Logged once for each, at every
         start."""

@@ -25,6 +25,7 @@ from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.operations.operator import Operator
 from twisted_smtpguard.service.reloading import Part, Reloader
 from twisted_smtpguard.service.startwarnings import warn_of_setup
 from twisted_smtpguard.tls.files import CertificateFiles
@@ -131,6 +132,8 @@ class SMTPGuardService(PartsOwner):
         """How many drains and stops are under way."""
         self._stopping: Deferred[None] | None = None
         """The latest stop; None before the first."""
+        self.operator = Operator(self)
+        """What an operator may ask and change while the guard runs."""
         for part in (*(entry.filter for entry in filters), delivery):
             self.adopt(part)
 
@@ -146,13 +149,30 @@ class SMTPGuardService(PartsOwner):
         return bool(self.running) and len(self._ports) == len(self._listeners)
 
     @property
+    def state(self) -> str:
+        """`listening`, `starting` while an endpoint does not listen yet, `draining`, `drained`, or `stopped`, as before
+        the first start."""
+        if not self.running and not self._ending:
+            return "stopped"
+        if self._ending:
+            return "draining"
+        return "drained" if self.factory.context.draining else "listening" if self.ready else "starting"
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """For the name of each endpoint that listens the address that it listens on, as in the log."""
+        named = zip(self._listeners, self._ports, strict=False)
+        return {listener.name: _address_text(port.getHost()) for (_, listener), port in named}
+
+    @property
     def statistics(self) -> Statistics:
         """The counts since the service was made. They go on over stops and starts."""
         return self.factory.statistics
 
     def startService(self) -> None:
         """Listen: for the first time, after a stop, or after a drain. If an endpoint fails, its exception is raised
-        (CannotListenError: the port is taken); then no endpoint listens, and the filters and the delivery are stopped.
+        (CannotListenError: the port is taken); then no endpoint listens, and the filters and the delivery are stopped,
+        but after a drain the service is as it was, drained.
 
         A later failure of an endpoint is logged, and the others go on. RuntimeError: the service listens already, or a
         stop or drain is under way.
@@ -162,8 +182,9 @@ class SMTPGuardService(PartsOwner):
         if self._ending:
             raise RuntimeError("the service cannot be started while a stop or drain is under way")
         self.failed_endpoint = ""
+        was_running = self.running
         try:
-            if not self.running:
+            if not was_running:
                 super().startService()
             self.factory.reopen()
             for endpoint, listener in self._listeners:
@@ -175,7 +196,8 @@ class SMTPGuardService(PartsOwner):
             for port in ports:
                 self._close(port)
             self._ending += 1
-            self._stop_parts().addBoth(self._drain_ended)
+            undone = self.factory.drain() if was_running else self._stop_parts()
+            undone.addBoth(self._drain_ended)
             raise
         hosts = [port.getHost() for port in self._ports]
         # These ask the delivery and read certificates, either of which may fail.

@@ -250,6 +250,30 @@ class SMTPGuardFactory(ServerFactory):
         self._lingering -= lingered
         self._something_ended()
 
+    # Called for an operator.
+
+    @property
+    def lingering(self) -> int:
+        """The number of connections that are closed on our side and wait for their client's end."""
+        return self._lingering
+
+    def sessions(self) -> list[Engine]:
+        """The connections that have not been closed on our side."""
+        return [protocol.engine for protocol in self._open if not protocol.engine.gone]
+
+    def end_session(self, name: str) -> bool:
+        """End the session with this name with a 421, also in a mail transaction: now, or after the verdict that it
+        waits for. Returns whether there is such a session."""
+        engine = next((each for each in self.sessions() if name and each.name == name), None)
+        if engine is None:
+            return False
+        if engine.awaits_verdict:
+            # Its client would send the message again, and it may be safe already.
+            engine.closing_reply, engine.account_next = replies.SESSION_ENDED, True
+        else:
+            engine.input(engine.hang_up, replies.SESSION_ENDED)
+        return True
+
     # Called by the service.
 
     def drain(self) -> Deferred[None]:
@@ -276,6 +300,12 @@ class SMTPGuardFactory(ServerFactory):
             self._log_drain_progress()
         return drained
 
+    @property
+    def pending_verdicts(self) -> int:
+        """The number of messages on which the delivery has not given its verdict."""
+        waiting = sum(protocol.engine.awaits_verdict for protocol in self._open)
+        return waiting + self.context.pending_deliveries
+
     def _shut_down(self, *, now: bool) -> None:
         for protocol in list(self._open):
             shut_down = partial(protocol.engine.shut_down, now=now)
@@ -283,10 +313,7 @@ class SMTPGuardFactory(ServerFactory):
 
     def _log_drain_progress(self) -> None:
         """Log what the drain waits for, now and every few seconds, so that an operator sees why it takes long."""
-        verdicts = self.context.pending_deliveries + sum(
-            protocol.engine.awaits_verdict for protocol in self._open
-        )
-        self.context.events.draining(len(self._open), verdicts)
+        self.context.events.draining(len(self._open), self.pending_verdicts)
         self._next_drain_log = self.deadlines.call_later(_DRAIN_LOG_SECONDS, self._log_drain_progress)
 
     def reopen(self) -> None:

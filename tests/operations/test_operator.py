@@ -1,0 +1,262 @@
+"""What an operator asks and changes: each change holds from the moment at which its method returns."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from loopback import Loopback
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, globalLogPublisher
+
+from twisted_smtpguard.operations.operator import APPLICATION, Operator
+from twisted_smtpguard.operations.sessions import Network, rows
+from twisted_smtpguard.operations.verbs import VERBS
+
+ENDED = b"421 4.3.2 Session ended by the operator, try again later\r\n"
+ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
+
+
+@pytest.fixture
+def log() -> Iterator[list[LogEvent]]:
+    """The guard's own events."""
+    events: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_namespace"] == "twisted_smtpguard":
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest_twisted.async_yield_fixture
+async def guard() -> Any:
+    loopback = Loopback()
+    loopback.start()
+    yield loopback
+    await loopback.close()
+
+
+def names(guard: Loopback) -> list[str]:
+    """The ids of the sessions that are open."""
+    return sorted(row["id"] for row in guard.service.operator.sessions())
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def changes(log: list[LogEvent]) -> list[str]:
+    return [event["text"] for event in log if event.get("event") == "operator"]
+
+
+# The table.
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_a_row_fits_the_method_that_it_names(verb: Any) -> None:
+    parameters = inspect.signature(getattr(Operator, verb.method or verb.name)).parameters
+    of_row = [argument.parameter or argument.name for argument in verb.arguments]
+    assert [name for name in parameters if name not in ("self", "by")] == of_row
+    assert ("by" in parameters) == verb.changes
+    for argument in verb.arguments:
+        needed = parameters[argument.parameter or argument.name].default is inspect.Parameter.empty
+        assert needed == argument.required
+
+
+def test_every_public_method_is_a_verb() -> None:
+    methods = {name for name in vars(Operator) if not name.startswith("_")} - {"carry_out"}
+    assert methods == {verb.method or verb.name for verb in VERBS.values()}
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "problem"),
+    [
+        ("sing", {}, "there is no verb 'sing'"),
+        ("end", {}, "end needs SESSION"),
+        ("end", {"session": 7}, "end: session must be a text"),
+        ("end", {"session": "a", "when": "now"}, "end has no argument 'when'"),
+        ("end", {"session": "nobody"}, "there is no session 'nobody'"),
+        ("end", {"session": ""}, "there is no session ''"),
+        ("sessions", {"network": "192.0.2.1/24"}, "has bits set after its prefix"),
+        ("sessions", {"network": "mx.example"}, "is not a network"),
+        ("resume", {}, "the guard is not drained, it is listening"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_request_is_refused_with_a_sentence_and_changes_nothing(
+    guard: Loopback, log: list[LogEvent], verb: str, arguments: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        guard.service.operator.carry_out(verb, arguments)
+    assert changes(log) == []
+
+
+# Asking.
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_status_has_the_connections_the_cap_and_the_statistics() -> None:
+    guard = Loopback(max_connections=7)
+    assert guard.service.operator.status()["state"] == "stopped"
+    guard.start()
+    await guard.greeted()
+    status = guard.service.operator.carry_out("status", {})
+    assert json.loads(json.dumps(status)) == status
+    assert (status["state"], status["connections"], status["max_connections"]) == ("listening", 1, 7)
+    assert list(status["listening"].values()) == [f"127.0.0.1:{guard.ports[0]}"]
+    assert status["statistics"]["connections_accepted"] == 1
+    await guard.close()
+    assert guard.service.operator.status()["state"] == "stopped"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_is_shown_with_what_its_client_said_escaped(guard: Loopback) -> None:
+    client = guard.client()
+    await client.says("EHLO [x\u202e\x1b[31m]\r\n".encode())
+    await client.hears(b"\r\n5")
+    await client.says(b"HELO client.example\r\n" + ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    (row,) = guard.service.operator.sessions("127.0.0.0/8")
+    assert row["stage"] == "message data"
+    assert row["helo"] == "client.example"
+    assert row["client"] == "127.0.0.1"
+    assert row["since"] == "1970-01-01T00:00:00Z"
+    assert row["id"] == guard.protocols[0].engine.name
+    assert json.loads(json.dumps(row)) == row
+    assert list(guard.service.operator.sessions("192.0.2.0/24")) == []
+    guard.protocols[0].engine.helo = "\u202e\x1b[31m"
+    (row,) = guard.service.operator.sessions()
+    assert row["helo"] == "\\u202e\\x1b[31m"
+
+
+@pytest.mark.parametrize(
+    ("network", "peer", "belongs"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.0/24", "192.0.2.255", True),
+        ("192.0.2.0/24", "192.0.3.0", False),
+        ("0.0.0.0/0", "2001:db8::1", False),
+        ("::ffff:192.0.2.0/120", "192.0.2.9", True),
+        ("2001:db8::/32", "2001:db8:1::1", True),
+        ("2001:db8::/32", "unix", False),
+        ("unix", "unix", True),
+        ("unix", "192.0.2.1", False),
+    ],
+)
+def test_a_network_has_its_clients_and_no_others(network: str, peer: str, belongs: bool) -> None:
+    assert (peer in Network(network)) == belongs
+
+
+def test_a_wrong_network_is_refused_before_a_row_is_taken() -> None:
+    with pytest.raises(ValueError, match="is not a network"):
+        rows([], "here")
+
+
+# Changing.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_that_is_ended_hears_a_421_and_carries_out_nothing_more(
+    guard: Loopback, log: list[LogEvent]
+) -> None:
+    clients = [await guard.greeted() for _ in range(2)]
+    name = names(guard)[0]
+    assert guard.service.operator.carry_out("end", {"session": name}, "uid:7") == {"ended": name}
+    assert len(names(guard)) == 1
+    assert changes(log) == [f"operator by=uid:7 verb=end what={name}"]
+    await guard.until(lambda: [each.read() for each in clients] and any(each.heard for each in clients))
+    ended, other = sorted(clients, key=lambda each: not each.heard)
+    assert ended.heard == ENDED
+    assert other.heard == b""
+    reasons = [event["reason"] for event in log if event.get("session") == name and "reason" in event]
+    assert reasons == ["ended_by_operator"] * 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_is_ended_in_the_middle_of_a_message_which_is_not_delivered(guard: Loopback) -> None:
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    await client.says(b"half a mess")
+    guard.service.operator.end(names(guard)[0])
+    assert names(guard) == []
+    await client.says(b"age\r\n.\r\n")
+    await client.hears(ENDED)
+    assert not client.heard.rpartition(b"354 ")[2].count(b"250 ")
+    assert "finish" not in guard.delivery.calls
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_session_that_waits_for_a_verdict_hears_it_and_then_the_421(guard: Loopback) -> None:
+    verdict: Deferred[None] = Deferred()
+    guard.delivery.answers["finish"] = lambda: verdict
+    client = await guard.greeted()
+    await client.says(ENVELOPE + b"DATA\r\n")
+    await client.hears(b"354 ")
+    await client.says(b"a message\r\n.\r\nNOOP\r\n")
+    await guard.until(lambda: guard.factory.pending_verdicts)
+    client.heard = b""
+    guard.service.operator.end(names(guard)[0])
+    verdict.callback(None)
+    await client.hears_the_end()
+    assert client.heard == b"250 2.0.0 Message accepted\r\n" + ENDED
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drained_guard_refuses_everybody_until_it_listens_again(
+    guard: Loopback, log: list[LogEvent]
+) -> None:
+    operator = guard.service.operator
+    client = await guard.greeted()
+    assert operator.drain()["state"] == "draining"
+    assert operator.status()["state"] == "draining"
+    with pytest.raises(ValueError, match="the drain is not over, 1 sessions are open"):
+        operator.resume()
+    await client.hears(b"421 4.3.2 Server shutting down\r\n")
+    client.close()
+    await guard.until(lambda: operator.status()["state"] == "drained")
+    assert not listens(guard.ports[0])
+    assert operator.status()["listening"] == {}
+    with pytest.raises(ValueError, match="the guard does not listen, it is drained"):
+        operator.drain()
+    (address,) = operator.resume()["listening"].values()
+    guard.ports = [int(address.rpartition(":")[2])]
+    await guard.greeted()
+    assert changes(log) == [f"operator by={APPLICATION} verb={verb}" for verb in ("drain", "resume")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guard_that_cannot_listen_again_stays_drained_with_its_parts(guard: Loopback) -> None:
+    operator = guard.service.operator
+    operator.drain()
+    await guard.until(lambda: operator.status()["state"] == "drained")
+    endpoint: Any = guard.service._listeners[0][0]
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        endpoint._port = busy.getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the guard cannot listen: "):
+                operator.resume()
+            await guard.until(lambda: operator.status()["state"] == "drained")
+            assert guard.service.running
+    endpoint._port = 0
+    assert operator.resume()["state"] == "listening"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_is_answered_when_it_is_done(guard: Loopback, log: list[LogEvent]) -> None:
+    answers: list[object] = []
+    guard.service.operator.carry_out("reload", {}, "uid:0").addBoth(answers.append)
+    await guard.until(lambda: answers)
+    assert answers == [{"reloaded": True}]
+    assert changes(log) == ["operator by=uid:0 verb=reload"]

@@ -1,0 +1,1 @@
+"""What does an operator ask and change while a guard runs?"""

@@ -1,0 +1,131 @@
+"""`Operator`, the `operator` of a service: every verb as a method.
+
+The control socket, `smtpguardctl`, the status page and applications all use it. Its parts do the work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.operations import sessions
+from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+
+APPLICATION = "application"
+"""Who asks, where no user of the machine does."""
+
+
+class Guard(Protocol):
+    """What an operator needs of a guard. It is an SMTPGuardService."""
+
+    factory: SMTPGuardFactory
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def addresses(self) -> Mapping[str, str]: ...
+    def startService(self) -> None: ...  # noqa: N802 - Twisted's name
+    def drain(self) -> Deferred[None]: ...
+    def reload(self) -> Deferred[None]: ...
+
+
+class Operator:
+    """What an operator may ask a running guard, and change in it.
+
+    Every answer is made of what JSON has: a dict, or an iterator of dicts where there may be many rows. What a stranger
+    chose is escaped in it, as in the log. ValueError: the request is refused, by its text, which is a sentence. A
+    change holds from the moment at which the method returns, or its Deferred fires; it is one `operator` event in the
+    log, with `by`, which says who asked.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
+        """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.
+
+        ValueError: there is no such verb, an argument is missing, unknown or wrong, or the method refuses.
+        """
+        row = VERBS.get(verb)
+        if row is None:
+            raise ValueError(f"there is no verb {verb[:40]!r}; there are {', '.join(sorted(VERBS))}")
+        parameters = row.parameters(arguments)
+        if row.changes:
+            parameters["by"] = by
+        return getattr(self, row.method or row.name)(**parameters)
+
+    # What an operator asks.
+
+    def status(self) -> dict[str, Any]:
+        """Whether the guard listens, its connections against the cap, and its statistics. It costs the same however
+        many connections there are."""
+        factory = self._guard.factory
+        limits, statistics = factory.context.limits, factory.statistics
+        return {
+            "version": version("twisted_smtpguard"),
+            "pid": os.getpid(),
+            "hostname": factory.context.hostname,
+            "state": self._guard.state,
+            "listening": dict(self._guard.addresses),
+            "connections": factory.connections,
+            "max_connections": limits.max_connections,
+            "sessions": statistics.live_connections,
+            "lingering": factory.lingering,
+            "tls_handshakes": len(factory.context.handshakes),
+            "statistics": statistics.snapshot(),
+        }
+
+    def sessions(self, network: str = "") -> Iterator[dict[str, Any]]:
+        """One row for each open connection whose client is in `network`; `unix` stands for UNIX sockets."""
+        return sessions.rows(self._guard.factory.sessions(), network)
+
+    # What an operator changes.
+
+    def end(self, session: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """End a session with a 421: now, or after the verdict that it waits for."""
+        if not self._guard.factory.end_session(session):
+            raise ValueError(f"there is no session {session[:40]!r}")
+        self._changed(by, "end", session)
+        return {"ended": session}
+
+    def drain(self, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Stop listening and end the sessions, as SMTPGuardService.drain() does. Returns at once."""
+        if self._guard.state not in ("listening", "starting", "draining"):
+            raise ValueError(f"the guard does not listen, it is {self._guard.state}")
+        self._changed(by, "drain")
+        self._guard.drain()
+        factory = self._guard.factory
+        return {
+            "state": "draining",
+            "sessions": len(factory.sessions()),
+            "verdicts": factory.pending_verdicts,
+        }
+
+    def resume(self, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Listen again after a drain."""
+        state = self._guard.state
+        if state == "draining":
+            left = len(self._guard.factory.sessions())
+            raise ValueError(f"the drain is not over, {left} sessions are open; end them, or wait")
+        if state != "drained":
+            raise ValueError(f"the guard is not drained, it is {state}")
+        try:
+            self._guard.startService()
+        # A guard that handles its process would end it by a SystemExit with one sentence.
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"the guard cannot listen: {error}") from error
+        self._changed(by, "resume")
+        return {"state": self._guard.state, "listening": dict(self._guard.addresses)}
+
+    def reload(self, *, by: str = APPLICATION) -> Deferred[dict[str, Any]]:
+        """Reload as on SIGHUP. Fires when that is done."""
+        self._changed(by, "reload")
+        return self._guard.reload().addCallback(lambda _: {"reloaded": True})
+
+    def _changed(self, by: str, verb: str, *what: str) -> None:
+        self._guard.factory.context.events.operator(by, verb, what)

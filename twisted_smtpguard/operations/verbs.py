@@ -1,0 +1,107 @@
+"""The table of verbs: what an operator may say to a running guard.
+
+A row names a method of `Operator`. The control socket checks a request by it, `smtpguardctl` makes its command line and
+its help of it, and the reference is held to it. A new verb is a method and a row. This file imports no Twisted, since a
+command has to start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+TOP = ("connections", "messages", "recipients", "refusals")
+"""What `top` can order clients by."""
+
+
+class Argument(NamedTuple):
+    """One argument of a verb."""
+
+    name: str
+    """Its name in a request. On a command line it stands at its place, or is `--name` if it is an `option`."""
+    value: str
+    """Its placeholder in a help text, such as NETWORK."""
+    help: str
+    required: bool = True
+    option: bool = False
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] = str
+    """Makes the method's value of the text. ValueError: a sentence."""
+    parameter: str = ""
+    """The name of the method's parameter, if `name` is none in Python."""
+
+
+class Verb(NamedTuple):
+    """One verb."""
+
+    name: str
+    help: str
+    """One or more sentences. The first says what it does."""
+    arguments: tuple[Argument, ...] = ()
+    changes: bool = False
+    """Whether it changes something. The method then has a parameter `by`, which says who asks, and logs an event."""
+    method: str = ""
+    """The name of the method, if the verb's own is none in Python."""
+
+    def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
+        """The arguments of the method, from those of a request, which are texts.
+
+        ValueError: one of them is missing, unknown or wrong.
+        """
+        known = {argument.name for argument in self.arguments}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{self.name} has no argument {name[:40]!r}")
+        values = {}
+        for argument in self.arguments:
+            text = given.get(argument.name)
+            if text is None:
+                if argument.required:
+                    raise ValueError(f"{self.name} needs {argument.value}")
+                continue
+            if not isinstance(text, str):
+                raise ValueError(f"{self.name}: {argument.name} must be a text")
+            if argument.choices and text not in argument.choices:
+                one_of = ", ".join(argument.choices)
+                raise ValueError(f"{self.name}: {argument.name} must be one of {one_of}, not {text[:40]!r}")
+            values[argument.parameter or argument.name] = argument.parse(text)
+        return values
+
+
+_VERBS = (
+    Verb("status", "Show whether the guard listens, its connections and what it has counted."),
+    Verb(
+        "sessions",
+        "List the connections that are open: id, client, stage, since when, HELO, TLS, user and accepted messages. A "
+        "connection that has not been greeted has no id.",
+        (Argument("network", "NETWORK", "Only clients in this address or network.", required=False),),
+    ),
+    Verb(
+        "end",
+        "End one session with a 421. If the verdict on its message is pending, the session ends after that.",
+        (Argument("session", "SESSION", "The id of the session, as in `sessions` and in the log."),),
+        changes=True,
+    ),
+    Verb(
+        "drain",
+        "Stop listening, and end the sessions as at a stop; the process goes on. `status` shows when the last session "
+        "has ended.",
+        changes=True,
+    ),
+    Verb("resume", "Listen again after a drain.", changes=True),
+    Verb(
+        "reload",
+        "Read the data of filters, deliveries, certificates and password files again, as on SIGHUP. What has changed "
+        "or failed is in the log.",
+        changes=True,
+    ),
+)
+
+
+def by_name(verbs: Iterable[Verb]) -> dict[str, Verb]:
+    """The rows by the names of the verbs."""
+    return {verb.name: verb for verb in verbs}
+
+
+VERBS: Mapping[str, Verb] = by_name(_VERBS)
+"""Every verb, by its name."""
