@@ -167,11 +167,11 @@ def _failure(to: Events) -> None:
     to.failure(a_failure(), "the delivery failed: finish()", "7f3a01", "192.0.2.1")
 
 
-def _stopped(to: Events) -> None:
+def _refused(to: Events) -> Events:
     for _ in range(12):
         to.reject("192.0.2.1", "not_smtp")
     to.reject("192.0.2.1", "max_errors", session="7f3a01", dry_run=True)
-    to.stopped()
+    return to
 
 
 EVERY_FIELD: dict[str, Callable[[Events], object]] = {
@@ -204,7 +204,8 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
         "readable_file",
         "/etc/smtpguard/guard.key has a private key in it, and every user of this machine can read it",
     ),
-    "stopped": _stopped,
+    "statistics": lambda to: _refused(to).statistics_now(),
+    "stopped": lambda to: _refused(to).stopped(),
     "connect": lambda to: to.connect(
         "7f3a01",
         "192.0.2.1",
@@ -295,7 +296,12 @@ each_event = pytest.mark.parametrize("name", EVERY_EVENT)
 
 
 def _methods(kind: type) -> dict[str, Callable[..., object]]:
-    return {name: f for name, f in vars(kind).items() if inspect.isfunction(f) and not name.startswith("_")}
+    """By the names of their events."""
+    methods = {
+        name: f for name, f in vars(kind).items() if inspect.isfunction(f) and not name.startswith("_")
+    }
+    # `Events.statistics` are the counts themselves.
+    return {name.removesuffix("_now"): method for name, method in methods.items()}
 
 
 def test_every_event_is_tested_here() -> None:
@@ -749,6 +755,19 @@ def test_what_is_left_at_the_end_stands_in_the_last_line(log: Log) -> None:
     log.to.stopped()
     assert log.lines[-1].startswith("stopped ")
     assert log.lines[-1].endswith(" refusals=not_smtp:1000 dry_run_refusals= suppressed=990")
+
+
+def test_the_statistics_that_are_asked_for_tell_what_was_left_out_and_the_next_line_tells_it_too(
+    log: Log,
+) -> None:
+    log.reject_many(1000)
+    log.to.statistics_now()
+    log.to.statistics_now()
+    log.to.stopped()
+    texts = [(event["event"], event["text"].partition(" ")[2]) for event in log.events[-3:]]
+    assert {text for _, text in texts} == {texts[0][1]}
+    assert texts[0][1].endswith(" suppressed=990")
+    assert [name for name, _ in texts] == ["statistics", "statistics", "stopped"]
 
 
 def test_a_service_started_again_does_not_tell_twice_what_was_left_out(log: Log) -> None:

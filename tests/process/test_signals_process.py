@@ -79,7 +79,9 @@ def test_a_process_that_is_started_with_them_ignored_survives_them_from_the_firs
 
 
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
-def test_a_running_guard_reloads_at_one_and_does_nothing_at_the_others(tmp_path: Path, reactor: str) -> None:
+def test_a_running_guard_reloads_at_one_tells_its_statistics_at_one_and_does_nothing_at_the_third(
+    tmp_path: Path, reactor: str
+) -> None:
     (tmp_path / "networks").write_text("deny 192.0.2.1\n")
     option = f"--ip-filter=networks:{tmp_path}/networks"
     with GuardProcess(tmp_path, option, reactor=reactor) as guard, RawClient(guard.address) as client:
@@ -90,6 +92,11 @@ def test_a_running_guard_reloads_at_one_and_does_nothing_at_the_others(tmp_path:
         guard.wait_for(r"\] reloaded what=networks")
         assert client.ask("NOOP").startswith("250 ")
         assert not [line for line in guard.lines if "SIGUSR" in line]
+        statistics = guard.wait_for(r"\] statistics ")
+        assert " connections_accepted=1 connections_refused=0 live_connections=1 " in statistics
+        # And nothing else has come of it.
+        kinds = [line.split()[2] for line in guard.lines]
+        assert kinds[-3:] == ["connect", "statistics", "reloaded"]
 
 
 @pytest.mark.parametrize(

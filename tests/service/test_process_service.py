@@ -19,8 +19,8 @@ from zope.interface import implementer
 
 from twisted_smtpguard.service.process import StandaloneService
 
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
-HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *IGNORED)
+HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
+HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *HARMLESS)
 
 
 class Service(StandaloneService):
@@ -73,9 +73,11 @@ async def test_each_sighup_reloads_while_it_runs() -> None:
     await guard.stopService()
 
 
-@pytest.mark.parametrize("number", IGNORED)
+@pytest.mark.parametrize("number", HARMLESS)
 @pytest_twisted.ensureDeferred
-async def test_signals_that_mean_nothing_are_ignored_while_it_runs(number: signal.Signals) -> None:
+async def test_signals_that_end_nothing_mean_what_they_meant_before_once_it_has_stopped(
+    number: signal.Signals,
+) -> None:
     signal.signal(number, before_the_start)
     guard = service()
     guard.startService()

@@ -14,7 +14,8 @@ class LineBudget:
     """
 
     def __init__(self, lines: int, lines_per_client: int) -> None:
-        self._suppressed = 0
+        self.suppressed = 0
+        """How many lines were suppressed since `take_suppressed` was called."""
         self._max_lines = lines
         self._max_lines_per_client = lines_per_client
         self._second = -1
@@ -30,13 +31,13 @@ class LineBudget:
             self._lines_by_client.clear()
         # This check comes first, so that a flood from ever new addresses adds no keys once the budget is used up.
         if self._lines >= self._max_lines > 0:
-            self._suppressed += 1
+            self.suppressed += 1
             return False
         if self._max_lines_per_client:
             client = (peer, reason)
             lines = self._lines_by_client.get(client, 0)
             if lines >= self._max_lines_per_client:
-                self._suppressed += 1
+                self.suppressed += 1
                 return False
             if len(self._lines_by_client) >= MAX_TABLE_KEYS:
                 self._lines_by_client.clear()
@@ -46,5 +47,5 @@ class LineBudget:
 
     def take_suppressed(self) -> int:
         """How many lines were suppressed since the last call."""
-        suppressed, self._suppressed = self._suppressed, 0
+        suppressed, self.suppressed = self.suppressed, 0
         return suppressed

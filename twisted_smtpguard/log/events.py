@@ -152,13 +152,18 @@ class Events:
         start."""
         self._log.warn("setup_warning", {"what": what}, problem)
 
+    def statistics_now(self) -> None:
+        """The operator has asked for the statistics, by SIGUSR1. Logged with all of them, and what `suppressed` counts
+        is still counted for the next line."""
+        self._log_statistics("statistics", self._refusals.suppressed + self._failures.suppressed)
+
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
-        fields: dict[str, object] = {**self.statistics.snapshot()}
-        suppressed = self._refusals.take_suppressed() + self._failures.take_suppressed()
-        if suppressed:
-            fields["suppressed"] = suppressed
-        self._log.info("stopped", fields)
+        self._log_statistics("stopped", self._refusals.take_suppressed() + self._failures.take_suppressed())
+
+    def _log_statistics(self, event: str, suppressed: int) -> None:
+        counts = self.statistics.snapshot()
+        self._log.info(event, {**counts, "suppressed": suppressed} if suppressed else counts)
 
     # A connection.
 

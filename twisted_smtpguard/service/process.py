@@ -28,8 +28,8 @@ from twisted_smtpguard.transport.listener import Listener
 SIGHUP = getattr(signal, "SIGHUP", None)
 """None on systems without this signal (Windows)."""
 
-_IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-"""Signals that are ignored, since they would end the process without a log line."""
+SIGUSR1 = getattr(signal, "SIGUSR1", None)
+SIGUSR2 = getattr(signal, "SIGUSR2", None)
 
 _THREADS_SECONDS = 3
 """How long threads may go on after everything has been stopped."""
@@ -40,14 +40,15 @@ _log = Logger()
 def ignore_signals() -> None:
     """Ignore SIGHUP, SIGUSR1 and SIGUSR2 until the service handles them: a SIGHUP while files are read for the first
     time must not end the process."""
-    for number in (SIGHUP, *_IGNORED_SIGNALS):
+    for number in (SIGHUP, SIGUSR1, SIGUSR2):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
 
 
 class ProcessSignals:
     """Handles the signals of a process that consists of `guards`, and tells systemd its state. SIGHUP makes each guard
-    reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and SIGUSR2 are ignored."""
+    reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 makes each guard log its statistics;
+    SIGUSR2 is ignored."""
 
     def __init__(self, reactor: Any, guards: Sequence[SMTPGuardService]) -> None:
         self._reactor = reactor
@@ -71,8 +72,11 @@ class ProcessSignals:
             self._reactor.addSystemEventTrigger("before", "shutdown", setattr, self, "_shutting_down", True)
         if SIGHUP is not None:
             self._handle(SIGHUP, self._on_hangup)
-        for number in _IGNORED_SIGNALS:
-            self._handle(number, signal.SIG_IGN)
+        if SIGUSR1 is not None:
+            self._handle(SIGUSR1, self._on_question)
+        # It would end the process without a log line.
+        if SIGUSR2 is not None:
+            self._handle(SIGUSR2, signal.SIG_IGN)
         # The reactor sets its own handlers when it begins to run.
         self._reactor.callWhenRunning(self._watch_stops)
 
@@ -140,15 +144,20 @@ class ProcessSignals:
 
         self._reactor.callFromThread(reload)
 
+    def _on_question(self, number: int, frame: FrameType | None) -> None:
+        for guard in self._guards:
+            self._reactor.callFromThread(guard.factory.context.events.statistics_now)
+
 
 class ProcessService(MultiService):
     """The service of a whole process: `guards`, and the `parts` that they need, which are services. Return it from your
     own `makeService`.
 
     Parts are started first, in their order, then the guards. At a stop every guard is drained before anything else is
-    stopped. SIGHUP makes each guard reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 and
-    SIGUSR2 are ignored. systemd is told when all guards listen, reload and stop. If a guard cannot listen the process
-    ends with one sentence. The process does not wait at its end for a thread that hangs.
+    stopped. SIGHUP makes each guard reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1
+    makes each guard log its statistics; SIGUSR2 is ignored. systemd is told when all guards listen, reload and stop. If
+    a guard cannot listen the process ends with one sentence. The process does not wait at its end for a thread that
+    hangs.
     """
 
     @checked
