@@ -42,7 +42,7 @@ def names_reactor(name: str) -> bool:
 
 
 ROOMS: dict[str, str] = {
-    "__init__": "admission checkers delivery filters limits log replies service tls transport upstream values",
+    "__init__": "public",
     "admission": "engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers delivery engine filters hooks inputs interfaces limits log service tls transport",
@@ -55,6 +55,7 @@ ROOMS: dict[str, str] = {
     "limits": "inputs replies",
     "log": "hooks inputs limits replies tls",
     "operations": "filters log transport",
+    "public": "admission checkers delivery filters limits log replies service tls transport upstream values",
     "reactors": "",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
@@ -76,7 +77,7 @@ OF_THE_ENGINE = {
 }
 """What each room but transport may know of the engine: never a session."""
 
-AT_THE_TOP = {"__init__.py", "interfaces.py", "values.py", "replies.py"}
+AT_THE_TOP = {"__init__.py", "interfaces.py", "public.py", "replies.py", "values.py"}
 """Whatever else there is stands in a room."""
 
 MOST_LINES, FEW_LINES, MOST_SMALL_FILES = 400, 40, 5

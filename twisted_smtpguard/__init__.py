@@ -1,68 +1,25 @@
-"""An SMTP service for Twisted that stays up under abuse: the names that applications and plugins use."""
+"""An SMTP service for Twisted that stays up under abuse: the names that applications and plugins use.
 
-from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.checkers.passwordfile import PasswordFile
-from twisted_smtpguard.delivery.callable import CallableDelivery
-from twisted_smtpguard.delivery.discard import DiscardDelivery
-from twisted_smtpguard.delivery.domains import AcceptedDomains
-from twisted_smtpguard.delivery.envelope import Envelope
-from twisted_smtpguard.delivery.lmtp import LmtpDelivery
-from twisted_smtpguard.delivery.maildir import MaildirDelivery
-from twisted_smtpguard.delivery.smtp import SmtpDelivery
-from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
-from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
-from twisted_smtpguard.limits.limits import Limits
-from twisted_smtpguard.limits.units import Rate
-from twisted_smtpguard.log.events import Events
-from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.service.process import ProcessService
-from twisted_smtpguard.service.service import SMTPGuardService
-from twisted_smtpguard.tls.files import CertificateFiles
-from twisted_smtpguard.transport.factory import SMTPGuardFactory
-from twisted_smtpguard.upstream.parameters import UpstreamOptions
-from twisted_smtpguard.values import (
-    PASS,
-    TRUST,
-    CheckerUnavailable,
-    Client,
-    Path,
-    Peer,
-    Refused,
-    Verdict,
-    refuse,
-)
+They stand in public.py, which is imported when the first of them is asked for, so that `smtpguardctl`, which asks for
+none, starts without Twisted.
+"""
 
-__all__ = [
-    "PASS",
-    "TRUST",
-    "AcceptedDomains",
-    "CallableDelivery",
-    "CertificateFiles",
-    "CheckerUnavailable",
-    "Client",
-    "DiscardDelivery",
-    "Envelope",
-    "Events",
-    "FilterEntry",
-    "Limits",
-    "LmtpDelivery",
-    "MaildirDelivery",
-    "NetworksFile",
-    "NetworksFilter",
-    "PasswordFile",
-    "Path",
-    "Peer",
-    "ProcessService",
-    "Rate",
-    "Refused",
-    "Reply",
-    "SMTPGuardFactory",
-    "SMTPGuardService",
-    "SmtpDelivery",
-    "Statistics",
-    "TwistedMailDelivery",
-    "UpstreamOptions",
-    "Verdict",
-    "refuse",
-]
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.public import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # `from twisted_smtpguard import replies` inside the package must not import all of it.
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        public = import_module(f"{__name__}.public")
+        globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]

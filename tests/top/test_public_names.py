@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from documents import DOCS, section
@@ -89,14 +91,17 @@ INTERFACES = [
     "refuse",
 ]
 SERVICE = [
+    "addresses",
     "drain",
     "factory",
     "failed_endpoint",
     "on_listening",
+    "operator",
     "ports",
     "ready",
     "reload",
     "startService",
+    "state",
     "statistics",
     "stopService",
 ]
@@ -109,28 +114,46 @@ FACTORY_INSIDE = [
     "connection_ended",
     "context",
     "deadlines",
+    "end_session",
     "ends",
     "filters",
     "greet_delay",
+    "lingering",
     "may_linger",
     "next_session_name",
     "noisy",
     "output_rules",
+    "pending_verdicts",
     "proxies",
     "release",
     "session_times",
+    "sessions",
     "socket_buffers",
     "startFactory",
     "tls",
     "turns",
 ]
-"""What protocols, the service, reloading and tests use of the factory. No promise to anybody else."""
+"""What protocols, the service, its operator, reloading and tests use of the factory. No promise to anybody else."""
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_the_names_of_a_public_module_are_chosen(module: object) -> None:
     assert module.__all__ == PUBLIC[module]
     assert all(hasattr(module, name) for name in PUBLIC[module])
+
+
+def test_no_name_of_a_public_module_is_made_up() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Smtpguard'"):
+        _ = twisted_smtpguard.Smtpguard  # type: ignore[attr-defined]
+
+
+def test_the_package_alone_imports_no_twisted_and_its_first_name_all_of_it() -> None:
+    code = (
+        "import sys, twisted_smtpguard; print('twisted' in sys.modules); "
+        "twisted_smtpguard.Limits; print('twisted' in sys.modules, twisted_smtpguard.interfaces.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True", "twisted_smtpguard.interfaces"]
 
 
 def test_the_names_of_the_interfaces_are_chosen() -> None:
