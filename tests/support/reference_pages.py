@@ -38,7 +38,8 @@ def row_of_limit(spec: LimitSpec) -> str:
 
     answer = "<br>".join(map(text, spec.replies)) or "none"
     default, edge = map(spec.unit.format, (spec.default, spec.edge))
-    return f"| `--{spec.option}` | {default} | {edge} | {spec.unit.name} | {spec.help} | {answer} |"
+    first = f"| `--{spec.option}` | {default} | {edge} | {spec.unit.name} | {spec.help} | {answer} "
+    return f"{first}| {spec.holds_from} |"
 
 
 def sent_when() -> dict[str, str]:

@@ -30,14 +30,25 @@ class Admission:
         events: Events,
     ) -> None:
         self.chain = FilterChain(entries, limits, call_later, events)
-        self._limits = limits
         self._clients = clients
+        self._events = events
+        self.set_limits(limits)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Swap the limits, those of the filters too. The ClientLimits have them already."""
+        self._limits = self.chain.limits = limits
         self._cap = limits.max_connections_per_client
         self._enforced_cap = limits.enforced("max_connections_per_client")
-        self._connection_rate = clients.rate("connection_rate")
-        self._events = events
-        self.asks_nothing = not (entries or self._cap or self._connection_rate)
+        self._connection_rate = self._clients.rate("connection_rate")
+        self.asks_nothing = not (self.chain.entries or self._cap or self._connection_rate)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
+
+    def count_admitted(self, connection: PendingConnection) -> None:
+        """Count a connection that was admitted while its client's connections had no limit, now that they have one. It
+        stays, however many its client has."""
+        if self._cap and connection.place is None and not (connection.trusted or connection.gone):
+            connection.place = Place(self._clients, connection.key)
+            self._clients.take_place(connection.place, 0)
 
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
         """The refusal of the connection; None if it is admitted, trusted or not. A Deferred of that if a filter or the

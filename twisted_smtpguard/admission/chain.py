@@ -43,7 +43,7 @@ class FilterChain:
         self, entries: Sequence[FilterEntry], limits: Limits, call_later: CallLater, events: Events
     ) -> None:
         self.entries = tuple(entries)
-        self._limits = limits
+        self.limits = limits
         self._call_later = call_later
         self._events = events
 
@@ -62,7 +62,7 @@ class FilterChain:
                 answer: Any = entry.filter.check(connection.peer)
                 if is_later(answer):
                     promise = within(
-                        self._limits.ip_filter_timeout,
+                        self.limits.ip_filter_timeout,
                         self._call_later,
                         as_deferred(answer),
                         partial(self._report, entry, connection),
@@ -89,7 +89,7 @@ class FilterChain:
                     reply = replies.with_enhanced_code(answer.reply)
                     refusal = Refusal(reply, "ip_filter", ip_filter=entry.name, rule=answer.rule)
             if refusal is not None:
-                refusal.enforce(self._events, self._limits, connection, IP_FILTER)
+                refusal.enforce(self._events, self.limits, connection, IP_FILTER)
         return False
 
     def _report(
@@ -107,7 +107,7 @@ class FilterChain:
             reason, problem = "ip_filter_timeout", "timeout"
         else:
             self._report(entry, connection, failure)
-        let_in = entry.fail_open or IP_FILTER in self._limits.dry_run
+        let_in = entry.fail_open or IP_FILTER in self.limits.dry_run
         self._events.filter_failed(entry.name, connection.peer_name, problem, let_in=let_in)
         if entry.fail_open:
             return None

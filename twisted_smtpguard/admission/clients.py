@@ -49,7 +49,7 @@ class ClientLimits:
         events: Events,
         settled: Callable[[], object],
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._store = store
         self._seconds = seconds
         self._call_later = call_later
@@ -60,12 +60,12 @@ class ClientLimits:
 
     def key_of(self, address: Address | None) -> str:
         """The key of the client at `address`."""
-        limits = self._limits
+        limits = self.limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
     def rate(self, name: str) -> ClientRate | None:
         """The rate limit `name`, a field of Limits; None if there is no such limit."""
-        rate: Rate = getattr(self._limits, name)
+        rate: Rate = getattr(self.limits, name)
         return ClientRate(self, self._store, self._seconds, name, rate) if rate else None
 
     def take_place(self, place: Place, limit: int) -> Count:

@@ -33,6 +33,14 @@ class LocalCounterStore:
         # would cost 64 octets more, a list 80, and the garbage collector would visit all of them.
         self._windows: defaultdict[str, OrderedDict[str, complex]] = defaultdict(OrderedDict)
 
+    def set_max_clients(self, max_clients: int) -> None:
+        """Remember so many clients from now on; 0: all."""
+        self._max_clients = max_clients
+        for places in self._places.values():
+            self._forget(places)
+        for windows in self._windows.values():
+            self._forget(windows)
+
     def acquire(self, counter: str, client: str, limit: int) -> int:
         """Take a place, and return how many `client` then holds. Above `limit` (0: no limit) nothing is taken."""
         places = self._places[counter]
@@ -80,5 +88,8 @@ class LocalCounterStore:
     def _put(self, table: OrderedDict[str, T], client: str, value: T) -> None:
         """Set the value of a client. If the table is full, the least recently used client is forgotten."""
         table[client] = value
-        if self._max_clients and len(table) > self._max_clients:
+        self._forget(table)
+
+    def _forget(self, table: OrderedDict[str, T]) -> None:
+        while 0 < self._max_clients < len(table):
             table.popitem(last=False)

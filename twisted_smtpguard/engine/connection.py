@@ -42,6 +42,19 @@ class _NoTimer:
 NO_TIMER = _NoTimer()
 
 
+class _ChangedLimit:
+    """Stands in for a deadline whose time limit has changed since it began. It runs to its end as it is; where it would
+    be extended, it begins again with the new limit. So extending a deadline stays one assignment."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def _begin_again(self, when: float) -> None:
+        self._connection.set_deadline(self._connection.timed)
+
+    when = property(None, _begin_again)
+
+
 @attrs.define(eq=False, repr=False, weakref_slot=False)
 class Connection:
     """One connection and its session. Its effects go to `host`; `peer_name` is the client's name in the log."""
@@ -280,6 +293,13 @@ class Connection:
         self.timed = timeout
         self.time_limit = self.context.timeouts[timeout]
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
+
+    def limits_changed(self) -> None:
+        """Called when the guard's limits have been swapped for others."""
+        if self.timed:
+            self.timer = _ChangedLimit(self)
+        if self.rate is not None:
+            self.rate.outdated = True
 
     def stop_hook_timer(self) -> None:
         """Called when no hook with a time limit will be waited for any more."""

@@ -15,7 +15,7 @@ from twisted_smtpguard.engine.message import MessageRules, message_rules
 from twisted_smtpguard.engine.port import Cancellable
 from twisted_smtpguard.engine.sasl import MECHANISMS
 from twisted_smtpguard.engine.stages import Stage, StageRow
-from twisted_smtpguard.inputs.arguments import derived
+from twisted_smtpguard.inputs.arguments import derive_again, derived
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
@@ -126,13 +126,18 @@ class ServerContext:
     """`ClientRate`: counts the messages of each client; None for no limit."""
     recipient_rate: Any = derived(lambda self: self.clients.rate("recipient_rate"))
     """`ClientRate`: counts the recipients of each client; None for no limit."""
-    _offers: dict[bool, Offer] = attrs.field(factory=dict, init=False)
+    _offers: dict[bool, Offer] = derived(lambda self: {})
     _rules: Callable[[int, bool], MessageRules] = derived(
         lambda self: lru_cache(maxsize=2)(
             lambda max_message_octets, binary: message_rules(self.limits, self.max_octets, binary=binary)
         )
     )
     """Called with the delivery's `max_message_octets`, which may change at any time."""
+
+    def set_limits(self, limits: Limits) -> None:
+        """Swap the limits, and make all that is derived from them again. `clients` has them already."""
+        self.limits = limits
+        derive_again(self)
 
     @property
     def max_octets(self) -> int:

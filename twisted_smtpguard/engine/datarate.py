@@ -27,6 +27,8 @@ class DataRate:
     _too_slow: Callable[[], None]
     octets: int = 0
     """Octets of message data in this window."""
+    outdated: bool = False
+    """Whether the limit has changed. The next message is measured by another object."""
     _in_grace: bool = True
     _left: float = attrs.field(init=False)
     """The seconds that this window had left when its time began to run."""

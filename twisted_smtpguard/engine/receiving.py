@@ -142,6 +142,9 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
 def _watch_rate(engine: Engine) -> None:
     """Begin to measure the data rate of a message, if it is limited."""
     rate, limits = engine.rate, engine.context.limits
+    if rate is not None and rate.outdated:
+        rate.stop()
+        rate = engine.rate = None
     if rate is None and limits.min_data_rate and limits.data_rate_window:
         rate = engine.rate = DataRate(
             engine.context, limits.min_data_rate, limits.data_rate_window, engine.data_too_slow

@@ -17,6 +17,9 @@ import attrs
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_DERIVED = "derived"
+"""The key of a derived field's metadata."""
+
 _ANYTHING = object()
 """Stands for a missing annotation, or one that only a type checker can resolve."""
 
@@ -196,4 +199,11 @@ def _described(hint: Any) -> str:
 
 def derived(value: Callable[[Any], Any]) -> Any:
     """A field of an attrs class that is no argument: `value` makes it from the object, whose earlier fields are set."""
-    return attrs.field(init=False, default=attrs.Factory(value, takes_self=True))
+    return attrs.field(init=False, default=attrs.Factory(value, takes_self=True), metadata={_DERIVED: value})
+
+
+def derive_again(value: Any) -> None:
+    """Make every `derived` field of an attrs object again, because what it is made from has changed."""
+    for field in attrs.fields(type(value)):
+        if _DERIVED in field.metadata:
+            setattr(value, field.name, field.metadata[_DERIVED](value))

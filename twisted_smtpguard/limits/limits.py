@@ -23,6 +23,7 @@ from twisted_smtpguard.limits.units import (
     OCTETS,
     OCTETS_A_SECOND,
     RATE,
+    RESTART,
     SECONDS,
     Rate,
     Unit,
@@ -36,6 +37,13 @@ PROFILES = ("base", "edge")
 
 IP_FILTER = "ip_filter"
 """The name of IP filters' refusals in `Limits.dry_run`. They belong to no field of Limits."""
+
+
+_AT_ONCE = "this moment"
+_CONNECTION = "the next connection"
+_MESSAGE = "the next message"
+_HANDSHAKE = "the next TLS handshake"
+_END = "the next end of a session"
 
 
 @attrs.frozen
@@ -52,6 +60,9 @@ class LimitSpec:
     """Whether the limit has a dry run. A limit that bounds memory, disk or time has none."""
     other_replies: tuple[str, ...]
     """The names in replies.py of its replies, if their reason is not the name of the limit."""
+    holds_from: str
+    """From when on a change in a running guard holds: `the next command` of a session, say. RESTART: it cannot be
+    changed in a running guard."""
     owner: type
     """The class that has the field, or inherits it."""
 
@@ -103,29 +114,29 @@ class Limits:
     """
 
     # Admission.
-    max_connections: int = COUNT.limit(0, edge=2000)
+    max_connections: int = COUNT.limit(0, edge=2000, holds_from=_CONNECTION)
     """Connections at once over all listeners, from accept to the end of the connection."""
-    max_connections_per_client: int = COUNT.limit(0, edge=20)
+    max_connections_per_client: int = COUNT.limit(0, edge=20, holds_from=_CONNECTION)
     """Connections at once of one client."""
-    connection_rate: Rate = RATE.limit(NO_RATE, edge=Rate(60, 60))
+    connection_rate: Rate = RATE.limit(NO_RATE, edge=Rate(60, 60), holds_from=_CONNECTION)
     """Connections of one client."""
     message_rate: Rate = RATE.limit(NO_RATE)
     """Messages of one client, counted at MAIL."""
     recipient_rate: Rate = RATE.limit(NO_RATE)
     """Recipients of one client, counted at RCPT, with those that the delivery refuses."""
-    ipv4_client_prefix: int = prefix_length(32).bound(32)
+    ipv4_client_prefix: int = prefix_length(32).bound(32, holds_from=_CONNECTION)
     """The leading bits of an IPv4 address that identify a client."""
-    ipv6_client_prefix: int = prefix_length(128).bound(64)
+    ipv6_client_prefix: int = prefix_length(128).bound(64, holds_from=_CONNECTION)
     """The leading bits of an IPv6 address that identify a client."""
-    max_tracked_clients: int = COUNT.bound(100_000)
+    max_tracked_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
     """Clients remembered for each limit per client; the one that was inactive for longest is forgotten first."""
-    ip_filter_timeout: float = SECONDS.bound(10, "LOCAL_ERROR_CLOSING")
+    ip_filter_timeout: float = SECONDS.bound(10, "LOCAL_ERROR_CLOSING", holds_from=_CONNECTION)
     """Time for an IP filter to answer."""
-    early_talker: str = one_of("log", "refuse").limit("log", edge="refuse")
+    early_talker: str = one_of("log", "refuse").limit("log", edge="refuse", holds_from="the next greeting")
     """A client that speaks before the greeting: log it, or refuse it."""
-    greet_delay: float = SECONDS.bound(0, edge=2)
+    greet_delay: float = SECONDS.bound(0, edge=2, holds_from=_CONNECTION)
     """Time from the end of all other checks to the greeting; none above 80 % of --max-connections."""
-    max_tls_handshakes: int = COUNT.bound(0, edge=500)
+    max_tls_handshakes: int = COUNT.bound(0, edge=500, holds_from=_HANDSHAKE)
     """TLS handshakes under way at once. A further one aborts the oldest, or is aborted itself while that is younger
     than a second."""
 
@@ -165,24 +176,24 @@ class Limits:
     """Input that waits while a command is being answered; nothing more is read from the client then."""
     max_output_buffer: int = OCTETS.bound(16 * 1024)
     """Replies that wait for the client to read them; no further command is executed then."""
-    socket_send_buffer: int = OCTETS.bound(32 * 1024)
+    socket_send_buffer: int = OCTETS.bound(32 * 1024, holds_from=_CONNECTION)
     """The kernel's send buffer of one connection: what the client has not received yet. 0 leaves it to the system."""
-    socket_receive_buffer: int = OCTETS.bound(128 * 1024)
+    socket_receive_buffer: int = OCTETS.bound(128 * 1024, holds_from=_CONNECTION)
     """The kernel's receive buffer of one connection: what the guard has not read yet. 0 leaves it to the system."""
 
     # Messages.
-    max_message_size: int = OCTETS.limit(10 * 1024 * 1024)
+    max_message_size: int = OCTETS.limit(10 * 1024 * 1024, holds_from=_MESSAGE)
     """A message, counted after dot-unstuffing, with line ends. Announced as SIZE."""
-    oversize_drain: int = OCTETS.bound(1024 * 1024)
+    oversize_drain: int = OCTETS.bound(1024 * 1024, holds_from=_MESSAGE)
     """Octets above the maximum message size that are read and discarded before the session is ended; the maximum
     message size itself if that is more."""
-    bare_newline: str = one_of("reject", "normalize").limit("reject")
+    bare_newline: str = one_of("reject", "normalize").limit("reject", holds_from=_MESSAGE)
     """A bare CR or LF in a message: refuse the message, or change it to CRLF."""
-    max_header_size: int = OCTETS.limit(256 * 1024)
+    max_header_size: int = OCTETS.limit(256 * 1024, holds_from=_MESSAGE)
     """The header section of a message."""
-    max_received_fields: int = COUNT.limit(100)
+    max_received_fields: int = COUNT.limit(100, holds_from=_MESSAGE)
     """Received fields in a message; more are a routing loop."""
-    min_free_space: int = OCTETS.bound(100 * 1024 * 1024, "INSUFFICIENT_STORAGE")
+    min_free_space: int = OCTETS.bound(100 * 1024 * 1024, "INSUFFICIENT_STORAGE", holds_from=RESTART)
     """Free space that a Maildir must have, besides the declared size, for MAIL to be accepted."""
     max_pending_deliveries: int = COUNT.bound(1000)
     """Pending verdicts of the delivery whose clients have disconnected; above the limit no mail transaction begins."""
@@ -190,34 +201,34 @@ class Limits:
     # Time.
     read_timeout: float = SECONDS.bound(300)
     """Time for one whole command; in message data, for the next whole line or 1,024 octets."""
-    write_timeout: float = SECONDS.bound(300)
+    write_timeout: float = SECONDS.bound(300, holds_from="the next reply")
     """Time for the client to read any of the waiting replies. Then the connection is aborted."""
-    min_data_rate: int = OCTETS_A_SECOND.limit(0, edge=500)
+    min_data_rate: int = OCTETS_A_SECOND.limit(0, edge=500, holds_from=_MESSAGE)
     """The minimum rate of message data, averaged over the data rate window."""
-    data_rate_window: float = SECONDS.bound(60)
+    data_rate_window: float = SECONDS.bound(60, holds_from=_MESSAGE)
     """Time over which the minimum data rate is averaged, and for which a message is exempt at its start."""
-    max_session_time: float = SECONDS.limit(0, edge=1800)
+    max_session_time: float = SECONDS.limit(0, edge=1800, holds_from=_AT_ONCE)
     """Time of a session, checked between mail transactions."""
-    tls_handshake_timeout: float = SECONDS.bound(30)
+    tls_handshake_timeout: float = SECONDS.bound(30, holds_from=_HANDSHAKE)
     """Time for a TLS handshake; never longer than the read timeout. Then the connection is aborted."""
-    proxy_header_timeout: float = SECONDS.bound(5)
+    proxy_header_timeout: float = SECONDS.bound(5, holds_from=_CONNECTION)
     """Time for the PROXY header of a proxy; never longer than the read timeout. Then the connection is aborted."""
     delivery_timeout: float = SECONDS.bound(300)
     """Time for the delivery, or for a checker of credentials, to answer. Below the ten minutes that a client waits
     after its final dot."""
-    linger_timeout: float = SECONDS.bound(5)
+    linger_timeout: float = SECONDS.bound(5, holds_from=_END)
     """Time from the guard's half-close after a final 421 to the abort, so that the reply reaches a client that was
     still sending; under TLS, time for the client's close_notify after any last reply, which begins again while the
     client reads."""
-    max_lingering: int = COUNT.bound(1024)
+    max_lingering: int = COUNT.bound(1024, holds_from=_END)
     """Connections that linger so at once; further ones are closed without lingering."""
-    shutdown_grace: float = SECONDS.bound(30, "SHUTTING_DOWN")
+    shutdown_grace: float = SECONDS.bound(30, "SHUTTING_DOWN", holds_from="the next stop")
     """Time for sessions in a mail transaction to end after the stop has begun."""
 
     # Log.
-    max_log_lines: int = COUNT.bound(200)
+    max_log_lines: int = COUNT.bound(200, holds_from=_AT_ONCE)
     """Refusals logged in a second. The next line tells how many were left out."""
-    max_log_lines_per_client: int = COUNT.bound(10)
+    max_log_lines_per_client: int = COUNT.bound(10, holds_from=_AT_ONCE)
     """Refusals logged in a second for each client and reason."""
 
     dry_run: frozenset[str] = attrs.field(default=frozenset(), converter=_names)

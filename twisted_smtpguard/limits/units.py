@@ -117,6 +117,12 @@ def _check_rate(value: object) -> str | None:
     return None
 
 
+NEXT_COMMAND = "the next command"
+
+RESTART = "a restart"
+"""What is read once, at the start."""
+
+
 @attrs.frozen
 class Unit(Generic[T]):
     """How the values of a limit are parsed, checked and shown."""
@@ -131,23 +137,34 @@ class Unit(Generic[T]):
     convert: Callable[[Any], Any] | None = None
     """Makes the value of a field of Limits from what an application gives."""
 
-    def limit(self, default: T, *other_replies: str, edge: T | None = None, dry_run: bool = True) -> T:
+    def limit(
+        self,
+        default: T,
+        *other_replies: str,
+        edge: T | None = None,
+        dry_run: bool = True,
+        holds_from: str = NEXT_COMMAND,
+    ) -> T:
         """A field of Limits that has this unit, and a dry run. `edge` is the default in that profile, if it differs.
-        The client gets the replies whose reason is the name of the limit, or those with the names `other_replies`."""
+        The client gets the replies whose reason is the name of the limit, or those with the names `other_replies`.
+        `holds_from` says from when on a change holds in a running guard."""
 
         def check(limits: object, field: attrs.Attribute[Any], value: object) -> None:
             problem = self.check(value)
             if problem:
                 raise ValueError(f"{field.name} {problem}, not {value!r}")
 
-        metadata = {"unit": self, "dry_run": dry_run, "other_replies": other_replies}
+        metadata: dict[str, Any] = {"unit": self, "dry_run": dry_run, "other_replies": other_replies}
+        metadata["holds_from"] = holds_from
         metadata["edge"] = default if edge is None else edge
         field: T = attrs.field(default=default, validator=check, converter=self.convert, metadata=metadata)
         return field
 
-    def bound(self, default: T, *other_replies: str, edge: T | None = None) -> T:
+    def bound(
+        self, default: T, *other_replies: str, edge: T | None = None, holds_from: str = NEXT_COMMAND
+    ) -> T:
         """As `limit`, for a limit without a dry run, which bounds memory, disk or time, or refuses nobody by itself."""
-        return self.limit(default, *other_replies, edge=edge, dry_run=False)
+        return self.limit(default, *other_replies, edge=edge, dry_run=False, holds_from=holds_from)
 
 
 def _rate_or_none(value: Rate | Literal[0]) -> Rate:

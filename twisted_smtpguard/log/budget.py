@@ -16,11 +16,15 @@ class LineBudget:
     def __init__(self, lines: int, lines_per_client: int) -> None:
         self.suppressed = 0
         """How many lines were suppressed since `take_suppressed` was called."""
-        self._max_lines = lines
-        self._max_lines_per_client = lines_per_client
+        self.set_limits(lines, lines_per_client)
         self._second = -1
         self._lines = 0
         self._lines_by_client: dict[tuple[str, str], int] = {}
+
+    def set_limits(self, lines: int, lines_per_client: int) -> None:
+        """Swap the limits, also for the current second."""
+        self._max_lines = lines
+        self._max_lines_per_client = lines_per_client
 
     def allows(self, peer: str, reason: str, now: float) -> bool:
         """Whether a line may be logged now. If so it counts as logged, else as suppressed."""

@@ -65,6 +65,8 @@ class Events:
         self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
         # Failures have their own budget, so that no flood of refusals hides a fault.
         self._failures = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
+        self.budgets = (self._refusals, self._failures)
+        """The limits on log lines, for a factory whose limits change."""
 
     # The service.
 

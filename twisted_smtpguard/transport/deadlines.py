@@ -7,7 +7,7 @@ moved in the table only when the time at which it stood there has come.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from itertools import takewhile
 from typing import Any
@@ -164,6 +164,10 @@ def _tick_of(when: float) -> int:
     return tick if tick / TICKS_A_SECOND >= when else tick + 1
 
 
+def _began_at(begun: tuple[float, Any]) -> float:
+    return begun[0]
+
+
 class ExpiryQueue:
     """Calls `time_over()` of each object `seconds` after it was added, unless it was removed. 0 seconds: never.
 
@@ -176,6 +180,21 @@ class ExpiryQueue:
         self._ends: dict[Any, float] = {}
         """The time at which each object expires, the earliest first."""
         self._deadline: Deadline | None = None
+
+    def restart(self, seconds: float, begun: Iterable[tuple[float, Any]]) -> None:
+        """Swap the time limit. `begun` has each object that it is to hold for, with the time at which its own time
+        began: one whose time is over already expires at the next tick."""
+        self._seconds = seconds
+        self._ends = {each: at + seconds for at, each in sorted(begun, key=_began_at)} if seconds else {}
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        if self._ends:
+            seconds = next(iter(self._ends.values())) - self._deadlines.seconds()
+            self._deadline = self._deadlines.call_later(max(0.0, seconds), self._expire_due)
 
     def add(self, new: Any) -> None:
         """Start the time limit of `new`."""
@@ -197,9 +216,7 @@ class ExpiryQueue:
         over = list(takewhile(lambda each: self._ends[each] <= now, self._ends))
         for each in over:
             del self._ends[each]
-        if self._ends:
-            next_end = next(iter(self._ends.values()))
-            self._deadline = self._deadlines.call_later(next_end - now, self._expire_due)
+        self._wait_for_next()
         for each in over:
             try:
                 each.time_over()

@@ -120,9 +120,10 @@ class SMTPGuardFactory(ServerFactory):
         except ValueError as error:
             raise ValueError(f"proxy_protocol_from: {error}") from None
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
+        self._own_counters = LocalCounterStore(limits.max_tracked_clients)
         self.clients = ClientLimits(
             limits,
-            LocalCounterStore(limits.max_tracked_clients) if counters is None else counters,
+            self._own_counters if counters is None else counters,
             reactor.seconds,
             self.deadlines.call_later,
             events,
@@ -159,9 +160,7 @@ class SMTPGuardFactory(ServerFactory):
         )
         self.turns = FairScheduler(reactor)
         self.ends = EndWatcher()
-        self.output_rules = OutputRules(
-            self.deadlines, ReplyBatcher(reactor), limits.write_timeout, limits.max_output_buffer
-        )
+        self.output_rules = OutputRules(self.deadlines, ReplyBatcher(reactor), limits)
         self.socket_buffers = SocketBuffers(limits.socket_send_buffer, limits.socket_receive_buffer)
         self._silent = SilentTurnAway()
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
@@ -188,6 +187,30 @@ class SMTPGuardFactory(ServerFactory):
     def connections(self) -> int:
         """The number of connections that hold a slot of `Limits.max_connections`."""
         return self._slots_held
+
+    @checked
+    def set_limits(self, limits: Limits) -> None:
+        """Swap the limits of the running guard for others: `attrs.evolve(factory.context.limits, max_connections=500)`
+        changes one. From when on each of them holds is its `LimitSpec.holds_from`."""
+        before, engines = self.context.limits, [protocol.engine for protocol in self._open]
+        self._own_counters.set_max_clients(limits.max_tracked_clients)
+        self.clients.limits = self.output_rules.limits = limits
+        self.admission.set_limits(limits)
+        for budget in self.context.events.budgets:
+            budget.set_limits(limits.max_log_lines, limits.max_log_lines_per_client)
+        self.context.set_limits(limits)
+        self.socket_buffers.set_sizes(limits.socket_send_buffer, limits.socket_receive_buffer)
+        for engine in engines:
+            engine.limits_changed()
+            if engine.admitted:
+                self.admission.count_admitted(engine)
+        if limits.max_session_time != before.max_session_time or limits.dry_run != before.dry_run:
+            sessions = [engine for engine in engines if engine.name and not engine.gone]
+            for engine in sessions:
+                # Those whose time was over before are told again, if it still is.
+                engine.account_all = self.context.draining
+            begun = [(engine.began_at, engine) for engine in sessions]
+            self.session_times.restart(limits.max_session_time, begun)
 
     def _offers_chunking(self) -> bool:
         delivery = self.context.delivery

@@ -21,6 +21,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import ReplyBatcher
+from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
@@ -34,16 +35,24 @@ _PIECE_OCTETS = 4096
 _DONE = Failure(ConnectionDone())
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class OutputRules:
-    """The output settings that all connections of a guard share. `timeout` is the write timeout in seconds,
-    `max_waiting` the octets that may wait for a client. 0: no limit."""
+    """The output settings that all connections of a guard share. `limits` may be swapped."""
 
     deadlines: Deadlines
     batcher: ReplyBatcher
-    timeout: float
-    max_waiting: float = attrs.field(converter=no_limit)
-    """While so many octets wait, the engine must carry out no further command (back-pressure)."""
+    limits: Limits
+
+    @property
+    def timeout(self) -> float:
+        """The write timeout in seconds; 0 for no limit."""
+        return self.limits.write_timeout
+
+    @property
+    def max_waiting(self) -> float:
+        """The octets that may wait for a client. While so many wait, the engine must carry out no further command
+        (back-pressure)."""
+        return no_limit(self.limits.max_output_buffer)
 
 
 class Output:
@@ -321,8 +330,13 @@ class Backlog(_Producer):
         if self._waiting:
             piece = self._waiting[:_PIECE_OCTETS]
             self._wait(self._waiting[_PIECE_OCTETS:])
-            if self._deadline is not None:
-                self._deadline.reset(output.output_rules.timeout)
+            timeout = output.output_rules.timeout
+            if self._deadline is not None and timeout:
+                self._deadline.reset(timeout)
+            else:
+                # The limit has changed, if it is not off all the time.
+                self.lost()
+                self._begin_time_limit()
             output.transport.write(piece)
         elif not self.empty:
             self.empty = True

@@ -25,11 +25,18 @@ class SocketBuffers:
     """
 
     def __init__(self, send: int, receive: int) -> None:
-        self._sizes = [(side, size) for side, size in zip(_SIDES, (send, receive), strict=True) if size]
         self._in_force = 0
         """The first size as the system reports it after it was set. Linux doubles it and has its own bounds."""
         self._unchecked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         """How many connections of each port still have to be checked."""
+        self.set_sizes(send, receive)
+
+    def set_sizes(self, send: int, receive: int) -> None:
+        """Swap the sizes. A port whose size was set once keeps it where it is left to the system now, until it is
+        opened anew."""
+        self._sizes = [(side, size) for side, size in zip(_SIDES, (send, receive), strict=True) if size]
+        for port in [each for each in self._unchecked if getattr(each, "connected", False)]:
+            self.opened(port)
 
     def opened(self, port: Any) -> None:
         """Set the sizes of a port that listens. A port that an application opens is found at its first connection."""
