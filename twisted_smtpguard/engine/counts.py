@@ -160,8 +160,17 @@ def log_end(engine: Connection) -> None:
     context = engine.context
     seconds = context.seconds() - engine.began_at
     if engine.name:
+        user = engine.user
         context.events.disconnect(
-            engine.name, engine.peer_name, engine.end_reason, seconds, engine.messages, silent=engine.silent
+            engine.name,
+            engine.peer_name,
+            engine.end_reason,
+            seconds,
+            engine.messages,
+            silent=engine.silent,
+            helo=engine.helo,
+            tls=engine.tls,
+            user="" if user is None else user.name,
         )
     elif not engine.refused:
         context.events.hangup(

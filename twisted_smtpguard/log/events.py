@@ -29,6 +29,7 @@ from twisted_smtpguard.log.eventlog import (
     word,
     words_of_reply,
 )
+from twisted_smtpguard.log.history import KEPT, History
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
@@ -60,6 +61,8 @@ class Events:
         if level not in LogLevel.iterconstants():
             raise ValueError(f"level must be one of twisted.logger.LogLevel, not {level!r}")
         self.statistics = statistics
+        self.history = History()
+        """The latest refusals and sessions of each client, with those that are not logged."""
         self._clock = clock
         self._log = EventLog(clock.seconds, level, logger)
         self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
@@ -243,14 +246,28 @@ class Events:
         self._warn_of_failure("checker_failed", peer, {"session": session, "peer": peer}, problem)
 
     def disconnect(
-        self, session: str, peer: str, reason: str, seconds: float, messages: int, *, silent: bool = False
+        self,
+        session: str,
+        peer: str,
+        reason: str,
+        seconds: float,
+        messages: int,
+        *,
+        silent: bool = False,
+        helo: str = "",
+        tls: str = "",
+        user: str = "",
     ) -> None:
         """An admitted connection has ended, after `seconds` and `messages` accepted messages. Logged exactly once.
 
-        `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
+        `silent`: it was the proxy's own connection and sent no command, which is logged at debug. `helo`, `tls` and
+        `user` are for the history only: events in the session have them in the log."""
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
+        if not silent:
+            row = self._clock.seconds(), seconds, peer, session, reason, messages, helo, user[:KEPT], tls
+            self.history.sessions.add(peer, row)
         if self._log.debugs if silent else self._log.informs:
             fields: dict[str, object] = {"session": session, "peer": peer, "reason": reason}
             fields.update(seconds=round(seconds, 3), messages=messages)
@@ -292,8 +309,12 @@ class Events:
         refusals[reason] = refusals.get(reason, 0) + 1
         if not session and not dry_run:
             counts.connections_refused += 1
-        # Under a flood most refusals stop here, before anything is built.
-        if not self._log.informs or not self._refusals.allows(peer, reason, self._clock.seconds()):
+        now = self._clock.seconds()
+        answer = b"" if reply is None else (reply.said or reply.wire)[:KEPT]
+        row = now, peer, session, reason, command, limit, value, ip_filter, rule[:KEPT], answer, dry_run
+        self.history.refusals.add(peer, row)
+        # Under a flood most refusals stop here, before the fields are built.
+        if not self._log.informs or not self._refusals.allows(peer, reason, now):
             return
         fields: dict[str, object] = {"peer": peer, "reason": reason}
         if dry_run:
