@@ -264,12 +264,13 @@ def test_admission_knows_nothing_of_the_network_except_deferred_answers(name: st
 
 
 @each_module
-def test_only_events_logs_at_info(name: str) -> None:
+def test_only_events_are_logged_at_info(name: str) -> None:
     informs = {
         call for call in calls(MODULES[name]) if call.endswith((".info", ".emit", ".observer", "log.msg"))
     }
     allowed = {
         "log/events.py": {"self._log.info"},
+        "log/serviceevents.py": {"self._log.info"},
         "log/eventlog.py": {"logger.observer"},
         # What Twisted itself would log, warnings and above.
         "transport/listener.py": {"theirs.observer"},
@@ -277,12 +278,17 @@ def test_only_events_logs_at_info(name: str) -> None:
     assert informs == allowed.get(name, set())
 
 
-def test_events_are_made_in_three_files_to_which_the_reference_is_held() -> None:
+def test_events_are_made_in_few_files_to_which_the_reference_is_held() -> None:
     makers = [
         name for name, tree in MODULES.items() if "twisted_smtpguard.log.eventlog.EventLog" in imports(tree)
     ]
     # A password file tells of a wrong line as a reload does, by the same event.
-    assert sorted(makers) == ["checkers/passwordfile.py", "log/events.py", "upstream/notices.py"]
+    assert sorted(makers) == [
+        "checkers/passwordfile.py",
+        "log/events.py",
+        "log/serviceevents.py",
+        "upstream/notices.py",
+    ]
 
 
 WRITES = ("write", "writeSequence", "writeSomeData", "send", "sendall")

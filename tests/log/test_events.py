@@ -34,6 +34,7 @@ from twisted_smtpguard.inputs.escaping import escape_word
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.log.serviceevents import ServiceEvents
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.tls.doubts import Doubt
@@ -305,13 +306,14 @@ def _methods(kind: type) -> dict[str, Callable[..., object]]:
 
 
 def test_every_event_is_tested_here() -> None:
-    assert list(EVERY_FIELD) == list(_methods(Events))
+    assert list(EVERY_FIELD) == list(_methods(ServiceEvents) | _methods(Events))
     assert [method for method, _ in EVERY_NOTICE.values()] == list(_methods(Notices).values())
 
 
 def test_every_event_has_its_row() -> None:
     rows = []
-    methods = _methods(Events) | {name: method for name, (method, _) in EVERY_NOTICE.items()}
+    methods = _methods(ServiceEvents) | _methods(Events)
+    methods |= {name: method for name, (method, _) in EVERY_NOTICE.items()}
     for name, method in methods.items():
         event = last_of(name)
         when = inspect.getdoc(method).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
 """The form of every event in the log.
 
 An event has fields with fixed names, and a field `text`: a line of `name=value` words made of the same fields, with a
-sentence at its end for some events. The guard's events are in events.py, those about an upstream server in
-upstream/notices.py; a test checks docs/reference/events.md against both.
+sentence at its end for some events. The guard's events are in events.py and serviceevents.py, those about an upstream
+server in upstream/notices.py; a test checks docs/reference/events.md against all three.
 
 Text that a client or a server chose is escaped before it becomes a field, so that nobody can forge a line or a field.
 A value never becomes part of a format string.

@@ -1,12 +1,13 @@
 """The guard's own events: everything that it counts and logs. Nothing else logs at info.
 
-An event is counted, and then logged if the operator's log level allows it. eventlog.py gives it its form. A test checks
-docs/reference/events.md against this file.
+An event is counted, and then logged if the operator's log level allows it. Those of the service as a whole, of which
+nothing is counted, are in serviceevents.py. eventlog.py gives each its form. A test checks docs/reference/events.md
+against both files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorTime
@@ -19,10 +20,8 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.budget import LineBudget
 from twisted_smtpguard.log.eventlog import (
     EventLog,
-    counted,
     encryption,
     item,
-    of_file,
     place,
     said,
     short_word,
@@ -30,9 +29,9 @@ from twisted_smtpguard.log.eventlog import (
     words_of_reply,
 )
 from twisted_smtpguard.log.history import KEPT, History
+from twisted_smtpguard.log.serviceevents import ServiceEvents
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
 
 if TYPE_CHECKING:
     from constantly import NamedConstant  # type: ignore[import-untyped]
@@ -41,7 +40,7 @@ MAX_RECIPIENTS_SHOWN = 5
 """How many recipients of an accepted message are logged. Their number is always logged."""
 
 
-class Events:
+class Events(ServiceEvents):
     """Counts and logs events. A guard has one for all its listeners.
 
     `level` is the lowest level that is logged: an event below it is counted, but not built. In the methods `session` is
@@ -70,92 +69,6 @@ class Events:
         self._failures = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
         self.budgets = (self._refusals, self._failures)
         """The limits on log lines, for a factory whose limits change."""
-
-    # The service.
-
-    def listening(self, endpoint: str, address: str) -> None:
-        """A listener accepts connections. `endpoint` is the operator's string, `address` the address it listens on."""
-        self._log.info("listening", {"endpoint": word(endpoint), "address": word(address)})
-
-    def ssl_endpoint(self, endpoint: str) -> None:
-        """A listener's endpoint begins TLS itself. So it accepts no PROXY header, and never reloads its certificate."""
-        problem = "it accepts no PROXY header, and its certificate is not read again"
-        self._log.warn("ssl_endpoint", {"endpoint": word(endpoint)}, problem)
-
-    def delivering(self, delivery: str) -> None:
-        """The delivery that gets the messages, in the operator's words. Logged once, at start-up."""
-        self._log.info("delivering", {"delivery": word(delivery)})
-
-    def filtering(self, ip_filter: str) -> None:
-        """An IP filter will be asked about every connection, in the order of these lines. Logged once for each, at
-        start-up."""
-        self._log.info("filtering", {"filter": word(ip_filter)})
-
-    def dry_run(self, limits: Collection[str]) -> None:
-        """Limits are in dry run: refusals by them are counted and logged, but not enforced. Logged once, at
-        start-up."""
-        self._log.warn("dry_run", {"limits": ",".join(sorted(limits))})
-
-    def reloaded(self, what: str, option: str, file: str = "") -> None:
-        """A filter, the delivery, the certificates or a password file have been reloaded. Logged once for each file.
-        `option` is the command-line option that names the file."""
-        self._log.info("reloaded", of_file(what, option, file))
-
-    def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
-        """A filter, the delivery, a certificate or a password file could not be reloaded, and keeps its old data."""
-        self._log.warn("reload_failed", of_file(what, option, file), problem)
-
-    def doubtful_certificate(self, doubt: Doubt) -> None:
-        """Clients will not accept a certificate that the guard serves. Logged at each start and reload, once for each
-        problem."""
-        fields: dict[str, object] = {"reason": doubt.reason, "option": f"--{doubt.option}"}
-        fields |= {"file": word(doubt.file), "subject": word(doubt.subject)}
-        names = ",".join([item(each) for each in doubt.names[:MAX_NAMES_SHOWN]])
-        fields |= {"names": names, "ends": f"{doubt.ends:%Y-%m-%dT%H:%M:%SZ}"}
-        self._log.warn("doubtful_certificate", fields, doubt.problem)
-
-    def no_connection_cap(self, descriptors: int) -> None:
-        """No limit on connections is set, so the file descriptors of the process are the only limit."""
-        self._log.warn("no_connection_cap", {"descriptors": descriptors})
-
-    def descriptors_below_cap(self, descriptors: int, cap: int, lingering: int, upstream: int) -> None:
-        """The process may have fewer file descriptors than it needs for the connections that may be admitted (`cap`),
-        linger after their end, and be open to the upstream server."""
-        fields = {"descriptors": descriptors, "cap": cap, "lingering": lingering, "upstream": upstream}
-        self._log.warn("descriptors_below_cap", fields)
-
-    def open_relay(self, delivery: str) -> None:
-        """Mail from anybody to any domain is passed to an upstream server that cannot tell clients from the guard. If
-        it trusts the guard, this is an open relay. Logged at every start."""
-        problem = (
-            "the upstream server cannot tell clients from the guard: if it trusts the guard, anybody can send to "
-            "any address through it; name your domains with --accept-domain, or, if the guard does not log in there, "
-            "let the server see the client with announce=xclient or announce=proxy"
-        )
-        self._log.warn("open_relay", {"delivery": word(delivery)}, problem)
-
-    def draining(self, sessions: int, verdicts: int) -> None:
-        """The guard admits nobody, and waits for sessions and verdicts. Logged at once, then every 10 seconds.
-
-        `sessions` is the number of open connections. `verdicts` is the number of pending verdicts of the delivery, also
-        for clients that have disconnected.
-        """
-        self._log.info(
-            "draining",
-            {"sessions": sessions, "verdicts": verdicts},
-            f"waiting for {counted(sessions, 'session')}, {counted(verdicts, 'verdict')}",
-        )
-
-    def operator(self, by: str, verb: str, what: Collection[str] = ()) -> None:
-        """An operator has changed something in the running guard. `by` is `uid:` and the user's number, or
-        `application`; `what` has the arguments of the verb, with commas between them."""
-        fields: dict[str, object] = {"by": word(by), "verb": word(verb)}
-        self._log.info("operator", {**fields, **({"what": ",".join(map(item, what))} if what else {})})
-
-    def setup_warning(self, what: str, problem: str) -> None:
-        """The setup of the guard has a risk that does not keep it from starting. Logged once for each, at every
-        start."""
-        self._log.warn("setup_warning", {"what": what}, problem)
 
     def statistics_now(self) -> None:
         """The operator has asked for the statistics, by SIGUSR1. Logged with all of them, and what `suppressed` counts
