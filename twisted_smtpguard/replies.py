@@ -175,6 +175,18 @@ def challenge(text: str) -> Reply:
 
 
 @cache
+def deferral(text: str) -> Reply:
+    """The reply to MAIL while the operator has all mail come later, with the operator's text; "": that of the
+    catalogue. ValueError: it is no text for one line of a reply."""
+    if not text:
+        return SERVICE_DEFERRED
+    reply = attrs.evolve(SERVICE_DEFERRED, lines=(text,))
+    if not (text.isascii() and text.isprintable() and len(text) + 12 <= MAX_LINE_OCTETS):
+        longest = MAX_LINE_OCTETS - 12
+        raise ValueError(f"at most {longest} printable characters of ASCII are expected, not {text[:40]!r}")
+    return reply
+
+
 def commands(*verbs: str) -> Reply:
     """The answer to HELP."""
     return Reply(214, "2.0.0", (" ".join(("Commands:", *verbs)),))
@@ -371,5 +383,7 @@ LOCAL_ERROR_CLOSING = _reply("421 4.3.0 Internal error, try again later", "inter
 """When: an unexpected error outside a mail transaction."""
 SHUTTING_DOWN = _reply("421 4.3.2 Server shutting down", "shutdown")
 """When: the service stops."""
+SERVICE_DEFERRED = _reply("451 4.3.2 Service temporarily unavailable", "deferred")
+"""When: MAIL while the operator has all mail come later."""
 SESSION_ENDED = _reply("421 4.3.2 Session ended by the operator, try again later", "ended_by_operator")
 """When: an operator ends the session."""

@@ -105,7 +105,16 @@ SERVICE = [
     "statistics",
     "stopService",
 ]
-FACTORY = ["buildProtocol", "connections", "drain", "end_now", "reopen", "statistics"]
+FACTORY = [
+    "buildProtocol",
+    "connections",
+    "drain",
+    "end_now",
+    "limits",
+    "reopen",
+    "set_limits",
+    "statistics",
+]
 FACTORY_INSIDE = [
     "admission",
     "asks_for_certificates",

@@ -36,7 +36,7 @@ MAIL = (*ENVELOPE, "DATA")
 
 def change(guard: Clients | Loopback, **limits: Any) -> None:
     """Change some limits of a running guard."""
-    guard.factory.set_limits(attrs.evolve(guard.factory.context.limits, **limits))
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, **limits))
 
 
 def message(client: Conversation, text: str = "x") -> int:

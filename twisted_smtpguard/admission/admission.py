@@ -30,9 +30,15 @@ class Admission:
         events: Events,
     ) -> None:
         self.chain = FilterChain(entries, limits, call_later, events)
+        self._entries = self.chain.entries
         self._clients = clients
         self._events = events
         self.set_limits(limits)
+
+    def ask_first(self, entry: FilterEntry | None) -> None:
+        """Ask this filter before the others from the next connection on; None: only the others."""
+        self.chain.entries = self._entries if entry is None else (entry, *self._entries)
+        self._see_whether_asking_is_needed()
 
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits, those of the filters too. The ClientLimits have them already."""
@@ -40,6 +46,9 @@ class Admission:
         self._cap = limits.max_connections_per_client
         self._enforced_cap = limits.enforced("max_connections_per_client")
         self._connection_rate = self._clients.rate("connection_rate")
+        self._see_whether_asking_is_needed()
+
+    def _see_whether_asking_is_needed(self) -> None:
         self.asks_nothing = not (self.chain.entries or self._cap or self._connection_rate)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 

@@ -84,6 +84,8 @@ class ServerContext:
     """Whether MAIL is refused without TLS."""
     require_auth: bool = False
     """Whether MAIL is refused before AUTH."""
+    deferral: Reply | None = attrs.field(default=None, init=False)
+    """The reply to every MAIL, if the operator has all mail come later."""
     draining: bool = False
     """Whether the service is stopping, so that commands are refused."""
     pending_deliveries: int = 0
@@ -91,8 +93,8 @@ class ServerContext:
     handshakes: dict[Any, float] = attrs.field(factory=dict, init=False)
     """The engines whose TLS handshakes are under way, the oldest first, each with the time at which it began."""
 
-    demands: bool = derived(lambda self: self.require_tls or self.require_auth)
-    """Whether TLS or AUTH is required."""
+    demands: bool = derived(lambda self: self.require_tls or self.require_auth or self.deferral is not None)
+    """Whether TLS or AUTH is required, or every MAIL is refused."""
     hello: Reply = derived(lambda self: replies.hello(self.hostname))
     """The reply to HELO."""
     greeting: Reply = derived(lambda self: replies.greeting(self.hostname))
@@ -133,6 +135,11 @@ class ServerContext:
         )
     )
     """Called with the delivery's `max_message_octets`, which may change at any time."""
+
+    def defer(self, reply: Reply | None) -> None:
+        """Give `reply` to every MAIL from now on; None: take mail again."""
+        self.deferral = reply
+        derive_again(self)
 
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits, and make all that is derived from them again. `clients` has them already."""

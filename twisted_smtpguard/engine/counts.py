@@ -22,16 +22,18 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
 
     Each reply counts once, by its class, whether the guard or the delivery made it. A closing reply is not counted.
     """
+    deferred = reply is engine.context.deferral
     if reply.code >= 400:
-        log(engine, reason or replies.reason_of(reply), reply)
+        # The operator may have chosen the words of a deferral.
+        log(engine, reason or ("deferred" if deferred else replies.reason_of(reply)), reply)
     if reply.closes:
         # RFC 5321 3.8: within a session only a 421 announces that the server closes the connection.
         return None if reply.code == 421 else replies.SESSION_REFUSED
     engine.account_next = engine.account_all
     is_junk, engine.is_junk = engine.is_junk, False
     engine.junk += is_junk
-    # A checker that cannot judge credentials is not the client's error.
-    is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE
+    # A checker that cannot judge credentials is not the client's error, and neither is an operator who defers all mail.
+    is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE and not deferred
     if is_error or (is_junk and _too_much_junk(engine)):
         engine.errors += 1
     engine.value = None

@@ -19,6 +19,9 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
     """Carry out MAIL: check the limits in the documented order, then call the delivery's `begin()`."""
     context = engine.context
     if context.demands:
+        if context.deferral is not None:
+            engine.sender, engine.phase_before = sender, Phase.SENDER
+            return context.deferral
         if context.require_tls and not engine.tls:
             return replies.TLS_REQUIRED
         if context.require_auth and engine.user is None:

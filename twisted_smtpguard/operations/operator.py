@@ -13,7 +13,10 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.operations import sessions
+from twisted_smtpguard.operations.limitsettings import Settings
+from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 APPLICATION = "application"
@@ -45,6 +48,11 @@ class Operator:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
+        factory = guard.factory
+        self.settings = Settings(factory)
+        """The limits in force."""
+        self.networks = NetworkRules(factory.context.seconds, factory.admission.ask_first)
+        """The networks that are denied, trusted or allowed."""
 
     def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
         """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.
@@ -84,7 +92,57 @@ class Operator:
         """One row for each open connection whose client is in `network`; `unix` stands for UNIX sockets."""
         return sessions.rows(self._guard.factory.sessions(), network)
 
+    def limits(self) -> Iterator[dict[str, Any]]:
+        """One row for each limit: its value, where that came from, and from when on a change holds."""
+        return self.settings.rows()
+
+    def rules(self) -> Iterator[dict[str, Any]]:
+        """One row for each network that is denied, trusted or allowed. `until` is `restart` where an operator gave no
+        time, and "" for what is configured."""
+        return self.networks.rows()
+
     # What an operator changes.
+
+    def set(self, limit: str, value: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Set a limit to a value that is written as its option's. It stays until it is unset, also over a reload."""
+        row = self.settings.set(limit, value, by)
+        self._changed(by, "set", f"{row['limit']}={row['value']}")
+        return row
+
+    def unset(self, limit: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Give a limit the value back that it has without `set`."""
+        row = self.settings.unset(limit)
+        self._changed(by, "unset", f"{row['limit']}={row['value']}")
+        return row
+
+    def deny(self, network: str, seconds: float | None = None, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Refuse clients from a network, for so many seconds; None: until the process ends."""
+        return self._rule("deny", network, seconds, by)
+
+    def trust(self, network: str, seconds: float | None = None, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Trust clients from a network, as --trust does."""
+        return self._rule("trust", network, seconds, by)
+
+    def allow(self, network: str, seconds: float | None = None, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Let the other filters decide about a network, within a wider one that is denied or trusted."""
+        return self._rule("allow", network, seconds, by)
+
+    def remove(self, network: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Remove the rule that an operator has made for a network."""
+        row = self.networks.remove(network)
+        self._changed(by, "remove", row["network"])
+        return row
+
+    def defer(self, state: str, text: str = "", *, by: str = APPLICATION) -> dict[str, Any]:
+        """Refuse every MAIL with `451 4.3.2` and this text, if `state` is `on`. Sessions go on."""
+        reply = None
+        if state == "on":
+            reply = deferral(text)
+        elif state != "off" or text:
+            raise ValueError("defer on [text] or defer off is expected")
+        self._guard.factory.context.defer(reply)
+        self._changed(by, "defer", state, *reply.lines if reply else ())
+        return {"deferring": state == "on", "reply": text_of(reply) if reply else ""}
 
     def end(self, session: str, *, by: str = APPLICATION) -> dict[str, Any]:
         """End a session with a 421: now, or after the verdict that it waits for."""
@@ -126,6 +184,11 @@ class Operator:
         """Reload as on SIGHUP. Fires when that is done."""
         self._changed(by, "reload")
         return self._guard.reload().addCallback(lambda _: {"reloaded": True})
+
+    def _rule(self, verb: str, network: str, seconds: float | None, by: str) -> dict[str, Any]:
+        row = self.networks.add(verb, network, seconds, by)
+        self._changed(by, verb, row["network"], f"until {row['until']}")
+        return row
 
     def _changed(self, by: str, verb: str, *what: str) -> None:
         self._guard.factory.context.events.operator(by, verb, what)

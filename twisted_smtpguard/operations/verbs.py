@@ -10,8 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from twisted_smtpguard.limits.units import parse_seconds
+
 TOP = ("connections", "messages", "recipients", "refusals")
 """What `top` can order clients by."""
+
+
+def parse_duration(text: str) -> float:
+    """Parse a time such as `10m` into seconds."""
+    try:
+        seconds = parse_seconds(text)
+    except ValueError:
+        seconds = 0
+    if not seconds:
+        raise ValueError(f"a time such as 10m or 1h is expected, not {text[:40]!r}")
+    return seconds
 
 
 class Argument(NamedTuple):
@@ -68,6 +81,19 @@ class Verb(NamedTuple):
         return values
 
 
+_RULE = (
+    Argument("network", "NETWORK", "An address or a network, such as 192.0.2.1 or 2001:db8::/32."),
+    Argument(
+        "for",
+        "TIME",
+        "How long, such as 10m or 1h. Without it the rule lasts until the process ends.",
+        required=False,
+        option=True,
+        parse=parse_duration,
+        parameter="seconds",
+    ),
+)
+
 _VERBS = (
     Verb("status", "Show whether the guard listens, its connections and what it has counted."),
     Verb(
@@ -86,6 +112,51 @@ _VERBS = (
         "drain",
         "Stop listening, and end the sessions as at a stop; the process goes on. `status` shows when the last session "
         "has ended.",
+        changes=True,
+    ),
+    Verb("limits", "List every limit: its value, and where that came from."),
+    Verb(
+        "set",
+        "Set a limit, until it is unset or the process ends. `limits` shows from when on a change holds.",
+        (
+            Argument("limit", "LIMIT", "The name of its option, such as max-connections."),
+            Argument("value", "VALUE", "Written as the option's value."),
+        ),
+        changes=True,
+    ),
+    Verb(
+        "unset",
+        "Give a limit back the value that it has without `set`.",
+        (Argument("limit", "LIMIT", "The name of its option."),),
+        changes=True,
+    ),
+    Verb("rules", "List the networks that are denied, trusted or allowed, and until when."),
+    Verb("deny", "Refuse clients from a network, from the next connection on.", _RULE, changes=True),
+    Verb(
+        "trust",
+        "Admit clients from a network, and exempt them from limits per client, as --trust does.",
+        _RULE,
+        changes=True,
+    ),
+    Verb(
+        "allow",
+        "Let the other filters decide about a network, within a wider one that is denied or trusted.",
+        _RULE,
+        changes=True,
+    ),
+    Verb(
+        "remove",
+        "Remove the rule that an operator has made for a network.",
+        (Argument("network", "NETWORK", "The network of the rule, as in `rules`."),),
+        changes=True,
+    ),
+    Verb(
+        "defer",
+        "Refuse every MAIL for now with a 451, so that clients keep their mail and come again; sessions go on.",
+        (
+            Argument("state", "on|off", "Whether mail is deferred.", choices=("on", "off")),
+            Argument("text", "TEXT", "The words after 451 4.3.2.", required=False, option=True),
+        ),
         changes=True,
     ),
     Verb("resume", "Listen again after a drain.", changes=True),

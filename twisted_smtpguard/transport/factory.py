@@ -188,10 +188,15 @@ class SMTPGuardFactory(ServerFactory):
         """The number of connections that hold a slot of `Limits.max_connections`."""
         return self._slots_held
 
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self.context.limits
+
     @checked
     def set_limits(self, limits: Limits) -> None:
-        """Swap the limits of the running guard for others: `attrs.evolve(factory.context.limits, max_connections=500)`
-        changes one. From when on each of them holds is its `LimitSpec.holds_from`."""
+        """Swap the limits of the running guard for others: `attrs.evolve(factory.limits, max_connections=500)` changes
+        one. From when on each of them holds is its `LimitSpec.holds_from`."""
         before, engines = self.context.limits, [protocol.engine for protocol in self._open]
         self._own_counters.set_max_clients(limits.max_tracked_clients)
         self.clients.limits = self.output_rules.limits = limits

@@ -1,0 +1,106 @@
+"""The limits in force, where each of them came from, and those that an operator has set."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import attrs
+
+from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.limits.units import RESTART
+from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+
+_SPECS = {spec.option: spec for spec in Limits.specs()}
+
+
+class _Set(NamedTuple):
+    """A value that an operator has set."""
+
+    value: Any
+    origin: str
+
+
+class Settings:
+    """The limits of one guard. What an operator has set stays in force, whatever `configure` brings, until it is
+    unset."""
+
+    def __init__(self, factory: SMTPGuardFactory) -> None:
+        self._factory = factory
+        self._configured = factory.limits
+        self._origins: Mapping[str, str] = {}
+        self._set: dict[str, _Set] = {}
+
+    def configure(self, limits: Limits, origins: Mapping[str, str]) -> None:
+        """Take the limits of a command line, with its file, for those that were given before. `origins` says where each
+        came from, by the name of its field."""
+        self._configured = limits
+        self._origins = origins
+        ours = {name: each.value for name, each in self._set.items()}
+        self._factory.set_limits(attrs.evolve(limits, **ours))
+
+    def set(self, limit: str, value: str, by: str) -> dict[str, Any]:
+        """Set a limit, which has the name of its option, to a value that is written as the option's. Returns its row,
+        with the value that it had."""
+        spec = _spec_of(limit)
+        try:
+            parsed = spec.unit.parse(value)
+        except ValueError as error:
+            raise ValueError(f"--{spec.option}: {error}, not {value!r}") from None
+        at = utc(self._factory.context.seconds())
+        return self._change(spec, parsed, _Set(parsed, f"set by {by} at {at}"))
+
+    def unset(self, limit: str) -> dict[str, Any]:
+        """Give a limit the value back that it would have if nobody had set it. Returns its row, with the value that it
+        had."""
+        spec = _spec_of(limit)
+        if spec.name not in self._set:
+            raise ValueError(f"{spec.option} is not set, its value is that of: {self._origin(spec)}")
+        return self._change(spec, getattr(self._configured, spec.name), None)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each limit."""
+        return (self._row(spec) for spec in _SPECS.values())
+
+    def _change(self, spec: LimitSpec, value: Any, by: _Set | None) -> dict[str, Any]:
+        if spec.holds_from == RESTART:
+            raise ValueError(f"{spec.option} cannot be changed while the guard runs, a restart is needed")
+        limits = self._factory.limits
+        before = spec.unit.format(getattr(limits, spec.name))
+        self._factory.set_limits(attrs.evolve(limits, **{spec.name: value}))
+        self._set.pop(spec.name, None)
+        if by is not None:
+            self._set[spec.name] = by
+        return {**self._row(spec), "before": before}
+
+    def _row(self, spec: LimitSpec) -> dict[str, Any]:
+        limits = self._factory.limits
+        return {
+            "limit": spec.option,
+            "value": spec.unit.format(getattr(limits, spec.name)),
+            "unit": spec.unit.name,
+            "dry_run": spec.name in limits.dry_run,
+            "from": self._origin(spec),
+            "holds_from": spec.holds_from,
+        }
+
+    def _origin(self, spec: LimitSpec) -> str:
+        value = getattr(self._factory.limits, spec.name)
+        by = self._set.get(spec.name)
+        if by is not None and by.value == value:
+            return by.origin
+        if value == getattr(self._configured, spec.name) and spec.name in self._origins:
+            return self._origins[spec.name]
+        return "default" if value == spec.default else "application"
+
+
+def _spec_of(name: str) -> LimitSpec:
+    option = name.removeprefix("--").replace("_", "-")
+    spec = _SPECS.get(option)
+    if spec is None:
+        close = difflib.get_close_matches(option, _SPECS, 1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise ValueError(f"there is no limit {name[:40]!r}{hint}")
+    return spec

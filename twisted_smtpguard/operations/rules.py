@@ -1,0 +1,150 @@
+"""The networks that are denied, trusted or allowed: by --deny and --trust, and by an operator while the guard runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
+from typing import Any, NamedTuple
+
+from zope.interface import implementer
+
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
+from twisted_smtpguard.interfaces import IIPFilter
+from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
+
+NAME = "deny/trust"
+"""The filter's name in the log."""
+
+MAX_RULES = 10_000
+"""The most rules of operators at once. A rule costs less than a kilobyte, and each change makes the table anew."""
+
+VERDICTS: Mapping[str, Verdict] = {"deny": refuse(), "trust": TRUST, "allow": PASS}
+
+Network = tuple[int, int, int]
+"""What `parse_network` returns."""
+
+
+class _Rule(NamedTuple):
+    verb: str
+    origin: str
+    """Who made it, or where it was configured."""
+    ends_at: float
+    """By the guard's clock; infinity: never."""
+    configured: bool
+
+
+@implementer(IIPFilter)
+class NetworkRules:
+    """One table of all rules, in which the longest prefix decides. If there are rules of an operator and configured
+    ones for the same network, the operator's counts, unless the configured one denies. `allow` means that the other
+    filters decide.
+
+    `seconds` returns the time. `ask_first` is called with the filter while there are any rules, else with None: a guard
+    without rules asks no filter.
+    """
+
+    def __init__(
+        self, seconds: Callable[[], float], ask_first: Callable[[FilterEntry | None], object]
+    ) -> None:
+        self._seconds = seconds
+        self._ask_first = ask_first
+        self._configured: dict[Network, _Rule] = {}
+        self._rules: dict[Network, _Rule] = {}
+        self._in_force: dict[Network, _Rule] = {}
+        self._table = TableBuilder().build(lambda: None)
+        self._next_end = math.inf
+        self._asked = False
+
+    def check(self, peer: Peer) -> Verdict:
+        """The verdict on a client, at this time."""
+        if self._next_end <= self._seconds():
+            self._make_table()
+        return PASS if peer.address is None else self._table.verdict(peer.address)
+
+    def configure(self, deny: Mapping[str, str], trust: Mapping[str, str]) -> None:
+        """Take these networks for those that were configured before. Each comes with where it was given. ValueError:
+        one is no network."""
+        configured = {}
+        for verb, networks in (("trust", trust), ("deny", deny)):
+            for network, origin in networks.items():
+                configured[parse_network(network)] = _Rule(verb, origin, math.inf, configured=True)
+        self._configured = configured
+        self._make_table()
+
+    def add(self, verb: str, network: str, seconds: float | None, by: str) -> dict[str, Any]:
+        """Make a rule of an operator, in place of the one that there is for this network. `verb` is deny, trust or
+        allow; None for `seconds`: until the process ends. Returns its row."""
+        key, now = parse_network(network), self._seconds()
+        if seconds is not None and not seconds > 0:
+            raise ValueError("the time of a rule must be more than 0")
+        self._drop_ended()
+        if len(self._rules) >= MAX_RULES and key not in self._rules:
+            raise ValueError(f"there are {MAX_RULES} rules already, and no more are kept")
+        over = self._configured.get(key)
+        if over is not None and over.verb == "deny" != verb:
+            raise ValueError(
+                f"{_text(key)} is denied by {over.origin}, which wins over a rule for the same network"
+            )
+        ends_at = math.inf if seconds is None else now + seconds
+        self._rules[key] = _Rule(verb, by, ends_at, configured=False)
+        self._make_table()
+        return _row(key, self._rules[key])
+
+    def remove(self, network: str) -> dict[str, Any]:
+        """Remove the rule of an operator for a network. Returns the row that it had."""
+        key = parse_network(network)
+        self._drop_ended()
+        rule = self._rules.pop(key, None)
+        if rule is None:
+            raise ValueError(f"no operator has made a rule for {_text(key)}")
+        self._make_table()
+        return _row(key, rule)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each rule in force, by network."""
+        if self._next_end <= self._seconds():
+            self._make_table()
+        return (_row(key, rule) for key, rule in sorted(self._in_force.items()))
+
+    def _drop_ended(self) -> None:
+        now = self._seconds()
+        self._rules = {key: rule for key, rule in self._rules.items() if rule.ends_at > now}
+
+    def _make_table(self) -> None:
+        self._drop_ended()
+        denied = {key: rule for key, rule in self._configured.items() if rule.verb == "deny"}
+        self._in_force = {**self._configured, **self._rules, **denied}
+        self._next_end = min((rule.ends_at for rule in self._rules.values()), default=math.inf)
+        self._table = _table(self._in_force)
+        if bool(self._in_force) != self._asked:
+            self._asked = bool(self._in_force)
+            self._ask_first(FilterEntry(self, NAME) if self._asked else None)
+
+
+def _table(rules: Mapping[Network, _Rule]) -> NetworkTable:
+    builder = TableBuilder()
+    indexes = {verb: builder.index(verdict) for verb, verdict in VERDICTS.items()}
+    for key, rule in rules.items():
+        builder.add(*key, indexes[rule.verb])
+    return builder.build(lambda: None)
+
+
+def _text(key: Network) -> str:
+    bits, start, length = key
+    octets = start.to_bytes(bits // 8, "big")
+    network = ip_network((octets, length))
+    return str(network.network_address) if length == bits else str(network)
+
+
+def _row(key: Network, rule: _Rule) -> dict[str, Any]:
+    until = "restart" if rule.ends_at == math.inf else utc(rule.ends_at)
+    return {
+        "network": _text(key),
+        "rule": rule.verb,
+        "until": "" if rule.configured else until,
+        "from": rule.origin,
+    }
