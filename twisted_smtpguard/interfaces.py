@@ -43,6 +43,7 @@ __all__ = [
     "IMailTransaction",
     "IMessageSink",
     "IPreparedReload",
+    "IReadableCounterStore",
     "IReadsFiles",
     "IRelayDelivery",
     "IRelayTransaction",
@@ -64,7 +65,8 @@ class IIPFilter(Interface):
     """Decides by address which clients are admitted."""
 
     def check(peer: Peer) -> Later[Verdict]:
-        """Called once for each connection, before its greeting, unless the connection was refused before.
+        """Called once for each connection, before its greeting, unless the connection was refused before. Called also
+        for an operator who asks what would happen to an address; the peer then has no ports and no local address.
 
         It must not block, and has `Limits.ip_filter_timeout` seconds to answer. Its Deferred is cancelled when the
         client disconnects, at the time limit, or when another limit refuses the client meanwhile. After an exception,
@@ -140,6 +142,15 @@ class ICounterStore(Interface):
         A window of `seconds` begins with the first event of a client, or the first after its last window. `now` is the
         guard's clock, which may be set back.
         """
+
+
+class IReadableCounterStore(ICounterStore):
+    """A counter store that can be read without counting, for an operator who asks what a client has. Optional."""
+
+    def look(counter: str, client: str, seconds: float, now: float) -> Later[tuple[int, float]]:
+        """Answer how many events `client` has in its window, and how many seconds that window still lasts; (0, 0) if it
+        has none. `seconds` and `now` are those of `add()`. With 0 seconds: how many places it holds, and 0. Nothing
+        changes."""
 
 
 class IMessageSink(Interface):

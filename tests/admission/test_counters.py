@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 
 from twisted_smtpguard.admission.clients import client_key
 from twisted_smtpguard.admission.counters import LocalCounterStore
-from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.interfaces import IReadableCounterStore
 
 ABUSER = "192.0.2.1"
 
@@ -32,7 +32,7 @@ def places(store: LocalCounterStore, client: str) -> int:
 
 
 def test_it_is_a_counter_store(store: LocalCounterStore) -> None:
-    verifyObject(ICounterStore, store)
+    verifyObject(IReadableCounterStore, store)
 
 
 # Places.
@@ -84,6 +84,42 @@ def test_the_places_of_a_forgotten_client_can_still_be_released(store: LocalCoun
         store.acquire("c", client, 0)
     store.release("c", "a")
     assert places(store, "a") == 0
+
+
+# Looking.
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [(100, (2, 60)), (130, (2, 30)), (159, (2, 1)), (160, (0, 0)), (1e9, (0, 0)), (50, (2, 60))],
+)
+def test_a_look_at_a_window_tells_its_events_and_how_long_it_lasts(
+    store: LocalCounterStore, now: float, found: tuple[int, float]
+) -> None:
+    store.add("r", "a", 2, 60, 100)
+    assert store.look("r", "a", 60, now) == found
+    assert store.look("r", "b", 60, now) == (0, 0)
+    # The code that counts sees as many.
+    assert store.add("r", "a", 1, 60, now) == found[0] + 1
+
+
+def test_a_look_at_places_tells_how_many_are_held(store: LocalCounterStore) -> None:
+    store.acquire("c", "a", 0)
+    store.acquire("c", "a", 0)
+    assert store.look("c", "a", 0, 100) == (2, 0)
+    assert store.look("c", "b", 0, 100) == (0, 0)
+
+
+def test_who_is_looked_at_is_forgotten_as_soon_as_before(store: LocalCounterStore) -> None:
+    for client in "abc":
+        store.add("r", client, 1, 60, 0)
+        store.acquire("c", client, 0)
+    store.look("r", "a", 60, 1)
+    store.look("c", "a", 0, 1)
+    store.add("r", "d", 1, 60, 1)
+    store.acquire("c", "d", 0)
+    assert [store.look("r", client, 60, 1)[0] for client in "abcd"] == [0, 1, 1, 1]
+    assert [store.look("c", client, 0, 1)[0] for client in "abcd"] == [0, 1, 1, 1]
 
 
 # Windows.

@@ -76,6 +76,7 @@ INTERFACES = [
     "IMailTransaction",
     "IMessageSink",
     "IPreparedReload",
+    "IReadableCounterStore",
     "IReadsFiles",
     "IRelayDelivery",
     "IRelayTransaction",
@@ -125,6 +126,7 @@ FACTORY_INSIDE = [
     "deadlines",
     "end_session",
     "ends",
+    "enforces",
     "filters",
     "greet_delay",
     "lingering",
@@ -140,6 +142,7 @@ FACTORY_INSIDE = [
     "socket_buffers",
     "startFactory",
     "tls",
+    "turned_away",
     "turns",
 ]
 """What protocols, the service, its operator, reloading and tests use of the factory. No promise to anybody else."""

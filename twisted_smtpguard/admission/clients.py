@@ -50,7 +50,7 @@ class ClientLimits:
         settled: Callable[[], object],
     ) -> None:
         self.limits = limits
-        self._store = store
+        self.store = store
         self._seconds = seconds
         self._call_later = call_later
         self._events = events
@@ -66,13 +66,13 @@ class ClientLimits:
     def rate(self, name: str) -> ClientRate | None:
         """The rate limit `name`, a field of Limits; None if there is no such limit."""
         rate: Rate = getattr(self.limits, name)
-        return ClientRate(self, self._store, self._seconds, name, rate) if rate else None
+        return ClientRate(self, self.store, self._seconds, name, rate) if rate else None
 
     def take_place(self, place: Place, limit: int) -> Count:
         """Ask for one more of `limit` places (0: any number), and return how many the client then holds. If that is
         more than `limit`, none was taken."""
         try:
-            answer = self._store.acquire(_CONNECTIONS, place.key, limit)
+            answer = self.store.acquire(_CONNECTIONS, place.key, limit)
         except FAULTS:
             self.failed()
             return None
@@ -81,7 +81,7 @@ class ClientLimits:
     def give_place_back(self, key: str) -> None:
         """Give back a place that was taken."""
         try:
-            answer = self._store.release(_CONNECTIONS, key)
+            answer = self.store.release(_CONNECTIONS, key)
         except FAULTS:
             self.failed()
             return

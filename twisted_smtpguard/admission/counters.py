@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.interfaces import IReadableCounterStore
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ _ONE_EVENT = 1j
 _NO_WINDOW = complex(-math.inf, 0)
 
 
-@implementer(ICounterStore)
+@implementer(IReadableCounterStore)
 class LocalCounterStore:
     """A counter store that always answers at once. For each `counter` it remembers `max_clients` clients; 0: all.
 
@@ -84,6 +84,16 @@ class LocalCounterStore:
             self._put(windows, client, window)
         windows.move_to_end(client)
         return int(window.imag)
+
+    def look(self, counter: str, client: str, seconds: float, now: float) -> tuple[int, float]:
+        """The events of `client` in its window of `seconds`, and the seconds that are left of it; with 0 seconds the
+        places that it holds, and 0. Nothing changes."""
+        if not seconds:
+            return self._places[counter].get(client, 0), 0.0
+        window = self._windows[counter].get(client, _NO_WINDOW)
+        # If the clock was set back, the client keeps its events for one more window.
+        left = seconds - max(0.0, now - window.real)
+        return (int(window.imag), left) if left > 0 else (0, 0.0)
 
     def _put(self, table: OrderedDict[str, T], client: str, value: T) -> None:
         """Set the value of a client. If the table is full, the least recently used client is forgotten."""

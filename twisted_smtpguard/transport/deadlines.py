@@ -77,7 +77,7 @@ class Deadlines:
     """All deadlines of one guard, on one clock. Without deadlines nothing is scheduled on the clock."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
+        self.clock = clock
         self.seconds = clock.seconds
         """Returns the time of the clock, in seconds."""
         self._table: dict[int, dict[Deadline, None]] = {}
@@ -135,13 +135,13 @@ class Deadlines:
         self._wake_tick = math.inf
         if ticks:
             self._wake_tick = ticks[0]
-            delay = max(0.0, ticks[0] / TICKS_A_SECOND - self._clock.seconds())
-            self._wake_up = self._clock.callLater(delay, self._wake)
+            delay = max(0.0, ticks[0] / TICKS_A_SECOND - self.clock.seconds())
+            self._wake_up = self.clock.callLater(delay, self._wake)
 
     def _wake(self) -> None:
         # `_wake_tick` stays set, so that deadlines made by the functions are scheduled once, after all were called.
         self._wake_up = None
-        now = self._clock.seconds()
+        now = self.clock.seconds()
         due: list[Deadline] = []
         while self._ticks and self._ticks[0] / TICKS_A_SECOND <= now:
             due.extend(self._table.pop(heappop(self._ticks), ()))

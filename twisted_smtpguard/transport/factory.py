@@ -61,7 +61,7 @@ _CROWDED = 0.8
 """The part of the connection cap above which there is no greet delay, because a client that waits holds a slot."""
 
 
-class _Arrival(NamedTuple):
+class Arrival(NamedTuple):
     """What the log shows of a connection that is refused at accept."""
 
     peer_name: str
@@ -244,19 +244,29 @@ class SMTPGuardFactory(ServerFactory):
     def build(self, addr: IAddress | None, listener: str, *, implicit_tls: bool = False) -> Any:
         """As `buildProtocol`, for a connection to the listener with this name. `implicit_tls`: TLS comes before the
         greeting."""
-        limits = self.context.limits
-        stops = self._drained is not None
-        if stops or 0 < limits.max_connections <= self._slots_held:
-            turn_away, value = (self._stopping, None) if stops else (self._full, self._slots_held + 1)
-            dry_run = not stops and "max_connections" in limits.dry_run
-            arrival = _Arrival(peer_name(addr), getattr(addr, "port", None), listener)
-            turn_away.refusal.log(arrival, self.context.events, limits, dry_run=dry_run, value=value)
-            if not dry_run:
+        turn_away = self.turned_away()
+        if turn_away is not None:
+            arrival = Arrival(peer_name(addr), getattr(addr, "port", None), listener)
+            if self.enforces(turn_away, arrival, self.context.events):
                 return self._silent if implicit_tls else turn_away
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
         self._slots_held += 1
         self._open.add(protocol)
         return protocol
+
+    def turned_away(self) -> TurnAway | None:
+        """What turns away a connection that comes now, since the guard stops or has as many as it may; else None."""
+        if self._drained is not None:
+            return self._stopping
+        return self._full if 0 < self.context.limits.max_connections <= self._slots_held else None
+
+    def enforces(self, turn_away: TurnAway, arrival: Arrival, events: Events) -> bool:
+        """Log to `events` that a connection is turned away. Returns False if that is only logged, in dry run."""
+        limits, capped = self.context.limits, turn_away is self._full
+        dry_run = capped and "max_connections" in limits.dry_run
+        value = self._slots_held + 1 if capped else None
+        turn_away.refusal.log(arrival, events, limits, dry_run=dry_run, value=value)
+        return not dry_run
 
     # Called by the protocols.
 
