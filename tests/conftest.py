@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ def _on_uvloop() -> None:
 # With this in the environment all tests run on the reactor on uvloop, and so do the guards that they start.
 if os.environ.get("TESTS_REACTOR") == "uvloop":
     pytest_twisted.reactor_installers["default"] = _on_uvloop
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no garbage: each collection of a test, and many make one, would look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)

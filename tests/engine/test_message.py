@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
 def decode(pieces: Iterable[bytes], **rules: Any) -> Result:
     check = decoder = DataDecoder(MessageRules(**UNLIMITED | rules))
-    message, consumed = b"", 0
+    message, consumed = bytearray(), 0
     for piece in pieces:
         assert not decoder.ended
         octets, taken = decoder.feed(piece)
@@ -48,7 +48,7 @@ def decode(pieces: Iterable[bytes], **rules: Any) -> Result:
         assert taken == len(piece) or decoder.ended
         if decoder.ended:
             break
-    return result(check, decoder.ended, message, consumed)
+    return result(check, decoder.ended, bytes(message), consumed)
 
 
 def result(check: MessageCheck, ended: bool, message: bytes, consumed: int) -> Result:
