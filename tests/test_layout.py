@@ -53,7 +53,7 @@ ROOMS: dict[str, str] = {
     "inputs": "",
     "interfaces": "replies values",
     "limits": "inputs replies",
-    "log": "hooks inputs limits replies tls",
+    "log": "hooks inputs interfaces limits replies tls",
     "operations": "admission filters interfaces limits log replies transport values",
     "public": "admission checkers delivery filters limits log replies service tls transport upstream values",
     "reactors": "",
@@ -285,6 +285,7 @@ def test_events_are_made_in_few_files_to_which_the_reference_is_held() -> None:
     # A password file tells of a wrong line as a reload does, by the same event.
     assert sorted(makers) == [
         "checkers/passwordfile.py",
+        "log/eventfile.py",
         "log/events.py",
         "log/serviceevents.py",
         "upstream/notices.py",

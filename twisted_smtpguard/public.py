@@ -13,6 +13,7 @@ from twisted_smtpguard.delivery.twistedmail import TwistedMailDelivery
 from twisted_smtpguard.filters.networks import NetworksFile, NetworksFilter
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.log.eventfile import EventFile
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
@@ -43,6 +44,7 @@ __all__ = [
     "Client",
     "DiscardDelivery",
     "Envelope",
+    "EventFile",
     "Events",
     "FilterEntry",
     "Limits",

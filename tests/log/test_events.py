@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard import replies
 from twisted_smtpguard.inputs.escaping import escape_word
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.eventfile import EventFileNotices
 from twisted_smtpguard.log.eventlog import MAX_VALUE_CHARACTERS, EventLog
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.serviceevents import ServiceEvents
@@ -60,6 +61,7 @@ class Log:
         self.notices = Notices("smtp:tcp:mx.example:25", self.clock)
         # Those of a delivery that is made by a plugin go to the one log of the process.
         self.notices._log = EventLog(self.clock.seconds, level, logger)
+        self.file_notices = EventFileNotices("/var/log/smtpguard/events", self.clock.seconds, logger)
 
     def observe(self, event: LogEvent) -> None:
         self.events.append(event)
@@ -269,12 +271,22 @@ EVERY_NOTICE: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
 }
 """The same of an upstream server: the method, and what it is given."""
 
+EVERY_FILE_NOTICE: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+    "event_log_failed": (EventFileNotices.failed, ("No space left on device",)),
+    "event_log_restored": (EventFileNotices.restored, (17,)),
+}
+"""The same of the file of --event-log."""
+
 
 def log_of(name: str) -> Log:
     """In which this event is the last one."""
     log = Log()
     if name in EVERY_FIELD:
         EVERY_FIELD[name](log.to)
+        return log
+    if name in EVERY_FILE_NOTICE:
+        method, arguments = EVERY_FILE_NOTICE[name]
+        method(log.file_notices, *arguments)
         return log
     method, arguments = EVERY_NOTICE[name]
     for _ in range(11):
@@ -288,7 +300,7 @@ def last_of(name: str) -> LogEvent:
     return log_of(name).events[-1]
 
 
-EVERY_EVENT = [*EVERY_FIELD, *EVERY_NOTICE]
+EVERY_EVENT = [*EVERY_FIELD, *EVERY_NOTICE, *EVERY_FILE_NOTICE]
 
 each_event = pytest.mark.parametrize("name", EVERY_EVENT)
 
@@ -308,12 +320,13 @@ def _methods(kind: type) -> dict[str, Callable[..., object]]:
 def test_every_event_is_tested_here() -> None:
     assert list(EVERY_FIELD) == list(_methods(ServiceEvents) | _methods(Events))
     assert [method for method, _ in EVERY_NOTICE.values()] == list(_methods(Notices).values())
+    assert [method for method, _ in EVERY_FILE_NOTICE.values()] == list(_methods(EventFileNotices).values())
 
 
 def test_every_event_has_its_row() -> None:
     rows = []
     methods = _methods(ServiceEvents) | _methods(Events)
-    methods |= {name: method for name, (method, _) in EVERY_NOTICE.items()}
+    methods |= {name: method for name, (method, _) in (EVERY_NOTICE | EVERY_FILE_NOTICE).items()}
     for name, method in methods.items():
         event = last_of(name)
         when = inspect.getdoc(method).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]

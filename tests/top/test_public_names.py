@@ -24,6 +24,7 @@ PUBLIC = {
         "Client",
         "DiscardDelivery",
         "Envelope",
+        "EventFile",
         "Events",
         "FilterEntry",
         "Limits",

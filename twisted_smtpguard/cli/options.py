@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn, TypeVar
 
@@ -33,6 +33,7 @@ from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
 from twisted_smtpguard.limits.limits import PROFILES, Limits
 from twisted_smtpguard.limits.units import FLAG, one_of, parse_path
+from twisted_smtpguard.log.eventfile import EventFile, observe_too
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
@@ -259,6 +260,16 @@ class Options(usage.Options):
 
         return entries + self.each("ip-filter", make)
 
+    def event_file(self) -> EventFile | None:
+        """The file of --event-log, which is opened; None if there is none."""
+        for setting in self.given["event-log"][-1:]:
+            path = parse_path(setting.text)
+            try:
+                return EventFile(path)
+            except OSError as error:
+                raise setting.wrong(f"cannot write to {path}: {error.strerror}") from error
+        return None
+
     def secret_files(self) -> tuple[list[str], list[str]]:
         """The files that may have a private key in them, and the files with passwords."""
         keys = self._paths(*_CERTIFICATE_FILES)
@@ -310,8 +321,11 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
+    twist: MutableMapping[str, Any] = options.parent or {}
+    event_file = options.event_file()
     delivery = options.delivery(reactor)
-    twist: Mapping[str, Any] = options.parent or {}
+    if event_file is not None:
+        observe_too(twist, event_file)
     events = Events(Statistics(), reactor, options.limits, twist.get("logLevel", LogLevel.info))
     events.delivering(plugins.shown_delivery(options.deliver.text))
     for entry in ip_filters:
@@ -330,6 +344,7 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         checkers=checkers,
         names=options.texts("listen", "listen-tls"),
         secrets=options.secret_files(),
+        event_file=event_file,
         **options.flags,
     )
     heap_trimmer(reactor).setServiceParent(service)

@@ -58,7 +58,7 @@ def json_file(file: IO[Any]) -> FileLogObserver:
         text = _string(event["text"])
         fields = ", ".join(
             [
-                f"{_string(name)}: {_SHOWN.get(type(value), _encode)(value)}"
+                f"{_string(name)}: {value_as_json(value)}"
                 for name, value in islice(event.items(), 1, len(event) - len(_TAIL))
             ]
         )
@@ -115,6 +115,12 @@ def _number(value: float) -> str:
 
 _SHOWN: dict[type, Callable[[Any], str]] = {str: _string, int: int.__repr__, float: _number}
 """The encoders of the most frequent types, which cost less than the general one."""
+
+
+def value_as_json(value: object) -> str:
+    """The value of a field as JSON, in ASCII."""
+    return _SHOWN.get(type(value), _encode)(value)
+
 
 _CONSTANT = {
     level: _encode(

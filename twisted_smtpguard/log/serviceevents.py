@@ -37,12 +37,13 @@ class ServiceEvents:
         self._log.warn("dry_run", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str, option: str, file: str = "") -> None:
-        """A filter, the delivery, the certificates or a password file have been reloaded. Logged once for each file.
-        `option` is the command-line option that names the file."""
+        """A filter, the delivery, the certificates, a password file or that of `--event-log` have been reloaded. Logged
+        once for each file. `option` is the command-line option that names the file."""
         self._log.info("reloaded", of_file(what, option, file))
 
     def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
-        """A filter, the delivery, a certificate or a password file could not be reloaded, and keeps its old data."""
+        """A filter, the delivery, a certificate, a password file or that of `--event-log` could not be reloaded, and
+        keeps its old data."""
         self._log.warn("reload_failed", of_file(what, option, file), problem)
 
     def doubtful_certificate(self, doubt: Doubt) -> None:

@@ -20,6 +20,8 @@ from twisted.logger import Logger
 from twisted_smtpguard.hooks.endpointfaults import why_not
 from twisted_smtpguard.hooks.parts import stop_parts
 from twisted_smtpguard.inputs.arguments import checked, unfit
+from twisted_smtpguard.log.eventfile import EventFile
+from twisted_smtpguard.service.reloading import Part
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
 from twisted_smtpguard.service.systemd import READY, STOPPING, notify, reloading
@@ -206,12 +208,18 @@ class ProcessService(MultiService):
 class StandaloneService(SMTPGuardService):
     """A guard that handles the signals of its process and tells systemd its state, as a ProcessService does. If it
     cannot listen the process ends with a sentence that names the option. Each start warns if others can read the files
-    `secrets`, which are those with private keys and those with passwords."""
+    `secrets`, which are those with private keys and those with passwords. `event_file` is opened anew on SIGHUP."""
 
     def __init__(
-        self, reactor: Any, *args: Any, secrets: Sequence[Sequence[str]] = ((), ()), **options: Any
+        self,
+        reactor: Any,
+        *args: Any,
+        secrets: Sequence[Sequence[str]] = ((), ()),
+        event_file: EventFile | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(reactor, *args, **options)
+        self._reloader.add(Part("event-log", "event-log", event_file))
         self._secrets = secrets
         self._signals = ProcessSignals(reactor, [self])
 

@@ -49,13 +49,20 @@ class Reloader:
         call_later: CallLater,
         reloaded: Callable[[], object],
     ) -> None:
-        self._parts = [part for part in parts if IReloadable.providedBy(part.target)]
+        self._parts: list[Part] = []
+        for part in parts:
+            self.add(part)
         self._events = events
         self._reloaded = reloaded
         self._call_later = call_later
         self._waiting: list[Deferred[None]] = []
         self._readings: list[Deferred[Callable[[], object] | BaseException]] = []
         self._busy = False
+
+    def add(self, part: Part) -> None:
+        """Reload `part` too, if it has something to reload."""
+        if IReloadable.providedBy(part.target):
+            self._parts.append(part)
 
     def reload(self) -> Deferred[None]:
         """Reload all parts. Fires after a reload that began after this call. It never fails: a part that cannot be
