@@ -16,6 +16,7 @@ from twisted_smtpguard.operations import sessions
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.operations.why import why
 from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
@@ -100,6 +101,11 @@ class Operator:
         """One row for each network that is denied, trusted or allowed. `until` is `restart` where an operator gave no
         time, and "" for what is configured."""
         return self.networks.rows()
+
+    def why(self, address: str) -> Deferred[dict[str, Any]]:
+        """What would happen to a client at an address now, decided by what decides, without counting; then its last
+        refusals and sessions, and what would let it in. Fires when the filters have answered."""
+        return why(self._guard.factory, self.networks, address)
 
     # What an operator changes.
 

@@ -103,6 +103,12 @@ _VERBS = (
         (Argument("network", "NETWORK", "Only clients in this address or network.", required=False),),
     ),
     Verb(
+        "why",
+        "Show what would happen to a client at an address now, by each filter and limit; then its last refusals and "
+        "sessions, and what would let it in. Nothing is counted.",
+        (Argument("address", "ADDRESS", "An IP address, or `unix`."),),
+    ),
+    Verb(
         "end",
         "End one session with a 421. If the verdict on its message is pending, the session ends after that.",
         (Argument("session", "SESSION", "The id of the session, as in `sessions` and in the log."),),

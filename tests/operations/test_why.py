@@ -1,0 +1,283 @@
+"""`why`: what would happen to an address, what has happened to it, and what would let it in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+from fakes import FakeFilter, SlowFilter
+from operated import Operated
+from twisted.internet.defer import Deferred, fail
+
+from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.values import TRUST, refuse
+
+ADDRESS = "192.0.2.1"
+ENVELOPE = ("MAIL FROM:<a@b>", "RCPT TO:<c@d>")
+
+
+def asked(guard: Operated, address: str = ADDRESS) -> dict[str, Any]:
+    """The answer, which JSON can hold."""
+    answers: list[Any] = []
+    guard.operator.carry_out("why", {"address": address}).addCallback(answers.append)
+    (answer,) = answers
+    assert json.loads(json.dumps(answer)) == answer
+    found: dict[str, Any] = answer
+    return found
+
+
+def carry_out(guard: Operated, command: str) -> None:
+    """Do what a command line of smtpguardctl says."""
+    program, name, *words = shlex.split(command)
+    assert program == "smtpguardctl"
+    arguments = {}
+    places = [argument.name for argument in VERBS[name].arguments if not argument.option]
+    while words:
+        word = words.pop(0)
+        arguments[word.removeprefix("--") if word.startswith("--") else places.pop(0)] = (
+            words.pop(0) if word.startswith("--") else word
+        )
+    guard.operator.carry_out(name, arguments)
+
+
+def test_a_stranger_is_accepted() -> None:
+    answer = asked(Operated())
+    assert (answer["outcome"], answer["client"], answer["would_help"]) == ("accepted", ADDRESS, [])
+    assert answer["replies"] == {
+        "connection": "220 guard.example ESMTP ready",
+        "MAIL": "250 2.1.0 Sender OK",
+        "RCPT": "250 2.1.5 Recipient OK",
+    }
+    assert (answer["recent_refusals"], answer["recent_sessions"]) == ([], [])
+
+
+@pytest.mark.parametrize("text", ["", "192.0.2", "192.0.2.0/24", "mx.example", "\x1b[2J" * 100])
+def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
+    failures: list[Any] = []
+    try:
+        Operated().operator.why(text).addErrback(failures.append)
+    except ValueError as error:
+        failures.append(error)
+    assert "is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix" in str(failures[0])
+
+
+def test_each_limit_on_the_client_is_told_with_its_count_and_when_it_clears() -> None:
+    guard = Operated(
+        max_connections=9,
+        max_connections_per_client=5,
+        connection_rate=Rate(6, 60),
+        message_rate=Rate(7, 3600),
+    )
+    guard.greeted().say(*ENVELOPE)
+    guard.greeted("198.51.100.1")
+    guard.clock.advance(10)
+    assert asked(guard)["counts"] == [
+        {"limit": "max-connections", "of": "all clients", "allowed": 9, "count": 2},
+        {
+            "limit": "max-connections-per-client",
+            "of": "this client",
+            "allowed": 5,
+            "count": 1,
+            "dry_run": False,
+        },
+        {
+            "limit": "connection-rate",
+            "of": "this client",
+            "allowed": "6/60",
+            "count": 1,
+            "clears": "1970-01-01T00:01:00Z",
+            "dry_run": False,
+        },
+        {
+            "limit": "message-rate",
+            "of": "this client",
+            "allowed": "7/3600",
+            "count": 1,
+            "clears": "1970-01-01T01:00:00Z",
+            "dry_run": False,
+        },
+    ]
+
+
+def test_a_limit_has_cleared_at_the_time_that_was_told() -> None:
+    guard = Operated(connection_rate=Rate(1, 60))
+    guard.connect()
+    guard.clock.advance(59)
+    assert asked(guard)["counts"][1]["clears"] == "1970-01-01T00:01:00Z"
+    assert asked(guard)["outcome"] == "refused"
+    guard.clock.advance(1)
+    assert asked(guard)["outcome"] == "accepted"
+    assert guard.tries() == 220
+
+
+def test_what_has_happened_to_the_client_is_told_the_latest_first() -> None:
+    guard = Operated(max_recipients=1)
+    client = guard.greeted()
+    name = client.protocol.engine.name
+    client.say(*ENVELOPE, ENVELOPE[1], "BREW coffee", "QUIT")
+    guard.clock.advance(100)
+    answer = asked(guard)
+    assert [(row["reason"], row["session"], row["time"]) for row in answer["recent_refusals"]] == [
+        ("unrecognized_command", name, "1970-01-01T00:00:00Z"),
+        ("max_recipients", name, "1970-01-01T00:00:00Z"),
+    ]
+    (session,) = answer["recent_sessions"]
+    assert (session["session"], session["reason"], session["helo"]) == (name, "quit", "client.example")
+
+
+def test_an_address_finds_what_its_64_has_done() -> None:
+    guard = Operated(max_connections_per_client=1)
+    guard.connect("2001:db8::1")
+    guard.connect("2001:db8::2")
+    answer = asked(guard, "2001:db8::3")
+    assert answer["client"] == "2001:db8::/64"
+    assert [row["address"] for row in answer["recent_refusals"]] == ["2001:db8::2"]
+    assert answer["outcome"] == "refused"
+
+
+# What would help does help.
+
+
+def _full(guard: Operated) -> None:
+    guard.connect("192.0.2.9")
+
+
+def _busy(guard: Operated) -> None:
+    guard.greeted().say(*ENVELOPE)
+
+
+def _deferred(guard: Operated) -> None:
+    guard.operator.defer("on")
+
+
+def _denied(guard: Operated) -> None:
+    guard.operator.deny("192.0.2.0/24")
+
+
+def _configured(guard: Operated) -> None:
+    guard.operator.networks.configure({"192.0.2.0/24": "--deny"}, {})
+
+
+SITUATIONS: list[tuple[str, dict[str, Any], Any, list[str]]] = [
+    ("max_connections", {"max_connections": 1}, _full, ["smtpguardctl set max-connections 2"]),
+    (
+        "max_connections_per_client",
+        {"max_connections_per_client": 1},
+        _busy,
+        ["smtpguardctl set max-connections-per-client 2", "smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    (
+        "connection_rate",
+        {"connection_rate": Rate(1, 60)},
+        _busy,
+        ["smtpguardctl set connection-rate 2/60", "smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    (
+        "message_rate",
+        {"message_rate": Rate(1, 60)},
+        _busy,
+        ["smtpguardctl set message-rate 2/60", "smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    (
+        "recipient_rate",
+        {"recipient_rate": Rate(1, 60)},
+        _busy,
+        ["smtpguardctl set recipient-rate 2/60", "smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    ("deferred", {}, _deferred, ["smtpguardctl defer off"]),
+    ("ip_filter", {}, _denied, ["smtpguardctl remove 192.0.2.0/24"]),
+    ("ip_filter", {}, _configured, ["smtpguardctl allow 192.0.2.1 --for 1h"]),
+    (
+        "ip_filter",
+        {"ip_filters": [FakeFilter(refuse())]},
+        lambda _: None,
+        ["smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    (
+        "ip_filter",
+        {"ip_filters": [FakeFilter(refuse())]},
+        _configured,
+        ["smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+    (
+        "internal_error",
+        {"ip_filters": [FakeFilter("no verdict")]},
+        lambda _: None,
+        ["smtpguardctl trust 192.0.2.1 --for 1h"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "arguments", "situation", "commands"), SITUATIONS)
+def test_each_command_that_would_help_lets_the_client_in(
+    reason: str, arguments: dict[str, Any], situation: Any, commands: list[str]
+) -> None:
+    for command in commands:
+        guard = Operated(**arguments)
+        situation(guard)
+        answer = asked(guard)
+        assert (answer["reason"], answer["would_help"]) == (reason, commands)
+        assert answer["outcome"] == ("refused" if answer["step"] == "connection" else "deferred")
+        carry_out(guard, command)
+        assert (asked(guard)["outcome"], asked(guard)["would_help"]) == ("accepted", [])
+        client = guard.greeted()
+        assert client.codes(*ENVELOPE) == [250, 250]
+
+
+def test_a_configured_deny_of_the_very_address_has_to_go() -> None:
+    guard = Operated()
+    guard.operator.networks.configure({ADDRESS: "file /etc/smtpguard/guard.conf line 7"}, {})
+    assert asked(guard)["would_help"] == [
+        "the deny of 192.0.2.1 in file /etc/smtpguard/guard.conf line 7 must go, and then: smtpguardctl reload"
+    ]
+
+
+def test_the_filters_are_told_in_their_order_with_what_they_say() -> None:
+    slow = SlowFilter()
+    guard = Operated(ip_filters=[FilterEntry(slow, "slow"), FilterEntry(FakeFilter(TRUST), "last")])
+    guard.operator.deny("198.51.100.0/24")
+    answers: list[Any] = []
+    guard.operator.why(ADDRESS).addCallback(answers.append)
+    assert answers == []
+    slow.asked[0].callback(refuse(rule="list 3"))
+    (answer,) = answers
+    rows = [(row["filter"], row["asked"], row["verdict"], row.get("rule")) for row in answer["filters"]]
+    assert rows == [
+        ("deny/trust", True, "pass", None),
+        ("slow", True, "refuse", "list 3"),
+        ("last", False, "trust", None),
+    ]
+
+
+def test_what_is_in_dry_run_is_told_apart() -> None:
+    guard = Operated(connection_rate=Rate(1, 60), dry_run={"connection_rate"})
+    guard.connect()
+    answer = asked(guard)
+    assert answer["outcome"] == "accepted"
+    assert [row["reason"] for row in answer["in_dry_run"]] == ["connection_rate"]
+    assert answer["counts"][1]["dry_run"]
+
+
+def test_a_store_that_fails_is_told_of() -> None:
+    guard = Operated(connection_rate=Rate(1, 60))
+    store: Any = guard.factory.clients.store
+    store.look = lambda *_: fail(OSError("no \x1b store"))
+    answer = asked(guard)
+    assert answer["outcome"] == "refused"
+    assert any("OSError" in problem for problem in answer["problems"])
+    assert all(problem.isprintable() for problem in answer["problems"])
+
+
+def test_what_a_client_has_to_do_first_is_told() -> None:
+    guard = Operated()
+    guard.factory.context.require_auth = True
+    assert asked(guard)["demands"] == ["auth"]
+
+
+def test_the_verb_answers_with_a_deferred() -> None:
+    assert isinstance(Operated().operator.carry_out("why", {"address": "unix"}), Deferred)
+    assert asked(Operated(), "unix")["client"] == "unix"

@@ -1,0 +1,198 @@
+"""`why`: what would happen to an address now, what has happened to it, and what would let it in.
+
+What would happen is told by a rehearsal of its connection, which the code that decides about all others carries out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.admission.looking import LookingStore
+from twisted_smtpguard.hooks.later import answer_of
+from twisted_smtpguard.inputs.escaping import escape_text
+from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.operations.rules import NAME as RULES
+from twisted_smtpguard.operations.rules import NetworkRules
+from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.transport.factory import SMTPGuardFactory
+from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
+from twisted_smtpguard.values import Address, unmapped
+
+PER_CLIENT = "max_connections_per_client"
+_SPECS = {spec.name: spec for spec in Limits.specs()}
+_TIMES = ("time", "ended")
+
+Row = dict[str, Any]
+
+
+def why(factory: SMTPGuardFactory, rules: NetworkRules, address: str) -> Deferred[Row]:
+    """What would happen to a client at `address` (`unix` for UNIX sockets) that connected now and sent a mail.
+
+    Fires with a dict of what JSON has, when the filters and the counter store have answered; their time limits bound
+    that. Nothing is counted, and the delivery is not asked. ValueError: this is no address.
+    """
+    return Deferred.fromCoroutine(_why(factory, rules, _parsed(address)))
+
+
+def _parsed(text: str) -> Address | None:
+    if text == "unix":
+        return None
+    try:
+        return unmapped(ip_address(text))
+    except ValueError:
+        raise ValueError(
+            f"{text[:60]!r} is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix"
+        ) from None
+
+
+async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address | None) -> Row:
+    context = factory.context
+    name = "unix" if address is None else str(address)
+    outcome = await rehearse(factory, address)
+    counts = await _counts(factory, factory.clients.key_of(address), outcome)
+    refused = outcome.refused
+    history = context.events.history
+    answer: Row = {
+        "address": name,
+        "client": factory.clients.key_of(address),
+        "outcome": _outcome(refused),
+        **(refused or {}),
+        "trusted": outcome.trusted,
+        "replies": {
+            step: said for step, said in outcome.replies.items() if step in (ARRIVAL, "MAIL", "RCPT")
+        },
+        "in_dry_run": [each for each in outcome.refusals if each["dry_run"]],
+        "demands": _demands(factory),
+        "greet_delay_seconds": factory.greet_delay(),
+        "is_proxy": factory.proxies is not None and factory.proxies.has(address),
+        "filters": outcome.filters,
+        "counts_known": outcome.counts_known,
+        "counts": counts,
+        "problems": outcome.problems,
+        "recent_refusals": [_timed(row) for row in history.refusals.of(name)],
+        "recent_sessions": [_timed(row) for row in history.sessions.of(name)],
+        "would_help": list(_remedies(factory, rules, name, outcome)),
+    }
+    answer.pop("dry_run", None)
+    return answer
+
+
+def _outcome(refused: Mapping[str, object] | None) -> str:
+    """In one word."""
+    if refused is None:
+        return "accepted"
+    return "refused" if refused["step"] == ARRIVAL else "deferred"
+
+
+def _demands(factory: SMTPGuardFactory) -> list[str]:
+    """What a client has to do before MAIL."""
+    context = factory.context
+    return [
+        word for word, demanded in (("tls", context.require_tls), ("auth", context.require_auth)) if demanded
+    ]
+
+
+async def _counts(factory: SMTPGuardFactory, key: str, outcome: Outcome) -> list[Row]:
+    """What the client has of each limit on clients, and when that clears."""
+    context = factory.context
+    limits, now = context.limits, context.seconds()
+    store = LookingStore(factory.clients.store, context.seconds)
+    rows = [
+        {
+            "limit": "max-connections",
+            "of": "all clients",
+            "allowed": limits.max_connections,
+            "count": factory.connections,
+        }
+    ]
+    for spec in Limits.specs():
+        value = getattr(limits, spec.name)
+        if not (value and (spec.name == PER_CLIENT or isinstance(value, Rate))):
+            continue
+        seconds = value.seconds if isinstance(value, Rate) else 0
+        row: Row = {"limit": spec.option, "of": "this client", "allowed": limits.shown(spec.name)}
+        try:
+            count, left = await answer_of(store.look(spec.name, key, seconds))
+        except Exception as error:  # noqa: BLE001 - a store is foreign code
+            outcome.problems.append(
+                escape_text(f"the counter store failed: {type(error).__name__}: {error}"[:200])
+            )
+            continue
+        if not store.blind:
+            row["count"] = count
+            if left:
+                row["clears"] = utc(math.ceil(now + left))
+        row["dry_run"] = spec.name in limits.dry_run
+        rows.append(row)
+    return rows
+
+
+def _timed(row: Row) -> Row:
+    return {name: utc(value) if name in _TIMES else value for name, value in row.items()}
+
+
+def _remedies(
+    factory: SMTPGuardFactory, rules: NetworkRules, address: str, outcome: Outcome
+) -> Iterator[str]:
+    """What would let the client in: commands, or a sentence where none does."""
+    refused = outcome.refused
+    if refused is None:
+        return
+    reason, limits = str(refused["reason"]), factory.context.limits
+    spec = _SPECS.get(reason)
+    if reason == "shutdown":
+        yield "smtpguardctl resume"
+    elif reason == "deferred":
+        yield "smtpguardctl defer off"
+    elif spec is not None:
+        yield f"smtpguardctl set {spec.option} {_more(spec, getattr(limits, reason), refused)}"
+        if _spares_trusted(spec):
+            yield from _trust(address)
+    elif "filter" in refused:
+        yield from _past_filter(rules, address, refused, outcome)
+
+
+def _spares_trusted(spec: LimitSpec) -> bool:
+    """Whether a trusted client is exempt from the limit."""
+    return spec.name == PER_CLIENT or isinstance(spec.default, Rate)
+
+
+def _more(spec: LimitSpec, value: Any, refused: Mapping[str, Any]) -> str:
+    """A value of the limit that is half as much again, and enough."""
+    count = int(refused.get("value") or 0)
+    if isinstance(value, Rate):
+        return str(Rate(max(count, value.events * 3 // 2), value.seconds))
+    return str(max(count, value * 3 // 2))
+
+
+def _past_filter(
+    rules: NetworkRules, address: str, refused: Mapping[str, Any], outcome: Outcome
+) -> Iterator[str]:
+    rule = str(refused.get("rule", ""))
+    others = [
+        row for row in outcome.filters if row["filter"] != RULES and row["verdict"] in ("refuse", "failed")
+    ]
+    if refused["filter"] != RULES:
+        yield from _trust(address)
+        return
+    denied = ip_network(rule)
+    row = next((each for each in rules.rows() if ip_network(each["network"]) == denied), None)
+    if row is not None and row["until"]:
+        yield f"smtpguardctl remove {row['network']}"
+    elif row is not None and denied == ip_network(address):
+        yield f"the deny of {row['network']} in {row['from']} must go, and then: smtpguardctl reload"
+    elif others:
+        yield from _trust(address)
+    else:
+        yield f"smtpguardctl allow {address} --for 1h"
+
+
+def _trust(address: str) -> Iterator[str]:
+    if address != "unix":
+        yield f"smtpguardctl trust {address} --for 1h"
