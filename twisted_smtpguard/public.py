@@ -2,6 +2,7 @@
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.passwordfile import PasswordFile
+from twisted_smtpguard.control.server import ControlService
 from twisted_smtpguard.delivery.callable import CallableDelivery
 from twisted_smtpguard.delivery.discard import DiscardDelivery
 from twisted_smtpguard.delivery.domains import AcceptedDomains
@@ -42,6 +43,7 @@ __all__ = [
     "CertificateFiles",
     "CheckerUnavailable",
     "Client",
+    "ControlService",
     "DiscardDelivery",
     "Envelope",
     "EventFile",

@@ -41,6 +41,7 @@ def run_examples(page: Path, tmp_path: Path) -> tuple[dict[str, Any], list[SMTPG
     stands_for = {
         "/etc/smtpguard/networks": tmp_path / "networks",
         "/etc/smtpguard/users": tmp_path / "users",
+        "/run/mailroom": tmp_path,
     }
     (tmp_path / "networks").write_text("deny 192.0.2.1\n")
     (tmp_path / "users").write_text("ann:secret\n")

@@ -24,6 +24,7 @@ from twisted_smtpguard import (
     CallableDelivery,
     CertificateFiles,
     Client,
+    ControlService,
     DiscardDelivery,
     Envelope,
     Events,
@@ -73,6 +74,14 @@ def good(name: str, files: FilePath) -> tuple[Any, dict[str, Any]]:
         "CallableDelivery": (CallableDelivery, {"function": print, "reactor": CLOCK}),
         "CertificateFiles": (CertificateFiles, {"certificate": str(CERTIFICATE)}),
         "Client": (Client, attrs.asdict(CLIENT, recurse=False)),
+        "ControlService": (
+            ControlService,
+            {
+                "reactor": MemoryReactorClock(),
+                "operator": SMTPGuardService(CLOCK, [], DiscardDelivery()).operator,
+                "path": "control.sock",
+            },
+        ),
         "Envelope": (Envelope, {"client": CLIENT, "sender": PATH, "recipients": (PATH,)}),
         "Events": (Events, {"statistics": Statistics(), "clock": CLOCK, "limits": Limits()}),
         "FilterEntry": (FilterEntry, {"filter": NetworksFilter()}),

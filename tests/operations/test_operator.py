@@ -219,7 +219,7 @@ async def test_a_drained_guard_refuses_everybody_until_it_listens_again(
     client = await guard.greeted()
     assert operator.drain()["state"] == "draining"
     assert operator.status()["state"] == "draining"
-    with pytest.raises(ValueError, match="the drain is not over, 1 sessions are open"):
+    with pytest.raises(ValueError, match="the drain is not over, connections are open"):
         operator.resume()
     await client.hears(b"421 4.3.2 Server shutting down\r\n")
     client.close()

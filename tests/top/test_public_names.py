@@ -22,6 +22,7 @@ PUBLIC = {
         "CertificateFiles",
         "CheckerUnavailable",
         "Client",
+        "ControlService",
         "DiscardDelivery",
         "Envelope",
         "EventFile",

@@ -123,6 +123,7 @@ class Options(usage.Options):
         self.each("proxy-protocol-from", settings.check_proxy)
         self.each("deny", parse_network)
         self.each("trust", parse_network)
+        self.each("control", settings.check_control)
         self._answer_questions()
 
     def each(self, option: str, make: Callable[[str], T]) -> list[T]:
@@ -348,6 +349,8 @@ def make_service(options: Options, reactor: Any) -> StandaloneService:
         **options.flags,
     )
     heap_trimmer(reactor).setServiceParent(service)
+    for path in options._paths("control")[-1:]:
+        settings.ControlOfProcess(reactor, service.operator, path).setServiceParent(service)
     return service
 
 

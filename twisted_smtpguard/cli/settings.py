@@ -8,6 +8,8 @@ import socket
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from twisted_smtpguard.control.server import ControlService
+from twisted_smtpguard.control.socketfile import ControlSocketError, check_place
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.hooks.endpointfaults import wrong_string
@@ -49,6 +51,22 @@ def check_domain(text: str) -> None:
             f"there is a file {text!r} here: write ./{text} for the domains in it, or start in another directory"
         )
     parse_domain(text)
+
+
+def check_control(text: str) -> None:
+    """Check the path of a control socket: that there may be one."""
+    check_place(parse_path(text))
+
+
+class ControlOfProcess(ControlService):
+    """A control socket whose failure ends the process with one sentence."""
+
+    def startService(self) -> None:
+        """SystemExit: there can be no socket."""
+        try:
+            super().startService()
+        except ControlSocketError as error:
+            raise SystemExit(f"--control: {error}") from error
 
 
 def own_name() -> str:

@@ -174,8 +174,7 @@ class Operator:
         """Listen again after a drain."""
         state = self._guard.state
         if state == "draining":
-            left = len(self._guard.factory.sessions())
-            raise ValueError(f"the drain is not over, {left} sessions are open; end them, or wait")
+            raise ValueError("the drain is not over, connections are open; end their sessions, or wait")
         if state != "drained":
             raise ValueError(f"the guard is not drained, it is {state}")
         try:

@@ -55,6 +55,10 @@ class Verb(NamedTuple):
     """Whether it changes something. The method then has a parameter `by`, which says who asks, and logs an event."""
     method: str = ""
     """The name of the method, if the verb's own is none in Python."""
+    seconds: int = 10
+    """How long a client waits for the beginning of the answer."""
+    streams: bool = False
+    """Whether the rows of the answer come as they happen, and are shown one by one."""
 
     def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The arguments of the method, from those of a request, which are texts.
@@ -171,6 +175,7 @@ _VERBS = (
         "Read the data of filters, deliveries, certificates and password files again, as on SIGHUP. What has changed "
         "or failed is in the log.",
         changes=True,
+        seconds=150,
     ),
 )
 
