@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from twisted_smtpguard.admission.clients import client_key
-from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.interfaces import Address
 from twisted_smtpguard.limits.limits import Limits
 

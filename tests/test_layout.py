@@ -43,11 +43,12 @@ def names_reactor(name: str) -> bool:
 
 ROOMS: dict[str, str] = {
     "__init__": "public",
-    "admission": "engine hooks inputs interfaces limits log replies values",
+    "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log service tls "
     "transport",
     "control": "inputs operations",
+    "counters": "hooks interfaces values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
     "engine": "inputs limits replies values",
     "filters": "hooks inputs interfaces limits replies values",
@@ -56,14 +57,16 @@ ROOMS: dict[str, str] = {
     "interfaces": "replies values",
     "limits": "inputs replies",
     "log": "hooks inputs interfaces limits replies tls",
-    "operations": "admission filters hooks inputs interfaces limits log replies transport values",
+    "operations": "admission filters interfaces limits log replies transport values",
     "public": "admission checkers control delivery filters limits log replies service tls transport upstream values",
     "reactors": "",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
     "testing": "admission delivery hooks inputs interfaces limits replies transport values",
     "tls": "engine hooks inputs interfaces",
-    "transport": "admission checkers engine filters hooks inputs interfaces limits log reactors replies tls values",
+    "transport": (
+        "admission checkers counters engine filters hooks inputs interfaces limits log reactors replies tls values"
+    ),
     "upstream": "hooks inputs limits log replies tls values",
     "values": "inputs replies",
 }

@@ -8,7 +8,7 @@ client gets a `451 4.3.0`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -21,10 +21,12 @@ from twisted_smtpguard.values import (
     Address,
     CheckerUnavailable,
     Client,
+    CounterStoreUnavailable,
     Path,
     Peer,
     Refused,
     Verdict,
+    Wanted,
     refuse,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "Address",
     "CheckerUnavailable",
     "Client",
+    "CounterStoreUnavailable",
     "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",
@@ -43,7 +46,6 @@ __all__ = [
     "IMailTransaction",
     "IMessageSink",
     "IPreparedReload",
-    "IReadableCounterStore",
     "IReadsFiles",
     "IRelayDelivery",
     "IRelayTransaction",
@@ -54,6 +56,7 @@ __all__ = [
     "Peer",
     "Refused",
     "Verdict",
+    "Wanted",
     "refuse",
 ]
 
@@ -120,37 +123,37 @@ class IIPFilterFactory(Interface):
 
 
 class ICounterStore(Interface):
-    """Keeps the counts for the limits per client. The guard's own store is in its memory; a store that several
-    processes or hosts share may answer with Deferreds.
+    """Keeps the counts for the limits on connections and clients. The guard's own store is in its memory; one that
+    several processes or hosts share may answer with Deferreds.
 
-    `counter` is the name of a field of Limits. `client` is the key of a client, such as `192.0.2.1` or `2001:db8::/64`.
-    After an exception, or no answer within 10 seconds, the client gets `421 4.3.0`, or in a session `451 4.3.0`. No
-    call is cancelled.
+    An `owner` is one run of a guard: a word that no other run has. A method that cannot do its work raises
+    `CounterStoreUnavailable`. After any exception, and after 50 ms without an answer to `take()`, the guard goes on
+    with counts of its own. It calls nothing but `renew()` then, once a second, until that answers. No call is
+    cancelled.
     """
 
-    def acquire(counter: str, client: str, limit: int) -> Later[int]:
-        """Take one of the places that `client` may hold at once, and answer how many it then holds, with this one. An
-        answer above `limit` means that none was taken; 0 is no limit."""
+    lease_seconds: float = Attribute(
+        """How long places are held without `renew()`, in seconds; 0: until they are given back."""
+    )
 
-    def release(counter: str, client: str) -> Later[None]:
-        """Give back a place. Called exactly once for each place that was taken."""
+    def take(owner: str, wanted: Sequence[Wanted]) -> Later[Sequence[int]]:
+        """Take all that is wanted, or nothing if one count would exceed its limit. Called once for each decision.
 
-    def add(counter: str, client: str, events: int, seconds: float, now: float) -> Later[int]:
-        """Count `events`, and answer how many there were in this window, with these. 0 only asks, and -1 takes one
-        back; neither begins a window, and without a window the answer is 0. The answer is never below 0.
-
-        A window of `seconds` begins with the first event of a client, or the first after its last window. `now` is the
-        guard's clock, which may be set back.
+        The answer has the count of each, with what is wanted now, whether it was taken or not.
         """
 
+    def give_back(owner: str, taken: Sequence[Wanted]) -> Later[None]:
+        """Give back what was taken: places, and events that should not have been counted. A place that is not held, and
+        an event of a window that is over, changes nothing."""
 
-class IReadableCounterStore(ICounterStore):
-    """A counter store that can be read without counting, for an operator who asks what a client has. Optional."""
+    def look(wanted: Sequence[Wanted]) -> Later[Sequence[tuple[int, float]]]:
+        """Take nothing, and answer the present count of each, and the seconds until its window ends; 0 for places and
+        where there is no window."""
 
-    def look(counter: str, client: str, seconds: float, now: float) -> Later[tuple[int, float]]:
-        """Answer how many events `client` has in its window, and how many seconds that window still lasts; (0, 0) if it
-        has none. `seconds` and `now` are those of `add()`. With 0 seconds: how many places it holds, and 0. Nothing
-        changes."""
+    def renew(owner: str, places: Mapping[tuple[str, str], int]) -> Later[None]:
+        """Hold these places, and no others of this owner, for `lease_seconds` from now. A key is a counter and a
+        client. Called several times in that time, unless it is 0, and when a store is back. A store that has lost its
+        data has them again."""
 
 
 class IMessageSink(Interface):

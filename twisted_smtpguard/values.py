@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -145,6 +145,27 @@ def plain_path(address: bytes) -> Path:
     _set_address(path, address.decode("ascii"))
     _set_parameters(path, NO_PARAMETERS)
     return path
+
+
+class CounterStoreUnavailable(Exception):  # noqa: N818 - what it says of the store
+    """Raised by a counter store that is away, as one on another host may be. The message is logged, without a
+    traceback. Of any other exception the log has the traceback too."""
+
+
+class Wanted(NamedTuple):
+    """What one decision wants of a counter store: a place, or events in a window."""
+
+    counter: str
+    """The name of the limit: a field of Limits."""
+    client: str
+    """The key of a client, such as `192.0.2.1` or `2001:db8::/64`; "" for the whole guard."""
+    limit: int = 0
+    """The highest count at which it is taken; 0 for no limit."""
+    seconds: float = 0
+    """The length of the window, which begins with its first event; 0 for a place, which is held until it is given
+    back. All that is wanted of one counter is of one kind."""
+    events: int = 1
+    """How many events, or places."""
 
 
 @attrs.frozen

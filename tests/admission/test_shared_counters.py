@@ -6,22 +6,34 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import Conversation, SlowFilter
+from fakes import Conversation, Guard, SlowFilter
 from logbook import Logbook, logbook
-from tellingstore import FAILED, Store, each_fault, each_way, fails, guard_with, raises, raises_later
-from twisted.internet.defer import Deferred
+from tellingstore import (
+    AWAY,
+    Store,
+    answers_nothing,
+    answers_words_later,
+    each_fault,
+    each_way,
+    fails,
+    guard_with,
+    raises,
+    raises_later,
+)
+from twisted.internet.defer import Deferred, fail, succeed
 
-from twisted_smtpguard.interfaces import TRUST
+from twisted_smtpguard.interfaces import TRUST, CounterStoreUnavailable
 from twisted_smtpguard.limits.units import Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
-CLOSING = "421 4.3.0 Internal error, try again later\r\n"
-OK = {"max_connections_per_client": GREETING, "connection_rate": GREETING}
 REFUSED = {
+    "max_connections": "421 4.7.0 Too many connections, try again later\r\n",
     "max_connections_per_client": "421 4.7.0 Too many connections from your address, try again later\r\n",
     "connection_rate": "421 4.7.0 Connection rate exceeded, try again later\r\n",
 }
-at_connection = pytest.mark.parametrize("limit", OK)
+at_connection = pytest.mark.parametrize("limit", REFUSED)
+a_place = pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_client"])
+ALL: dict[str, Any] = {"max_connections": 9, "max_connections_per_client": 3, "connection_rate": Rate(5, 60)}
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +42,48 @@ def log() -> Iterator[Logbook]:
         yield book
 
 
+# What it is asked, and its answer.
+
+
 @at_connection
 @each_way
 def test_an_answer_that_is_there_decides_at_once(limit: str, wrapped: Any) -> None:
-    for count, heard in ((2, OK[limit]), (3, REFUSED[limit])):
-        store = Store(lambda count=count: wrapped(count))  # type: ignore[misc]
+    for count, heard in ((2, GREETING), (3, REFUSED[limit])):
+        store = Store(lambda count=count: wrapped([count]))  # type: ignore[misc]
         client = guard_with(limit, store).connect()
         assert client.heard() == heard
-        assert store.calls == [("acquire" if limit.startswith("max") else "add", limit, "192.0.2.1")]
+        assert store.calls == [("take", limit)]
+
+
+def test_all_that_a_connection_wants_is_asked_for_in_one_call() -> None:
+    store = Store(lambda: [1, 1, 1])
+    guard = Guard(counters=store, **ALL)
+    client = guard.connect()
+    assert store.calls == [("take", *ALL)]
+    assert client.codes("QUIT") == [220, 221]
+    assert store.calls[1:] == [("give_back", "max_connections", "max_connections_per_client")]
+
+
+@pytest.mark.parametrize(("place", "limit"), list(enumerate(REFUSED)))
+def test_the_first_limit_that_is_exceeded_gives_the_reply(place: int, limit: str, log: Logbook) -> None:
+    counts = [1, 1, 1]
+    counts[place:] = [10, 4, 6][place:]
+    store = Store(lambda: counts)
+    client = Guard(counters=store, **ALL).connect()
+    assert client.heard() == REFUSED[limit]
+    (line,) = log.take("reject")
+    shown = {"max_connections": "9", "max_connections_per_client": "3", "connection_rate": "5/60"}[limit]
+    assert f" reason={limit} limit={shown} value={counts[place]} code=421" in line
+    assert store.given_back == 0, "nothing was taken"
+
+
+@at_connection
+def test_a_limit_in_dry_run_is_counted_without_a_limit_and_only_logged(limit: str, log: Logbook) -> None:
+    store = Store(lambda: [3])
+    client = guard_with(limit, store, dry_run=[limit]).connect()
+    assert client.heard() == GREETING
+    (line,) = log.take("reject")
+    assert f" reason={limit} dry_run=true limit=2" in line.replace("/60", "")
 
 
 @at_connection
@@ -46,50 +92,113 @@ def test_no_client_is_greeted_before_the_store_has_answered(limit: str, count: i
     store = Store()
     guard = guard_with(limit, store)
     client = guard.connect()
-    guard.clock.advance(9.9)
+    guard.clock.advance(0.049)
     assert client.say("EHLO x") == ""
-    store.asked[0].callback(count)
-    assert client.heard().startswith(OK[limit] if count == 2 else REFUSED[limit])
+    store.asked[0].callback([count])
+    assert client.heard().startswith(GREETING if count == 2 else REFUSED[limit])
     assert guard.factory.connections == (1 if count == 2 else 0)
 
 
+# A store that is away.
+
+
+def lost(limit: str, fault: Callable[[], Any] = raises) -> Any:
+    """A guard whose store has failed at its first client, and the store, which is still away."""
+    store = Store(fault)
+    store.renew = lambda *_: fail(CounterStoreUnavailable("no store"))  # type: ignore[method-assign]
+    guard = guard_with(limit, store)
+    first = guard.connect()
+    assert first.heard() == GREETING
+    return guard, store
+
+
 @at_connection
-def test_a_store_that_does_not_answer_in_time_refuses(limit: str, log: Logbook) -> None:
+@each_fault
+def test_a_store_that_fails_refuses_nobody_and_the_guard_counts_alone(
+    limit: str, fault: Any, log: Logbook
+) -> None:
+    guard, _ = lost(limit, fault)
+    assert [guard.connect().heard() for _ in range(2)] == [GREETING, REFUSED[limit]]
+    assert len(log.take("counters_away")) == 1
+    assert len(log.take("failure")) == (fault in (answers_nothing, answers_words_later))
+    guard.clock.advance(3600)
+    assert log.take("counters_away") == []
+
+
+@at_connection
+def test_a_store_that_does_not_answer_in_time_refuses_nobody(limit: str, log: Logbook) -> None:
     store = Store()
-    guard = guard_with(limit, store, ip_filter_timeout=0)
+    guard = guard_with(limit, store)
     client = guard.connect()
-    guard.clock.advance(9.9)
+    guard.clock.advance(0.049)
     assert client.heard() == ""
-    guard.clock.advance(0.2)
-    assert client.heard() == CLOSING
-    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error code=421 port=4711"]
-    assert log.take("failure") == [FAILED]
-    assert guard.factory.connections == 0
+    guard.clock.advance(0.002)
+    assert client.heard() == GREETING
+    assert log.take("counters_away") == [AWAY + "no answer in 50 ms"]
     assert store.cancelled == []
 
 
 @at_connection
-@each_fault
-def test_a_store_that_fails_refuses(limit: str, fault: Any, log: Logbook) -> None:
-    guard = guard_with(limit, Store(fault))
-    client = guard.connect()
-    assert client.heard() == CLOSING
-    assert client.closed
-    assert guard.factory.statistics.refusals == {"internal_error": 1}
-    assert guard.factory.statistics.failures == 1
-    assert log.take("failure") == [FAILED]
-    assert guard.factory.connections == 0
-
-
-@at_connection
-@each_fault
-def test_a_store_that_fails_refuses_no_client_whose_limit_is_in_dry_run(
-    limit: str, fault: Any, log: Logbook
-) -> None:
-    guard = guard_with(limit, Store(fault), dry_run=[limit])
+def test_while_the_store_is_away_no_decision_waits_for_it(limit: str) -> None:
+    guard, store = lost(limit)
+    store.calls.clear()
     assert guard.connect().heard() == GREETING
-    assert log.take("failure") == [FAILED]
-    assert log.take("reject") == ["reject peer=192.0.2.1 reason=internal_error dry_run=true port=4711"]
+    assert store.calls == []
+
+
+@a_place
+def test_a_guard_alone_counts_what_it_took_before_too(limit: str) -> None:
+    store = Store(lambda: [1])
+    guard = guard_with(limit, store)
+    assert guard.connect().heard() == GREETING
+    store.answer = raises
+    assert [guard.connect().heard() for _ in range(2)] == [GREETING, REFUSED[limit]]
+
+
+@a_place
+def test_a_store_that_is_back_is_told_what_the_guard_holds(limit: str, log: Logbook) -> None:
+    guard, store = lost(limit)
+    second = guard.connect()
+    key = (limit, "" if limit == "max_connections" else "192.0.2.1")
+    del store.renew
+    store.answer = lambda: [3]
+    guard.clock.advance(0.9)
+    assert store.renewed == []
+    guard.clock.advance(0.2)
+    assert store.renewed[0] == {key: 2}
+    assert log.take("counters_back") == [
+        "counters_back seconds=1.1 the limits apply to the clients of all guards again"
+    ]
+    assert guard.connect().heard() == REFUSED[limit], "it decides again"
+    second.disconnect()
+    assert store.calls[-1] == ("give_back", limit)
+
+
+def test_places_are_renewed_three_times_in_a_lease_while_there_are_any() -> None:
+    store = Store(lambda: [1])
+    store.lease_seconds = 9
+    guard = guard_with("max_connections_per_client", store)
+    clients = [guard.connect() for _ in range(2)]
+    guard.clock.pump([1] * 7)
+    assert store.renewed == [{("max_connections_per_client", "192.0.2.1"): 2}] * 2
+    for client in clients:
+        client.disconnect()
+    guard.clock.pump([1] * 3)
+    assert store.renewed[2:] == [{}]
+    assert guard.clock.getDelayedCalls() == []
+
+
+def test_a_renewal_that_fails_is_an_outage(log: Logbook) -> None:
+    store = Store(lambda: [1])
+    store.lease_seconds = 9
+    store.renew = lambda *_: fail(CounterStoreUnavailable("no store"))  # type: ignore[method-assign]
+    guard = guard_with("max_connections_per_client", store)
+    guard.connect()
+    guard.clock.advance(3)
+    assert log.take("counters_away") == [AWAY + "no store"]
+
+
+# Clients that leave.
 
 
 def disconnects(client: Conversation) -> None:
@@ -100,90 +209,89 @@ def half_closes(client: Conversation) -> None:
     client.half_close()
 
 
-def waits_too_long(client: Conversation) -> None:
-    client.guard.clock.advance(10.1)
-    client.guard.clock.advance(5.1)
-    assert client.transport.aborted
-
-
 def sees_the_service_stop(client: Conversation) -> None:
     client.guard.factory.drain()
 
 
-each_way_to_leave = pytest.mark.parametrize(
-    "leave", [disconnects, half_closes, waits_too_long, sees_the_service_stop]
-)
+each_way_to_leave = pytest.mark.parametrize("leave", [disconnects, half_closes, sees_the_service_stop])
 
 
 @each_way_to_leave
+@a_place
 def test_a_place_that_is_granted_after_the_client_has_left_goes_back_at_once(
-    leave: Callable[[Conversation], None], log: Logbook
+    leave: Callable[[Conversation], None], limit: str
 ) -> None:
     store = Store()
-    guard = guard_with("max_connections_per_client", store)
+    guard = guard_with(limit, store)
     client = guard.connect()
     leave(client)
     assert guard.factory.connections == 0
-    assert store.released == 0, "nothing has been taken yet"
-    store.asked[0].callback(2)
-    assert store.released == 1
+    assert store.given_back == 0, "nothing has been taken yet"
+    store.asked[0].callback([2])
+    assert store.given_back == 1
     client.disconnect()
     guard.clock.advance(60)
-    assert (store.released, store.cancelled) == (1, [])
+    assert (store.given_back, store.cancelled) == (1, [])
     assert guard.clock.getDelayedCalls() == []
-    log.take("failure")
 
 
 @each_way_to_leave
-@pytest.mark.parametrize("late", [3, LookupError("no store")], ids=["refusal", "exception"])
-def test_where_no_place_was_taken_none_goes_back(
-    leave: Callable[[Conversation], None], late: Any, log: Logbook
-) -> None:
+@pytest.mark.parametrize("late", [[3], CounterStoreUnavailable("no store")], ids=["refusal", "exception"])
+def test_where_no_place_was_taken_none_goes_back(leave: Callable[[Conversation], None], late: Any) -> None:
     store = Store()
     guard = guard_with("max_connections_per_client", store)
     client = guard.connect()
     leave(client)
-    if isinstance(late, int):
+    if isinstance(late, list):
         store.asked[0].callback(late)
     else:
         store.asked[0].errback(late)
     client.disconnect()
-    assert store.released == 0
-    log.take("failure")
+    assert store.given_back == 0
+    guard.clock.advance(2)
+    # After a stop nothing is asked any more.
+    asks_again = not (isinstance(late, list) or leave is sees_the_service_stop)
+    assert store.renewed == [{}, {}] * asks_again
+    assert guard.clock.getDelayedCalls() == []
 
 
-@pytest.mark.parametrize("leave", [disconnects, half_closes, waits_too_long, sees_the_service_stop])
-def test_a_place_goes_back_when_the_second_question_is_not_answered(
-    leave: Callable[[Conversation], None], log: Logbook
-) -> None:
-    store = Store()
-    guard = guard_with("max_connections_per_client", store, connection_rate=Rate(2, 60))
-    client = guard.connect()
-    store.asked[0].callback(1)
-    assert client.heard() == ""
-    assert [call[:2] for call in store.calls] == [
-        ("acquire", "max_connections_per_client"),
-        ("add", "connection_rate"),
-    ]
-    leave(client)
-    assert store.released == 1
-    store.asked[1].callback(1)
-    client.disconnect()
-    assert store.released == 1
-    log.take("failure")
+def test_an_answer_after_the_time_limit_changes_nothing() -> None:
+    for count in (1, 3):
+        store = Store()
+        guard = guard_with("max_connections_per_client", store)
+        client = guard.connect()
+        guard.clock.advance(0.05)
+        store.asked[0].callback([count])
+        assert client.heard() == GREETING
+        assert store.given_back == 0
+        guard.clock.advance(1)
+        assert store.renewed[0] == {("max_connections_per_client", "192.0.2.1"): 1}
 
 
 @pytest.mark.parametrize("first", ["filter", "store"])
 def test_a_slow_filter_and_a_slow_store_are_both_heard(first: str) -> None:
     store, slow = Store(), SlowFilter()
-    guard = guard_with("max_connections_per_client", store, ip_filters=[slow])
+    guard = Guard(counters=store, ip_filters=[slow], **ALL)
     client = guard.connect()
-    answers = [lambda: slow.asked[0].callback(TRUST), lambda: store.asked[0].callback(1)]
+    answers = [lambda: slow.asked[0].callback(TRUST), lambda: store.asked[0].callback([1, 1, 1])]
     for answer in answers if first == "filter" else reversed(answers):
         assert client.heard() == ""
         answer()
     assert client.heard() == GREETING
-    assert store.released == 1, "who is trusted needs no place"
+    given = [call[1:] for call in store.calls if call[0] == "give_back"]
+    assert given == [("max_connections_per_client",), ("connection_rate",)], "trusted clients need no place"
+    client.disconnect()
+    assert store.calls[-1] == ("give_back", "max_connections")
+
+
+def test_a_trusted_client_takes_a_place_of_all_and_none_of_its_own() -> None:
+    store = Store(lambda: [3])
+    trusting = SlowFilter()
+    guard = Guard(counters=store, ip_filters=[trusting], **{**ALL, "max_connections": 2})
+    trusting.check = lambda _: TRUST  # type: ignore[method-assign]
+    client = guard.connect()
+    assert store.calls == [("take", "max_connections")]
+    assert client.heard() == REFUSED["max_connections"]
 
 
 def test_a_client_that_leaves_while_filter_and_store_are_pending_cancels_the_filter_alone() -> None:
@@ -191,22 +299,24 @@ def test_a_client_that_leaves_while_filter_and_store_are_pending_cancels_the_fil
     guard = guard_with("max_connections_per_client", store, ip_filters=[slow])
     guard.connect().disconnect()
     assert (slow.cancelled, store.cancelled) == (1, [])
-    store.asked[0].callback(1)
-    assert store.released == 1
+    store.asked[0].callback([1])
+    assert store.given_back == 1
 
 
 @pytest.mark.parametrize("answer", [raises, raises_later, fails, Deferred])
-def test_a_store_that_does_not_take_a_place_back_is_logged_and_harms_no_client(
+def test_a_store_that_does_not_take_a_place_back_is_away_and_harms_no_client(
     answer: Any, log: Logbook
 ) -> None:
-    store = Store(lambda: 1)
-    store.release = lambda *_: answer()  # type: ignore[method-assign]
+    store = Store(lambda: [1])
+    store.give_back = lambda *_: answer()  # type: ignore[method-assign]
     guard = guard_with("max_connections_per_client", store)
     client = guard.connect()
     assert client.codes("QUIT") == [220, 221]
-    guard.clock.advance(10.1)
-    assert log.take("failure") == [FAILED]
+    guard.clock.advance(1)
+    assert len(log.take("counters_away")) == 1
     assert guard.factory.connections == 0
+    guard.clock.advance(1)
+    assert store.renewed == [{}, {}]
     assert guard.clock.getDelayedCalls() == []
 
 
@@ -214,11 +324,11 @@ def test_a_stop_waits_for_what_the_store_has_not_yet_taken_back() -> None:
     pending: list[Deferred[None]] = []
 
     class Slow(Store):
-        def release(self, counter: str, client: str) -> Any:
+        def give_back(self, *_: object) -> Any:
             pending.append(Deferred())
             return pending[-1]
 
-    guard = guard_with("max_connections_per_client", Slow(lambda: 1))
+    guard = guard_with("max_connections_per_client", Slow(lambda: [1]))
     guard.connect().disconnect()
     stopped: list[object] = []
     guard.factory.drain().addCallback(stopped.append)
@@ -227,19 +337,17 @@ def test_a_stop_waits_for_what_the_store_has_not_yet_taken_back() -> None:
     assert stopped == [None]
 
 
-def test_a_client_that_leaves_while_a_limit_in_dry_run_is_looked_up_is_not_checked_further(
-    log: Logbook,
-) -> None:
-    store, slow = Store(), SlowFilter()
-    guard = guard_with(
-        "max_connections_per_client",
-        store,
-        ip_filters=[slow],
-        connection_rate=Rate(2, 60),
-        dry_run=["max_connections_per_client"],
-    )
-    guard.connect().disconnect()
-    assert slow.cancelled == 1
-    store.asked[0].callback(1)
-    assert [call[0] for call in store.calls] == ["acquire", "release"]
-    assert log.take("reject") == []
+def test_a_stop_asks_a_store_that_is_away_no_more() -> None:
+    guard, _ = lost("max_connections")
+    guard.factory.drain()
+    guard.clock.advance(30)
+    assert guard.clock.getDelayedCalls() == []
+
+
+def test_a_store_that_answers_a_renewal_at_once_or_later_is_back() -> None:
+    for answer in (lambda *_: None, lambda *_: succeed(None)):
+        guard, store = lost("max_connections")
+        store.renew = answer
+        store.answer = lambda: [3]
+        guard.clock.advance(1)
+        assert guard.connect().heard() == REFUSED["max_connections"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard import CallableDelivery, FilterEntry, Rate, SMTPGuardService
 from twisted_smtpguard.hooks.later import AsyncioUnavailableError, HookCancelledError, as_deferred, call_hook
-from twisted_smtpguard.interfaces import PASS, ICounterStore, IIPFilter, IReloadable, refuse
+from twisted_smtpguard.interfaces import PASS, ICounterStore, IIPFilter, IReloadable, Wanted, refuse
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.testing import FakeDelivery, FakeFilter, Guard
 
@@ -178,16 +178,21 @@ class Store:
         self.later = later
         self.held = 0
 
-    def acquire(self, counter: str, client: str, limit: int) -> Any:
-        self.held += 1
-        return self.later(self.held)
+    lease_seconds = 0
 
-    def release(self, counter: str, client: str) -> Any:
+    def take(self, owner: str, wanted: Sequence[Wanted]) -> Any:
+        self.held += 1
+        return self.later([self.held])
+
+    def give_back(self, owner: str, taken: Sequence[Wanted]) -> Any:
         self.held -= 1
         return self.later(None)
 
-    def add(self, counter: str, client: str, events: int, seconds: float, now: float) -> Any:
-        return self.later(1)
+    def look(self, wanted: Sequence[Wanted]) -> Any:
+        return self.later([(self.held, 0)])
+
+    def renew(self, owner: str, places: Mapping[tuple[str, str], int]) -> Any:
+        return self.later(None)
 
 
 @ways
@@ -199,7 +204,7 @@ def test_a_counter_store_may_answer_so(later: Callable[[Any], Any]) -> None:
         await hears(first, 220)
         await hears(guard.connect(), 421)
         first.disconnect()
-        await until(lambda: guard.factory.clients.pending == 0)
+        await until(lambda: guard.factory.counting.pending == 0)
 
     asyncio.run(conversation())
 
@@ -415,7 +420,7 @@ def test_cancelled_error_of_a_hook_is_its_failure_and_nothing_else_is_hurt(
         requestAvatarId = staticmethod(hook)
 
     class Broken(Store):
-        def add(self, *_: object) -> Any:
+        def take(self, *_: object) -> Any:
             return hook()
 
     async def settle() -> None:

@@ -65,13 +65,11 @@ class TellingDelivery(FakeDelivery):
 
 @implementer(ICounterStore)
 class Store:
-    def acquire(self, *_: object) -> int:
-        return 1
+    lease_seconds = 0
+    give_back = look = renew = faulty
 
-    release = faulty
-
-    def add(self, *_: object) -> int:
-        return 1
+    def take(self, *_: object) -> list[int]:
+        return [1]
 
 
 @implementer(IIPFilter)
@@ -173,7 +171,7 @@ HOOKS: dict[str, Callable[[], Conversation]] = {
     "session_ended": a_session_told_of,
     "the canceller of a checker": a_checker,
     "the canceller of a filter": a_filter,
-    "a store's release": a_store,
+    "a store's give_back": a_store,
 }
 FAULTS = {
     **HOOKS,

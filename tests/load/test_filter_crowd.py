@@ -30,7 +30,7 @@ from twisted.logger import globalLogPublisher
 from vitals import Vitals
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.admission.counters import LocalCounterStore
+from twisted_smtpguard.counters.localstore import LocalCounterStore
 
 pytestmark = pytest.mark.xdist_group("load")
 

@@ -201,6 +201,8 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "no_connection_cap": lambda to: to.no_connection_cap(1024),
     "descriptors_below_cap": lambda to: to.descriptors_below_cap(1024, 2000, 1024, 50),
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
+    "counters_away": lambda to: to.counters_away("no answer in 50 ms"),
+    "counters_back": lambda to: to.counters_back(2.5),
     "draining": lambda to: to.draining(3, 1),
     "operator": lambda to: to.operator("uid:1000", "end", ["7f3a01"]),
     "setup_warning": lambda to: to.setup_warning(

@@ -15,7 +15,7 @@ from twisted_smtpguard.testing import Clients
 class Operated(Clients):
     """A guard whose operator is asked."""
 
-    def __init__(self, *, ip_filters: Sequence[Any] = (), **limits: Any) -> None:
+    def __init__(self, *, ip_filters: Sequence[Any] = (), counters: Any = None, **limits: Any) -> None:
         clock = Clock()
         self.service = SMTPGuardService(
             clock,
@@ -24,6 +24,7 @@ class Operated(Clients):
             limits=Limits(**limits),
             hostname="guard.example",
             ip_filters=ip_filters,
+            counters=counters,
         )
         self.operator = self.service.operator
         super().__init__(self.service.factory, clock)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from fakes import FakeFilter, SlowFilter
 from operated import Operated
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
 
 from twisted_smtpguard.admission.chain import FilterEntry
+from twisted_smtpguard.interfaces import CounterStoreUnavailable, ICounterStore
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.values import TRUST, refuse
@@ -76,7 +78,7 @@ def test_each_limit_on_the_client_is_told_with_its_count_and_when_it_clears() ->
     guard.greeted("198.51.100.1")
     guard.clock.advance(10)
     assert asked(guard)["counts"] == [
-        {"limit": "max-connections", "of": "all clients", "allowed": 9, "count": 2},
+        {"limit": "max-connections", "of": "all clients", "allowed": 9, "count": 2, "dry_run": False},
         {
             "limit": "max-connections-per-client",
             "of": "this client",
@@ -262,14 +264,28 @@ def test_what_is_in_dry_run_is_told_apart() -> None:
     assert answer["counts"][1]["dry_run"]
 
 
-def test_a_store_that_fails_is_told_of() -> None:
-    guard = Operated(connection_rate=Rate(1, 60))
-    store: Any = guard.factory.clients.store
-    store.look = lambda *_: fail(OSError("no \x1b store"))
+@implementer(ICounterStore)
+class AwayStore:
+    lease_seconds = 0
+
+    def take(self, *_: object) -> Any:
+        raise CounterStoreUnavailable("no store")
+
+    give_back = look = renew = take
+
+
+def test_while_the_counter_store_is_away_the_counts_are_those_of_this_guard() -> None:
+    guard = Operated(counters=AwayStore(), max_connections=9, connection_rate=Rate(1, 60))
+    assert not asked(guard)["counts_alone"]
+    guard.connect()
     answer = asked(guard)
-    assert answer["outcome"] == "refused"
-    assert any("OSError" in problem for problem in answer["problems"])
-    assert all(problem.isprintable() for problem in answer["problems"])
+    assert answer["counts_alone"]
+    assert (answer["outcome"], answer["reason"]) == ("refused", "connection_rate")
+    counts = [(row["limit"], row["of"], row["allowed"], row["count"]) for row in answer["counts"]]
+    assert counts == [
+        ("max-connections", "all clients", 9, 1),
+        ("connection-rate", "this client", "1/60", 1),
+    ]
 
 
 def test_what_a_client_has_to_do_first_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,7 +18,7 @@ from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.replies import Reply, deferral
 from twisted_smtpguard.transport.rehearsal import Outcome, rehearse
-from twisted_smtpguard.values import PASS, TRUST, refuse
+from twisted_smtpguard.values import PASS, TRUST, Wanted, refuse
 
 ADDRESS = "192.0.2.1"
 GREETING = "220 guard.example ESMTP ready"
@@ -32,9 +33,9 @@ def outcome_of(guard: Guard, address: str = ADDRESS) -> Outcome:
 
 def counted(guard: Guard) -> str:
     """All that a connection or a mail may change, in order."""
-    store: Any = guard.factory.clients.store
+    store: Any = guard.factory.counting.store
     context = guard.factory.context
-    tables = [*store._places.values(), *store._windows.values()]
+    tables = store._tables.values()
     return repr(
         (
             [list(table.items()) for table in tables if table],
@@ -57,7 +58,7 @@ def test_a_stranger_would_be_let_in_and_could_send_a_mail() -> None:
     assert outcome.replies["connection"] == GREETING
     assert outcome.replies["MAIL"] == "250 2.1.0 Sender OK"
     assert outcome.replies["RCPT"] == "250 2.1.5 Recipient OK"
-    assert (outcome.filters, outcome.problems, outcome.trusted, outcome.counts_known) == ([], [], False, True)
+    assert (outcome.filters, outcome.problems, outcome.trusted) == ([], [], False)
 
 
 def test_the_cap_of_all_connections_refuses() -> None:
@@ -258,46 +259,51 @@ def test_a_filter_that_a_limit_has_cut_off_is_asked_alone() -> None:
 
 
 @implementer(ICounterStore)
-class BlindStore:
-    def acquire(self, counter: str, client: str, limit: int) -> int:
-        raise AssertionError("counted")
-
-    release = add = acquire
-
-
-def test_a_store_that_cannot_be_read_refuses_nobody_and_is_not_asked() -> None:
-    guard = Guard(counters=BlindStore(), max_connections_per_client=1, connection_rate=Rate(1, 60))
-    outcome = outcome_of(guard)
-    assert not outcome.counts_known
-    assert outcome.refused is None
-
-
 class LateStore:
-    """Answers later, or fails."""
+    """Looks when a test says so, or never, and takes nothing."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    lease_seconds = 0
+
+    def __init__(self) -> None:
         self.asked: list[Deferred[Any]] = []
 
-    def look(self, *arguments: Any) -> Deferred[Any]:
+    def look(self, wanted: Sequence[Wanted]) -> Any:
         answer: Deferred[Any] = Deferred()
-        self.asked.append(answer.addCallback(lambda _: self._store.look(*arguments)))
+        self.asked.append(answer.addCallback(lambda count: [(count, 0.0) for _ in wanted]))
         return answer
 
+    def take(self, *_: object) -> Any:
+        raise AssertionError("counted")
 
-def test_a_store_that_answers_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard = Guard(max_connections_per_client=1, message_rate=Rate(1, 60))
-    guard.greeted()
-    own = guard.factory.clients.store
-    late = LateStore(own)
-    monkeypatch.setattr(own, "look", late.look)
-    late._store = type("", (), {"look": lambda _, *given: type(own).look(own, *given)})()
+    give_back = renew = take
+
+
+LIMITS = {"max_connections": 5, "max_connections_per_client": 1, "message_rate": Rate(1, 60)}
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"), [(0, None), (1, "max_connections_per_client"), (5, "max_connections")]
+)
+def test_a_store_that_answers_later_is_waited_for(count: int, reason: str | None) -> None:
+    store = LateStore()
+    guard = Guard(counters=store, **LIMITS)
     outcomes: list[Outcome] = []
     rehearse(guard.factory, ip_address("192.0.2.2")).addCallback(outcomes.append)
     while not outcomes:
-        late.asked[-1].callback(None)
+        store.asked[-1].callback(count)
+    refused = outcomes[0].refused
+    assert (refused and refused["reason"]) == reason
+
+
+def test_a_store_that_never_answers_is_waited_for_for_a_second() -> None:
+    guard = Guard(counters=LateStore(), **LIMITS)
+    outcomes: list[Outcome] = []
+    rehearse(guard.factory, ip_address("192.0.2.2")).addCallback(outcomes.append)
+    guard.clock.pump([0.9, 0.2])
+    assert outcomes == []
+    guard.clock.pump([0.9, 0.2])
     assert outcomes[0].refused is None
-    assert len(late.asked) == 2
+    assert guard.clock.getDelayedCalls() == []
 
 
 def test_a_deferral_of_all_mail_is_told() -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
-from twisted_smtpguard.admission.clients import ClientLimits, Place
-from twisted_smtpguard.admission.pendingconnection import PendingConnection, require_connected
+from twisted_smtpguard.admission.clients import PER_CLIENT, TOTAL, ClientLimits, Place, place
+from twisted_smtpguard.admission.pendingconnection import PendingConnection
+from twisted_smtpguard.counters.counting import fits
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.hooks.later import CallLater, start_coroutine
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
-from twisted_smtpguard.replies import Reply
 
 
 class Admission:
@@ -32,6 +32,7 @@ class Admission:
         self.chain = FilterChain(entries, limits, call_later, events)
         self._entries = self.chain.entries
         self._clients = clients
+        self._counting = clients.counting
         self._events = events
         self.set_limits(limits)
 
@@ -43,21 +44,24 @@ class Admission:
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits, those of the filters too. The ClientLimits have them already."""
         self._limits = self.chain.limits = limits
-        self._cap = limits.max_connections_per_client
-        self._enforced_cap = limits.enforced("max_connections_per_client")
-        self._connection_rate = self._clients.rate("connection_rate")
+        self._rate = self._clients.rate("connection_rate")
+        self._total = [TOTAL] if self._counting.shared and limits.max_connections else []
+        self._places = [*self._total, *([PER_CLIENT] if limits.max_connections_per_client else [])]
+        self._enforced = {name: limits.enforced(name) for name in (TOTAL, PER_CLIENT)}
         self._see_whether_asking_is_needed()
 
     def _see_whether_asking_is_needed(self) -> None:
-        self.asks_nothing = not (self.chain.entries or self._cap or self._connection_rate)
+        self.asks_nothing = not (self.chain.entries or self._places or self._rate)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
     def count_admitted(self, connection: PendingConnection) -> None:
-        """Count a connection that was admitted while its client's connections had no limit, now that they have one. It
-        stays, however many its client has."""
-        if self._cap and connection.place is None and not (connection.trusted or connection.gone):
-            connection.place = Place(self._clients, connection.key)
-            self._clients.take_place(connection.place, 0)
+        """Take the places of a connection that was admitted while they had no limit, now that they have one. It stays,
+        however many there are."""
+        if connection.gone:
+            return
+        if connection.place is None:
+            connection.place = Place(self._counting, connection.key, ())
+        connection.place.take_all(self._total if connection.trusted else self._places)
 
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
         """The refusal of the connection; None if it is admitted, trusted or not. A Deferred of that if a filter or the
@@ -70,7 +74,7 @@ class Admission:
         return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
 
     async def _judge(self, connection: PendingConnection) -> None:
-        """Ask the filters, and count the connection unless its client is trusted. NotAdmitted: it is refused.
+        """Ask the filters, and count the connection. NotAdmitted: it is refused.
 
         While the answer of a filter is pending, the connection already counts against its client's limits. Otherwise
         one client could have any number of checks pending.
@@ -83,43 +87,52 @@ class Admission:
             await self._count(connection)
 
         trusted = await self.chain.judge(connection, count)
-        if not (trusted or counted):
-            await self._count(connection)
-        if trusted and counted:
+        if not counted:
+            await self._count(connection, trusted=trusted)
+        elif trusted:
             self._uncount(connection)
         connection.trusted = trusted
 
     def _uncount(self, connection: PendingConnection) -> None:
-        """Undo the count of a connection whose client turned out to be trusted."""
+        """Undo the count of a connection against the limits of its client, which turned out to be trusted."""
         if connection.place is not None:
-            connection.place.give_back()
-        if self._connection_rate is not None:
-            self._connection_rate.count(connection.key, -1)
+            connection.place.give_back((PER_CLIENT,))
+        if self._rate is not None:
+            self._counting.give_back([self._rate.wanted(connection.key)])
 
-    async def _count(self, connection: PendingConnection) -> None:
-        """Count the connection against its client's limits. NotAdmitted: it exceeds one, or the store has failed."""
-        cap, rate = self._cap, self._connection_rate
-        if cap:
-            connection.place = Place(self._clients, connection.key)
-            held = self._clients.take_place(connection.place, self._enforced_cap)
-            if isinstance(held, Deferred):
-                held = await held
-                require_connected(connection)
-            if held is None or held > cap:
-                self._refuse(connection, replies.TOO_MANY_CONNECTIONS_OF_CLIENT, held)
+    async def _count(self, connection: PendingConnection, *, trusted: bool = False) -> None:
+        """Take a place of all connections and, unless the client is trusted, of its own, and count it against its rate.
+        NotAdmitted: the connection exceeds a limit, and nothing was taken."""
+        key, rate, places = connection.key, self._rate, self._places
+        if trusted:
+            rate, places = None, self._total
+        wanted = [place(each, key, self._enforced[each]) for each in places]
         if rate is not None:
-            count = rate.count(connection.key)
-            if isinstance(count, Deferred):
-                count = await count
-                require_connected(connection)
-            if count is None or count > rate.most:
-                self._refuse(connection, replies.CONNECTION_RATE_EXCEEDED, count)
+            wanted.append(rate.wanted(key))
+        if not wanted:
+            return
+        counts = self._counting.take(wanted)
+        if isinstance(counts, Deferred):
+            counts = await counts
+        if fits(wanted, counts):
+            connection.place = Place(self._counting, key, places)
+            if connection.gone:
+                connection.place.give_back()
+                raise CancelledError
+        for each, count in zip(wanted, counts, strict=True):
+            name = each.counter
+            most = rate.most if rate is not None and each.seconds else getattr(self._limits, name)
+            # If one limit refuses, none that is in dry run has been reached by this connection.
+            if count > most and (each.limit or connection.place is not None):
+                refusal = refusal_of(_REPLIES[name], count)
+                refusal.enforce(self._events, self._limits, connection, name)
 
-    def _refuse(self, connection: PendingConnection, reply: Reply, count: int | None) -> None:
-        """Refuse the connection with `reply`, because its client has reached `count`; with an internal error if `count`
-        is None, because the store has failed. In dry run the refusal is only logged."""
-        refusal = refusal_of(replies.LOCAL_ERROR_CLOSING if count is None else reply, count)
-        refusal.enforce(self._events, self._limits, connection, replies.reason_of(reply))
+
+_REPLIES = {
+    TOTAL: replies.TOO_MANY_CONNECTIONS,
+    PER_CLIENT: replies.TOO_MANY_CONNECTIONS_OF_CLIENT,
+    "connection_rate": replies.CONNECTION_RATE_EXCEEDED,
+}
 
 
 def _refusal_of(failure: Failure) -> Refusal:

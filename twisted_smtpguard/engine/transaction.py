@@ -156,8 +156,7 @@ def _over_rate(
 ) -> Reply | None:
     """Refuse the command with `exceeded` if the client is above its rate over all sessions, else call `go_on`.
 
-    `count` is the client's count, which may come later; it is None if the store has failed. Returns the reply, or None
-    if it comes later.
+    `count` is the client's count, which may come later. Returns the reply, or None if it comes later.
     """
     if is_later(count):
         then = partial(_counted, rate, exceeded, go_on, path)
@@ -166,14 +165,8 @@ def _over_rate(
     return _counted(rate, exceeded, go_on, path, engine, count)
 
 
-def _counted(
-    rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine, count: int | None
-) -> Reply | None:
-    if count is None:
-        if rate.name not in engine.context.limits.dry_run:
-            return _refused(engine, replies.LOCAL_ERROR)
-        counts.log(engine, "internal_error", dry_run=True)
-    elif count > rate.most and counts.enforces(engine, rate.name, count):
+def _counted(rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine, count: int) -> Reply | None:
+    if count > rate.most and counts.enforces(engine, rate.name, count):
         return _refused(engine, exceeded)
     return go_on(engine, path)  # type: ignore[no-any-return]
 

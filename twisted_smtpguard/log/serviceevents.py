@@ -75,6 +75,18 @@ class ServiceEvents:
         )
         self._log.warn("open_relay", {"delivery": word(delivery)}, problem)
 
+    def counters_away(self, problem: str) -> None:
+        """The counter store is away. Until it is back, the limits of this guard apply to its own clients only.
+
+        Logged once for each outage. A store that raises an exception of another kind has its traceback in a `failure`.
+        """
+        self._log.warn("counters_away", {}, f"this guard counts alone: {problem}")
+
+    def counters_back(self, seconds: float) -> None:
+        """The counter store answers again, after `seconds`, and has been told what this guard holds."""
+        remark = "the limits apply to the clients of all guards again"
+        self._log.warn("counters_back", {"seconds": round(seconds, 3)}, remark=remark)
+
     def draining(self, sessions: int, verdicts: int) -> None:
         """The guard admits nobody, and waits for sessions and verdicts. Logged at once, then every 10 seconds.
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.admission.looking import LookingStore
-from twisted_smtpguard.hooks.later import answer_of
-from twisted_smtpguard.inputs.escaping import escape_text
+from twisted_smtpguard.admission.clients import PER_CLIENT, TOTAL, place
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations.rules import NAME as RULES
@@ -22,9 +20,9 @@ from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
-from twisted_smtpguard.values import Address, unmapped
+from twisted_smtpguard.values import Address, Wanted, unmapped
 
-PER_CLIENT = "max_connections_per_client"
+TOTAL_PLACE = place(TOTAL, "")
 _SPECS = {spec.name: spec for spec in Limits.specs()}
 _TIMES = ("time", "ended")
 
@@ -55,7 +53,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
     context = factory.context
     name = "unix" if address is None else str(address)
     outcome = await rehearse(factory, address)
-    counts = await _counts(factory, factory.clients.key_of(address), outcome)
+    counts = await _counts(factory, factory.clients.key_of(address))
     refused = outcome.refused
     history = context.events.history
     answer: Row = {
@@ -72,7 +70,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "greet_delay_seconds": factory.greet_delay(),
         "is_proxy": factory.proxies is not None and factory.proxies.has(address),
         "filters": outcome.filters,
-        "counts_known": outcome.counts_known,
+        "counts_alone": factory.counting.is_away,
         "counts": counts,
         "problems": outcome.problems,
         "recent_refusals": [_timed(row) for row in history.refusals.of(name)],
@@ -98,37 +96,27 @@ def _demands(factory: SMTPGuardFactory) -> list[str]:
     ]
 
 
-async def _counts(factory: SMTPGuardFactory, key: str, outcome: Outcome) -> list[Row]:
-    """What the client has of each limit on clients, and when that clears."""
-    context = factory.context
-    limits, now = context.limits, context.seconds()
-    store = LookingStore(factory.clients.store, context.seconds)
-    rows = [
-        {
-            "limit": "max-connections",
-            "of": "all clients",
-            "allowed": limits.max_connections,
-            "count": factory.connections,
-        }
-    ]
+async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
+    """What there is of each limit on clients, and when that clears."""
+    counting, limits, now = factory.counting, factory.context.limits, factory.context.seconds()
+    wanted = [TOTAL_PLACE]
     for spec in Limits.specs():
         value = getattr(limits, spec.name)
-        if not (value and (spec.name == PER_CLIENT or isinstance(value, Rate))):
-            continue
-        seconds = value.seconds if isinstance(value, Rate) else 0
-        row: Row = {"limit": spec.option, "of": "this client", "allowed": limits.shown(spec.name)}
-        try:
-            count, left = await answer_of(store.look(spec.name, key, seconds))
-        except Exception as error:  # noqa: BLE001 - a store is foreign code
-            outcome.problems.append(
-                escape_text(f"the counter store failed: {type(error).__name__}: {error}"[:200])
-            )
-            continue
-        if not store.blind:
-            row["count"] = count
-            if left:
-                row["clears"] = utc(math.ceil(now + left))
-        row["dry_run"] = spec.name in limits.dry_run
+        if value and (spec.name == PER_CLIENT or isinstance(value, Rate)):
+            wanted.append(Wanted(spec.name, key, seconds=value.seconds if isinstance(value, Rate) else 0))
+    looks = counting.look(wanted)
+    rows = []
+    for each, (seen, left) in zip(wanted, await looks if isinstance(looks, Deferred) else looks, strict=True):
+        of_all = each is TOTAL_PLACE
+        row: Row = {
+            "limit": _SPECS[each.counter].option,
+            "of": "all clients" if of_all else "this client",
+            "allowed": limits.shown(each.counter),
+            "count": factory.connections if of_all and not counting.shared else seen,
+            "dry_run": each.counter in limits.dry_run,
+        }
+        if left:
+            row["clears"] = utc(math.ceil(now + left))
         rows.append(row)
     return rows
 

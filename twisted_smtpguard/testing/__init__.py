@@ -19,6 +19,7 @@ The fakes give the answers that a test sets.
 """
 
 from twisted_smtpguard.testing.conversation import Clients, Conversation, Guard, codes
+from twisted_smtpguard.testing.counterstores import check_counter_store
 from twisted_smtpguard.testing.deliveries import check_delivery
 from twisted_smtpguard.testing.dialogues import Turn, dialogue
 from twisted_smtpguard.testing.fakes import Delivered, FakeDelivery, FakeFilter, SlowFilter
@@ -35,6 +36,7 @@ __all__ = [
     "Guard",
     "SlowFilter",
     "Turn",
+    "check_counter_store",
     "check_delivery",
     "check_filter",
     "codes",

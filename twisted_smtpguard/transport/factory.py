@@ -17,8 +17,9 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
-from twisted_smtpguard.admission.counters import LocalCounterStore
 from twisted_smtpguard.checkers.checking import Checkers
+from twisted_smtpguard.counters.counting import Counting
+from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hostnames import check_hostname
@@ -74,7 +75,8 @@ class SMTPGuardFactory(ServerFactory):
 
     `reactor` provides the time. `hostname` is the guard's name in its greeting; by default the machine's name.
     `events` logs and counts; by default at level info. `ip_filters` are asked in their order; a FilterEntry adds
-    settings to a filter. `counters` stores the counts of each client; by default in memory. `tls` has the certificate:
+    settings to a filter. `counters` stores the counts of each client; by default in memory. One that is
+    given may be shared by several guards, and counts the connections of all of them. `tls` has the certificate:
     CertificateFiles, or whatever Twisted's `startTLS` takes; without it STARTTLS is not offered.
     `proxy_protocol_from` has the networks of trusted proxies, and `unix` for UNIX sockets: each connection from there
     begins with a PROXY header. `proxy_protocol_tls` believes what they report of a client's TLS.
@@ -120,15 +122,9 @@ class SMTPGuardFactory(ServerFactory):
         except ValueError as error:
             raise ValueError(f"proxy_protocol_from: {error}") from None
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
-        self._own_counters = LocalCounterStore(limits.max_tracked_clients)
-        self.clients = ClientLimits(
-            limits,
-            self._own_counters if counters is None else counters,
-            reactor.seconds,
-            self.deadlines.call_later,
-            events,
-            self._something_ended,
-        )
+        own = self._own_counters = LocalCounterStore(limits.max_tracked_clients, reactor.seconds)
+        self.counting = Counting(counters, own, reactor, events, self._something_ended)
+        self.clients = ClientLimits(limits, self.counting)
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
         )
@@ -377,6 +373,7 @@ class SMTPGuardFactory(ServerFactory):
         for timer in (self._grace, self._last_lines, self._last_wait, self._next_drain_log):
             if timer is not None and timer.active():
                 timer.cancel()
+        self.counting.stop()
         self._grace = self._last_lines = self._last_wait = self._next_drain_log = None
 
     def _cut_off(self) -> None:
@@ -384,7 +381,7 @@ class SMTPGuardFactory(ServerFactory):
             safely(protocol.failed, "a connection could not be aborted", protocol.connection_broken)
 
     def _something_ended(self) -> None:
-        if not (self._open or self.context.pending_deliveries or self.clients.pending):
+        if not (self._open or self.context.pending_deliveries or self.counting.pending):
             self._fire()
 
     def _fire(self) -> None:

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits, Place
-from twisted_smtpguard.admission.looking import LookingStore
+from twisted_smtpguard.counters.counting import LookingCounting
 from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, Close, Host
@@ -62,8 +62,6 @@ class Outcome:
     """Whether a filter trusts the client."""
     problems: list[str] = attrs.field(factory=list)
     """What has failed meanwhile, a sentence each."""
-    counts_known: bool = True
-    """Whether the counter store can be read without counting. If not, no limit per client has refused anything."""
 
     @property
     def refused(self) -> dict[str, object] | None:
@@ -108,9 +106,7 @@ def _engine(
 ) -> Engine:
     """The engine of a connection that is not counted, logged or delivered anywhere."""
     context, limits = factory.context, factory.context.limits
-    store = LookingStore(factory.clients.store, context.seconds)
-    witness.outcome.counts_known = not store.blind
-    clients = ClientLimits(limits, store, context.seconds, context.call_later, witness, lambda: None)
+    clients = ClientLimits(limits, LookingCounting(factory.counting))
     rehearsed = attrs.evolve(
         context,
         events=witness,

@@ -1,0 +1,119 @@
+"""The counters that processes share: never one too many, whoever is killed, and nothing kept of who is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
+from twisted_smtpguard.values import Wanted
+
+CAP = 5
+PLACE = Wanted("max_connections", "", CAP)
+
+WORKER = """
+import sys
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
+from twisted_smtpguard.values import Wanted
+descriptor, process, cap, rounds = map(int, sys.argv[1:])
+store = SharedCounterStore(descriptor, process)
+wanted = [Wanted("max_connections", "", cap), Wanted("connection_rate", "192.0.2.1", 0, 3600)]
+taken = 0
+most = 0
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(rounds):
+    counts = store.take("me", wanted)
+    if counts[0] <= cap:
+        taken += 1
+        ((held, _),) = store.look(wanted[:1])
+        most = max(most, held)
+        store.give_back("me", wanted[:1])
+print(taken, most, flush=True)
+"""
+
+
+@pytest.fixture
+def table() -> Iterator[int]:
+    descriptor = create_table(1000, 6)
+    yield descriptor
+    os.close(descriptor)
+
+
+def worker(table: int, process: int, rounds: int) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", WORKER, *map(str, (table, process, CAP, rounds))]
+    started = subprocess.Popen(
+        arguments, pass_fds=[table], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    return started
+
+
+def test_processes_that_want_places_at_once_never_hold_more_than_the_cap(table: int) -> None:
+    store = SharedCounterStore(table, 5)
+    for _ in range(CAP - 1):
+        store.take("me", [PLACE])
+    workers = [worker(table, process, 2000) for process in range(3)]
+    for each in workers:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    outcomes = [tuple(map(int, each.communicate(timeout=60)[0].split())) for each in workers]
+    refused = 6000 - sum(taken for taken, _ in outcomes)
+    assert max(most for _, most in outcomes) == CAP
+    # Only the attempts that took the last place are counted, each of them once.
+    rate = Wanted("connection_rate", "192.0.2.1", 0, 3600)
+    assert store.look([PLACE, rate])[0] == (CAP - 1, 0)
+    assert store.look([rate])[0][0] == 6000 - refused
+
+
+def test_who_is_killed_keeps_neither_the_lock_nor_after_forget_a_place(table: int) -> None:
+    store = SharedCounterStore(table, 5)
+    for number in range(10):
+        killed = worker(table, number % 3, 10**9)
+        assert killed.stdin is not None
+        killed.stdin.write("go\n")
+        killed.stdin.flush()
+        while not store.look([Wanted("connection_rate", "192.0.2.1", 0, 3600)])[0][0]:
+            pass
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        ((held, _),) = store.look([PLACE])
+        assert held <= 1
+        store.forget(number % 3)
+        assert store.look([PLACE])[0] == (0, 0)
+
+
+def test_the_places_of_one_process_are_forgotten_and_those_of_others_stay(table: int) -> None:
+    mine, other = SharedCounterStore(table, 0), SharedCounterStore(table, 1)
+    clients = [Wanted("max_connections_per_client", f"192.0.2.{number}") for number in range(200)]
+    for client in clients:
+        mine.take("me", [client, client])
+        other.take("other", [client])
+    assert {count for count, _ in mine.look(clients)} == {3}
+    mine.forget(1)
+    assert {count for count, _ in mine.look(clients)} == {2}
+    mine.give_back("me", clients)
+    assert {count for count, _ in other.look(clients)} == {1}
+
+
+def test_a_full_bucket_forgets_who_holds_no_place_before_who_holds_one() -> None:
+    table = create_table(1, 1)
+    store = SharedCounterStore(table, 0)
+    holders = [Wanted("c", f"holder {number}") for number in range(31)]
+    store.take("me", holders)
+    for number in range(300):
+        store.take("me", [Wanted("r", f"stranger {number}", 0, 60)])
+    assert {count for count, _ in store.look(holders)} == {1}
+    assert store.clients() == {"all": 32}
+
+
+def test_a_number_that_no_process_may_have_is_refused(table: int) -> None:
+    with pytest.raises(ValueError, match="process: a number below 6 is expected, not 6"):
+        SharedCounterStore(table, 6)

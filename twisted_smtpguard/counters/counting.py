@@ -1,0 +1,292 @@
+"""The counts of one guard, in a store that may answer late or not at all.
+
+A decision waits for the store for 50 ms at most. Then, and until the store answers again, the guard goes on with counts
+of its own: it holds its clients to the same limits, but does not see what other guards admit. When the store is back it
+is told what the guard holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr, safe_str
+
+from twisted_smtpguard.counters.localstore import InMemoryStore, LocalCounterStore
+from twisted_smtpguard.hooks.later import as_deferred, call_hook, explained, within
+from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.values import FAULTS, CounterStoreUnavailable, Wanted, is_later
+
+Counts: TypeAlias = Sequence[int] | Deferred[Sequence[int]]
+Looks: TypeAlias = Sequence[tuple[int, float]] | Deferred[Sequence[tuple[int, float]]]
+
+_ANSWER_SECONDS = 0.05
+"""How long a decision waits for the store."""
+_PROBE_SECONDS = 1
+"""How often a store that is away is asked whether it is back."""
+_RENEWALS = 3
+"""How often places are renewed in the time of a lease."""
+
+
+def fits(wanted: Sequence[Wanted], counts: Sequence[int]) -> bool:
+    """Whether no count exceeds its limit, so that all was taken."""
+    return not any(0 < each.limit < count for each, count in zip(wanted, counts, strict=True))
+
+
+class Counting:
+    """The counts of one guard. No method raises or fails.
+
+    `store` is the operator's, which other guards may share; None: there is none. `own` counts for this guard alone, if
+    there is no store or it is away. `events` are told when it is lost and when it is back. `settled` is called whenever
+    an answer that was pending has come, or is no longer waited for.
+    """
+
+    def __init__(
+        self,
+        store: ICounterStore | None,
+        own: LocalCounterStore,
+        reactor: IReactorTime,
+        events: Any,
+        settled: Callable[[], object],
+    ) -> None:
+        self.shared = store is not None
+        """Whether other guards may count in the same store, so that it has the number of all connections too."""
+        self.owner = secrets.token_hex(8)
+        """The name of this run of the guard, which no other has."""
+        self.pending = 0
+        """How many answers of the store are waited for."""
+        # 50 ms are too short for the guard's deadlines, which are rounded.
+        self.call_later = reactor.callLater
+        self._seconds = reactor.seconds
+        self.store: ICounterStore = own if store is None else store
+        self._own = None if isinstance(self.store, InMemoryStore) else own
+        self._events = events
+        self._settled = settled
+        self._away_since: float | None = None
+        self._held: dict[tuple[str, str], int] = {}
+        """The places of this guard, with those that it has asked for."""
+        self._next: Any = None
+        """The next renewal, or the next question whether the store is back."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store is away, so that this guard counts alone."""
+        return self._away_since is not None
+
+    def take(self, wanted: Sequence[Wanted]) -> Counts:
+        """Take all that is wanted, or nothing, and return the counts; a Deferred if they come later. Cancel it when
+        they are no longer needed: what was taken is given back then."""
+        if self._own is None:
+            return self.store.take(self.owner, wanted)  # type: ignore[return-value]
+        self._hold(wanted, 1)
+        self._renew_later()
+        if self.is_away:
+            return self._decide_alone(wanted)
+        try:
+            answer: Any = self.store.take(self.owner, wanted)
+            if not is_later(answer):
+                return self.decided(wanted, answer)
+            later = as_deferred(answer)
+        except FAULTS:
+            return self.decided_alone(wanted, explained(Failure()))
+        self.pending += 1
+        outcome: Deferred[Sequence[int]] = Deferred()
+        later.addBoth(_Question(self, wanted, outcome).answered)
+        return outcome
+
+    def give_back(self, taken: Sequence[Wanted]) -> None:
+        """Give back what was taken."""
+        if self._own is not None:
+            self._hold(taken, -1)
+            self._own.give_back("", taken)
+            if self.is_away:
+                return
+        self._tell(lambda: self.store.give_back(self.owner, taken))
+
+    def look(self, wanted: Sequence[Wanted]) -> Looks:
+        """The present count of each, and the seconds until its window ends; a Deferred if they come later. If the store
+        is away they are those of this guard alone."""
+        own = self._own
+        if own is None:
+            return self.store.look(wanted)  # type: ignore[return-value]
+        if self.is_away:
+            return own.look(wanted)
+        looking: Deferred[Any] = call_hook(lambda: self.store.look(wanted))
+        return within(_PROBE_SECONDS, self.call_later, looking).addErrback(lambda _: own.look(wanted))
+
+    def stop(self) -> None:
+        """Renew nothing more, and ask a store that is away no more. Called when the last session has ended."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    # The store is away, or back.
+
+    def lost(self, failure: Failure) -> None:
+        """The store has failed, or has not answered in time: go on alone, and ask it again from time to time."""
+        if self.is_away:
+            return
+        self._away_since = self._seconds()
+        self.stop()
+        self._next = self.call_later(_PROBE_SECONDS, self._probe)
+        self._events.counters_away(safe_str(failure.value) or type(failure.value).__name__)
+        if not failure.check(CounterStoreUnavailable, TimeoutError):
+            self._events.failure(failure, "the counter store failed")
+
+    def _probe(self) -> None:
+        self._next = None
+        self._hand_over(_PROBE_SECONDS).addCallbacks(self._is_back, self._is_still_away)
+
+    def _hand_over(self, seconds: float) -> Deferred[Any]:
+        """Tell the store what this guard holds. Fails if it does not answer within `seconds`."""
+        places = {key: count for key, count in self._held.items() if count > 0}
+        return within(seconds, self.call_later, call_hook(lambda: self.store.renew(self.owner, places)))
+
+    def _is_back(self, _: object) -> None:
+        assert self._away_since is not None
+        seconds, self._away_since = self._seconds() - self._away_since, None
+        self._events.counters_back(seconds)
+        # What was decided since the question was sent is handed over too.
+        self._renew()
+
+    def _is_still_away(self, _: Failure) -> None:
+        if self._next is None:
+            self._next = self.call_later(_PROBE_SECONDS, self._probe)
+
+    def _renew(self) -> None:
+        self._next = None
+        self._hand_over(_PROBE_SECONDS).addErrback(self.lost)
+        self._renew_later()
+
+    def _renew_later(self) -> None:
+        """Renew the places in time, if there are any and leases end."""
+        if self._next is None and self._held and self.store.lease_seconds and not self.is_away:
+            self._next = self.call_later(self.store.lease_seconds / _RENEWALS, self._renew)
+
+    # Decisions.
+
+    def decided(self, wanted: Sequence[Wanted], counts: Any) -> Sequence[int]:
+        """Called with the counts that the store has answered: this guard counts them for itself too."""
+        if not _are_counts(counts, len(wanted)):
+            problem = TypeError(f"{safe_repr(counts)} is no list of {len(wanted)} whole numbers")
+            return self.decided_alone(wanted, Failure(problem))
+        assert self._own is not None
+        if fits(wanted, counts):
+            self._own.take("", [each._replace(limit=0) for each in wanted])
+        else:
+            self._hold(wanted, -1)
+        taken: Sequence[int] = counts
+        return taken
+
+    def decided_alone(self, wanted: Sequence[Wanted], failure: Failure) -> Sequence[int]:
+        """Called where the store has no answer: the counts of this guard decide."""
+        self.lost(failure)
+        return self._decide_alone(wanted)
+
+    def answered(self) -> None:
+        """Called when an answer that was pending is no longer waited for."""
+        self.pending -= 1
+        self._settled()
+
+    def _decide_alone(self, wanted: Sequence[Wanted]) -> Sequence[int]:
+        assert self._own is not None
+        counts = self._own.take("", wanted)
+        if not fits(wanted, counts):
+            self._hold(wanted, -1)
+        return counts
+
+    def _hold(self, wanted: Iterable[Wanted], sign: int) -> None:
+        for counter, client, _, seconds, places in wanted:
+            if not seconds:
+                held = self._held.get((counter, client), 0) + sign * places
+                if held > 0:
+                    self._held[counter, client] = held
+                else:
+                    self._held.pop((counter, client), None)
+
+    def _tell(self, hook: Callable[[], Any]) -> None:
+        """Call a method of the store whose answer nobody needs."""
+        try:
+            answer = hook()
+            if not is_later(answer):
+                return
+            self.pending += 1
+            within(_PROBE_SECONDS, self.call_later, as_deferred(answer)).addErrback(self.lost).addBoth(
+                self._told
+            )
+        except FAULTS:
+            self.lost(explained(Failure()))
+
+    def _told(self, _: object) -> None:
+        self.answered()
+
+
+class LookingCounting:
+    """Answers what `counting` would answer, and changes nothing in it."""
+
+    def __init__(self, counting: Counting) -> None:
+        self._counting = counting
+        self.shared = counting.shared
+
+    def take(self, wanted: Sequence[Wanted]) -> Counts:
+        """The counts with what is wanted, of which nothing is taken."""
+
+        def with_wanted(seen: Sequence[tuple[int, float]]) -> list[int]:
+            return [count + each.events for (count, _), each in zip(seen, wanted, strict=True)]
+
+        seen = self._counting.look(wanted)
+        return seen.addCallback(with_wanted) if isinstance(seen, Deferred) else with_wanted(seen)
+
+    def give_back(self, taken: Sequence[Wanted]) -> None:
+        """Nothing was taken."""
+
+
+class _Question:
+    """A decision whose answer comes later. It ends by the answer or the time limit, whatever its caller does."""
+
+    __slots__ = ("_counting", "_outcome", "_timer", "_wanted")
+
+    def __init__(
+        self, counting: Counting, wanted: Sequence[Wanted], outcome: Deferred[Sequence[int]]
+    ) -> None:
+        self._counting = counting
+        self._wanted = wanted
+        self._outcome = outcome
+        self._timer: Any = counting.call_later(_ANSWER_SECONDS, self._expired)
+
+    def answered(self, answer: Any) -> None:
+        """Called with the answer of the store, or a Failure."""
+        if self._timer is None:
+            # The guard has decided alone. What it holds is handed over when the store is back.
+            return
+        self._timer.cancel()
+        if isinstance(answer, Failure):
+            self._end(self._counting.decided_alone(self._wanted, answer))
+        else:
+            self._end(self._counting.decided(self._wanted, answer))
+
+    def _expired(self) -> None:
+        late = Failure(CounterStoreUnavailable(f"no answer in {_ANSWER_SECONDS * 1000:.0f} ms"))
+        self._end(self._counting.decided_alone(self._wanted, late))
+
+    def _end(self, counts: Sequence[int]) -> None:
+        self._timer = None
+        if not self._outcome.called:
+            self._outcome.callback(counts)
+        elif fits(self._wanted, counts):
+            # The client has left.
+            self._counting.give_back(self._wanted)
+        self._counting.answered()
+
+
+def _are_counts(answer: Any, number: int) -> bool:
+    """Whether a store has answered with so many whole numbers."""
+    return (
+        isinstance(answer, (list, tuple))
+        and len(answer) == number
+        and all(isinstance(count, int) for count in answer)
+    )
