@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from twisted_smtpguard.engine.port import Cancelled
 from twisted_smtpguard.hooks.faults import at_debug
 from twisted_smtpguard.hooks.later import as_deferred, call_hook, mapped, start_coroutine, when_answered
-from twisted_smtpguard.hooks.promise import Promise, run
+from twisted_smtpguard.hooks.promise import LazyPromise, Promise, run
 
 Outcome = tuple[Any, BaseException | None]
 
@@ -216,3 +216,46 @@ def test_a_hook_that_answers_with_one_is_taken_for_one_that_answers_later() -> N
     assert heard == []
     promise.succeed(7)
     assert heard == [7]
+
+
+def test_the_work_of_a_lazy_one_begins_when_it_is_waited_for() -> None:
+    work: list[Promise[int]] = []
+
+    async def begin() -> int:
+        work.append(Promise())
+        return await work[0]
+
+    promise = LazyPromise(begin)
+    assert promise.now() is promise
+    assert work == []
+    heard = outcomes(promise)
+    work[0].succeed(7)
+    assert heard == [(7, None)]
+
+
+def test_a_lazy_one_that_is_cancelled_before_never_begins() -> None:
+    promise: LazyPromise[int] = LazyPromise(lambda: pytest.fail("it has begun"))
+    promise.cancel()
+    ((value, error),) = outcomes(promise)
+    assert value is None
+    assert isinstance(error, Cancelled)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_becomes_of_the_work_of_a_lazy_one_that_is_cancelled_counts(goes_on: bool) -> None:
+    work: Promise[int] = Promise(lambda: None)
+
+    async def begin() -> int:
+        try:
+            return await work
+        except Cancelled:
+            if goes_on:
+                return 7
+            raise
+
+    promise = LazyPromise(begin)
+    heard = outcomes(promise)
+    promise.cancel()
+    ((value, error),) = heard
+    assert value == (7 if goes_on else None)
+    assert isinstance(error, Cancelled) == (not goes_on)

@@ -216,6 +216,7 @@ class Visitor:
         self.patience = 0.0
         self._behind = behind
         self._chance = chance
+        self._pipelines = "PIPELINING" in behind.server.keywords
         self._script = self._talk()
         self._send(*next(self._script))
 
@@ -230,7 +231,7 @@ class Visitor:
             if not said:
                 return
             self.asked = None
-            self._send(*self._script.send(said.splitlines()[-1]))
+            self._send(*self._script.send(said))
         else:
             self._send(*next(self._script))
 
@@ -242,7 +243,8 @@ class Visitor:
     def _send(self, octets: bytes, seconds: float) -> None:
         if seconds:
             self.asked, self.patience = self._behind.clock.seconds(), seconds
-        self.client.protocol.dataReceived(octets)
+        if octets:
+            self.client.protocol.dataReceived(octets)
 
     def _talk(self) -> Script:
         yield b"EHLO client.example\r\n", 1
@@ -262,7 +264,10 @@ class Visitor:
         announce = COMMANDS_TO_ANNOUNCE * TIMEOUT
         # The answer to RSET or EHLO, a connection under TLS and one in clear, and MAIL's own.
         tries = TIMEOUT + announce + 2 * 3 * CONNECT + announce + TIMEOUT
-        said = yield f"MAIL FROM:<{name}@example.com>\r\n".encode(), options.wait + tries
+        mail = f"MAIL FROM:<{name}@example.com>\r\n".encode()
+        if self._pipelines and self._chance.random() < 0.5:
+            return (yield from self._message_at_once(name, mail, options.wait + tries))
+        said = yield mail, options.wait + tries
         if not said.startswith("250"):
             return said
         recipients = self._chance.randint(1, MOST_RECIPIENTS)
@@ -291,6 +296,23 @@ class Visitor:
             yield piece, 0
         self.finished.add(name)
         return (yield b".\r\n", verdict)
+
+    def _message_at_once(
+        self, name: str, mail: bytes, patience: float
+    ) -> Generator[tuple[bytes, float], str, str]:
+        """A message whose commands are sent together. What was said last."""
+        recipients = self._chance.randint(1, MOST_RECIPIENTS)
+        commands = [mail, *(f"RCPT TO:<{each}@example.org>\r\n".encode() for each in range(recipients))]
+        if self._chance.random() < 0.9:
+            commands.append(b"DATA\r\n")
+        said = yield b"".join(commands), patience
+        while said.count("\n") < len(commands):
+            said += yield b"", TIMEOUT
+        if not said.splitlines()[-1].startswith("354"):
+            return "changed its mind"
+        body = f"Subject: {name}\r\n\r\n{'x' * self._chance.choice([10, 20_000])}\r\nend of {name}\r\n.\r\n"
+        self.finished.add(name)
+        return (yield body.encode(), 6 * TIMEOUT + recipients * VERDICT)
 
 
 class Wilderness:

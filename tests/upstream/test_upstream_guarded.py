@@ -50,10 +50,29 @@ print(transport.value())
 def test_each_answer_goes_to_who_asked() -> None:
     connection = Connection(Clock(), lambda _: None)
     connection.makeConnection(StringTransport())
-    answers = [connection.greeting(60), *connection.commands(b"RSET", 60, b"MAIL FROM:<>", 60)]
+    answers = [connection.greeting(60), *connection.commands([b"RSET", b"MAIL FROM:<>"], 60)]
     connection.dataReceived(b"220 mx\r\n250 forgotten\r\n550 no\r\n")
     assert [answer.result().text for answer in answers] == ["220 mx", "250 forgotten", "550 no"]
     connection.end(UPSTREAM_LOST)
+
+
+@pytest.mark.parametrize(
+    ("end", "told"), [("end", [["first"], [None, UPSTREAM_LOST]]), ("forsake", [["first"]])]
+)
+def test_who_ends_the_connection_when_told_is_the_last_to_get_a_reply(end: str, told: list[object]) -> None:
+    """Though the next reply has come with it. Nobody is told twice."""
+    connection, transport = Connection(Clock(), lambda _: None), StringTransport()
+    connection.makeConnection(transport)
+    connection.dataReceived(b"220 mx\r\n")
+    heard: list[object] = []
+
+    def first(*_: object) -> None:
+        heard.append(["first"])
+        connection.end(UPSTREAM_LOST) if end == "end" else connection.forsake()
+
+    connection.ask_together([b"RSET", b"NOOP"], [(first, 60), (lambda *each: heard.append([*each]), 60)])
+    connection.dataReceived(b"250 forgotten\r\n250 nothing done\r\n")
+    assert heard == told
 
 
 def test_an_address_with_a_line_end_in_it_reaches_no_server_and_costs_no_connection() -> None:

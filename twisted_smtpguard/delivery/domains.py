@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path as FilePath
 from typing import Any
 
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
+from twisted_smtpguard.delivery.lookahead import Beginning, Upcoming
 from twisted_smtpguard.engine.hostnames import canonical, parse_domain
 from twisted_smtpguard.hooks.later import answer_of, mapped
 from twisted_smtpguard.hooks.parts import PartsOwner
@@ -129,6 +131,8 @@ class AcceptedDomains(PartsOwner):
         begun = self.delivery.begin(client, sender)
         if client.identity is not None:
             return begun
+        if isinstance(begun, Beginning):
+            return begun.wrapped(self._with_check, self._accepted_of)
         if is_later(begun):
             return mapped(begun, self._with_check)  # type: ignore[arg-type]
         return self._with_check(begun)  # type: ignore[arg-type]
@@ -136,6 +140,15 @@ class AcceptedDomains(PartsOwner):
     def _with_check(self, mail: IMailTransaction) -> IMailTransaction:
         kind = _CheckedRelayTransaction if IRelayTransaction.providedBy(mail) else _CheckedTransaction
         return kind(mail, self.accepts)
+
+    def _accepted_of(self, upcoming: Upcoming) -> Upcoming:
+        """Nothing is sent ahead from the first recipient on that is not accepted: the server must not get it."""
+
+        def accepted() -> Iterable[Path | None]:
+            following = upcoming()
+            return following and takewhile(lambda each: each is None or self.accepts(each), following)
+
+        return accepted
 
     def accepts(self, recipient: Path) -> bool:
         """Whether mail for `recipient` is accepted from every client."""

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.delivery.lookahead import DATA, SentAhead, Upcoming, following, goes_on_small
 from twisted_smtpguard.delivery.trace import received
 from twisted_smtpguard.hooks.promise import Promise, run
 from twisted_smtpguard.interfaces import IMessageSink, IRelayTransaction, Later
@@ -68,27 +69,39 @@ class UpstreamTransaction:
         self.client = client
         self.recipients: list[Path] = []
         """The accepted recipients."""
+        self._upcoming: Upcoming = tuple
         self._connection: Connection | None = None
+        self._ahead = SentAhead()
+
+    def look_ahead(self, upcoming: Upcoming) -> None:
+        """Called before `begin`, if commands may be sent ahead."""
+        self._upcoming = upcoming
 
     async def begin(self, sender: Path) -> UpstreamTransaction:
         """Take a connection and send MAIL. `Refused`: there is no transaction, and no connection is held."""
+        lines: list[bytes] = []
 
-        def early(hello: Hello) -> bytes | None:
+        def early(hello: Hello) -> list[bytes]:
+            nonlocal lines
             try:
                 command = mail_command(sender, hello)
                 one_line(command)
             except (Refused, ValueError):
                 # The same is raised below, when a connection is ready.
-                return None
-            return command
+                return []
+            lines = [command, *self._following(hello)]
+            return lines
 
         try:
-            connection, answer = await self.relay.pool.take(self.client, early)
+            connection, answers = await self.relay.pool.take(self.client, early)
             self._connection = connection
-            if answer is None:
+            if not answers:
                 command = mail_command(sender, connection.hello)
-                answer = connection.command(command, self.relay.options.timeout)
-            self.begun = self.accepted(await answer)
+                lines = [command, *self._following(connection.hello)]
+                answers = connection.commands(lines, self.relay.options.timeout)
+            if len(answers) > 1:
+                self._ahead.add(lines[1:], answers[1:])
+            self.begun = self.accepted(await answers[0])
         except Refused:
             self.give_back()
             raise
@@ -106,30 +119,54 @@ class UpstreamTransaction:
             self.recipients.append(recipient)
             return told
 
-        return self._ask(rcpt_command(recipient, self.connection.hello), answered)
+        connection = self.connection
+        line = rcpt_command(recipient, connection.hello)
+        if not self._ahead:
+            more = self._following(connection.hello, 1)
+            if more:
+                lines = [line, *more]
+                self._ahead.add(lines, connection.commands(lines, self.relay.options.timeout))
+        return self._ask(connection, line, answered)
 
     def data(self) -> Later[IMessageSink]:
-        if self.relay.options.bdat == "small" and "CHUNKING" in self.connection.hello:
-            return _Sink(self, _By.BDAT_IF_SMALL)
-        return self._ask(b"DATA", self._data_answered)
+        connection = self.connection
+        if goes_on_small(connection.hello, self.relay.options):
+            return self._without_data(_By.BDAT_IF_SMALL)
+        return self._ask(connection, DATA, self._data_answered)
 
     def _data_answered(self, reply: UpstreamReply) -> IMessageSink:
         self.require_data(reply)
         return _Sink(self, _By.DATA)
 
     def data_in_chunks(self) -> Later[IMessageSink]:
-        return _Sink(self, _By.BDAT) if "CHUNKING" in self.connection.hello else self.data()
+        return self._without_data(_By.BDAT) if "CHUNKING" in self.connection.hello else self.data()
 
     def abort(self) -> None:
         self.give_back()
 
-    def _ask(self, line: bytes, then: Callable[[UpstreamReply], T]) -> T | Promise[T]:
-        """Send a command. `then` makes the answer of the hook from the reply. `Refused`: there was none, and the
-        connection has ended."""
-        connection = self.connection
+    def _without_data(self, by: _By) -> _Sink:
+        if self._ahead:
+            # It was refused, or somebody between the guard and this has refused a recipient.
+            self._ahead.take(self.connection, b"")
+        return _Sink(self, by)
+
+    def _ask(self, connection: Connection, line: bytes, then: Callable[[UpstreamReply], T]) -> T | Promise[T]:
+        """Send a command, unless it was sent ahead. `then` makes the answer of the hook from the reply. `Refused`:
+        there was none, and the connection has ended."""
+        if self._ahead:
+            answer = self._ahead.take(connection, line)
+            if answer is not None:
+                return answer.mapped(then).now()
         promise: Promise[T] = Promise(connection.forsake)
         connection.ask(line, partial(_settle, promise, then), self.relay.options.timeout)
         return promise.now()
+
+    def _following(self, hello: Hello, asked: int = 0) -> Sequence[bytes]:
+        """What may leave together with MAIL, or with an RCPT that is `asked` about."""
+        upcoming = self._upcoming()
+        if not upcoming:
+            return ()
+        return following(upcoming, hello, self.relay.options, len(self.recipients) + asked)
 
     # Called by the sink too.
 
@@ -169,7 +206,13 @@ class UpstreamTransaction:
     def give_back(self) -> None:
         """Give the connection back to the pool. Called when no message on it is incomplete."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is None:
+            return
+        if self._ahead:
+            give_back = partial(self.relay.pool.give_back, connection, self.client)
+            # A connection of one session only is of no use to others, and the session may be over when that happens.
+            self._ahead.forget(connection, give_back, waits=not self.relay.options.proxied)
+        else:
             self.relay.pool.give_back(connection, self.client)
 
     def drop(self, problem: Reply = replies.UPSTREAM_LOST) -> None:

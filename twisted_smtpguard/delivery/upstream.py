@@ -4,6 +4,7 @@ stores nothing, and every verdict is the server's."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -11,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from zope.interface import implementer
 
+from twisted_smtpguard.delivery.lookahead import Beginning
 from twisted_smtpguard.delivery.relay import Relay, UpstreamTransaction
 from twisted_smtpguard.engine.hostnames import check_hostname
-from twisted_smtpguard.hooks.promise import run
 from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import (
@@ -131,7 +132,9 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
         self._pool.health.reconfigured()
 
     def begin(self, client: Client, sender: Path) -> Later[IMailTransaction]:
-        return run(UpstreamTransaction(self._relay, client).begin(sender)).now()
+        """Nothing is sent before the answer is waited for."""
+        mail = UpstreamTransaction(self._relay, client)
+        return Beginning(partial(mail.begin, sender), mail.look_ahead)
 
     def session_ended(self, session: str) -> None:
         self._pool.session_ended(session)

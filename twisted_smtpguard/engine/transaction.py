@@ -11,6 +11,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort, wait_for
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import Phase
+from twisted_smtpguard.engine.upcoming import upcoming
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, Client, Path, is_awaitable, is_later
 
@@ -60,6 +61,10 @@ def _begin(engine: Engine, sender: Path) -> Reply | None:
         given = context.begin(client, sender)
         if not is_awaitable(type(given)):
             return _begun(sender, utf8, engine, given)
+        look_ahead = getattr(given, "look_ahead", None)
+        if look_ahead is not None:
+            # Only a delivery that hands every RCPT on as it comes has this, and no plug-in needs it.
+            look_ahead(partial(upcoming, engine))
     except FAULTS as error:
         return hook_failed(engine, error)
     return wait_for(engine, given, partial(_begun, sender, utf8), hook_failed, late=_abort_late)

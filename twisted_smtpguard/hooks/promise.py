@@ -31,13 +31,16 @@ class Promise(Generic[T]):
 
     __slots__ = ("_answered", "_canceller", "error", "there", "value")
 
+    value: Any
+    """What it is, if the answer has come and is no exception."""
+    error: BaseException | None
+    """The exception; None if the answer has come and is none."""
+
     def __init__(self, canceller: Callable[[], object] | None = None) -> None:
         self._canceller = canceller
         self._answered: Answered | None = None
         self.there = False
-        """Whether the answer has come, as `value` or `error`."""
-        self.value: Any = None
-        self.error: BaseException | None = None
+        """Whether the answer has come, so that `value` and `error` are set."""
 
     def succeed(self, value: T) -> None:
         self.settle(value, None)
@@ -170,3 +173,31 @@ def run(coroutine: Coroutine[Any, Any, T]) -> Promise[T]:
     promise = _Run(coroutine)
     promise.go_on()
     return promise
+
+
+class LazyPromise(_Run[T]):
+    """The outcome of the coroutine that `start` makes. It begins when the outcome is first waited for, as that of a
+    coroutine does."""
+
+    __slots__ = ("_start",)
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        Promise.__init__(self)
+        self._start: Callable[[], Coroutine[Any, Any, T]] | None = start
+        self._waits_for = None
+
+    def when_answered(self, answered: Answered) -> None:
+        start = self._start
+        if start is None:
+            super().when_answered(answered)
+        else:
+            self._start, self._answered = None, answered
+            self._coroutine = start()
+            self.go_on()
+
+    def cancel(self) -> None:
+        if self._start is None:
+            super().cancel()
+        else:
+            self._start = None
+            self.fail(PromiseCancelledError())

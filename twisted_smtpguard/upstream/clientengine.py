@@ -56,6 +56,8 @@ class ClientEngine:
         self._parser = ReplyParser()
         self._due: deque[Due] = deque()
         """The replies that the server owes, in their order."""
+        self._came: deque[UpstreamReply] = deque()
+        """The replies that have come together, and that nobody has been told yet."""
         self._waits_for_room: Callable[[Reply | None], object] | None = None
         self._room_seconds = 0.0
 
@@ -171,7 +173,7 @@ class ClientEngine:
 
     def _read(self, octets: bytes) -> None:
         owed = len(self._due) if self.state is State.COMMANDS else 0
-        came: list[UpstreamReply] = []
+        came = self._came
         problem: Reply | None = None
         try:
             for reply in self._parser.feed(octets):
@@ -183,15 +185,20 @@ class ClientEngine:
             problem = replies.UPSTREAM_GARBLED
         if problem is not None:
             # Before anybody is told: nothing more must be asked of this server.
-            self._end(problem, came)
+            self._end(problem, tuple(came))
             return
-        for reply in came:
-            # An answer may have ended the connection.
-            if self._due:
-                answered, _ = self._due.popleft()
-                if self._due:
-                    self.deadline(self._due[0][1])
-                answered(reply, None)
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell all who have asked for replies that have come. Also called by one who is being told, and would have to
+        wait for the next reply otherwise, though it is there."""
+        came, due = self._came, self._due
+        # It is empty as soon as an answer has ended the connection.
+        while came:
+            answered, _ = due.popleft()
+            if due:
+                self.deadline(due[0][1])
+            answered(came.popleft(), None)
 
     def _unexpected(self, reply: UpstreamReply) -> Reply:
         """The reply for the client after a reply that was not due, such as the 421 of a server that is about to close
@@ -231,7 +238,8 @@ class ClientEngine:
             self.end(replies.UPSTREAM_GARBLED)
 
     def _send(self, octets: bytes, due: Sequence[Due]) -> None:
-        self._end_amid_reply()
+        if self._parser.amid_reply:
+            self._end_amid_reply()
         if self.problem is not None:
             for answered, _ in due:
                 answered(None, self.problem)
@@ -254,6 +262,7 @@ class ClientEngine:
             return
         self.problem, self.state = problem, State.ENDED
         due, self._due = self._due, deque()
+        self._came.clear()
         room, self._waits_for_room = self._waits_for_room, None
         self.ended()
         for number, (answered, _) in enumerate(due):

@@ -39,12 +39,12 @@ from twisted_smtpguard.upstream.replyparser import HANGS_UP, UpstreamReply
 from twisted_smtpguard.upstream.smtpclient import Connection
 from twisted_smtpguard.values import Client, Refused
 
-Early: TypeAlias = Callable[[Hello], bytes | None]
-"""Makes the command that may be sent before the server has answered RSET. None: there is no such command."""
+Early: TypeAlias = Callable[[Hello], Sequence[bytes]]
+"""Makes the commands that may be sent before the server has answered RSET. There may be none."""
 
-Taken: TypeAlias = tuple[Connection, Promise[UpstreamReply] | None]
-"""A connection that is ready for MAIL, and the answer to the command of `Early`, which has come. None: that command has
-not been sent."""
+Taken: TypeAlias = tuple[Connection, Sequence[Promise[UpstreamReply]]]
+"""A connection that is ready for MAIL, and the answers to the commands of `Early`, the first of which has come; none if
+they have not been sent."""
 
 _ANNOUNCED = ("xclient", "xforward")
 """The kinds of `announce` with commands before each MAIL."""
@@ -61,11 +61,11 @@ def _without_secrets(reply: UpstreamReply, credentials: Credentials, lines: Sequ
     return str(reply.code) if any(secret and secret in reply.text for secret in secrets) else reply.text
 
 
-async def _check_server_stays(early: Promise[UpstreamReply]) -> None:
-    """Wait for the answer to the command of `Early`. `Refused`: the server is leaving. It may have been before it had
-    the command, so another connection is tried."""
+async def _check_server_stays(first: Promise[UpstreamReply]) -> None:
+    """Wait for the answer to the first command of `Early`. `Refused`: the server is leaving. It may have been before it
+    had the command, so another connection is tried."""
     try:
-        leaves = (await early).code in HANGS_UP
+        leaves = (await first).code in HANGS_UP
     except Refused as refused:
         # A server that is silent is not given its time again.
         leaves = refused.reply is not replies.UPSTREAM_TIMED_OUT
@@ -190,8 +190,8 @@ class Dialler:
             self._offered(connection, options.announce.upper())
 
     async def reset(self, connection: Connection, client: Client, early: Early, seconds: float) -> Taken:
-        """Reset a connection that was used before, so that a MAIL of `client` may follow. The command that `early`
-        makes leaves together with RSET, with PIPELINING. `Refused`: the server refused, or the connection has ended.
+        """Reset a connection that was used before, so that a MAIL of `client` may follow. The commands that `early`
+        makes leave together with RSET, with PIPELINING. `Refused`: the server refused, or the connection has ended.
 
         On a client's own connection a changed HELO name is sent with EHLO, which resets as RSET does (RFC 5321 4.1.4):
         an earlier name, perhaps sent in clear before STARTTLS, must not be trusted (RFC 3207 4.2).
@@ -199,19 +199,16 @@ class Dialler:
         options = self.options
         if options.proxied and connection.greeted_as != _greeting_of(client):
             await self._hello(connection, client)
-            return connection, None
-        command = answer = None
+            return connection, ()
+        lines = [b"RSET"]
         if "PIPELINING" in connection.hello and options.announce not in _ANNOUNCED:
-            command = early(connection.hello)
-        if command is None:
-            reset = connection.command(b"RSET", seconds)
-        else:
-            reset, answer = connection.commands(b"RSET", seconds, command, options.timeout)
+            lines += early(connection.hello)
+        reset, *answers = connection.commands(lines, options.timeout, seconds)
         if not (await reset).positive:
             raise Refused(replies.UPSTREAM_LOST)
-        if answer is not None:
-            await _check_server_stays(answer)
-        return connection, answer
+        if answers:
+            await _check_server_stays(answers[0])
+        return connection, answers
 
     async def _hello(self, connection: Connection, client: Client | None) -> None:
         """Send EHLO or LHLO, with the HELO name of `client`; None: with the guard's own name. A server that does not

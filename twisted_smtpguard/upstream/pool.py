@@ -105,8 +105,8 @@ class Pool:
     # Taking and giving back.
 
     async def take(self, client: Client, early: Early) -> Taken:
-        """A connection that is ready for a MAIL of `client`, and the answer to the command that `early` has made; None
-        instead of that if the command has not been sent. `Refused`: no connection is available."""
+        """A connection that is ready for a MAIL of `client`, and the answers to the commands of `early`; none if
+        they have not been sent. `Refused`: no connection is available."""
         parked = self._parked.pop(client.session, None)
         if parked is not None and (taken := await self._make_ready(parked, client, early)):
             return taken
@@ -166,7 +166,7 @@ class Pool:
         while one connection is closed and the next is made."""
         self._places_held += 1
         try:
-            taken = await self._reuse_idle(client, early) or (await self._new(client), None)
+            taken = await self._reuse_idle(client, early) or (await self._new(client), ())
             connection = taken[0]
             self._unready.discard(connection)
             if connection.usable:
@@ -215,7 +215,7 @@ class Pool:
                     other.end(replies.UPSTREAM_TIMED_OUT)
             return None
         try:
-            if taken[1] is None:
+            if not taken[1]:
                 await self._announce(connection, client)
         except Refused:
             # The refusal may be about the connection, as a 421 is. Another one is tried before the client is refused.

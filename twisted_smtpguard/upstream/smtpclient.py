@@ -7,7 +7,7 @@ TLS, and decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from socket import socket
 from typing import Any
@@ -32,7 +32,7 @@ from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.promise import Promise
 from twisted_smtpguard.hooks.turns import ReplyBatcher
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.upstream.clientengine import ClientEngine, State
+from twisted_smtpguard.upstream.clientengine import ClientEngine, Due, State
 from twisted_smtpguard.upstream.hello import NO_EXTENSIONS, Hello
 from twisted_smtpguard.upstream.replyparser import UpstreamReply
 from twisted_smtpguard.upstream.tlsfailure import tls_failure
@@ -114,13 +114,20 @@ class Connection(ClientEngine, Protocol):
         return promise
 
     def commands(
-        self, first: bytes, first_seconds: float, second: bytes, seconds: float
-    ) -> tuple[Promise[UpstreamReply], Promise[UpstreamReply]]:
-        """As `command` for two lines, each with its time limit. Both leave together, which needs PIPELINING."""
-        one: Promise[UpstreamReply] = Promise(self.forsake)
-        other: Promise[UpstreamReply] = Promise(self.forsake)
-        self.ask_together((first, second), ((settles(one), first_seconds), (settles(other), seconds)))
-        return one, other
+        self, lines: Sequence[bytes], seconds: float, first_seconds: float | None = None
+    ) -> list[Promise[UpstreamReply]]:
+        """As `command` for several lines. They leave together, which needs PIPELINING. The server has `seconds` for
+        each reply, from the one before; for the first it has `first_seconds`, if these are given."""
+        promises: list[Promise[UpstreamReply]] = []
+        due: list[Due] = []
+        its_seconds = seconds if first_seconds is None else first_seconds
+        for _ in lines:
+            promise: Promise[UpstreamReply] = Promise(self.forsake)
+            promises.append(promise)
+            due.append((settles(promise), its_seconds))
+            its_seconds = seconds
+        self.ask_together(lines, due)
+        return promises
 
     def start_tls(self, options: Any, seconds: float) -> Promise[None]:
         """Begin the TLS handshake. Called when the server has answered STARTTLS with 220."""
