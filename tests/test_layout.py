@@ -57,7 +57,7 @@ ROOMS: dict[str, str] = {
     "interfaces": "replies values",
     "limits": "inputs replies",
     "log": "hooks inputs interfaces limits replies tls",
-    "operations": "admission filters interfaces limits log replies transport values",
+    "operations": "admission filters hooks interfaces limits log replies transport values",
     "public": "admission checkers control delivery filters limits log replies service tls transport upstream values",
     "reactors": "",
     "replies": "inputs",

@@ -15,7 +15,15 @@ from twisted_smtpguard.testing import Clients
 class Operated(Clients):
     """A guard whose operator is asked."""
 
-    def __init__(self, *, ip_filters: Sequence[Any] = (), counters: Any = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        ip_filters: Sequence[Any] = (),
+        checkers: Sequence[Any] = (),
+        proxy_protocol_from: Sequence[str] = (),
+        counters: Any = None,
+        **limits: Any,
+    ) -> None:
         clock = Clock()
         self.service = SMTPGuardService(
             clock,
@@ -25,6 +33,9 @@ class Operated(Clients):
             hostname="guard.example",
             ip_filters=ip_filters,
             counters=counters,
+            checkers=checkers,
+            auth_without_tls=bool(checkers),
+            proxy_protocol_from=proxy_protocol_from,
         )
         self.operator = self.service.operator
         super().__init__(self.service.factory, clock)

@@ -138,6 +138,7 @@ FACTORY_INSIDE = [
     "may_linger",
     "next_session_name",
     "noisy",
+    "on_connection",
     "output_rules",
     "pending_verdicts",
     "proxies",

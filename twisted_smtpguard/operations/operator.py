@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.operations import sessions
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
+from twisted_smtpguard.operations.traces import Trace, Traces
 from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.operations.why import why
 from twisted_smtpguard.replies import deferral, text_of
@@ -54,6 +55,7 @@ class Operator:
         """The limits in force."""
         self.networks = NetworkRules(factory.context.seconds, factory.admission.ask_first)
         """The networks that are denied, trusted or allowed."""
+        self._traces = Traces(factory)
 
     def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
         """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.
@@ -106,6 +108,11 @@ class Operator:
         """What would happen to a client at an address now, decided by what decides, without counting; then its last
         refusals and sessions, and what would let it in. Fires when the filters have answered."""
         return why(self._guard.factory, self.networks, address)
+
+    def trace(self, network: str, seconds: float = 600) -> Trace:
+        """The dialogues of clients in a network as they happen, for so many seconds: call `begin()` of what this
+        returns. They hold no message data and no credentials."""
+        return self._traces.start(network, seconds)
 
     # What an operator changes.
 

@@ -111,6 +111,26 @@ _VERBS = (
         "Show what would happen to a client at an address now, by each filter and limit; then its last refusals and "
         "sessions, and what would let it in. Nothing is counted.",
         (Argument("address", "ADDRESS", "An IP address, or `unix`."),),
+        # Filters that answer later are asked one after the other.
+        seconds=60,
+    ),
+    Verb(
+        "trace",
+        "Show the dialogues of clients in a network as they happen, for a time; message data as a count, credentials "
+        "never.",
+        (
+            Argument("network", "NETWORK", "An address or a network, or `unix`."),
+            Argument(
+                "for",
+                "TIME",
+                "How long, such as 1h; by default 10m.",
+                required=False,
+                option=True,
+                parse=parse_duration,
+                parameter="seconds",
+            ),
+        ),
+        streams=True,
     ),
     Verb(
         "end",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -85,6 +85,8 @@ class SMTPGuardFactory(ServerFactory):
     """
 
     noisy = False
+    on_connection: Callable[[SMTPGuardProtocol], object] | None = None
+    """Called with each new connection, while there are traces."""
 
     @checked
     def __init__(
@@ -248,6 +250,8 @@ class SMTPGuardFactory(ServerFactory):
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
         self._slots_held += 1
         self._open.add(protocol)
+        if self.on_connection is not None:
+            self.on_connection(protocol)
         return protocol
 
     def turned_away(self) -> TurnAway | None:
