@@ -37,6 +37,8 @@ __all__ = [
     "CheckerUnavailable",
     "Client",
     "CounterStoreUnavailable",
+    "ICheckableDelivery",
+    "ICheckingDeliveryFactory",
     "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",
@@ -250,6 +252,15 @@ class IConnectingDelivery(IDelivery):
     )
 
 
+class ICheckableDelivery(IDelivery):
+    """A delivery that can find out whether what it needs is there, such as another server. Optional."""
+
+    def check() -> Later[str]:
+        """Called by `--check` on a delivery that is never started. Answer with "" if a start would find all it needs,
+        or with a sentence about what is missing now and may be there soon. ValueError: it cannot work as it is
+        configured; its text is a sentence for the operator."""
+
+
 class IDeliveryFactory(Interface):
     """A plugin for `--deliver NAME:ARGS` provides this and twisted.plugin.IPlugin."""
 
@@ -263,3 +274,11 @@ class IDeliveryFactory(Interface):
         A delivery that also provides twisted.application.service.IService becomes a child of the service: it is started
         before any listener, and stopped after the last session.
         """
+
+
+class ICheckingDeliveryFactory(IDeliveryFactory):
+    """A factory whose deliveries cannot be made without writing something. Optional."""
+
+    def check_delivery(argument: str, reactor: object) -> None:
+        """Called by `--check` instead of `make_delivery`: look whether a delivery could be made, and write nothing. A
+        ValueError is a usage error, and its text is shown to the operator."""

@@ -18,6 +18,9 @@ from processes import Address, eventually, listening
 from programs import missing
 from shell import Shell, free_port
 
+QUESTIONS = "help|version|check|show"
+"""How the options begin that are answered at once."""
+
 SUBSTITUTIONS = [
     (r"(?<=[\s:=])/(?=(etc|var|opt|run)/)|^/(?=opt/)", "{root}/"),  # the machine's own directories
     (r"(?<=tcp6:)25\b", "{port_25}"),
@@ -25,7 +28,7 @@ SUBSTITUTIONS = [
     (r"(?<=tcp6:)2465\b|(?<=localhost:)2465\b", "{port_2465}"),
     (r"(?<=tcp:)2525\b|(?<=tcp6:)2525\b|(?<='127\.0\.0\.1', )2525\b", "{port_2525}"),
     # Without the option it is port 2525.
-    (r"(?<= )smtpguard(?!\S)(?!.*--(listen|help|version|show))", r"\g<0> --listen tcp:{port_2525}:interface=127.0.0.1"),
+    (rf"(?<= )smtpguard(?!\S)(?!.*--(listen|{QUESTIONS}))", r"\g<0> --listen tcp:{port_2525}:interface=127.0.0.1"),
     (r"(?<=kill -TERM )4711\b|(?<=kill -HUP )4711\b", "{pid}"),
     (r"\$HOME/", "{root}/"),
     (r" …", ""),  # options of the reader's choice
@@ -36,7 +39,7 @@ SUBSTITUTIONS = [
 guard that runs; one is started where there is none."""
 
 GUARD = re.compile(
-    r"\btwist .*\b(smtpguard|mailroom)\b(?!.*--(help|version|show-limits))|(twisted_mail|embedded|asyncio_program)\.py"
+    rf"\btwist .*\b(smtpguard|mailroom)\b(?!.*--({QUESTIONS}))|(twisted_mail|embedded|asyncio_program)\.py"
 )
 """Commands that go on until they are ended."""
 

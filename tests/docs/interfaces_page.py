@@ -31,6 +31,8 @@ _CHAPTERS = {
         "IRelayDelivery",
         "IRelayTransaction",
         "IConnectingDelivery",
+        "ICheckableDelivery",
+        "ICheckingDeliveryFactory",
         "IDeliveryFactory",
         "Refused",
     ],

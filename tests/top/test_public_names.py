@@ -71,6 +71,8 @@ INTERFACES = [
     "CheckerUnavailable",
     "Client",
     "CounterStoreUnavailable",
+    "ICheckableDelivery",
+    "ICheckingDeliveryFactory",
     "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",

@@ -30,7 +30,7 @@ OF_TWIST = ("reactor", "log-level", "log-file", "log-format")
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
-COMMAND_LINE, ENVIRONMENT, _FILE = "command line", "environment", "file "
+COMMAND_LINE, ENVIRONMENT, DEFAULT, _FILE = "command line", "environment", "default", "file "
 
 
 def variable(option: str) -> str:
@@ -46,7 +46,8 @@ class Setting:
     """The name, without dashes."""
     text: str
     origin: str = COMMAND_LINE
-    """Where it was given, as --show-limits says it: COMMAND_LINE, ENVIRONMENT or `file PATH line N`."""
+    """Where it was given, as --show-limits says it: COMMAND_LINE, ENVIRONMENT, `file PATH line N`, or DEFAULT if it was
+    not."""
 
     @property
     def in_file(self) -> bool:

@@ -53,11 +53,17 @@ def limits_table(limits: Limits, given: Mapping[str, Sequence[Setting]], profile
         for setting in given.get(spec.option, ()):
             origin = setting.origin
         rows.append((spec.option, value, spec.unit.name, origin))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = in_columns(rows)
     if IP_FILTER in limits.dry_run:
         lines += ["", "IP filters: their refusals are logged and not enforced (dry run)."]
-    return "\n".join([line.rstrip() for line in lines])
+    return "\n".join(lines)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as a line, with its cells below those of the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [line.rstrip() for line in lines]
 
 
 def _entry(option: str, value: str, text: str, width: int) -> str:

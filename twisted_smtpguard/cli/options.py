@@ -12,17 +12,18 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from twisted.application.service import IService
-from twisted.logger import LogLevel
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
 from twisted.python import usage
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.checkers.named import checker_description, checkers_table, make_checker
 from twisted_smtpguard.cli import plugins, settings
-from twisted_smtpguard.cli.configuration import Setting, explained, read_configuration, variable
+from twisted_smtpguard.cli.check import awaited, check
+from twisted_smtpguard.cli.configuration import DEFAULT, Setting, explained, read_configuration, variable
 from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.delivery.domains import AcceptedDomains
@@ -33,7 +34,8 @@ from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
 from twisted_smtpguard.limits.limits import PROFILES, Limits
 from twisted_smtpguard.limits.units import FLAG, one_of, parse_path
-from twisted_smtpguard.log.eventfile import EventFile, observe_too
+from twisted_smtpguard.log.eventfile import EventFile, check_event_file, observe_too
+from twisted_smtpguard.log.eventlog import NAMESPACE
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
@@ -112,10 +114,12 @@ class Options(usage.Options):
         }
         self.limits = Limits.for_profile(self.profile, dry_run=frozenset[str]().union(*dry_run), **numbers)
         self.hostname = self._value("hostname", parse_hostname) or settings.own_name()
+        given["hostname"] = given["hostname"] or [Setting("hostname", self.hostname, DEFAULT)]
         if not (given["listen"] or given["listen-tls"]):
-            given["listen"] = [Setting("listen", ROWS["listen"]["default"])]
+            given["listen"] = [Setting("listen", ROWS["listen"]["default"], DEFAULT)]
         self.listen = given["listen"]
-        self.deliver = (given["deliver"] or [Setting("deliver", ROWS["deliver"]["default"])])[-1]
+        given["deliver"] = given["deliver"] or [Setting("deliver", ROWS["deliver"]["default"], DEFAULT)]
+        self.deliver = given["deliver"][-1]
         self.flags = {option.replace("-", "_"): bool(self._value(option, FLAG.parse)) for option in _FLAGS}
         self._check_needs()
         self.each("listen-tls", settings.check_plain)
@@ -234,16 +238,19 @@ class Options(usage.Options):
                 reactor=reactor,
             )
         except FaultyFileError as error:
-            named = self.given[error.option]
-            # A file in the directory of --tls-names is in no setting, so the last setting is blamed.
-            setting = next((each for each in named if parse_path(each.text) == error.file), named[-1])
-            raise setting.wrong(str(error)) from error
+            raise self._setting_of_file(error.option, error.file).wrong(str(error)) from error
 
-    def delivery(self, reactor: Any) -> IDelivery:
-        """The delivery, with --accept-domain applied to it."""
+    def _setting_of_file(self, option: str, file: str) -> Setting:
+        """The setting of `option` that names `file`, or its last one: a file in the directory of --tls-names is in
+        none."""
+        named = self.given[option]
+        return next((each for each in named if parse_path(each.text) == file), named[-1])
+
+    def delivery(self, reactor: Any, *, trial: bool = False) -> IDelivery:
+        """The delivery, with --accept-domain applied to it. `trial`: see `make_delivery`."""
         with self.deliver.blamed():
             factories = plugins.delivery_factories(self.hostname, self.limits)
-            delivery = plugins.make_delivery(self.deliver.text, reactor, factories)
+            delivery = plugins.make_delivery(self.deliver.text, reactor, factories, trial=trial)
         if not self.given["accept-domain"]:
             return delivery
         with self.given["accept-domain"][0].blamed():
@@ -261,12 +268,14 @@ class Options(usage.Options):
 
         return entries + self.each("ip-filter", make)
 
-    def event_file(self) -> EventFile | None:
-        """The file of --event-log, which is opened; None if there is none."""
+    def event_file(self, *, trial: bool = False) -> EventFile | None:
+        """The file of --event-log, which is opened; None if there is none, or with `trial` if it could be opened."""
         for setting in self.given["event-log"][-1:]:
             path = parse_path(setting.text)
             try:
-                return EventFile(path)
+                if not trial:
+                    return EventFile(path)
+                check_event_file(path)
             except OSError as error:
                 raise setting.wrong(f"cannot write to {path}: {error.strerror}") from error
         return None
@@ -307,27 +316,42 @@ def makeService(options: Options) -> IService:
     if options.parent is not None:
         write_quickly(options.parent)
     try:
+        if options["check"]:
+            _answer("\n".join(awaited(check_service(options, reactor), reactor)))
         return make_service(options, reactor)
     except UsageError as error:
         _exit(str(error))
 
 
-def make_service(options: Options, reactor: Any) -> StandaloneService:
-    """Make the service from parsed options. UsageError: it cannot be made."""
+async def check_service(options: Options, reactor: Any) -> list[str]:
+    """The answer to --check, as lines. UsageError: the service could not be made, or would serve nobody."""
+    told: list[LogEvent] = []
+    logger = Logger(NAMESPACE, observer=cast(ILogObserver, told.append))
+    service = make_service(options, reactor, trial=logger)
+    found = await check(service, options.given, options._setting_of_file, options.secret_files(), told)
+    limits = limits_table(options.limits, options.given, options.profile)
+    return [*found, "", limits, "", "A start would find all that it opens, and no mistake."]
+
+
+def make_service(options: Options, reactor: Any, *, trial: Logger | None = None) -> StandaloneService:
+    """Make the service from parsed options. UsageError: it cannot be made. With `trial` nothing is written, the service
+    is not to be started, and logs to that logger."""
+    trying = trial is not None
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
     endpoints, tls_endpoints = (
-        options.each(option, lambda text: settings.endpoint(text, reactor))
+        options.each(option, lambda text: settings.endpoint(text, reactor, trial=trying))
         for option in ("listen", "listen-tls")
     )
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
     twist: MutableMapping[str, Any] = options.parent or {}
-    event_file = options.event_file()
-    delivery = options.delivery(reactor)
+    event_file = options.event_file(trial=trying)
+    delivery = options.delivery(reactor, trial=trying)
     if event_file is not None:
         observe_too(twist, event_file)
-    events = Events(Statistics(), reactor, options.limits, twist.get("logLevel", LogLevel.info))
+    level = LogLevel.info if trying else twist.get("logLevel", LogLevel.info)
+    events = Events(Statistics(), reactor, options.limits, level, trial)
     events.delivering(plugins.shown_delivery(options.deliver.text))
     for entry in ip_filters:
         events.filtering(plugins.shown_filter(entry))

@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.delivery.discard import DiscardFactory
+from twisted_smtpguard.delivery.discard import DiscardDelivery, DiscardFactory
 from twisted_smtpguard.delivery.lmtp import LmtpFactory
 from twisted_smtpguard.delivery.maildir import MaildirFactory
 from twisted_smtpguard.delivery.smtp import SmtpFactory
 from twisted_smtpguard.filters.networks import NetworksFactory
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IIPFilter, IIPFilterFactory
+from twisted_smtpguard.interfaces import (
+    ICheckingDeliveryFactory,
+    IDelivery,
+    IDeliveryFactory,
+    IIPFilter,
+    IIPFilterFactory,
+)
 from twisted_smtpguard.limits.limits import Limits
 
 _FAIL_OPEN = "fail-open"
@@ -45,12 +51,20 @@ def delivery_factories(hostname: str, limits: Limits) -> dict[str, IDeliveryFact
 
 
 def make_delivery(
-    specification: str, reactor: object, factories: Mapping[str, IDeliveryFactory]
+    specification: str, reactor: object, factories: Mapping[str, IDeliveryFactory], *, trial: bool = False
 ) -> IDelivery:
-    """Make the delivery for `specification`, such as `maildir:./Maildir`."""
+    """Make the delivery for `specification`, such as `maildir:./Maildir`. `trial`: it will not be started, and one that
+    would write something when it is made is not made, but looked at, and another one takes its place."""
     name, argument = split_specification(specification)
     factory = look_up("delivery", name, factories)
-    return _made(IDelivery, factory, lambda: factory.make_delivery(argument, reactor))
+
+    def make() -> IDelivery:
+        if trial and ICheckingDeliveryFactory.providedBy(factory):
+            ICheckingDeliveryFactory(factory).check_delivery(argument, reactor)
+            return DiscardDelivery()
+        return factory.make_delivery(argument, reactor)
+
+    return _made(IDelivery, factory, make)
 
 
 def builtin_filters() -> list[IIPFilterFactory]:

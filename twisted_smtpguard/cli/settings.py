@@ -30,10 +30,14 @@ def check_plain(text: str) -> None:
         raise ValueError(f"a plain endpoint such as tcp:465 is expected, not {text!r}")
 
 
-def endpoint(text: str, reactor: object) -> IStreamServerEndpoint:
-    """Make the endpoint for a string. The path of a `unix:` endpoint may begin with `~`."""
+def endpoint(text: str, reactor: object, *, trial: bool) -> IStreamServerEndpoint:
+    """Make the endpoint for a string. The path of a `unix:` endpoint may begin with `~`. `trial`: it will not be
+    listened on."""
     try:
         kind, colon, place = text.partition(":")
+        if trial and kind == "systemd":
+            # systemd has passed no socket to this process.
+            kind, place = "tcp", "0"
         path = parse_path(place) if kind == "unix" else place
         endpoint: IStreamServerEndpoint = serverFromString(reactor, f"{kind}{colon}{path}")
     except Exception as error:  # parsers, which may be plugins, raise what they like

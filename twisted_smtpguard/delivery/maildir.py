@@ -23,6 +23,7 @@ from twisted_smtpguard.delivery.freespace import FreeSpace
 from twisted_smtpguard.delivery.maildirfile import (
     MessageFile,
     NotTakenBack,
+    check_maildir,
     prepare_maildir,
     sync_directory,
     unique_names,
@@ -33,7 +34,7 @@ from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.threads import ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IMailTransaction, IMessageSink
+from twisted_smtpguard.interfaces import ICheckingDeliveryFactory, IDelivery, IMailTransaction, IMessageSink
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR
@@ -161,7 +162,7 @@ class MaildirDelivery:
         return mail
 
 
-@implementer(IDeliveryFactory)
+@implementer(ICheckingDeliveryFactory)
 class MaildirFactory:
     """`--deliver maildir:PATH`, made from the guard's hostname and limits."""
 
@@ -176,11 +177,18 @@ class MaildirFactory:
         self._limits = limits
 
     def make_delivery(self, argument: str, reactor: object) -> IDelivery:
-        if not argument:
-            raise ValueError("maildir needs a path, such as maildir:./Maildir")
         return MaildirDelivery(
-            parse_path(argument),
+            _path(argument),
             cast(ThreadedReactor, reactor),
             hostname=self._hostname,
             min_free_space=self._limits.min_free_space,
         )
+
+    def check_delivery(self, argument: str, reactor: object) -> None:
+        check_maildir(FilePath(_path(argument)).absolute())
+
+
+def _path(argument: str) -> str:
+    if not argument:
+        raise ValueError("maildir needs a path, such as maildir:./Maildir")
+    return parse_path(argument)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+_PARTS = ("tmp", "new", "cur")
+
 
 def prepare_maildir(path: Path) -> None:
     """Make sure that messages can be stored in `path`. A directory that is missing, empty or incomplete becomes a
@@ -20,28 +22,59 @@ def prepare_maildir(path: Path) -> None:
     ValueError says in one sentence why `path` cannot be used. Called before anything listens, and never later: at run
     time a missing directory may be on a disk that is not mounted.
     """
-    parts = [path / name for name in ("tmp", "new", "cur")]
+    missing = _missing(path)
+    try:
+        for directory in missing:
+            directory.mkdir(mode=0o700)
+            if directory == path:
+                sync_directory(path.parent)
+        sync_directory(path)
+    except OSError as error:
+        raise _unusable(path, error.strerror) from error
+    _check_parts(path)
+
+
+def check_maildir(path: Path) -> None:
+    """Raise the ValueError of `prepare_maildir`, and write nothing."""
+    missing = _missing(path)
+    if not missing:
+        _check_parts(path)
+    elif not os.access(missing[0].parent, os.W_OK | os.X_OK):
+        raise _unusable(path, f"{missing[0].parent} is not a writable directory")
+
+
+def _missing(path: Path) -> list[Path]:
+    """The directories that have to be made, in their order."""
+    parts = [path / name for name in _PARTS]
     try:
         if not path.exists():
             if not path.parent.is_dir():
-                raise ValueError(f"{path} cannot be used as a Maildir: {path.parent} is not a directory")
-            path.mkdir(mode=0o700)
-            sync_directory(path.parent)
+                raise _unusable(path, f"{path.parent} is not a directory")
+            return [path, *parts]
         present = set(path.iterdir())
-        missing = [part for part in parts if part not in present]
-        if missing and present.difference(parts):
-            raise ValueError(f"{path} is not a Maildir, and not empty")
-        for part in missing:
-            part.mkdir(mode=0o700)
-        sync_directory(path)
+    except OSError as error:
+        raise _unusable(path, error.strerror) from error
+    missing = [part for part in parts if part not in present]
+    if missing and present.difference(parts):
+        raise ValueError(f"{path} is not a Maildir, and not empty")
+    return missing
+
+
+def _check_parts(path: Path) -> None:
+    parts = [path / name for name in _PARTS]
+    try:
         tmp, new, _ = (part.stat().st_dev for part in parts)
     except OSError as error:
-        raise ValueError(f"{path} cannot be used as a Maildir: {error.strerror}") from error
+        raise _unusable(path, error.strerror) from error
     if tmp != new:
-        raise ValueError(f"{path} cannot be used as a Maildir: tmp and new are on different disks")
+        raise _unusable(path, "tmp and new are on different disks")
     for part in parts[:2]:
         if not part.is_dir() or not os.access(part, os.R_OK | os.W_OK | os.X_OK):
-            raise ValueError(f"{path} cannot be used as a Maildir: {part.name} is not a writable directory")
+            raise _unusable(path, f"{part.name} is not a writable directory")
+
+
+def _unusable(path: Path, why: str | None) -> ValueError:
+    return ValueError(f"{path} cannot be used as a Maildir: {why}")
 
 
 def unique_names(hostname: str, now: Callable[[], float]) -> Callable[[], str]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from zope.interface import implementer
 
@@ -18,6 +19,7 @@ from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import (
+    ICheckableDelivery,
     IConnectingDelivery,
     IMailTransaction,
     IPreparedReload,
@@ -26,16 +28,19 @@ from twisted_smtpguard.interfaces import (
     ISessionDelivery,
     Later,
 )
-from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.replies import UPSTREAM_UNSUITABLE, Reply
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.login import Credentials
 from twisted_smtpguard.upstream.notices import Notices
 from twisted_smtpguard.upstream.parameters import UpstreamOptions
-from twisted_smtpguard.upstream.pool import Pool
-from twisted_smtpguard.values import Client, Path
+from twisted_smtpguard.upstream.pool import FAST_CLOSE_SECONDS, Pool
+from twisted_smtpguard.upstream.refusals import describe
+from twisted_smtpguard.values import Client, Path, Refused
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
+@implementer(
+    ISessionDelivery, IRelayDelivery, IConnectingDelivery, ICheckableDelivery, IPreparedReload, IReadsFiles
+)
 class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     """Passes each message to the server at `endpoint` while it comes in. The client gets a 250 when the server has
     given one.
@@ -71,6 +76,7 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
             raise ValueError("options: recipients is for LMTP only")
         self._clock = reactor
         self._hostname = hostname
+        self._name = name
         self.notices = Notices(name, reactor)
         self._dialler = Dialler(
             endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
@@ -130,6 +136,20 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     def _take(self, files_read: tuple[Any, Credentials | None]) -> None:
         self._dialler.files_read = files_read
         self._pool.health.reconfigured()
+
+    async def check(self) -> str:
+        """Make a connection as a start does, with TLS and the login, and close it. A server that cannot be reached now
+        is told. ValueError: it cannot be used as it is configured, or its name is unknown."""
+        try:
+            connection = await self._dialler.dial(None, lambda _: None)
+        except Refused as refused:
+            problem = f"{self._name}: {describe(refused)}"
+            if refused.reply is UPSTREAM_UNSUITABLE or isinstance(refused.__cause__, DNSLookupError):
+                raise ValueError(problem) from refused
+            return problem
+        connection.quit(FAST_CLOSE_SECONDS)
+        await connection.closed
+        return ""
 
     def begin(self, client: Client, sender: Path) -> Later[IMailTransaction]:
         """Nothing is sent before the answer is waited for."""

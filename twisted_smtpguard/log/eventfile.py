@@ -45,6 +45,17 @@ class EventFileNotices:
         self._log.warn("event_log_restored", {"file": self._file, "lost": lost})
 
 
+def check_event_file(path: str) -> None:
+    """Raise the OSError that an EventFile would raise, and write nothing."""
+    try:
+        os.close(os.open(path, _FLAGS & ~os.O_CREAT))
+    except FileNotFoundError:
+        folder = os.path.dirname(path) or "."  # noqa: PTH120 - as it was given
+        if not os.access(folder, os.W_OK | os.X_OK):
+            os.stat(folder)  # noqa: PTH116
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
+
+
 @implementer(ILogObserver, IReloadable, IReadsFiles)
 class EventFile:
     """Writes the guard's events into the file at `path`, each as one line of JSON with the fields `time`, `level`,

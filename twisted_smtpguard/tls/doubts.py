@@ -26,6 +26,10 @@ MAX_NAMES_SHOWN = 10
 """How many names of a certificate are logged."""
 
 
+OUT_OF_TIME = frozenset({"expired", "not_yet_valid"})
+"""The reasons for which every client that verifies certificates rejects one."""
+
+
 @attrs.frozen
 class Doubt:
     """One problem of the certificate in `file`."""
@@ -96,6 +100,15 @@ def doubts(pair: KeyPair, *, issuer_missing: bool, hostname: str, now: float) ->
     if not is_for(wanted, names):
         calls = "clients ask for it by" if pair.name else "the guard calls itself"
         yield doubt("other_name", f"{calls} {wanted}, which is not among its names")
+
+
+def described(pair: KeyPair) -> str:
+    """The certificate of `pair` in one line: subject, names, end and the length of its chain."""
+    certificate = pair.certificate
+    names = ", ".join(_names_of(certificate)[:MAX_NAMES_SHOWN]) or "no name"
+    subject, ends = certificate.subject.rfc4514_string(), _shown(_times(certificate)[1])
+    chain = f"with a chain of {len(pair.chain)}" if pair.chain else "without a chain"
+    return f"{subject}, for {names}, until {ends}, {chain}"
 
 
 def _names_of(certificate: Certificate) -> list[str]:

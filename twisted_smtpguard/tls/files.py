@@ -113,10 +113,15 @@ class CertificateFiles(ReadInThread[_Served]):
         greeting; `now` is in seconds since 1970."""
         served = self._served
         found: list[Doubt] = []
-        for pair in (*served.pairs, *(pair for pair, _ in served.names.values())):
+        for pair in self.served:
             missing = pair.file in served.without_issuer
             found += doubts(pair, issuer_missing=missing, hostname=hostname, now=now)
         return found
+
+    @property
+    def served(self) -> list[KeyPair]:
+        """The certificates that are served now, each with its chain."""
+        return [*self._served.pairs, *(pair for pair, _ in self._served.names.values())]
 
     def serverConnectionForTLS(self, protocol: object) -> Any:
         """Called by Twisted for each connection that begins TLS."""
