@@ -22,6 +22,7 @@ class Operated(Clients):
         checkers: Sequence[Any] = (),
         proxy_protocol_from: Sequence[str] = (),
         counters: Any = None,
+        auth_without_tls: bool = True,
         **limits: Any,
     ) -> None:
         clock = Clock()
@@ -34,7 +35,7 @@ class Operated(Clients):
             ip_filters=ip_filters,
             counters=counters,
             checkers=checkers,
-            auth_without_tls=bool(checkers),
+            auth_without_tls=auth_without_tls,
             proxy_protocol_from=proxy_protocol_from,
         )
         self.operator = self.service.operator

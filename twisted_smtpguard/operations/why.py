@@ -122,7 +122,8 @@ async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
 
 
 def _timed(row: Row) -> Row:
-    return {name: utc(value) if name in _TIMES else value for name, value in row.items()}
+    shown = {name: utc(value) if name in _TIMES else value for name, value in row.items()}
+    return {**shown, "seconds": round(row["seconds"], 3)} if "seconds" in row else shown
 
 
 def _remedies(

@@ -40,12 +40,13 @@ ARRIVAL = "connection"
 
 _QUIT = ("QUIT", b"QUIT\r\n")
 _COMMANDS = (
-    ("EHLO", b"EHLO rehearsal\r\n"),
+    ("EHLO", b"EHLO x\r\n"),
     ("MAIL", b"MAIL FROM:<>\r\n"),
-    ("RCPT", b"RCPT TO:<postmaster>\r\n"),
+    ("RCPT", b"RCPT TO:<a@b>\r\n"),
     _QUIT,
 )
-"""What the client says, with the name of each step. It leaves when a command is refused."""
+"""What the client says, with the name of each step, in lines so short that no limit that lets mail pass refuses them. It
+leaves when a command is refused."""
 
 
 @attrs.define
