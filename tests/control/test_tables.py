@@ -48,9 +48,29 @@ def test_an_object_is_shown_with_the_objects_in_it_indented() -> None:
         "  max_errors     2",
         "  empty          -",
     ]
-    assert list(pairs({"rules": [{"network": "192.0.2.1", "what": "deny"}]})) == [
+
+
+def test_rows_and_commands_in_an_object_are_shown_below_their_name() -> None:
+    answer = {
+        "outcome": "refused",
+        "rules": [{"network": "192.0.2.1", "what": "deny"}, {"network": "2001:db8::/32", "what": "trust"}],
+        "would_help": ["smtpguardctl remove 192.0.2.1"],
+        "demands": ["tls", "auth"],
+    }
+    assert list(pairs(answer)) == [
+        "outcome  refused",
         "rules",
-        "  network=192.0.2.1, what=deny",
+        "  NETWORK        WHAT",
+        "  192.0.2.1      deny",
+        "  2001:db8::/32  trust",
+        "would help",
+        "  smtpguardctl remove 192.0.2.1",
+        "demands  tls, auth",
+    ]
+    assert list(pairs(answer, 18))[2:5] == [
+        "  NETWORK    WHAT",
+        "  192.0.2.1  deny",
+        "  2001:d...  trust",
     ]
 
 

@@ -29,24 +29,31 @@ def cell(value: object) -> str:
     return escape_text(str(value))
 
 
-def pairs(answer: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of an answer that is one object: a name and a value each, and objects in it indented."""
-    lines = list(_pairs(answer, 0))
-    width = max((len(name) for name, _ in lines), default=0)
+def pairs(answer: Mapping[str, Any], width: int = 0) -> Iterator[str]:
+    """The lines of an answer that is one object: a name and a value each, objects in it indented, and the rows in it as
+    tables of at most `width` characters; 0: as wide as they have to be."""
+    lines = list(_pairs(answer, 0, width))
+    room = max((len(name) for name, value in lines if value is not None), default=0)
     for name, value in lines:
-        yield name if value is None else f"{name:<{width}}{_GAP}{value}"
+        yield name if value is None else f"{name:<{room}}{_GAP}{value}"
 
 
-def _pairs(answer: Mapping[str, Any], depth: int) -> Iterator[tuple[str, str | None]]:
+def _pairs(answer: Mapping[str, Any], depth: int, width: int) -> Iterator[tuple[str, str | None]]:
+    indent = _GAP * (depth + 1)
     for name, value in answer.items():
         shown = _GAP * depth + escape_text(name).replace("_", " " if not depth else "_")
         if isinstance(value, Mapping) and value:
             yield shown, None
-            yield from _pairs(value, depth + 1)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield from _pairs(value, depth + 1, width)
+        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
             yield shown, None
-            for each in value:
-                yield from ((f"{_GAP * (depth + 1)}{cell(row)}", None) for row in [each])
+            yield from (
+                (indent + line, None) for line in table(value, max(1, width - len(indent)) if width else 0)
+            )
+        elif isinstance(value, list) and any(" " in str(each) for each in value):
+            # Sentences or commands.
+            yield shown, None
+            yield from ((indent + cell(each), None) for each in value)
         else:
             yield shown, cell(value)
 
@@ -83,4 +90,4 @@ def as_line(row: Mapping[str, Any]) -> str:
 def shown(answer: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], width: int) -> Iterator[str]:
     """The lines for a whole answer."""
     yield from table(list(rows), width)
-    yield from pairs(answer)
+    yield from pairs(answer, width)

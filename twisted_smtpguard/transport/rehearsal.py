@@ -45,8 +45,8 @@ _COMMANDS = (
     ("RCPT", b"RCPT TO:<a@b>\r\n"),
     _QUIT,
 )
-"""What the client says, with the name of each step, in lines so short that no limit that lets mail pass refuses them. It
-leaves when a command is refused."""
+"""What the client says, with the name of each step, in lines so short that no limit which lets mail pass refuses them.
+It leaves when a command is refused."""
 
 
 @attrs.define
