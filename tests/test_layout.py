@@ -45,8 +45,8 @@ ROOMS: dict[str, str] = {
     "__init__": "public",
     "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
-    "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log service tls "
-    "transport",
+    "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log operations service "
+    "tls transport",
     "control": "inputs operations",
     "counters": "hooks interfaces values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def made(options: Options) -> list[tuple[str, str, bool]]:
     return [(getattr(entry.filter, "argument", ""), entry.name, entry.fail_open) for entry in entries]
 
 
+def asked(*words: str) -> Sequence[FilterEntry]:
+    """What a guard with these options asks about a client, in order."""
+    return make_service(parsed("--deliver=discard", *words), REACTOR).factory.admission.chain.entries
+
+
 def says(entry: FilterEntry, address: str) -> object:
     """The verdict about a client at `address`."""
     return entry.filter.check(Peer(ip_address(address), 1025, ip_address("127.0.0.1"), 25, False, False))
@@ -108,7 +114,7 @@ def test_a_file_may_have_filters_and_the_command_line_replaces_them_all(tmp_path
 
 def test_a_faulty_plugin_that_is_not_used_is_no_reason_not_to_start(installed: list[Any]) -> None:
     installed[:] = [Plugin("No Name")]
-    assert [entry.name for entry in parsed("--deny", "192.0.2.1").ip_filters(REACTOR)] == ["deny/trust"]
+    assert [entry.name for entry in asked("--deny", "192.0.2.1")] == ["deny/trust"]
 
 
 UNKNOWN = "there is no IP filter called {!r}; known are networks, plugin"
@@ -190,7 +196,7 @@ def test_a_faulty_plugin_is_told_by_the_option_that_asked(
 
 def test_all_deny_and_trust_are_one_filter_that_is_asked_first() -> None:
     words = ("--ip-filter=plugin", "--trust=192.0.2.7", "--deny=192.0.2.0/24", "--deny=2001:db8::/32")
-    first, second = parsed(*words).ip_filters(REACTOR)
+    first, second = asked(*words)
     assert (first.name, first.fail_open, second.name) == ("deny/trust", False, "plugin")
     assert says(first, "192.0.2.7") == TRUST
     assert says(first, "192.0.2.8") == says(first, "2001:db8::1") == refuse()
@@ -198,20 +204,20 @@ def test_all_deny_and_trust_are_one_filter_that_is_asked_first() -> None:
 
 
 def test_deny_wins_over_trust_of_the_same_network() -> None:
-    (entry,) = parsed("--trust", "192.0.2.0/24", "--deny", "192.0.2.0/24").ip_filters(REACTOR)
+    (entry,) = asked("--trust", "192.0.2.0/24", "--deny", "192.0.2.0/24")
     assert says(entry, "192.0.2.1") == refuse()
 
 
 def test_trust_needs_no_deny() -> None:
-    (entry,) = parsed("--trust", "::1").ip_filters(REACTOR)
+    (entry,) = asked("--trust", "::1")
     assert (says(entry, "::1"), says(entry, "::2")) == (TRUST, PASS)
 
 
 def test_a_file_may_deny_and_trust_and_the_command_line_replaces_each_of_them(tmp_path: Path) -> None:
     path = written(tmp_path, "deny = 192.0.2.1 # a pest\ndeny = 192.0.2.2\ntrust = 192.0.2.3\n")
-    (entry,) = parsed("--config", path).ip_filters(REACTOR)
+    (entry,) = asked("--config", path)
     assert [says(entry, f"192.0.2.{last}") for last in (1, 2, 3)] == [refuse(), refuse(), TRUST]
-    (entry,) = parsed("--config", path, "--deny", "192.0.2.4").ip_filters(REACTOR)
+    (entry,) = asked("--config", path, "--deny", "192.0.2.4")
     assert [says(entry, f"192.0.2.{last}") for last in (1, 2, 3, 4)] == [PASS, PASS, TRUST, refuse()]
 
 

@@ -16,6 +16,9 @@ NOT_RUN = {
     "docs/reference/filters.md": {
         ".venv/bin/python -m benchmarks.networks": "takes a minute on a machine that does nothing else",
     },
+    "docs/how-to/change-limits-while-it-runs.md": {
+        "systemctl reload twisted-smtpguard.service": NEEDS_SYSTEMD
+    },
     "docs/how-to/keep-the-log.md": {"journalctl -u twisted-smtpguard": NEEDS_SYSTEMD},
     "docs/how-to/run-under-systemd.md": dict.fromkeys(
         (

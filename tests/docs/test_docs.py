@@ -33,6 +33,7 @@ from twisted_smtpguard import (
     replies,
 )
 from twisted_smtpguard.cli.helptext import OPTIONS
+from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.filters.networklist import read_table
 from twisted_smtpguard.interfaces import IIPFilter
 from twisted_smtpguard.limits.limits import LimitSpec, dry_runnable
@@ -135,7 +136,9 @@ def test_known_networks_are_shown_as_commands_and_as_an_application_that_ask_for
     _, services = run_examples(HOW_TO, tmp_path)
     fixed, listed = (entry.filter for entry in services[1].factory.filters)
     (command,) = (parsed(*words) for words in options(HOW_TO) if "--deny" in words)
-    (asked,) = command.ip_filters(MemoryReactorClock())
+    command["deliver"] = "discard"
+    command.postOptions()
+    (asked,) = make_service(command, MemoryReactorClock()).factory.admission.chain.entries
     addresses = ["203.0.113.1", "203.0.113.25", "2001:db8:1::1", "192.0.2.1"]
     peers = [Peer(ip_address(each), 1, None, None, tls=False, proxied=False) for each in addresses]
     verdicts = [fixed.check(peer) for peer in peers]

@@ -187,6 +187,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "reload_failed": lambda to: to.reload_failed(
         "certificate", "tls-key", "there is no private key in PEM form", "/etc/smtpguard/guard.key"
     ),
+    "restart_needed": lambda to: to.restart_needed("listen", "file /etc/smtpguard/guard.conf line 3"),
     "doubtful_certificate": lambda to: to.doubtful_certificate(
         Doubt(
             "expired",

@@ -99,6 +99,7 @@ INTERFACES = [
 ]
 SERVICE = [
     "addresses",
+    "also_reload",
     "drain",
     "factory",
     "failed_endpoint",

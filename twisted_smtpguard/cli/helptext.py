@@ -49,10 +49,7 @@ def limits_table(limits: Limits, given: Mapping[str, Sequence[Setting]], profile
         value = spec.unit.format(getattr(limits, spec.name))
         if spec.name in limits.dry_run:
             value += " (dry run)"
-        origin = "profile edge" if profile == "edge" and spec.edge != spec.default else "default"
-        for setting in given.get(spec.option, ()):
-            origin = setting.origin
-        rows.append((spec.option, value, spec.unit.name, origin))
+        rows.append((spec.option, value, spec.unit.name, origin_of(spec, given, profile)))
     lines = in_columns(rows)
     if IP_FILTER in limits.dry_run:
         lines += ["", "IP filters: their refusals are logged and not enforced (dry run)."]
@@ -64,6 +61,14 @@ def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return [line.rstrip() for line in lines]
+
+
+def origin_of(spec: LimitSpec, given: Mapping[str, Sequence[Setting]], profile: str) -> str:
+    """Where the value of a limit came from. `given` has the operator's settings, by option."""
+    settings = given.get(spec.option, ())
+    if settings:
+        return settings[-1].origin
+    return f"profile {profile}" if profile == "edge" and spec.edge != spec.default else "default"
 
 
 def _entry(option: str, value: str, text: str, width: int) -> str:

@@ -7,7 +7,6 @@ mistake ends the process with one sentence before anything listens.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, TypeVar, cast
 
 from twisted.application.service import IService
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
 from twisted.python import usage
 from twisted.python.usage import UsageError
@@ -26,10 +26,10 @@ from twisted_smtpguard.cli.check import awaited, check
 from twisted_smtpguard.cli.configuration import DEFAULT, Setting, explained, read_configuration, variable
 from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
+from twisted_smtpguard.cli.reconfiguring import configure
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
-from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
 from twisted_smtpguard.limits.limits import PROFILES, Limits
@@ -39,9 +39,9 @@ from twisted_smtpguard.log.eventlog import NAMESPACE
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.operations.rules import NAME as NETWORK_RULES
 from twisted_smtpguard.service.process import StandaloneService, heap_trimmer, ignore_signals
 from twisted_smtpguard.tls.files import CertificateFiles
-from twisted_smtpguard.tls.names import files_of_names
 
 T = TypeVar("T")
 
@@ -55,8 +55,6 @@ _CONFIGURABLE = _REPEATABLE.union(options_of_kind("single"), _FLAGS, (spec.optio
 _PLAIN = [(name, *OPTIONS[name]) for kind in ("single", "flag", "question") for name in options_of_kind(kind)]
 """The name, the placeholder and the explanation of each option that is handled by no method here."""
 _CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
-_DENY_TRUST = "deny/trust"
-"""The name in the log of the filter that --deny and --trust make."""
 
 
 class Options(usage.Options):
@@ -130,6 +128,14 @@ class Options(usage.Options):
         self.each("control", settings.check_control)
         self._answer_questions()
 
+    def again(self) -> Options:
+        """The options of the same command line and environment, with the file as it is now. UsageError: there is a
+        mistake in it."""
+        options = type(self)()
+        options.update(self)
+        options.postOptions()
+        return options
+
     def each(self, option: str, make: Callable[[str], T]) -> list[T]:
         """The results of `make` for the settings of an option. Its ValueError, which is a sentence, becomes a usage
         error."""
@@ -173,7 +179,7 @@ class Options(usage.Options):
         """The settings of these options as the operator wrote them."""
         return [setting.text for option in options for setting in self.given[option]]
 
-    def _paths(self, *options: str) -> list[str]:
+    def paths(self, *options: str) -> list[str]:
         """The settings of these options, which are paths."""
         return [parse_path(text) for text in self.texts(*options)]
 
@@ -225,16 +231,20 @@ class Options(usage.Options):
         """The text of --help after its first line."""
         return usage_text(width or shutil.get_terminal_size().columns)
 
+    def endpoints(self, option: str, reactor: Any, *, trial: bool = False) -> list[IStreamServerEndpoint]:
+        """The endpoints of --listen or of --listen-tls. With `trial` they are not to be listened on."""
+        return self.each(option, lambda text: settings.endpoint(text, reactor, trial=trial))
+
     def certificate(self, reactor: Any) -> CertificateFiles | None:
         """The certificates for TLS; None if there are none."""
         if not self.given["tls-certificate"]:
             return None
         try:
             return CertificateFiles(
-                self._paths("tls-certificate"),
-                self._paths("tls-key"),
-                *self._paths("tls-client-authorities")[-1:],
-                names="".join(self._paths("tls-names")[-1:]),
+                self.paths("tls-certificate"),
+                self.paths("tls-key"),
+                *self.paths("tls-client-authorities")[-1:],
+                names="".join(self.paths("tls-names")[-1:]),
                 reactor=reactor,
             )
         except FaultyFileError as error:
@@ -254,19 +264,17 @@ class Options(usage.Options):
         if not self.given["accept-domain"]:
             return delivery
         with self.given["accept-domain"][0].blamed():
-            return AcceptedDomains(delivery, self._paths("accept-domain"), reactor)
+            return AcceptedDomains(delivery, self.paths("accept-domain"), reactor)
 
     def ip_filters(self, reactor: object) -> list[FilterEntry]:
-        """The IP filters, in the order in which they are asked. All --deny and --trust make the first."""
-        deny, trust = self.texts("deny"), self.texts("trust")
-        entries = [FilterEntry(NetworksFilter(deny, trust), _DENY_TRUST)] if deny or trust else []
+        """The filters of --ip-filter, in the order in which they are asked, after --deny and --trust."""
 
         def make(text: str) -> FilterEntry:
             # Plugins are searched for only if one is named, so that a faulty one that is not used keeps nothing from
             # starting.
             return plugins.make_filter(text, reactor, plugins.filter_factories())
 
-        return entries + self.each("ip-filter", make)
+        return self.each("ip-filter", make)
 
     def event_file(self, *, trial: bool = False) -> EventFile | None:
         """The file of --event-log, which is opened; None if there is none, or with `trial` if it could be opened."""
@@ -282,18 +290,7 @@ class Options(usage.Options):
 
     def secret_files(self) -> tuple[list[str], list[str]]:
         """The files that may have a private key in them, and the files with passwords."""
-        keys = self._paths(*_CERTIFICATE_FILES)
-        keys += [each for folder in keys for each in files_of_names(folder)]
-        passwords = []
-        for setting in self.given["auth"]:
-            name, argument = plugins.split_specification(setting.text)
-            if name == "file":
-                passwords.append(parse_path(argument))
-            elif name == "memory" and setting.in_file:
-                passwords.append(self["config"])
-        if plugins.split_specification(self.deliver.text)[0] in ("smtp", "lmtp"):
-            passwords += map(parse_path, re.findall(r",auth=([^,]*)", self.deliver.text))
-        return keys, passwords
+        return settings.secret_files(self.given, _CERTIFICATE_FILES, self["config"])
 
 
 def _repeated(option: str) -> Callable[[Options, str], None]:
@@ -339,8 +336,7 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
     trying = trial is not None
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
     endpoints, tls_endpoints = (
-        options.each(option, lambda text: settings.endpoint(text, reactor, trial=trying))
-        for option in ("listen", "listen-tls")
+        options.endpoints(option, reactor, trial=trying) for option in ("listen", "listen-tls")
     )
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
@@ -353,6 +349,8 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
     level = LogLevel.info if trying else twist.get("logLevel", LogLevel.info)
     events = Events(Statistics(), reactor, options.limits, level, trial)
     events.delivering(plugins.shown_delivery(options.deliver.text))
+    if options.given["deny"] or options.given["trust"]:
+        events.filtering(NETWORK_RULES)
     for entry in ip_filters:
         events.filtering(plugins.shown_filter(entry))
     service = StandaloneService(
@@ -372,8 +370,9 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
         event_file=event_file,
         **options.flags,
     )
+    configure(service, options, reactor)
     heap_trimmer(reactor).setServiceParent(service)
-    for path in options._paths("control")[-1:]:
+    for path in options.paths("control")[-1:]:
         settings.ControlOfProcess(reactor, service.operator, path).setServiceParent(service)
     return service
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Mapping, Sequence
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from twisted_smtpguard.cli.configuration import Setting
+from twisted_smtpguard.cli.plugins import split_specification
 from twisted_smtpguard.control.server import ControlService
 from twisted_smtpguard.control.socketfile import ControlSocketError, check_place
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
@@ -15,6 +19,7 @@ from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.hooks.endpointfaults import wrong_string
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
+from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.proxynetworks import UNIX
 
 
@@ -90,3 +95,23 @@ def parse_dry_run(text: str) -> frozenset[str]:
         options = ", ".join(sorted(name.replace("_", "-") for name in dry_runnable()))
         raise ValueError(f"all, or some of {options} with commas between them, is expected")
     return names
+
+
+def secret_files(
+    given: Mapping[str, Sequence[Setting]], of_certificates: Sequence[str], config: str | None
+) -> tuple[list[str], list[str]]:
+    """The files that may have a private key in them, which the options `of_certificates` name, and the files with
+    passwords. `config` is the path of the file of options."""
+    keys = [parse_path(setting.text) for option in of_certificates for setting in given[option]]
+    keys += [each for folder in keys for each in files_of_names(folder)]
+    passwords = []
+    for setting in given["auth"]:
+        name, argument = split_specification(setting.text)
+        if name == "file":
+            passwords.append(parse_path(argument))
+        elif name == "memory" and setting.in_file and config is not None:
+            passwords.append(config)
+    deliver = given["deliver"][-1].text
+    if split_specification(deliver)[0] in ("smtp", "lmtp"):
+        passwords += map(parse_path, re.findall(r",auth=([^,]*)", deliver))
+    return keys, passwords

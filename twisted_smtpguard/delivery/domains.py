@@ -62,18 +62,24 @@ class AcceptedDomains(PartsOwner):
         if not domains:
             raise ValueError("domains: one or more are expected, since no mail would be accepted without one")
         self.delivery = delivery
-        self._named = frozenset(parse_domain(domain) for domain in domains if "/" not in domain)
-        self._files = [FilePath(domain) for domain in domains if "/" in domain]
+        self._given = tuple(domains)
         self._thread = None if reactor is None else OneThread(reactor)
-        self._domains = self._read()
+        self._domains = _read(self._given)
         self.adopt(delivery)
 
-    def _read(self, yield_gil: Callable[[], object] = lambda: None) -> frozenset[str]:
-        domains = self._named.union(*(read_domains(file, yield_gil) for file in self._files))
-        if not domains:
-            # The file may be half written. Without a domain no mail would be accepted.
-            raise FaultyFileError(_OPTION, str(self._files[-1]), "there is no domain in it")
-        return domains
+    async def _read_in_thread(self, given: Sequence[str]) -> frozenset[str]:
+        return await self._thread.run(_read, given, yield_gil) if self._thread else _read(given)
+
+    async def prepare_domains(self, domains: Sequence[str]) -> Callable[[], None]:
+        """Read other domains than those that were given first. Answers with the function that switches to them.
+        ValueError: one is not valid, or a file is faulty."""
+        given = tuple(domains)
+        read = await self._read_in_thread(given)
+
+        def take() -> None:
+            self._given, self._domains = given, read
+
+        return take
 
     # What the wrapped delivery offers.
 
@@ -102,12 +108,12 @@ class AcceptedDomains(PartsOwner):
     @property
     def files(self) -> Mapping[str, str]:
         """The files of the domains, and those of the delivery."""
-        own = {str(file): _OPTION for file in self._files}
+        own = {str(file): _OPTION for file in _files(self._given)}
         return {**(IReadsFiles(self.delivery).files if IReadsFiles.providedBy(self.delivery) else {}), **own}
 
     async def prepare_reload(self) -> Callable[[], None]:
         """Read the domains and the data of the delivery, so that either both change or neither."""
-        domains = await self._thread.run(self._read, yield_gil) if self._thread else self._read()
+        domains = await self._read_in_thread(self._given)
         inner: Any = self.delivery
         switch: Callable[[], None] | None = None
         if IPreparedReload.providedBy(inner):
@@ -186,6 +192,21 @@ def is_for(address: str, domains: frozenset[str]) -> bool:
     if not at:
         return True
     return not _ROUTING & set(local) and canonical(domain) in domains
+
+
+def _files(given: Sequence[str]) -> list[FilePath]:
+    return [FilePath(each) for each in given if "/" in each]
+
+
+def _read(given: Sequence[str], yield_gil: Callable[[], object] = lambda: None) -> frozenset[str]:
+    """The domains that are named in `given`, and those of the files there."""
+    named = frozenset(parse_domain(each) for each in given if "/" not in each)
+    files = _files(given)
+    domains = named.union(*(read_domains(file, yield_gil) for file in files))
+    if not domains:
+        # The file may be half written. Without a domain no mail would be accepted.
+        raise FaultyFileError(_OPTION, str(files[-1]), "there is no domain in it")
+    return domains
 
 
 def read_domains(path: FilePath, yield_gil: Callable[[], object] = lambda: None) -> Iterable[str]:

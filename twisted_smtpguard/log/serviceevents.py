@@ -32,19 +32,25 @@ class ServiceEvents:
         self._log.info("filtering", {"filter": word(ip_filter)})
 
     def dry_run(self, limits: Collection[str]) -> None:
-        """Limits are in dry run: refusals by them are counted and logged, but not enforced. Logged once, at
-        start-up."""
+        """Limits are in dry run: refusals by them are counted and logged, but not enforced. Logged once, at start-up,
+        and when a reload has changed which."""
         self._log.warn("dry_run", {"limits": ",".join(sorted(limits))})
 
     def reloaded(self, what: str, option: str, file: str = "") -> None:
-        """A filter, the delivery, the certificates, a password file or that of `--event-log` have been reloaded. Logged
-        once for each file. `option` is the command-line option that names the file."""
+        """A filter, the delivery, the certificates, a password file, that of `--event-log` or the configuration have
+        been reloaded. Logged once for each file. `option` is the command-line option that names the file."""
         self._log.info("reloaded", of_file(what, option, file))
 
     def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
-        """A filter, the delivery, a certificate, a password file or that of `--event-log` could not be reloaded, and
-        keeps its old data."""
+        """A filter, the delivery, a certificate, a password file, that of `--event-log` or the configuration could not
+        be reloaded, and keeps its old data."""
         self._log.warn("reload_failed", of_file(what, option, file), problem)
+
+    def restart_needed(self, option: str, origin: str) -> None:
+        """An option differs from what the guard was started with, and is read at the start only. Logged at each reload.
+        `origin` is where it is given now."""
+        fields: dict[str, object] = {"option": f"--{option}", "origin": word(origin)}
+        self._log.warn("restart_needed", fields, "the option holds from a restart")
 
     def doubtful_certificate(self, doubt: Doubt) -> None:
         """Clients will not accept a certificate that the guard serves. Logged at each start and reload, once for each

@@ -192,8 +192,8 @@ _VERBS = (
     Verb("resume", "Listen again after a drain.", changes=True),
     Verb(
         "reload",
-        "Read the data of filters, deliveries, certificates and password files again, as on SIGHUP. What has changed "
-        "or failed is in the log.",
+        "Read the --config file and the data of filters, deliveries, certificates and password files again, as on "
+        "SIGHUP. What has changed or failed is in the log.",
         changes=True,
         seconds=150,
     ),

@@ -60,7 +60,7 @@ class Reloader:
         self._busy = False
 
     def add(self, part: Part) -> None:
-        """Reload `part` too, if it has something to reload."""
+        """Reload one more part, if it has something to reload. Its data change after those of the others."""
         if IReloadable.providedBy(part.target):
             self._parts.append(part)
 

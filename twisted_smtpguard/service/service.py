@@ -21,7 +21,7 @@ from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IReloadable
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
@@ -250,6 +250,12 @@ class SMTPGuardService(PartsOwner):
                 self._events.reload_failed("certificate", fault.option, fault.problem, fault.file)
             for doubt in tls.doubts(context.hostname, context.seconds()):
                 self._events.doubtful_certificate(doubt)
+
+    @checked
+    def also_reload(self, what: str, option: str, target: IReloadable) -> None:
+        """Reload one more object with the others, whose data change after theirs, such as what an application is
+        configured with. `what` is its name in the log, and `option` that of its file, without dashes."""
+        self._reloader.add(Part(what, option, target))
 
     def reload(self) -> Deferred[None]:
         """Reload the data of every filter, the delivery, the certificate and every checker, as on SIGHUP, if it
