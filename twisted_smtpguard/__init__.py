@@ -4,11 +4,11 @@ They stand in public.py, which is imported when the first of them is asked for, 
 none, starts without Twisted.
 """
 
+import typing
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from twisted_smtpguard.public import *  # noqa: F403
 else:
 
