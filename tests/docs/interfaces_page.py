@@ -71,7 +71,7 @@ def chapters() -> Iterator[str]:
             if isinstance(statement, ast.ClassDef):
                 bases = ", ".join(map(ast.unparse, statement.bases))
                 yield f"### {name}"
-                if bases not in ("", "Interface", "Exception"):
+                if bases not in ("", "Interface", "Exception", "NamedTuple"):
                     yield f"Everything of [{bases}](#{bases.lower()}), and:"
                 yield _prose(ast.get_docstring(statement))
                 yield from _members(statement)
