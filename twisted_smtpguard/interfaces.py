@@ -43,6 +43,7 @@ __all__ = [
     "ICounterStore",
     "IDelivery",
     "IDeliveryFactory",
+    "IExplainingFilter",
     "IIPFilter",
     "IIPFilterFactory",
     "IMailTransaction",
@@ -77,6 +78,18 @@ class IIPFilter(Interface):
         client disconnects, at the time limit, or when another limit refuses the client meanwhile. After an exception,
         no answer in time, or an answer that is no Verdict, the client gets `421 4.3.0`; with fail-open the next filter
         is asked.
+        """
+
+
+class IExplainingFilter(IIPFilter):
+    """A filter that can tell an operator what in its data gives a verdict. Optional."""
+
+    def explain(peer: Peer) -> Later[str]:
+        """Answer what gives the verdict on `peer`, such as `/etc/smtpguard/networks line 7: deny 192.0.2.0/24`; '' if
+        nothing in particular does.
+
+        Called only for an operator who asks, and it has the time of `check()`. An exception's text is shown to the
+        operator.
         """
 
 

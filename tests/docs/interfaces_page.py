@@ -22,7 +22,15 @@ PAGE = ROOT / "docs" / "reference" / "interfaces.md"
 BEGIN = "<!-- Below: python tests/docs/interfaces_page.py -->\n"
 
 _CHAPTERS = {
-    "IP filters": ["IIPFilter", "IIPFilterFactory", "Verdict", "PASS", "TRUST", "refuse"],
+    "IP filters": [
+        "IIPFilter",
+        "IExplainingFilter",
+        "IIPFilterFactory",
+        "Verdict",
+        "PASS",
+        "TRUST",
+        "refuse",
+    ],
     "Deliveries": [
         "IDelivery",
         "IMailTransaction",

@@ -254,3 +254,56 @@ def test_the_factory_needs_a_path():
         ValueError, match=r"^networks needs a path, such as networks:/etc/smtpguard/networks$"
     ):
         NetworksFactory().make_filter("", ManualThreads())
+
+
+# What gives a verdict.
+
+LIST = """# ours
+allow 10.0.0.0/8
+deny 192.0.2.0/24 521 5.7.1 Spammers
+trust 192.0.2.128/25   # the relay
+deny 2001:db8::/32
+deny 192.0.2.200
+deny ::ffff:192.0.2.0/120
+trust 192.0.2.200
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("10.1.2.3", "line 2: allow 10.0.0.0/8"),
+        ("192.0.2.1", "line 3: deny 192.0.2.0/24"),
+        ("192.0.2.129", "line 4: trust 192.0.2.128/25"),
+        ("2001:db8::1", "line 5: deny 2001:db8::/32"),
+        ("192.0.2.200", "line 6: deny 192.0.2.200"),
+        ("198.51.100.1", ""),
+        ("::1", ""),
+        (None, ""),
+    ],
+)
+def test_a_file_tells_the_line_that_gives_a_verdict(tmp_path, address, line):
+    path = tmp_path / "networks"
+    path.write_text(LIST)
+    reactor = ManualThreads()
+    found = NetworksFile(path, reactor).explain(peer(address))
+    if address is not None:
+        assert reactor.waiting == 1
+        reactor.work()
+    assert outcome(found) == (f"{path} {line}" if line else "")
+
+
+def test_a_file_that_has_changed_meanwhile_is_told_to_have(tmp_path):
+    path = tmp_path / "networks"
+    path.write_text("deny 192.0.2.1")
+    reactor = ManualThreads()
+    ip_filter = NetworksFile(path, reactor)
+    path.write_text("allow 192.0.2.1")
+    found = ip_filter.explain(peer("192.0.2.1"))
+    reactor.work()
+    assert outcome(found) == f"{path}, which has changed since it was read"
+    path.unlink()
+    found = ip_filter.explain(peer("192.0.2.1"))
+    reactor.work()
+    with pytest.raises(ValueError, match="cannot be read: No such file or directory"):
+        outcome(found)

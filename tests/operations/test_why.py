@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from fakes import FakeFilter, SlowFilter
 from operated import Operated
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.interfaces import CounterStoreUnavailable, ICounterStore
+from twisted_smtpguard.interfaces import CounterStoreUnavailable, ICounterStore, IExplainingFilter
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations.verbs import VERBS
-from twisted_smtpguard.values import TRUST, refuse
+from twisted_smtpguard.values import PASS, TRUST, Peer, refuse
 
 ADDRESS = "192.0.2.1"
 ENVELOPE = ("MAIL FROM:<a@b>", "RCPT TO:<c@d>")
@@ -297,3 +297,76 @@ def test_what_a_client_has_to_do_first_is_told() -> None:
 def test_the_verb_answers_with_a_deferred() -> None:
     assert isinstance(Operated().operator.carry_out("why", {"address": "unix"}), Deferred)
     assert asked(Operated(), "unix")["client"] == "unix"
+
+
+# What gives a verdict.
+
+
+@implementer(IExplainingFilter)
+class Explaining(FakeFilter):
+    """Says what a test sets."""
+
+    def __init__(self, answer: Any, because: Any) -> None:
+        super().__init__(answer)
+        self._because = because
+
+    def explain(self, peer: Peer) -> Any:
+        return self._because() if callable(self._because) else self._because
+
+
+def test_the_line_that_refuses_is_told_and_has_to_go() -> None:
+    guard = Operated(
+        ip_filters=[
+            Explaining(PASS, ""),
+            FilterEntry(
+                Explaining(refuse(rule="192.0.2.0/24"), "/etc/x line 7: deny 192.0.2.0/24"), "networks"
+            ),
+            Explaining(TRUST, succeed("/etc/y line 1: trust \x1b")),
+        ]
+    )
+    answer = asked(guard)
+    assert [row.get("because") for row in answer["filters"]] == [
+        None,
+        "/etc/x line 7: deny 192.0.2.0/24",
+        "/etc/y line 1: trust \\x1b",
+    ]
+    assert answer["would_help"] == [
+        "smtpguardctl trust 192.0.2.1 --for 1h",
+        "/etc/x line 7: deny 192.0.2.0/24 must go, and then: smtpguardctl reload",
+    ]
+
+
+def _raise() -> None:
+    raise OSError("no \x1b file")
+
+
+@pytest.mark.parametrize("because", [_raise, lambda: fail(ValueError("it cannot be read"))])
+def test_a_filter_that_cannot_explain_itself_is_told_of(because: Any) -> None:
+    guard = Operated(ip_filters=[FilterEntry(Explaining(refuse(), because), "networks")])
+    answer = asked(guard)
+    assert answer["outcome"] == "refused"
+    (problem,) = answer["problems"]
+    assert problem.startswith("networks: ")
+    assert problem.isprintable()
+
+
+def test_an_explanation_that_never_comes_has_the_time_of_a_filter() -> None:
+    guard = Operated(ip_filters=[Explaining(refuse(), Deferred)], ip_filter_timeout=10)
+    answers: list[Any] = []
+    guard.operator.why(ADDRESS).addCallback(answers.append)
+    guard.clock.advance(11)
+    assert len(answers[0]["problems"]) == 1
+
+
+def test_the_rule_of_an_operator_is_told_with_who_made_it() -> None:
+    guard = Operated()
+    guard.operator.networks.configure({"192.0.2.0/24": "file /etc/guard.conf line 3"}, {})
+    guard.operator.trust("192.0.2.1", 60)
+    assert asked(guard)["filters"][0]["because"] == (
+        "trust 192.0.2.1, application until 1970-01-01T00:01:00Z"
+    )
+    assert asked(guard, "192.0.2.2")["filters"][0]["because"] == (
+        "deny 192.0.2.0/24, file /etc/guard.conf line 3"
+    )
+    assert "because" not in asked(guard, "2001:db8::1")["filters"][0]
+    assert "because" not in asked(guard, "unix")["filters"][0]

@@ -77,6 +77,7 @@ INTERFACES = [
     "ICounterStore",
     "IDelivery",
     "IDeliveryFactory",
+    "IExplainingFilter",
     "IIPFilter",
     "IIPFilterFactory",
     "IMailTransaction",

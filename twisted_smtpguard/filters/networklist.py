@@ -10,11 +10,13 @@ import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6, inet_pton
 
 from twisted_smtpguard.filters.networktable import (
     ALLOWED,
+    FIRST_REFUSAL,
     IPV4_BITS,
     IPV6_BITS,
     MAPPED,
@@ -24,7 +26,7 @@ from twisted_smtpguard.filters.networktable import (
 )
 from twisted_smtpguard.inputs.regularfile import open_regular
 from twisted_smtpguard.replies import CONNECTION_REFUSED, Reply
-from twisted_smtpguard.values import refuse
+from twisted_smtpguard.values import Address, Verdict, refuse
 
 MAX_LINE_OCTETS = 4096
 
@@ -79,6 +81,61 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
     builder = TableBuilder()
     # The index of each reply text: most lines of a list have the same text.
     refusals: dict[str, int] = {}
+    _read(path, partial(_add, builder, refusals), yield_gil)
+    return builder.build(yield_gil)
+
+
+def find_line(
+    path: str | os.PathLike[str],
+    address: Address,
+    verdict: Verdict,
+    yield_gil: Callable[[], object] = lambda: None,
+) -> str:
+    """The line of the list in the file `path` that gives `verdict` on `address`, such as `PATH line 7: deny
+    192.0.2.0/24`; "" if there is none. Of several the narrowest network does, and the first of equal ones."""
+    finder = _LineFinder(address, verdict)
+    _read(path, finder.take, yield_gil)
+    return f"{os.fspath(path)} line {finder.found}: {finder.words}" if finder.found else ""
+
+
+class _LineFinder:
+    """Takes the lines of a list, as a TableBuilder takes their networks."""
+
+    def __init__(self, address: Address, verdict: Verdict) -> None:
+        self._number = int(address)
+        self._bits = IPV4_BITS if address.version == 4 else IPV6_BITS
+        self._index = {"pass": ALLOWED, "trust": TRUSTED}.get(verdict.kind, FIRST_REFUSAL)
+        self._refusals: dict[str, int] = {}
+        self._line = 0
+        self._octets = b""
+        self._length = -1
+        self.found = 0
+        """The number of the line; 0 for none."""
+        self.words = ""
+        """Its keyword and its network."""
+
+    def take(self, octets: bytes) -> None:
+        self._line += 1
+        self._octets = octets
+        _add(self, self._refusals, octets)
+
+    def index(self, verdict: Verdict) -> int:
+        """Called by `_add`."""
+        return FIRST_REFUSAL
+
+    def add(self, bits: int, start: int, length: int, index: int) -> None:
+        """Called by `_add`."""
+        rest = bits - length
+        fits = (bits, index) == (self._bits, self._index) and self._number >> rest == start >> rest
+        if fits and length > self._length:
+            self._length, self.found = length, self._line
+            self.words = " ".join(_text(self._octets).split()[:2])
+
+
+def _read(
+    path: str | os.PathLike[str], take: Callable[[bytes], object], yield_gil: Callable[[], object]
+) -> None:
+    """Call `take` with each line of the file."""
     number = 0
     try:
         with open_regular(path) as file:
@@ -86,17 +143,16 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
             while line := file.readline(MAX_LINE_OCTETS + 1):
                 number += 1
                 try:
-                    _add(builder, refusals, line if number > 1 else line.removeprefix(BOM_UTF8))
+                    take(line if number > 1 else line.removeprefix(BOM_UTF8))
                 except ValueError as error:
                     raise ValueError(f"{os.fspath(path)} line {number}: {error}") from None
                 if number % _LINES_AT_ONCE == 0:
                     yield_gil()
     except OSError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
-    return builder.build(yield_gil)
 
 
-def _add(builder: TableBuilder, refusals: dict[str, int], octets: bytes) -> None:
+def _add(builder: TableBuilder | _LineFinder, refusals: dict[str, int], octets: bytes) -> None:
     line = _text(octets)
     if "#" in line:
         line = _COMMENT.sub("", line)

@@ -6,13 +6,20 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import cast
 
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from twisted_smtpguard.filters.networklist import parse_network, read_table
+from twisted_smtpguard.filters.networklist import find_line, parse_network, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import IIPFilter, IIPFilterFactory, IPreparedReload, IReadsFiles
+from twisted_smtpguard.interfaces import (
+    IExplainingFilter,
+    IIPFilter,
+    IIPFilterFactory,
+    IPreparedReload,
+    IReadsFiles,
+)
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
 
@@ -35,7 +42,7 @@ class NetworksFilter:
         return _verdict(self._table, peer)
 
 
-@implementer(IIPFilter, IPreparedReload, IReadsFiles)
+@implementer(IExplainingFilter, IPreparedReload, IReadsFiles)
 class NetworksFile(ReadInThread[NetworkTable]):
     """Decides by the list of networks in the file `path`: see docs/reference/filters.md.
 
@@ -51,6 +58,18 @@ class NetworksFile(ReadInThread[NetworkTable]):
 
     def check(self, peer: Peer) -> Verdict:
         return _verdict(self._table, peer)
+
+    def explain(self, peer: Peer) -> Deferred[str]:
+        """The line that gives the verdict on `peer`. The file is read for that, and may have changed meanwhile."""
+        if peer.address is None:
+            return succeed("")
+        verdict = self.check(peer)
+        found = self._in_thread(find_line, self._path, peer.address, verdict, yield_gil)
+        return found.addCallback(self._explained, verdict)
+
+    def _explained(self, line: str, verdict: Verdict) -> str:
+        changed = "" if verdict == PASS else f"{os.fspath(self._path)}, which has changed since it was read"
+        return line or changed
 
     @property
     def files(self) -> Mapping[str, str]:

@@ -11,8 +11,8 @@ from zope.interface import implementer
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.filters.networklist import parse_network
-from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
-from twisted_smtpguard.interfaces import IIPFilter
+from twisted_smtpguard.filters.networktable import IPV4_BITS, IPV6_BITS, NetworkTable, TableBuilder
+from twisted_smtpguard.interfaces import IExplainingFilter
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
 
@@ -37,7 +37,7 @@ class _Rule(NamedTuple):
     configured: bool
 
 
-@implementer(IIPFilter)
+@implementer(IExplainingFilter)
 class NetworkRules:
     """One table of all rules, in which the longest prefix decides. If there are rules of an operator and configured
     ones for the same network, the operator's counts, unless the configured one denies. `allow` means that the other
@@ -64,6 +64,26 @@ class NetworkRules:
         if self._next_end <= self._seconds():
             self._make_table()
         return PASS if peer.address is None else self._table.verdict(peer.address)
+
+    def explain(self, peer: Peer) -> str:
+        """The rule that gives the verdict on a client; "" for none."""
+        if peer.address is None:
+            return ""
+        kind, number = self.check(peer).kind, int(peer.address)
+        ours = IPV4_BITS if peer.address.version == 4 else IPV6_BITS
+        found = [
+            (length, key)
+            for key, rule in self._in_force.items()
+            for bits, start, length in (key,)
+            if bits == ours
+            and number >> bits - length == start >> bits - length
+            and VERDICTS[rule.verb].kind == kind
+        ]
+        if not found:
+            return ""
+        row = _row(max(found)[1], self._in_force[max(found)[1]])
+        until = f" until {row['until']}" if row["until"] else ""
+        return f"{row['rule']} {row['network']}, {row['from']}{until}"
 
     def configure(self, deny: Mapping[str, str], trust: Mapping[str, str]) -> None:
         """Take these networks for those that were configured before. Each comes with where it was given. ValueError:

@@ -169,6 +169,10 @@ def _past_filter(
     ]
     if refused["filter"] != RULES:
         yield from _trust(address)
+        decides = [
+            row for row in outcome.filters if row["asked"] and "because" in row and row["verdict"] == "refuse"
+        ]
+        yield from (f"{row['because']} must go, and then: smtpguardctl reload" for row in decides)
         return
     denied = ip_network(rule)
     row = next((each for each in rules.rows() if ip_network(each["network"]) == denied), None)

@@ -24,16 +24,16 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.port import Answered, Cancellable, Close, Host
 from twisted_smtpguard.engine.refusal import NotAdmitted
 from twisted_smtpguard.hooks.faults import at_debug
-from twisted_smtpguard.hooks.later import mapped, when_answered
+from twisted_smtpguard.hooks.later import call_hook, mapped, when_answered, within
 from twisted_smtpguard.inputs.escaping import escape_text
-from twisted_smtpguard.interfaces import IIPFilter
+from twisted_smtpguard.interfaces import IExplainingFilter, IIPFilter
 from twisted_smtpguard.limits.limits import IP_FILTER
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.history import MAX_CHARACTERS
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import text_of
 from twisted_smtpguard.transport.factory import Arrival, SMTPGuardFactory
-from twisted_smtpguard.values import Address, Client, Path, Peer, Verdict, is_later
+from twisted_smtpguard.values import FAULTS, Address, Client, Path, Peer, Verdict, is_later
 
 ARRIVAL = "connection"
 """The step before the first command."""
@@ -98,6 +98,7 @@ async def _rehearse(factory: SMTPGuardFactory, peer: Peer) -> Outcome:
         each.row["asked"] = each.answered
     # An operator wants to know what those would say that come after the one that decides.
     await gatherResults([_ask_alone(factory, each, peer, name) for each in asked if not each.answered])
+    await gatherResults([each.explain(peer, factory, outcome) for each in asked])
     outcome.filters = [each.row for each in asked]
     return outcome
 
@@ -148,7 +149,7 @@ class _Asked:
     """A filter whose answer is written into `row`."""
 
     def __init__(self, entry: FilterEntry, witness: _Witness) -> None:
-        self._filter = entry.filter
+        self._filter: Any = entry.filter
         self.entry = attrs.evolve(entry, filter=self)
         self.witness = witness
         dry_run = IP_FILTER in witness.limits.dry_run
@@ -168,6 +169,22 @@ class _Asked:
         self.witness.asking = self
         answer: Any = self._filter.check(peer)
         return mapped(answer, self._note) if is_later(answer) else self._note(answer)
+
+    def explain(self, peer: Peer, factory: SMTPGuardFactory, outcome: Outcome) -> Deferred[None]:
+        """Ask the filter what in its data gives its verdict, if it can tell."""
+
+        async def ask() -> None:
+            if IExplainingFilter.providedBy(self._filter):
+                answer = call_hook(self._filter.explain, peer)
+                limit, call_later = factory.context.limits.ip_filter_timeout, factory.context.call_later
+                try:
+                    because = await within(limit, call_later, answer)
+                except FAULTS as error:
+                    outcome.problems.append(_shown(f"{self.entry.name}: {type(error).__name__}: {error}"))
+                else:
+                    self.row.update({"because": _shown(because)} if because else {})
+
+        return Deferred.fromCoroutine(ask())
 
     def _note(self, verdict: Any) -> Any:
         if isinstance(verdict, Verdict):
