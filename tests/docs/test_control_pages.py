@@ -90,7 +90,8 @@ def test_the_page_of_the_protocol_has_its_bounds() -> None:
         "| Connections |",
         [
             f"| Connections | {server.MAX_CONNECTIONS}. One more takes the seat of the one that has asked nothing for "
-            "longest; where all are at work it is told so and closed. |"
+            "longest, of one that does not read its answer, or of one that sends requests before it has answers; "
+            "where all wait for one answer it is told so and closed. |"
         ],
     )
     text = (REFERENCE / PROTOCOL).read_text()

@@ -109,6 +109,22 @@ class ControlClient(protocol.Protocol):
         self.transport.registerProducer(self, True)
         self._set_timer(IDLE_SECONDS)
 
+    @property
+    def dispensable(self) -> int:
+        """How easily the client can be given up for another: 3 if it asks nothing, 2 if it does not read what it has
+        asked for, 1 if it has sent further requests without waiting for answers, 0 if it waits for one answer."""
+        if not self.busy and not self._has_unread():
+            return 3
+        asks_more = 0 < self._buffer.find(b"\n") + 1 < len(self._buffer)
+        return 2 if self.full else int(asks_more)
+
+    def _has_unread(self) -> bool:
+        """Whether something has come that has not been read: its request, if the client has just been accepted."""
+        try:
+            return bool(self.transport.getHandle().recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
     def dataReceived(self, data: bytes) -> None:
         self._buffer += data
         self._go_on()

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -101,9 +102,11 @@ def ask(path: str, verb: Verb, arguments: dict[str, str]) -> Iterator[dict[str, 
     UnreachableError: there is no guard, or it gives no answer. RefusedError: it refuses.
     """
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(verb.seconds)
+        # With a time limit of Python's own, a connect() would fail at once while many others wait to be accepted.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", verb.seconds, 0))
         try:
             connection.connect(path)
+            connection.settimeout(verb.seconds)
             connection.sendall(request_line(verb.name, arguments))
             if verb.streams:
                 connection.settimeout(None)
@@ -115,7 +118,7 @@ def ask(path: str, verb: Verb, arguments: dict[str, str]) -> Iterator[dict[str, 
                     yield answer
                     if "done" in answer:
                         return
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise UnreachableError(f"{path}: no answer in {verb.seconds} seconds") from error
         except OSError as error:
             raise UnreachableError(f"{path}: {error.strerror or error}") from error

@@ -24,7 +24,7 @@ except ImportError:
     unix = None  # type: ignore[assignment]
 
 MAX_CONNECTIONS = 32
-"""The most connections at once. One more takes the seat of the one that has asked nothing for longest."""
+"""The most connections at once. One more takes the seat of one that asks nothing, does not read or asks in advance."""
 
 _BACKLOG = 128
 
@@ -118,12 +118,12 @@ class ControlConnections(protocol.ServerFactory):
     def opened(self, client: ControlClient) -> bool:
         """Take a seat. Returns whether there is one."""
         if len(self.open) >= MAX_CONNECTIONS:
-            # One that does not read a stream of rows is given up before somebody is turned away.
-            idle = [each for each in self.open if not each.busy] or [each for each in self.open if each.full]
-            if not idle:
+            # The first of the most dispensable is the one that has asked nothing for longest.
+            loser = max(self.open, key=lambda each: each.dispensable)
+            if not loser.dispensable:
                 return False
-            del self.open[idle[0]]
-            idle[0].transport.abortConnection()
+            del self.open[loser]
+            loser.transport.abortConnection()
         self.open[client] = None
         return True
 

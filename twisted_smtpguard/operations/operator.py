@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -23,6 +24,12 @@ from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 APPLICATION = "application"
 """Who asks, where no user of the machine does."""
+
+
+@cache
+def _version() -> str:
+    # It is read from a file.
+    return version("twisted_smtpguard")
 
 
 class Guard(Protocol):
@@ -78,7 +85,7 @@ class Operator:
         factory = self._guard.factory
         limits, statistics = factory.context.limits, factory.statistics
         return {
-            "version": version("twisted_smtpguard"),
+            "version": _version(),
             "pid": os.getpid(),
             "hostname": factory.context.hostname,
             "state": self._guard.state,
