@@ -27,6 +27,7 @@ from twisted_smtpguard.engine.port import Answered, Cancelled, Close, Host
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
 from twisted_smtpguard.engine.table import STAGES
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.log.measurements import Measurements
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Client, Path, Peer, Refused
 
@@ -326,6 +327,7 @@ class RecordingEvents:
     def __init__(self) -> None:
         self.seen: list[tuple[str, dict[str, Any]]] = []
         self.failures: list[tuple[str, BaseException]] = []
+        self.measured = Measurements()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):

@@ -58,9 +58,12 @@ class FilterChain:
         """
         waited = False
         for entry in self.entries:
+            refusal: Refusal | None = None
+            since: float | None = None
             try:
                 answer: Any = entry.filter.check(connection.peer)
                 if is_later(answer):
+                    since = self._events.seconds()
                     promise = within(
                         self.limits.ip_filter_timeout,
                         self._call_later,
@@ -75,19 +78,25 @@ class FilterChain:
                 raise
             except FAULTS:
                 require_connected(connection)
-                refusal = self._failed(entry, connection, explained(Failure()), "exception")
+                fault = explained(Failure())
+                verdict = "timeout" if isinstance(fault.value, TimeoutError) else "error"
+                refusal = self._failed(entry, connection, fault, "exception")
             else:
                 require_connected(connection)
                 if not isinstance(answer, Verdict):
+                    verdict = "error"
                     failure = Failure(TypeError(f"{safe_repr(answer)} is no Verdict"))
                     refusal = self._failed(entry, connection, failure, "no_verdict")
                 elif answer.reply is None:
-                    if answer == TRUST:
-                        return True
-                    continue
+                    verdict = "trust" if answer == TRUST else "pass"
                 else:
+                    verdict = "refuse"
                     reply = replies.with_enhanced_code(answer.reply)
                     refusal = Refusal(reply, "ip_filter", ip_filter=entry.name, rule=answer.rule)
+            seconds = 0 if since is None else self._events.seconds() - since
+            self._events.measured.filters[entry.name, verdict].observe(seconds)
+            if verdict == "trust":
+                return True
             if refusal is not None:
                 refusal.enforce(self._events, self.limits, connection, IP_FILTER)
         return False

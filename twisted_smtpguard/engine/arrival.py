@@ -155,9 +155,9 @@ def secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
 def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
     if not engine.handshaking:
         return
-    _end_handshake(engine)
     engine.secure = True
     engine.tls = tls
+    _end_handshake(engine, "completed")
     if certificate is not None:
         engine.known_peer = attrs.evolve(engine.peer, certificate=certificate)
     if engine.stage is not Stage.TLS_HANDSHAKE:
@@ -190,7 +190,7 @@ def handshake_timed_out(engine: Engine) -> None:
 
 def handshake_failed(engine: Engine, reason: str) -> None:
     """Log a handshake that has failed. The caller ends the connection, and no reply can be sent."""
-    _end_handshake(engine)
+    _end_handshake(engine, reason)
     engine.end_reason = reason
     if engine.name:
         counts.log(engine, reason)
@@ -198,9 +198,9 @@ def handshake_failed(engine: Engine, reason: str) -> None:
         counts.log_without_reply(engine, reason)
 
 
-def _end_handshake(engine: Engine) -> None:
+def _end_handshake(engine: Engine, outcome: str) -> None:
     engine.handshaking = False
-    engine.context.handshakes.pop(engine, None)
+    engine.context.handshake_over(engine, outcome)
 
 
 # Admission and the greeting.
@@ -218,7 +218,7 @@ def _ask_admission(engine: Engine) -> None:
     if refusal is None or hasattr(refusal, "reply"):
         _decided(engine, refusal, at_once=at_once)
     else:
-        wait_for(engine, refusal, _decided, _not_decided, stage=Stage.ADMISSION, is_delivery=False, seconds=0)
+        wait_for(engine, refusal, _decided, _not_decided, stage=Stage.ADMISSION, seconds=0)
 
 
 def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:

@@ -73,7 +73,7 @@ def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
         return _unavailable(engine, error)
     if is_later(judgement):
         # There is no `late`: a judgement that comes too late is dropped.
-        return wait_for(engine, judgement, partial(_judged, mechanism), _unavailable, is_delivery=False)
+        return wait_for(engine, judgement, partial(_judged, mechanism), _unavailable)
     return _judged(mechanism, engine, judgement)
 
 

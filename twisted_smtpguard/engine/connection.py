@@ -344,12 +344,18 @@ class Connection:
     def reset(self) -> None:
         """End the mail transaction, if there is one, and call the delivery's `abort()` unless it has had its end."""
         if self.mail is not None:
-            self.abort_mail()
+            self.drop_mail()
         self.message = None
         self.utf8 = False
         if self.rate is not None:
             self.rate.end()
         self.phase = Phase.READY if self.helo else Phase.CONNECTED
+
+    def drop_mail(self) -> None:
+        """As `abort_mail`, where the client has ended the transaction or has left it."""
+        if self.mail is not None and self.message is not None:
+            self.context.measured.messages["aborted"] += 1
+        self.abort_mail()
 
     def abort_mail(self) -> None:
         """Call `abort()` of the transaction's sink or IMailTransaction, unless it has had its end already."""

@@ -124,6 +124,10 @@ class ServerContext:
     """The most recipients of a message; infinity for no limit."""
     max_pending_deliveries: float = derived(lambda self: no_limit(self.limits.max_pending_deliveries))
     """The number of `pending_deliveries` at which MAIL is refused; infinity for no limit."""
+    measured: Any = derived(lambda self: self.events.measured)
+    """The `Measurements` of the guard."""
+    replies_sent: Any = derived(lambda self: self.events.measured.replies)
+    """How many replies there were, by the verb of the last command and the code. A key that is missing counts as 0."""
     message_rate: Any = derived(lambda self: self.clients.rate("message_rate"))
     """`ClientRate`: counts the messages of each client; None for no limit."""
     recipient_rate: Any = derived(lambda self: self.clients.rate("recipient_rate"))
@@ -151,6 +155,14 @@ class ServerContext:
         """The largest message in octets: the smaller of the operator's and the delivery's limit; 0 for no limit."""
         ours, theirs = self.configured_max_octets, self.delivery.max_message_octets
         return min(ours, theirs) if ours and theirs else ours or theirs
+
+    def handshake_over(self, engine: Any, outcome: str) -> None:
+        """Called when a TLS handshake is complete, has failed, or will not be gone on with. `outcome`: `completed`,
+        `abandoned` by the client or by the end of the connection, or the reason in the log. Only the first call for a
+        handshake has an effect."""
+        if self.handshakes.pop(engine, None) is not None:
+            version = engine.tls.partition(" ")[0] if outcome == "completed" else "none"
+            self.measured.handshakes[version, outcome] += 1
 
     def rules(self, binary: bool) -> MessageRules:
         """The rules that a message has to satisfy now."""

@@ -17,6 +17,12 @@ def invalid(engine: Connection, reply: Reply) -> Reply:
     return reply
 
 
+def count_reply(engine: Connection, reply: Reply) -> None:
+    """Count a reply by the last command."""
+    command = engine.command
+    engine.context.replies_sent["none" if command is None else command.verb, reply.code] += 1
+
+
 def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     """Count and log a reply. Returns the reply that has to follow it and end the session, or None.
 
@@ -28,7 +34,10 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
         log(engine, reason or ("deferred" if deferred else replies.reason_of(reply)), reply)
     if reply.closes:
         # RFC 5321 3.8: within a session only a 421 announces that the server closes the connection.
-        return None if reply.code == 421 else replies.SESSION_REFUSED
+        if reply.code == 421:
+            return None
+        count_reply(engine, replies.SESSION_REFUSED)
+        return replies.SESSION_REFUSED
     engine.account_next = engine.account_all
     is_junk, engine.is_junk = engine.is_junk, False
     engine.junk += is_junk
@@ -40,6 +49,7 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     after = _closing_reply(engine)
     if after is not None:
         log(engine, replies.reason_of(after), after)
+        count_reply(engine, after)
     return after
 
 

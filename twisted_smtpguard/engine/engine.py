@@ -19,10 +19,8 @@ from twisted_smtpguard.replies import Reply
 
 
 class Engine(Connection):
-    """One connection as its host sees it: a method for each input.
-
-    An input that a hook causes while another is being carried out is queued: no hook sees or changes a half-done step.
-    """
+    """One connection as its host sees it: a method for each input. An input that a hook causes while another is being
+    carried out is queued: no hook sees or changes a half-done step."""
 
     __slots__ = ()
 
@@ -270,6 +268,8 @@ class Engine(Connection):
         if self.account_next or reply.is_accounted:
             self.account(reply, reason)
         else:
+            # As `counts.count_reply` does it, for half the cost: a reply that is no error answers a command.
+            self.context.replies_sent[self.command.verb, reply.code] += 1
             self.unwritten += reply.wire
 
     def account(self, reply: Reply, reason: str = "") -> None:
@@ -278,18 +278,18 @@ class Engine(Connection):
             # A hook of this command has stopped the guard before the mail transaction began.
             self.reset()
             reply = replies.SHUTTING_DOWN
+        counts.count_reply(self, reply)
         self.unwritten += reply.wire
         if reply.code == 221:
             self.end_reason = "quit"
             self.close(Close.PLAIN)
             return
-        last = reply
         after = counts.account(self, reply, reason)
         if after is not None:
             self.unwritten += after.wire
-            last = after
-        if last.closes:
-            self.end_reason = reason or replies.reason_of(last)
+            reply = after
+        if reply.closes:
+            self.end_reason = reason or replies.reason_of(reply)
             self.close(Close.LINGER)
 
     def hang_up(self, reply: Reply) -> None:
@@ -370,7 +370,7 @@ class Engine(Connection):
         self.buffer, self.offset, self.held = b"", 0, 0
         self.auth = None
         if self.handshaking:
-            self.context.handshakes.pop(self, None)
+            self.context.handshake_over(self, "abandoned")
         if self.delay is not None:
             self.delay.cancel()
             self.delay = None
@@ -387,7 +387,7 @@ class Engine(Connection):
             self.stop_hook_timer()
             if pending is not None:
                 pending.cancel()
-            self.abort_mail()
+            self.drop_mail()
             self.notify_session_ended()
 
     def release(self) -> None:

@@ -37,6 +37,23 @@ def hook_failed(engine: Engine, error: BaseException, *, over: bool = False) -> 
     return replies.LOCAL_ERROR
 
 
+def outcome_of(answer: Any, error: BaseException | None) -> str:
+    """The word in the metrics for the answer of a delivery's hook, or for what it has raised."""
+    if isinstance(error, Refused) or (isinstance(answer, Reply) and answer.code >= 400):
+        return "refused"
+    if isinstance(error, Expired):
+        return "timeout"
+    return "ok" if error is None else "error"
+
+
+def answered_in_call(engine: Engine, hook: str, answer: Any, error: BaseException | None = None) -> None:
+    """Measure a hook of the delivery that has answered in its call, unless it has simply accepted (see
+    `Measurements.hook_seconds`)."""
+    outcome = outcome_of(answer, error)
+    if outcome != "ok":
+        engine.context.measured.hooks[hook, outcome].observe(0)
+
+
 def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Reply:
     """A delivery's reply with an enhanced code added if it has none (RFC 2034), or LOCAL_ERROR, logged, if it is no
     Reply or its code is not allowed. `refused`: only 4xx and 5xx are allowed."""
@@ -69,18 +86,17 @@ def wait_for(
     *,
     late: Late | None = None,
     stage: Stage = Stage.ANSWER,
-    is_delivery: bool = True,
-    finishes: bool = False,
+    hook: str = "",
     seconds: float | None = None,
 ) -> Reply | None:
     """Wait for a hook that answers later. Returns the reply if the answer is there already, else None.
 
     `then` turns the answer into the reply, and `failed` an exception; without it the exception is raised here. `late`
-    gets an answer that comes after the wait is over. `seconds` is the time limit, by default the delivery's; 0 for
-    none.
+    gets an answer that comes after the wait is over. `hook` is the name of a hook of the delivery; "" for any other
+    hook. `seconds` is the time limit, by default the delivery's; 0 for none.
     """
-    pending = engine.pending = Wait(engine, then, failed, late, is_delivery, finishes)
-    engine.hooks_at_work += is_delivery
+    pending = engine.pending = Wait(engine, then, failed, late, hook)
+    engine.hooks_at_work += pending.is_delivery
     engine.enter(stage)
     handle: Cancellable | None = None
     try:
@@ -91,8 +107,9 @@ def wait_for(
         return pending.reply()
     limit = engine.context.limits.delivery_timeout if seconds is None else seconds
     pending.handle = handle
+    pending.began_at = engine.context.seconds()
     if limit:
-        pending.expires_at = engine.context.seconds() + limit
+        pending.expires_at = pending.began_at + limit
         _watch(engine, pending.expires_at)
     return None
 
@@ -123,13 +140,15 @@ def _look(engine: Engine) -> None:
 class Wait:
     """The wait for one answer. It is over when it is no longer the engine's `pending`.
 
-    `late` is called with an answer that comes after the wait is over. `is_delivery`: whether the hook is the
-    delivery's; `session_ended()` is called only when all of these have answered. `finishes`: whether the hook is
-    `finish()`, which neither a disconnect nor a stop cancels.
+    `late` is called with an answer that comes after the wait is over. `hook` is the name of a hook of the delivery, or
+    "". `session_ended()` is called only when all hooks of the delivery have answered. Neither a disconnect nor a stop
+    cancels its `finish()`.
     """
 
     handle: Cancellable | None = None
     """The answer to come; None while it is unknown whether the hook has answered at once."""
+    began_at = 0.0
+    """When the wait began, by the clock. Not set if the hook has answered at once."""
     expires_at = 0.0
     """When the time of the hook is over, by the clock; 0: it has no time limit."""
     there = False
@@ -144,15 +163,15 @@ class Wait:
         then: Then,
         failed: Then | None,
         late: Late | None,
-        is_delivery: bool,
-        finishes: bool,
+        hook: str,
     ) -> None:
         self.engine = engine
         self.then = then
         self.failed = failed
         self.late = late
-        self.is_delivery = is_delivery
-        self.finishes = finishes
+        self.hook = hook
+        self.is_delivery = hook != ""
+        self.finishes = hook == "finish"
 
     def answered(self, value: Any, error: BaseException | None) -> None:
         """Called once by the host, with the answer."""
@@ -206,6 +225,7 @@ class Wait:
         engine.pending = None
         if engine.stage is Stage.ANSWER:
             engine.enter(Stage.COMMAND)
+        self._measure()
         try:
             if self.error is None:
                 return self.then(engine, self.value)
@@ -220,8 +240,16 @@ class Wait:
             if self.there:
                 self._over()
 
+    def _measure(self, outcome: str = "") -> None:
+        if self.hook:
+            context = self.engine.context
+            seconds = 0 if self.handle is None else context.seconds() - self.began_at
+            context.measured.hooks[self.hook, outcome or outcome_of(self.value, self.error)].observe(seconds)
+
     def _forget(self) -> None:
         """Called when the hook has answered after the wait is over."""
+        if not self.expired:
+            self._measure("cancelled")
         self._tell_late()
         self._over()
 

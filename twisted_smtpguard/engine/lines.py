@@ -27,13 +27,15 @@ _LINE_OCTETS_OF_A_COMMAND = 64
 
 def take_commands(engine: Engine) -> bool:
     """Carry out the commands in the buffer until one changes the stage or waits. Returns whether to go on."""
-    buffer, start = engine.buffer, engine.offset
-    size, row = len(buffer), engine.row
+    buffer = engine.buffer
+    start = engine.offset
+    size = len(buffer)
     if start == size:
         # As mostly after the answer of a hook.
         return False
+    row = engine.row
     context = engine.context
-    plain_line, max_unwritten = context.plain_line, context.max_unwritten
+    plain_line = context.plain_line
     for left in range(engine.share - 1, -1, -1):
         plain = plain_line(buffer, start)
         if plain is None:
@@ -50,7 +52,7 @@ def take_commands(engine: Engine) -> bool:
         if engine.row is not row:
             engine.share = left
             return True
-        if len(engine.unwritten) >= max_unwritten:
+        if len(engine.unwritten) >= context.max_unwritten:
             engine.flush()
             if engine.held:
                 return False

@@ -10,7 +10,13 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort, wait_for
+from twisted_smtpguard.engine.hooks import (
+    answer_checked,
+    answered_in_call,
+    hook_failed,
+    missing_abort,
+    wait_for,
+)
 from twisted_smtpguard.engine.message import ChunkDecoder, DataDecoder
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
@@ -70,9 +76,10 @@ def _ask_for_sink(engine: Engine, chunk: Chunk | None) -> Reply | None:
         if not is_awaitable(type(given)):
             return _sink_given(mail, chunk, engine, given)
     except FAULTS as error:
+        answered_in_call(engine, "data", None, error)
         return _no_sink(mail, chunk, engine, error)
     then, failed = partial(_sink_given, mail, chunk), partial(_no_sink, mail, chunk)
-    return wait_for(engine, given, then, failed, late=partial(_sink_late, mail))
+    return wait_for(engine, given, then, failed, late=partial(_sink_late, mail), hook="data")
 
 
 def _sink_late(mail: Any, engine: Engine, given: Any, error: BaseException | None) -> None:
@@ -95,6 +102,7 @@ def _sink_given(mail: Any, chunk: Chunk | None, engine: Engine, sink: Any) -> Re
         return replies.START_DATA
     engine.message = _chunks(engine)
     engine.phase = Phase.CHUNKS
+    engine.context.measured.chunked_messages += 1
     return _start_chunk(engine, chunk)
 
 
@@ -195,8 +203,9 @@ def _pass_on(engine: Engine, octets: bytes) -> Reply | None:
             answer = engine.mail.write(piece)
             if answer is not None and is_awaitable(type(answer)):
                 then, failed = partial(_written, octets), partial(_not_written, octets)
-                return wait_for(engine, answer, then, failed, stage=Stage.SINK)
+                return wait_for(engine, answer, then, failed, stage=Stage.SINK, hook="write")
         except FAULTS as error:
+            answered_in_call(engine, "write", None, error)
             _refused_by_sink(engine, error)
     return _received(engine)
 
@@ -225,6 +234,7 @@ def _received(engine: Engine) -> Reply | None:
         engine.abort_mail()
         if message.exhausted:
             engine.value = message.octets
+            engine.context.measured.refused(problem.code)
             return replies.DATA_NEVER_ENDS
     if not message.ended:
         return None
@@ -240,6 +250,7 @@ def _received(engine: Engine) -> Reply | None:
         message.keep_refusal(problem)
         return problem
     if problem is not None:
+        engine.context.measured.refused(problem.code)
         engine.reset()
         return problem
     for check in message.dry_run_checks:
@@ -257,14 +268,18 @@ def _finish(engine: Engine) -> Reply | None:
     try:
         answer = sink.finish()
     except FAULTS as error:
+        answered_in_call(engine, "finish", None, error)
         return _verdict_failed(engine, error)
-    if answer is None or not is_awaitable(type(answer)):
+    if answer is None:
+        return _verdict(engine, None)
+    if not is_awaitable(type(answer)):
+        answered_in_call(engine, "finish", answer)
         return _verdict(engine, answer)
     if engine.rate is not None:
         # No more octets of this message are due, however long the verdict takes.
         engine.rate.end()
     late = partial(_finished_late, _acceptance(engine), engine.mail_began_at)
-    return wait_for(engine, answer, _verdict, _verdict_failed, late=late, finishes=True)
+    return wait_for(engine, answer, _verdict, _verdict_failed, late=late, hook="finish")
 
 
 def _verdict_failed(engine: Engine, error: BaseException) -> Reply:
@@ -277,8 +292,24 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
         # An accepted message resets the counts of errors and junk.
         engine.messages += 1
         engine.errors = engine.junk = 0
-        seconds = engine.context.seconds() - engine.mail_began_at
-        _acceptance(engine)(seconds=seconds, reply=reply, client_gone=engine.stage in ENDED, late=False)
+        context, user = engine.context, engine.user
+        # As `_acceptance` has it, which would make another object for each mail.
+        context.events.accept(
+            engine.name,
+            engine.peer_name,
+            sender=engine.sender.address,
+            recipients=engine.recipients,
+            octets=engine.message.octets,
+            seconds=context.seconds() - engine.mail_began_at,
+            reply=reply,
+            helo=engine.helo,
+            tls=engine.tls,
+            client_gone=engine.stage in ENDED,
+            late=False,
+            user=None if user is None else user.name,
+        )
+    else:
+        engine.context.measured.refused(reply.code)
     engine.reset()
     if engine.stage in ENDED and reply.code >= 400:
         counts.log(engine, replies.reason_of(reply), reply, gone=True)
@@ -295,6 +326,7 @@ def _finished_late(
     reply = replies.MESSAGE_ACCEPTED if answer is None else answer_checked(engine, answer)
     if reply.code < 300:
         seconds = engine.context.seconds() - began_at
+        engine.context.measured.late_acceptances += 1
         accepted(seconds=seconds, reply=reply, client_gone=engine.stage in ENDED, late=True)
 
 

@@ -8,7 +8,13 @@ from typing import Any
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts
 from twisted_smtpguard.engine.engine import Engine
-from twisted_smtpguard.engine.hooks import answer_checked, hook_failed, missing_abort, wait_for
+from twisted_smtpguard.engine.hooks import (
+    answer_checked,
+    answered_in_call,
+    hook_failed,
+    missing_abort,
+    wait_for,
+)
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import Phase
 from twisted_smtpguard.engine.upcoming import upcoming
@@ -66,8 +72,9 @@ def _begin(engine: Engine, sender: Path) -> Reply | None:
             # Only a delivery that hands every RCPT on as it comes has this, and no plug-in needs it.
             look_ahead(partial(upcoming, engine))
     except FAULTS as error:
+        answered_in_call(engine, "begin", None, error)
         return hook_failed(engine, error)
-    return wait_for(engine, given, partial(_begun, sender, utf8), hook_failed, late=_abort_late)
+    return wait_for(engine, given, partial(_begun, sender, utf8), hook_failed, late=_abort_late, hook="begin")
 
 
 def _begun(sender: Path, utf8: bool, engine: Engine, given: Any) -> Reply:
@@ -123,10 +130,12 @@ def _ask(engine: Engine, recipient: Path) -> Reply | None:
             engine.phase = Phase.RECIPIENTS
             return replies.RECIPIENT_OK
         if not is_awaitable(type(answer)):
+            answered_in_call(engine, "recipient", answer)
             return _answered(recipient, engine, answer)
     except FAULTS as error:
+        answered_in_call(engine, "recipient", None, error)
         return _failed(engine, error)
-    return wait_for(engine, answer, partial(_answered, recipient), _failed)
+    return wait_for(engine, answer, partial(_answered, recipient), _failed, hook="recipient")
 
 
 def _answered(recipient: Path, engine: Engine, answer: Any) -> Reply:
@@ -166,7 +175,7 @@ def _over_rate(
     if is_later(count):
         then = partial(_counted, rate, exceeded, go_on, path)
         # The store has its own time limit.
-        return wait_for(engine, count, then, is_delivery=False, seconds=0)
+        return wait_for(engine, count, then, seconds=0)
     return _counted(rate, exceeded, go_on, path, engine, count)
 
 

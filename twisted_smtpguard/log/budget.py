@@ -16,6 +16,7 @@ class LineBudget:
     def __init__(self, lines: int, lines_per_client: int) -> None:
         self.suppressed = 0
         """How many lines were suppressed since `take_suppressed` was called."""
+        self._told = 0
         self.set_limits(lines, lines_per_client)
         self._second = -1
         self._lines = 0
@@ -52,4 +53,10 @@ class LineBudget:
     def take_suppressed(self) -> int:
         """How many lines were suppressed since the last call."""
         suppressed, self.suppressed = self.suppressed, 0
+        self._told += suppressed
         return suppressed
+
+    @property
+    def suppressed_in_all(self) -> int:
+        """How many lines were suppressed since the budget was made."""
+        return self._told + self.suppressed

@@ -29,6 +29,7 @@ from twisted_smtpguard.log.eventlog import (
     words_of_reply,
 )
 from twisted_smtpguard.log.history import KEPT, History
+from twisted_smtpguard.log.measurements import Measurements
 from twisted_smtpguard.log.serviceevents import ServiceEvents
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.replies import Reply
@@ -62,6 +63,8 @@ class Events(ServiceEvents):
         self.statistics = statistics
         self.history = History()
         """The latest refusals and sessions of each client, with those that are not logged."""
+        self.measured = Measurements()
+        self.seconds = clock.seconds
         self._clock = clock
         self._log = EventLog(clock.seconds, level, logger)
         self._refusals = LineBudget(limits.max_log_lines, limits.max_log_lines_per_client)
@@ -74,6 +77,11 @@ class Events(ServiceEvents):
         """The operator has asked for the statistics, by SIGUSR1. Logged with all of them, and what `suppressed` counts
         is still counted for the next line."""
         self._log_statistics("statistics", self._refusals.suppressed + self._failures.suppressed)
+
+    @property
+    def suppressed_lines(self) -> int:
+        """How many lines the budgets of the log have left out."""
+        return self._refusals.suppressed_in_all + self._failures.suppressed_in_all
 
     def stopped(self) -> None:
         """The last session has ended and the last verdict has come. Logged with all statistics."""
@@ -105,6 +113,7 @@ class Events(ServiceEvents):
         if not counted:
             counts = self.statistics
             counts.connections_accepted += 1
+            self.measured.connections[listener, "accepted"] += 1
             counts.live_connections += 1
             counts.peak_live_connections = max(counts.peak_live_connections, counts.live_connections)
         if self._log.debugs if silent else self._log.informs:
@@ -123,6 +132,7 @@ class Events(ServiceEvents):
 
         `silent`: it was the proxy's own connection and sent no command, which is logged at debug."""
         self.statistics.hangups += 1
+        self.measured.connections[listener, "hung_up"] += 1
         if (self._log.debugs if silent else self._log.informs) and self._refusals.allows(
             peer, "hangup", self._clock.seconds()
         ):
@@ -178,6 +188,7 @@ class Events(ServiceEvents):
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
+        self.measured.session_seconds.observe(seconds)
         if not silent:
             row = self._clock.seconds(), seconds, peer, session, reason, messages, helo, user[:KEPT], tls
             self.history.sessions.add(peer, row)
@@ -222,6 +233,7 @@ class Events(ServiceEvents):
         refusals[reason] = refusals.get(reason, 0) + 1
         if not session and not dry_run:
             counts.connections_refused += 1
+            self.measured.connections[listener, "refused"] += 1
         now = self._clock.seconds()
         answer = b"" if reply is None else (reply.said or reply.wire)[:KEPT]
         row = now, peer, session, reason, command, limit, value, ip_filter, rule[:KEPT], answer, dry_run
@@ -275,6 +287,7 @@ class Events(ServiceEvents):
         counts.messages_accepted += 1
         counts.octets_accepted += octets
         counts.recipients_accepted += len(recipients)
+        self.measured.message_seconds.observe(seconds)
         if not self._log.informs:
             return
         fields: dict[str, object] = {

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from twisted_smtpguard.log.eventlog import EventLog, counted, item, of_file, word
+from twisted_smtpguard.log.measurements import Measurements
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
 
 
 class ServiceEvents:
-    """Logs these events. A base class of `Events`, which has the log."""
+    """Logs these events. A base class of `Events`, which has the log and the measurements."""
 
     _log: EventLog
+    measured: Measurements
 
     def listening(self, endpoint: str, address: str) -> None:
         """A listener accepts connections. `endpoint` is the operator's string, `address` the address it listens on."""
@@ -44,6 +46,7 @@ class ServiceEvents:
     def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
         """A filter, the delivery, a certificate, a password file, that of `--event-log` or the configuration could not
         be reloaded, and keeps its old data."""
+        self.measured.failed_reloads.add(what)
         self._log.warn("reload_failed", of_file(what, option, file), problem)
 
     def restart_needed(self, option: str, origin: str) -> None:

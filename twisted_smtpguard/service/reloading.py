@@ -64,6 +64,11 @@ class Reloader:
         if IReloadable.providedBy(part.target):
             self._parts.append(part)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts that are reloaded."""
+        return [part.what for part in self._parts]
+
     def reload(self) -> Deferred[None]:
         """Reload all parts. Fires after a reload that began after this call. It never fails: a part that cannot be
         reloaded keeps its old data, and that is logged."""
@@ -97,6 +102,7 @@ class Reloader:
         self._busy = False
 
     async def _reload_all(self) -> None:
+        self._events.measured.failed_reloads.clear()
         self._readings = [self._read(part.target) for part in self._parts]
         switches: list[tuple[Part, Callable[[], object]]] = []
         for part, reading in zip(self._parts, self._readings, strict=True):
