@@ -53,6 +53,7 @@ __all__ = [
     "IRelayDelivery",
     "IRelayTransaction",
     "IReloadable",
+    "IReportsHealth",
     "ISessionDelivery",
     "Later",
     "Path",
@@ -272,6 +273,20 @@ class ICheckableDelivery(IDelivery):
         """Called by `--check` on a delivery that is never started. Answer with "" if a start would find all it needs,
         or with a sentence about what is missing now and may be there soon. ValueError: it cannot work as it is
         configured; its text is a sentence for the operator."""
+
+
+class IReportsHealth(IDelivery):
+    """A delivery that tells how it is, for metrics and health checks. Optional.
+
+    Both are read whenever somebody asks, and so must be ready at hand. They must not raise.
+    """
+
+    problem: str = Attribute(
+        "Why it cannot take a message now, in one line for the operator without a secret in it; '' while it can."
+    )
+    connections_by_state: Mapping[str, int] = Attribute(
+        "How many connections it has, by a word for what they are doing. The words are always the same few."
+    )
 
 
 class IDeliveryFactory(Interface):

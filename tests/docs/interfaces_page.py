@@ -41,6 +41,7 @@ _CHAPTERS = {
         "IConnectingDelivery",
         "ICheckableDelivery",
         "ICheckingDeliveryFactory",
+        "IReportsHealth",
         "IDeliveryFactory",
         "Refused",
     ],

@@ -87,6 +87,7 @@ INTERFACES = [
     "IRelayDelivery",
     "IRelayTransaction",
     "IReloadable",
+    "IReportsHealth",
     "ISessionDelivery",
     "Later",
     "PASS",

@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from twisted.python.components import proxyForInterface
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from twisted_smtpguard.delivery.lookahead import Beginning, Upcoming
 from twisted_smtpguard.engine.hostnames import canonical, parse_domain
@@ -28,6 +28,7 @@ from twisted_smtpguard.interfaces import (
     IRelayDelivery,
     IRelayTransaction,
     IReloadable,
+    IReportsHealth,
     ISessionDelivery,
     Later,
 )
@@ -65,6 +66,9 @@ class AcceptedDomains(PartsOwner):
         self._given = tuple(domains)
         self._thread = None if reactor is None else OneThread(reactor)
         self._domains = _read(self._given)
+        if IReportsHealth.providedBy(delivery):
+            # Others tell nothing, which is not the same as being well.
+            alsoProvides(self, IReportsHealth)
         self.adopt(delivery)
 
     async def _read_in_thread(self, given: Sequence[str]) -> frozenset[str]:
@@ -100,6 +104,14 @@ class AcceptedDomains(PartsOwner):
         if not IConnectingDelivery.providedBy(self.delivery):
             return 0
         return IConnectingDelivery(self.delivery).max_connections
+
+    @property
+    def problem(self) -> str:
+        return IReportsHealth(self.delivery).problem
+
+    @property
+    def connections_by_state(self) -> Mapping[str, int]:
+        return IReportsHealth(self.delivery).connections_by_state
 
     def session_ended(self, session: str) -> None:
         if ISessionDelivery.providedBy(self.delivery):

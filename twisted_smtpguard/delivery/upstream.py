@@ -25,10 +25,11 @@ from twisted_smtpguard.interfaces import (
     IPreparedReload,
     IReadsFiles,
     IRelayDelivery,
+    IReportsHealth,
     ISessionDelivery,
     Later,
 )
-from twisted_smtpguard.replies import UPSTREAM_UNSUITABLE, Reply
+from twisted_smtpguard.replies import UPSTREAM_UNSUITABLE, Reply, text_of
 from twisted_smtpguard.upstream.dialling import Dialler
 from twisted_smtpguard.upstream.login import Credentials
 from twisted_smtpguard.upstream.notices import Notices
@@ -39,7 +40,13 @@ from twisted_smtpguard.values import Client, Path, Refused
 
 
 @implementer(
-    ISessionDelivery, IRelayDelivery, IConnectingDelivery, ICheckableDelivery, IPreparedReload, IReadsFiles
+    ISessionDelivery,
+    IRelayDelivery,
+    IConnectingDelivery,
+    ICheckableDelivery,
+    IReportsHealth,
+    IPreparedReload,
+    IReadsFiles,
 )
 class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     """Passes each message to the server at `endpoint` while it comes in. The client gets a 250 when the server has
@@ -115,6 +122,17 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
         that the guard has logged in to: it relays for that user from any address."""
         options = self.options
         return not self.lmtp and (not options.server_sees_client or options.auth is not None)
+
+    @property
+    def problem(self) -> str:
+        """What clients are told while the server is down."""
+        down = self._pool.health.down
+        return "" if down is None else text_of(down)
+
+    @property
+    def connections_by_state(self) -> Mapping[str, int]:
+        """`in_use`, `idle`, `parked` for the client that they were announced for, `opening` and `closing`."""
+        return self._pool.by_state
 
     def startService(self) -> None:  # noqa: N802 - Service's name
         super().startService()

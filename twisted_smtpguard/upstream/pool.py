@@ -102,6 +102,13 @@ class Pool:
         """How many places are taken, closing connections not counted."""
         return len(self._connections) + self._places_held
 
+    @property
+    def by_state(self) -> dict[str, int]:
+        """How many places there are, by what they are used for."""
+        idle, parked, closing = len(self._idle), len(self._parked), len(self._closing)
+        others = {"idle": idle, "parked": parked, "opening": self._places_held, "closing": closing}
+        return {"in_use": len(self._connections) - idle - parked, **others}
+
     # Taking and giving back.
 
     async def take(self, client: Client, early: Early) -> Taken:
@@ -292,9 +299,8 @@ class Pool:
                 return
             if put_off and there_are_others:
                 return
-        if there_are_others and (
-            put_off or isinstance(refused, Unreachable) or refused.reply in _SIGNS_OF_FULL
-        ):
+        is_sign = put_off or isinstance(refused, Unreachable) or refused.reply in _SIGNS_OF_FULL
+        if there_are_others and is_sign:
             self.health.found_full(refused, connections, _FULL_SECONDS)
             raise ServerFull(refused.reply) from refused
         if put_off and 0 <= self._clock.seconds() - self._freed_at < _CLOSE_LAG_SECONDS:
@@ -318,11 +324,8 @@ class Pool:
         """Whether a transaction may take an idle connection, or attempt a new one, now."""
         if self._idle:
             return True
-        return (
-            self._can_dial()
-            and self.health.down is None
-            and (self._options.proxied or not self.health.careful)
-        )
+        may_accept = self._options.proxied or not self.health.careful
+        return self.health.down is None and may_accept and self._can_dial()
 
     def _can_dial(self) -> bool:
         """Whether there is a place for a new connection, and the server may have room for it."""
@@ -377,12 +380,9 @@ class Pool:
         """Send QUIT. The connection is closed after `seconds` at the latest."""
         if not connection.closed.called:
             self._closing.add(connection)
-            connection.closed.addCallback(lambda _: self._closed(connection))
+            connection.closed.addCallback(lambda _: self._closing.discard(connection))
+            connection.closed.addCallback(lambda _: self._place_freed())
             connection.quit(seconds)
-
-    def _closed(self, connection: Connection) -> None:
-        self._closing.discard(connection)
-        self._place_freed()
 
     def _place_freed(self) -> None:
         self._server_place_freed()
