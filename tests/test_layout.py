@@ -45,8 +45,8 @@ ROOMS: dict[str, str] = {
     "__init__": "public",
     "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
-    "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log operations service "
-    "tls transport",
+    "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log metrics operations "
+    "service tls transport",
     "control": "inputs operations",
     "counters": "hooks interfaces values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
@@ -56,9 +56,11 @@ ROOMS: dict[str, str] = {
     "inputs": "",
     "interfaces": "replies values",
     "limits": "inputs replies",
+    "metrics": "inputs interfaces limits log replies service",
     "log": "hooks inputs interfaces limits replies tls",
     "operations": "admission filters hooks interfaces limits log replies transport values",
-    "public": "admission checkers control delivery filters limits log replies service tls transport upstream values",
+    "public": "admission checkers control delivery filters limits log metrics replies service tls transport upstream "
+    "values",
     "reactors": "",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
@@ -406,9 +408,9 @@ def test_what_is_imported_of_others_is_required() -> None:
     setup.read(ROOT / "setup.cfg")
     lines = [each for each in setup["options"]["install_requires"].splitlines() if not each.startswith("#")]
     required = {line.partition(">=")[0].strip() for line in lines if line}
-    # An extra has the name of what it installs.
-    required |= {"uvloop"} & set(setup["options.extras_require"])
+    required |= {"uvloop", "metrics"} & set(setup["options.extras_require"])
     brought_by = {
+        "prometheus_client": "metrics",
         "OpenSSL": "Twisted[tls]",
         "cryptography": "Twisted[tls]",
         "twisted": "Twisted[tls]",

@@ -17,6 +17,7 @@ from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.log.eventfile import EventFile
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.metrics.serving import MetricsService
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.service.process import ProcessService
 from twisted_smtpguard.service.service import SMTPGuardService
@@ -52,6 +53,7 @@ __all__ = [
     "Limits",
     "LmtpDelivery",
     "MaildirDelivery",
+    "MetricsService",
     "NetworksFile",
     "NetworksFilter",
     "PasswordFile",

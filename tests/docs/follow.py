@@ -27,6 +27,7 @@ SUBSTITUTIONS = [
     (r"(?<=tcp6:)2587\b|(?<=localhost:)2587\b", "{port_2587}"),
     (r"(?<=tcp6:)2465\b|(?<=localhost:)2465\b", "{port_2465}"),
     (r"(?<=tcp:)2525\b|(?<=tcp6:)2525\b|(?<='127\.0\.0\.1', )2525\b", "{port_2525}"),
+    (r"(?<=tcp:)9525\b|(?<=127\.0\.0\.1:)9525\b", "{port_9525}"),
     # Without the option it is port 2525.
     (rf"(?<= )smtpguard(?!\S)(?!.*--(listen|{QUESTIONS}))", r"\g<0> --listen tcp:{port_2525}:interface=127.0.0.1"),
     (r"(?<=kill -TERM )4711\b|(?<=kill -HUP )4711\b", "{pid}"),
@@ -45,7 +46,15 @@ GUARD = re.compile(
 
 HARMLESS = {"cp", "export", "grep", "kill", "pip", "python", "python3", "source", "touch", "twist", "ulimit"}
 """Programs that a command may begin with. What another one would do to the machine of a test, nobody knows."""
-OTHER_PROGRAMS = {"sqlite3", "fail2ban-regex", "fail2ban-client", "haproxy", "logrotate", "openssl", "swaks"}
+OTHER_PROGRAMS = {
+    "sqlite3",
+    "fail2ban-regex",
+    "fail2ban-client",
+    "haproxy",
+    "logrotate",
+    "openssl",
+    "swaks",
+} | {"curl", "promtool"}
 """Such programs too, but a test cannot install them."""
 
 Check = Callable[["Reader", str], None]
@@ -66,7 +75,9 @@ class Reader:
         self.root = root
         for name in ("etc", "var/log", "opt", "run/smtpguard", "logs"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._stands_for: dict[str, object] = {f"port_{port}": free_port() for port in (25, 2465, 2525, 2587)}
+        self._stands_for: dict[str, object] = {
+            f"port_{port}": free_port() for port in (25, 2465, 2525, 2587, 9525)
+        }
         self._guard: int | None = None
         self._logs: list[Path] = []
         self._begun_at = 0

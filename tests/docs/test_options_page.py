@@ -71,6 +71,7 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
         "ip-filter": ["networks:a", "networks:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],
+        "metrics": ["tcp:1", "unix:m.sock"],
         "dry-run": ["max-errors", "max-messages"],
     }[option]
     needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth", "tls-key") else ()

@@ -179,6 +179,7 @@ def _refused(to: Events) -> Events:
 
 EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "listening": lambda to: to.listening("tcp:2525:interface=127.0.0.1", "127.0.0.1:2525"),
+    "serving_metrics": lambda to: to.serving_metrics("unix:/run/metrics.sock", "/run/metrics.sock"),
     "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks"),

@@ -338,6 +338,7 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
     endpoints, tls_endpoints = (
         options.endpoints(option, reactor, trial=trying) for option in ("listen", "listen-tls")
     )
+    metrics = options.each("metrics", lambda text: settings.metrics_endpoint(text, reactor, trial=trying))
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
@@ -374,6 +375,8 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
     heap_trimmer(reactor).setServiceParent(service)
     for path in options.paths("control")[-1:]:
         settings.ControlOfProcess(reactor, service.operator, path).setServiceParent(service)
+    if metrics:
+        settings.MetricsOfProcess(service, metrics, options.texts("metrics")).setServiceParent(service)
     return service
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from twisted_smtpguard.cli.configuration import Setting
@@ -16,9 +17,10 @@ from twisted_smtpguard.control.server import ControlService
 from twisted_smtpguard.control.socketfile import ControlSocketError, check_place
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
-from twisted_smtpguard.hooks.endpointfaults import wrong_string
+from twisted_smtpguard.hooks.endpointfaults import why_not, wrong_string
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
+from twisted_smtpguard.metrics.serving import MetricsService, require_client
 from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.proxynetworks import UNIX
 
@@ -50,6 +52,12 @@ def endpoint(text: str, reactor: object, *, trial: bool) -> IStreamServerEndpoin
     return endpoint
 
 
+def metrics_endpoint(text: str, reactor: object, *, trial: bool) -> IStreamServerEndpoint:
+    """As `endpoint`, for a string of --metrics. ValueError too if prometheus-client is not installed."""
+    require_client()
+    return endpoint(text, reactor, trial=trial)
+
+
 def check_domain(text: str) -> None:
     """Check a domain, or the path of a file with domains, which has a slash in it. A file name without a slash would be
     taken for a domain, and all mail would be refused."""
@@ -76,6 +84,17 @@ class ControlOfProcess(ControlService):
             super().startService()
         except ControlSocketError as error:
             raise SystemExit(f"--control: {error}") from error
+
+
+class MetricsOfProcess(MetricsService):
+    """Metrics whose failure to listen ends the process with one sentence."""
+
+    def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
+        try:
+            super()._listen(name, endpoint)
+        # OverflowError: a port above 65535.
+        except (CannotListenError, OverflowError, OSError) as error:
+            raise SystemExit(f"--metrics: cannot listen on {name}: {why_not(name, error, ())}") from error
 
 
 def own_name() -> str:

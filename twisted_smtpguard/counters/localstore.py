@@ -48,6 +48,10 @@ class LocalCounterStore(InMemoryStore):
             while 0 < max_clients < len(table):
                 table.popitem(last=False)
 
+    def sizes(self) -> dict[str, int]:
+        """How many clients are remembered, for each counter that was used."""
+        return {name: len(table) for name, table in self._tables.items()}
+
     def take(self, owner: str, wanted: Sequence[Wanted]) -> list[int]:
         """Take all that is wanted, or nothing, and return the counts."""
         counts = []

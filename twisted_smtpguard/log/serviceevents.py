@@ -19,6 +19,10 @@ class ServiceEvents:
         """A listener accepts connections. `endpoint` is the operator's string, `address` the address it listens on."""
         self._log.info("listening", {"endpoint": word(endpoint), "address": word(address)})
 
+    def serving_metrics(self, endpoint: str, address: str) -> None:
+        """Metrics and health are served over HTTP. The arguments are as for `listening`."""
+        self._log.info("serving_metrics", {"endpoint": word(endpoint), "address": word(address)})
+
     def ssl_endpoint(self, endpoint: str) -> None:
         """A listener's endpoint begins TLS itself. So it accepts no PROXY header, and never reloads its certificate."""
         problem = "it accepts no PROXY header, and its certificate is not read again"

@@ -162,7 +162,17 @@ class SMTPGuardService(PartsOwner):
     def addresses(self) -> dict[str, str]:
         """For the name of each endpoint that listens the address that it listens on, as in the log."""
         named = zip(self._listeners, self._ports, strict=False)
-        return {listener.name: _address_text(port.getHost()) for (_, listener), port in named}
+        return {listener.name: address_text(port.getHost()) for (_, listener), port in named}
+
+    @property
+    def listener_names(self) -> Sequence[str]:
+        """The names of all endpoints, whether they listen or not."""
+        return [listener.name for _, listener in self._listeners]
+
+    @property
+    def reloadable(self) -> Sequence[str]:
+        """The names of the parts that a reload reads again, as the log has them."""
+        return self._reloader.names
 
     @property
     def statistics(self) -> Statistics:
@@ -234,7 +244,7 @@ class SMTPGuardService(PartsOwner):
             self.factory.socket_buffers.opened(port)
             if port.backlog == tcp.Port.backlog:
                 port.socket.listen(_BACKLOG)
-        self._events.listening(name, _address_text(port.getHost()))
+        self._events.listening(name, address_text(port.getHost()))
         self.on_listening()
 
     def _close(self, port: IListeningPort) -> Deferred[Any]:
@@ -337,7 +347,8 @@ def _all_plain(endpoints: Collection[IStreamServerEndpoint]) -> bool:
     return bool(endpoints) and {*map(type, endpoints)} <= plain
 
 
-def _address_text(host: Any) -> str:
+def address_text(host: Any) -> str:
+    """An address that is listened on, as the log has it."""
     if hasattr(host, "host"):
         return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
     name = getattr(host, "name", None)

@@ -156,5 +156,10 @@ def _times(certificate: Any) -> tuple[datetime, datetime]:
     return begins.replace(tzinfo=timezone.utc), ends.replace(tzinfo=timezone.utc)
 
 
+def expires_at(certificate: Any) -> float:
+    """The end of a certificate's validity, in seconds since 1970."""
+    return _times(certificate)[1].timestamp()
+
+
 def _shown(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"

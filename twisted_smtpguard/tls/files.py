@@ -16,7 +16,7 @@ from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IPreparedReload, IReadsFiles
 from twisted_smtpguard.tls.certificates import CERTIFICATE, KEY, KeyPair, read_certificates, read_pairs
 from twisted_smtpguard.tls.contexts import Sessions, choose_by_name, make_context
-from twisted_smtpguard.tls.doubts import Doubt, doubts, without_issuer
+from twisted_smtpguard.tls.doubts import Doubt, doubts, expires_at, without_issuer
 from twisted_smtpguard.tls.names import NAMES, read_names
 
 _AUTHORITIES = "tls-client-authorities"
@@ -122,6 +122,10 @@ class CertificateFiles(ReadInThread[_Served]):
     def served(self) -> list[KeyPair]:
         """The certificates that are served now, each with its chain."""
         return [*self._served.pairs, *(pair for pair, _ in self._served.names.values())]
+
+    def not_after(self) -> float:
+        """When the first of the served certificates, or of their chains, expires: in seconds since 1970."""
+        return min(expires_at(each) for pair in self.served for each in (pair.certificate, *pair.chain))
 
     def serverConnectionForTLS(self, protocol: object) -> Any:
         """Called by Twisted for each connection that begins TLS."""

@@ -23,6 +23,7 @@ from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hostnames import check_hostname
+from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.engine.table import STAGES
 from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import FairScheduler, ReplyBatcher
@@ -124,7 +125,7 @@ class SMTPGuardFactory(ServerFactory):
         except ValueError as error:
             raise ValueError(f"proxy_protocol_from: {error}") from None
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
-        own = self._own_counters = LocalCounterStore(limits.max_tracked_clients, reactor.seconds)
+        own = self.own_counters = LocalCounterStore(limits.max_tracked_clients, reactor.seconds)
         self.counting = Counting(counters, own, reactor, events, self._something_ended)
         self.clients = ClientLimits(limits, self.counting)
         self.filters = tuple(
@@ -196,7 +197,7 @@ class SMTPGuardFactory(ServerFactory):
         """Swap the limits of the running guard for others: `attrs.evolve(factory.limits, max_connections=500)` changes
         one. From when on each of them holds is its `LimitSpec.holds_from`."""
         before, engines = self.context.limits, [protocol.engine for protocol in self._open]
-        self._own_counters.set_max_clients(limits.max_tracked_clients)
+        self.own_counters.set_max_clients(limits.max_tracked_clients)
         self.clients.limits = self.output_rules.limits = limits
         self.admission.set_limits(limits)
         for budget in self.context.events.budgets:
@@ -298,6 +299,11 @@ class SMTPGuardFactory(ServerFactory):
     def sessions(self) -> list[Engine]:
         """The connections that have not been closed on our side."""
         return [protocol.engine for protocol in self._open if not protocol.engine.gone]
+
+    def connections_by_stage(self) -> dict[str, int]:
+        """How many connections are open, for each stage by its name in lower case."""
+        stages = [protocol.engine.stage for protocol in self._open]
+        return {stage.name.lower(): stages.count(stage) for stage in Stage if stage is not Stage.CLOSED}
 
     def end_session(self, name: str) -> bool:
         """End the session with this name with a 421, also in a mail transaction: now, or after the verdict that it

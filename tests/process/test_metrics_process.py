@@ -1,0 +1,129 @@
+"""`--metrics` of a real `twist smtpguard`: what is served, and that it costs mail nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commandline import twist
+from processes import GuardProcess, eventually
+from rawclient import RawClient, deliver
+
+UNIX = "--metrics=unix:m.sock"
+
+
+def metrics_port(guard: GuardProcess) -> int:
+    line = guard.wait_for(r"\] serving_metrics endpoint=tcp\S+ ")
+    found = re.search(r"address=127\.0\.0\.1:(\d+)", line)
+    assert found is not None
+    return int(found[1])
+
+
+def asked(place: int | Path, path: str = "/metrics") -> str:
+    """The whole answer."""
+    kind = socket.AF_UNIX if isinstance(place, Path) else socket.AF_INET
+    with socket.socket(kind) as client:
+        client.settimeout(30)
+        client.connect(str(place) if isinstance(place, Path) else ("127.0.0.1", place))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        said = b""
+        while octets := client.recv(65536):
+            said += octets
+    return said.decode()
+
+
+def value(answer: str, series: str) -> float:
+    return float(re.search(f"(?m)^smtpguard_{re.escape(series)} (.*)$", answer)[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("reactor", ["default", "asyncio"])
+def test_mail_is_counted_and_served_on_tcp_and_a_unix_socket(tmp_path: Path, reactor: str) -> None:
+    with GuardProcess(tmp_path, "--metrics=tcp:0:interface=127.0.0.1", UNIX, reactor=reactor) as guard:
+        deliver(guard.address)
+        for place in (tmp_path / "m.sock", metrics_port(guard)):
+            answer = asked(place)
+            assert value(answer, 'messages_total{outcome="accepted"}') == 1
+            assert value(answer, 'delivery_seconds_count{hook="finish",outcome="ok"}') == 1
+            assert re.search(r"(?m)^process_cpu_seconds_total ", answer)
+            assert asked(place, "/healthz").endswith("\r\n\r\nok\n")
+
+
+def test_the_health_says_that_the_guard_drains(tmp_path: Path) -> None:
+    with GuardProcess(tmp_path, UNIX) as guard:
+        with RawClient(guard.address) as client:
+            client.ask("EHLO x")
+            client.ask("MAIL FROM:<a@example.org>")
+            os.kill(guard.pid, signal.SIGTERM)
+            guard.wait_for(r"\] draining ")
+            answer = asked(tmp_path / "m.sock", "/healthz")
+            assert answer.startswith("HTTP/1.1 503 Service Unavailable\r\n")
+            assert answer.endswith("\r\n\r\nthe guard does not listen, it is draining\n")
+        guard.wait_for(r"\] stopped ")
+        eventually(lambda: not guard.runs, "it does not end")
+        assert not (tmp_path / "m.sock").exists()
+
+
+def test_a_crowd_on_the_metrics_keeps_no_mail_and_no_scrape_waiting(tmp_path: Path) -> None:
+    with GuardProcess(tmp_path, "--metrics=tcp:0:interface=127.0.0.1") as guard:
+        port = metrics_port(guard)
+        crowd = []
+        began = time.monotonic()
+        for number in range(2000):
+            client = socket.create_connection(("127.0.0.1", port))
+            client.setblocking(False)
+            client.send(
+                (b"", b"GET", b"GET /metrics HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n")[
+                    number % 4
+                ]
+            )
+            crowd.append(client)
+            if number % 400 == 0:
+                deliver(guard.address)
+                assert value(asked(port), "message_octets_total") > 0
+        folder = Path(f"/proc/{guard.pid}/fd")
+        eventually(lambda: len(list(folder.iterdir())) < 100, "it has kept too many of them")
+        assert time.monotonic() - began < 60
+        for client in crowd:
+            client.close()
+
+
+def test_an_address_that_others_can_reach_is_warned_of(tmp_path: Path) -> None:
+    with GuardProcess(tmp_path, "--metrics=tcp:0") as guard:
+        guard.wait_for(
+            r"\] setup_warning what=metrics other hosts can read the metrics at tcp:0, which have no password"
+        )
+
+
+def test_a_taken_port_ends_the_start_with_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ("--listen=tcp:0:interface=127.0.0.1", f"--metrics=tcp:{port}:interface=127.0.0.1")
+        status, _, errors = twist(*words, cwd=tmp_path)
+    assert status == 1
+    assert re.fullmatch(rf"--metrics: cannot listen on tcp:{port}:interface=127\.0\.0\.1: .*\n", errors)
+
+
+def test_a_wrong_endpoint_is_one_sentence(tmp_path: Path) -> None:
+    status, _, errors = twist("--metrics=9525", cwd=tmp_path)
+    assert status == 64
+    assert errors.startswith("--metrics: an endpoint such as ")
+
+
+@pytest.mark.parametrize("options", [(), ("--metrics=unix:m.sock",)])
+def test_twisted_web_is_loaded_only_where_it_is_used(tmp_path: Path, options: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from twisted_smtpguard.cli.options import Options, make_service; from twisted.internet.task "
+        "import Clock; options = Options(); options.parseOptions(sys.argv[1:]); "
+        "from twisted.internet.testing import MemoryReactorClock; make_service(options, MemoryReactorClock()); "
+        "print('twisted.web' in sys.modules, 'prometheus_client' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, "--deliver=discard", *options]
+    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(bool(options))] * 2

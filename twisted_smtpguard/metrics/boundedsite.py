@@ -1,0 +1,128 @@
+"""The HTTP server of the metrics: twisted.web's, with bounds on what a stranger can make of it.
+
+A connection has one request and then ends, so there is nothing to pipeline. It has SECONDS for all of that, from accept
+to the last octet that its client reads. This file imports twisted.web.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import SERVICE_UNAVAILABLE, HTTPChannel
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+SECONDS = 5.0
+"""How long a connection may last."""
+
+MAX_REQUESTS = 8
+"""How many requests may be answered at once: until their clients have read the answer. Further ones get a 503."""
+
+MAX_WAITING = 64
+"""How many connections may be open on which no whole request has come. Above that the oldest is aborted: whoever asks
+at once, as Prometheus does, gets an answer however many others say nothing."""
+
+
+class _Nothing(BytesIO):
+    """Takes the body of a request, which no page wants."""
+
+    def write(self, octets: Any) -> int:
+        return len(octets)
+
+
+class _Request(Request):
+    def gotLength(self, length: int | None) -> None:
+        """Called by twisted.web, which would keep the body in memory or in a file."""
+        self.content = _Nothing()
+
+    def process(self) -> None:
+        """Called by twisted.web when the request is complete."""
+        channel: Any = self.channel
+        if channel.site.serves(channel):
+            super().process()
+        else:
+            self.setResponseCode(SERVICE_UNAVAILABLE)
+            self.responseHeaders.setRawHeaders(b"Content-Length", [b"0"])
+            self.finish()
+
+
+class _Channel(HTTPChannel):
+    """One connection."""
+
+    MAX_LENGTH = 4096
+    totalHeadersSize = 8192
+    maxHeaders = 100
+    site: BoundedSite
+    transport: Any
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._end = self.site.clock.callLater(SECONDS, self.transport.abortConnection)
+        self.site.opened(self)
+
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        """Called by twisted.web: whether the connection may have another request."""
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._end.active():
+            self._end.cancel()
+        self.site.closed(self)
+        super().connectionLost(reason)
+
+
+class BoundedSite(Site):
+    """Serves `resource` within the bounds of this file."""
+
+    noisy = False
+    protocol: Any = _Channel
+
+    def __init__(self, resource: IResource, clock: IReactorTime) -> None:
+        # Each connection has a time limit of its own.
+        super().__init__(resource, requestFactory=_Request, timeout=None, reactor=clock)
+        self.clock = clock
+        self._waiting: dict[Any, None] = {}
+        """The connections on which no whole request has come, or that get a 503, the oldest first."""
+        self._answering: set[Any] = set()
+
+    # Called by the channels.
+
+    def opened(self, channel: Any) -> None:
+        """A connection was accepted."""
+        if len(self._waiting) >= MAX_WAITING:
+            next(iter(self._waiting)).transport.abortConnection()
+        self._waiting[channel] = None
+
+    def serves(self, channel: Any) -> bool:
+        """Whether the request of a connection, which is complete, is answered. If not, there are too many."""
+        served = len(self._answering) < MAX_REQUESTS
+        if served:
+            del self._waiting[channel]
+            self._answering.add(channel)
+        return served
+
+    def closed(self, channel: Any) -> None:
+        """A connection is gone."""
+        self._waiting.pop(channel, None)
+        self._answering.discard(channel)
+
+    def end(self) -> None:
+        """Abort every connection: the service stops."""
+        for channel in [*self._waiting, *self._answering]:
+            channel.transport.abortConnection()
+
+    # Called by twisted.web, which would keep an access log, and a clock for it.
+
+    def startFactory(self) -> None:
+        pass
+
+    def stopFactory(self) -> None:
+        pass
+
+    def log(self, request: Any) -> None:
+        pass
