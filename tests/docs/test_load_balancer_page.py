@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import smtplib
@@ -13,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from documents import DOCS
-from processes import PATIENCE_SECONDS, GuardProcess
+from documents import DOCS, blocks
+from processes import PATIENCE_SECONDS, GuardProcess, eventually
 from programs import NGINX_MAIL, missing, proxied
+from rawclient import RawClient
+from shell import free_port
 
 PAGE = (DOCS / "how-to" / "behind-a-load-balancer.md").read_text()
 MAIL = DOCS / "examples" / "nginx" / "mail.conf"
@@ -128,3 +131,36 @@ def test_a_header_that_comes_with_the_first_octets_is_waited_for_in_vain_but_und
         except ConnectionResetError:
             pass
         guard.wait_for("reason=proxy_header_timeout")
+
+
+@pytest.mark.clients
+def test_haproxy_asks_by_http_whether_a_guard_is_well_and_sends_its_header_to_the_guard_alone(
+    tmp_path: Path,
+) -> None:
+    shown = next(
+        block for block in blocks(DOCS / "how-to" / "behind-a-load-balancer.md", "text") if "httpchk" in block
+    )
+    metrics, statistics = free_port(), tmp_path / "statistics"
+    text = shown.replace("bind :25", "bind 127.0.0.1:{front}").replace("192.0.2.10:2525", "127.0.0.1:{port}")
+    text = text.replace("check port 9525", f"check port {metrics} inter 100ms")
+    timeouts = "timeout connect 5s\n timeout client 60s\n timeout server 60s"
+    text = f"global\n stats socket {statistics}\ndefaults\n mode tcp\n {timeouts}\n{text}"
+    options = ("--proxy-protocol-from=127.0.0.1", f"--metrics=tcp:{metrics}:interface=127.0.0.1")
+
+    def found() -> str:
+        """What the last check came to."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(statistics))
+            asking.sendall(b"show stat\n")
+            rows = list(csv.DictReader(asking.makefile().read().removeprefix("# ").splitlines()))
+        return next(f"{row['status']} {row['check_status']}" for row in rows if row["svname"] == "guard")
+
+    with GuardProcess(tmp_path, *options) as guard, proxied("haproxy", tmp_path, guard.port, text) as front:
+        eventually(lambda: found() == "UP L7OK", "it is not asked")
+        with RawClient(("127.0.0.1", front), "127.0.0.2") as client:
+            assert client.greeting.startswith("220 ")
+        guard.wait_for(r"\] disconnect .* peer=127\.0\.0\.2 ")
+        # That of the client, and that which found out that HAProxy listens. The checks are none.
+        assert sum("] connect " in line for line in guard.lines) == 2
+        guard.stop()
+        eventually(lambda: found().startswith("DOWN "), "it is still asked")

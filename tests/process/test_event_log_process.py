@@ -47,6 +47,27 @@ def test_it_has_what_the_log_level_lets_through(tmp_path: Path) -> None:
     assert {json.loads(line)["level"] for line in path.read_text().splitlines()} == {"warn"}
 
 
+def test_a_session_has_one_id_from_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    for name in ("upstream", "guard"):
+        (tmp_path / name).mkdir()
+    with GuardProcess(tmp_path / "upstream") as upstream:
+        deliver = f"--deliver=smtp:tcp:127.0.0.1:{upstream.port}"
+        with (
+            GuardProcess(tmp_path / "guard", deliver, f"--event-log={path}") as guard,
+            smtplib.SMTP(*guard.address) as client,
+        ):
+            client.sendmail("a@example.com", "b@example.org", "Subject: hello\n\nHello.\n")
+            client.docmd("MAIL", "nonsense")
+        eventually(lambda: "disconnect" in events(path), "it is not told")
+        (message,) = (upstream.maildir / "new").iterdir()
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    ids = {event["event"]: event["session"] for event in told if "session" in event}
+    assert ids.keys() == {"connect", "accept", "reject", "disconnect"}
+    (session,) = set(ids.values())
+    assert f" id {session}" in message.read_text()
+
+
 def test_sighup_opens_it_anew_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "events"
     with GuardProcess(tmp_path, f"--event-log={path}") as guard:
