@@ -144,6 +144,7 @@ def test_every_mail_is_deferred_while_sessions_go_on() -> None:
         assert log.take("operator") == [
             "operator by=uid:0 verb=defer what=on,Service\\x20temporarily\\x20unavailable"
         ]
+        assert guard.operator.status()["deferring"] is True
         for _ in range(5):
             assert deferred(client) == "451 4.3.2 Service temporarily unavailable\r\n"
         (line, *_) = log.take("reject")
@@ -152,6 +153,7 @@ def test_every_mail_is_deferred_while_sessions_go_on() -> None:
     assert client.codes("RCPT TO:<b@c.example>", "NOOP") == [503, 250]
     assert in_mail.codes("DATA", "x", ".")[-2:] == [354, 250]
     guard.operator.defer("off")
+    assert guard.operator.status()["deferring"] is False
     assert codes(deferred(client)) == [250]
     assert guard.factory.statistics.refusals["deferred"] == 5
 

@@ -89,6 +89,7 @@ class Operator:
             "pid": os.getpid(),
             "hostname": factory.context.hostname,
             "state": self._guard.state,
+            "deferring": factory.context.deferral is not None,
             "listening": dict(self._guard.addresses),
             "connections": factory.connections,
             "max_connections": limits.max_connections,
