@@ -14,8 +14,9 @@ from loopback import Loopback
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
+from twisted_smtpguard.log.history import MAX_CLIENTS, Tallies
 from twisted_smtpguard.operations.operator import APPLICATION, Operator
-from twisted_smtpguard.operations.sessions import Network, rows
+from twisted_smtpguard.operations.sessions import TOP_ROWS, Network, rows, top
 from twisted_smtpguard.operations.verbs import VERBS
 
 ENDED = b"421 4.3.2 Session ended by the operator, try again later\r\n"
@@ -260,3 +261,54 @@ async def test_a_reload_is_answered_when_it_is_done(guard: Loopback, log: list[L
     await guard.until(lambda: answers)
     assert answers == [{"reloaded": True}]
     assert changes(log) == ["operator by=uid:0 verb=reload"]
+
+
+# The busiest clients.
+
+
+def counts_of(rows: Any) -> dict[str, list[int]]:
+    return {row.pop("client"): list(row.values()) for row in rows}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_busiest_clients_are_those_of_open_sessions_and_of_ended_ones(guard: Loopback) -> None:
+    operator = guard.service.operator
+    assert list(operator.top()) == []
+    stays, leaves = await guard.greeted(), await guard.greeted()
+    for client in (stays, leaves):
+        await client.says(ENVELOPE + b"RCPT TO:<c@guard.example>\r\nDATA\r\n")
+        await client.hears(b"354 ")
+        await client.says(b"a message\r\n.\r\nRUBBISH\r\n")
+        await client.hears(b"500 ")
+    assert counts_of(operator.top("messages")) == {"127.0.0.1": [2, 2, 4, 2]}
+    await leaves.says(b"QUIT\r\n")
+    await leaves.hears_the_end()
+    await guard.until(lambda: len(names(guard)) == 1)
+    assert counts_of(operator.carry_out("top", {"by": "recipients"})) == {"127.0.0.1": [1, 2, 4, 2]}
+    with pytest.raises(ValueError, match="must be one of connections, messages"):
+        operator.carry_out("top", {"by": "size"})
+    with pytest.raises(ValueError, match="one of connections, messages"):
+        operator.top("size")
+
+
+def test_the_clients_that_have_most_come_first_and_those_that_have_none_not_at_all() -> None:
+    tallies = Tallies()
+    for number in range(30):
+        tallies.add(f"192.0.2.{number}", number, 0, 0)
+    tallies.add("2001:db8::1", 50, 60, 0)
+    tallies.add("2001:db8::2", 1, 1, 1)
+    rows = list(top([], tallies, "messages"))
+    assert [row["client"] for row in rows[:3]] == ["2001:db8::/64", "192.0.2.29", "192.0.2.28"]
+    assert len(rows) == TOP_ROWS
+    assert counts_of(top([], tallies, "refusals")) == {"2001:db8::/64": [0, 51, 61, 1]}
+    assert list(top([], tallies, "connections")) == []
+
+
+def test_no_number_of_clients_makes_the_counts_grow_without_bound() -> None:
+    tallies = Tallies()
+    for number in range(MAX_CLIENTS + 100):
+        tallies.add("192.0.2.1", 1, 0, 0)
+        tallies.add(f"198.{number >> 16}.{number >> 8 & 255}.{number & 255}", 0, 0, 1)
+    counts = dict(tallies)
+    assert len(counts) == MAX_CLIENTS
+    assert counts["192.0.2.1"][0] == MAX_CLIENTS + 100

@@ -158,6 +158,8 @@ class Connection:
     """The number of wrong credentials in this session."""
     messages: int = 0
     """The number of accepted messages."""
+    recipients_accepted: int = 0
+    """The number of their recipients."""
     transactions: int = 0
     """The number of mail transactions that have begun: MAIL commands that were accepted."""
     pending: Any = None

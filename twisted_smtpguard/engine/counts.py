@@ -180,6 +180,7 @@ def log_end(engine: Connection) -> None:
             seconds,
             engine.messages,
             silent=engine.silent,
+            recipients=engine.recipients_accepted,
             helo=engine.helo,
             tls=engine.tls,
             user="" if user is None else user.name,

@@ -291,6 +291,7 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
     if reply.code < 300:
         # An accepted message resets the counts of errors and junk.
         engine.messages += 1
+        engine.recipients_accepted += len(engine.recipients)
         engine.errors = engine.junk = 0
         context, user = engine.context, engine.user
         # As `_acceptance` has it, which would make another object for each mail.

@@ -177,14 +177,15 @@ class Events(ServiceEvents):
         messages: int,
         *,
         silent: bool = False,
+        recipients: int = 0,
         helo: str = "",
         tls: str = "",
         user: str = "",
     ) -> None:
         """An admitted connection has ended, after `seconds` and `messages` accepted messages. Logged exactly once.
 
-        `silent`: it was the proxy's own connection and sent no command, which is logged at debug. `helo`, `tls` and
-        `user` are for the history only: events in the session have them in the log."""
+        `silent`: it was the proxy's own connection and sent no command, which is logged at debug. `recipients`, `helo`,
+        `tls` and `user` are for the history only: events in the session have them in the log."""
         counts = self.statistics
         counts.live_connections -= 1
         counts.sessions_ended += 1
@@ -192,6 +193,8 @@ class Events(ServiceEvents):
         if not silent:
             row = self._clock.seconds(), seconds, peer, session, reason, messages, helo, user[:KEPT], tls
             self.history.sessions.add(peer, row)
+        if messages:
+            self.history.tallies.add(peer, messages, recipients, 0)
         if self._log.debugs if silent else self._log.informs:
             fields: dict[str, object] = {"session": session, "peer": peer, "reason": reason}
             fields.update(seconds=round(seconds, 3), messages=messages)
@@ -238,6 +241,8 @@ class Events(ServiceEvents):
         answer = b"" if reply is None else (reply.said or reply.wire)[:KEPT]
         row = now, peer, session, reason, command, limit, value, ip_filter, rule[:KEPT], answer, dry_run
         self.history.refusals.add(peer, row)
+        if not dry_run:
+            self.history.tallies.add(peer, 0, 0, 1)
         # Under a flood most refusals stop here, before the fields are built.
         if not self._log.informs or not self._refusals.allows(peer, reason, now):
             return

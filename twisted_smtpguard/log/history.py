@@ -1,4 +1,5 @@
-"""What was refused lately, and which sessions have ended: the latest of each client, in tables of bounded size.
+"""What was refused lately, and which sessions have ended: the latest of each client and their number, in tables of
+bounded size.
 
 `Events` records every refusal and every end here, also those that the log leaves out. A flood passes through here too,
 so a row is a plain tuple of values that exist already, and nothing is escaped before somebody looks.
@@ -7,8 +8,9 @@ so a row is a plain tuple of values that exist already, and nothing is escaped b
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
-from socket import AF_INET6, inet_pton
+from socket import AF_INET6, inet_ntop, inet_pton
 from typing import Any
 
 from twisted_smtpguard.inputs.escaping import escape_text
@@ -45,7 +47,7 @@ class LatestRows:
 
     def add(self, peer: str, row: Row) -> None:
         """Record a row of the client with this name in the log."""
-        client = peer if ":" not in peer else _network_of(peer)
+        client = _client_of(peer)
         table = self._rows
         rows = table.get(client)
         if rows is None:
@@ -60,7 +62,7 @@ class LatestRows:
 
     def of(self, peer: str) -> list[dict[str, object]]:
         """The rows of the client to which this address belongs, the latest first."""
-        rows = self._rows.get(_network_of(peer) if ":" in peer else peer, ())
+        rows = self._rows.get(_client_of(peer), ())
         return [self._shown(row) for row in reversed(rows)]
 
     def latest(self, most: int) -> list[dict[str, object]]:
@@ -76,6 +78,33 @@ class LatestRows:
             for name, value in zip(self._names, row, strict=True)
             if value not in ("", b"", None)
         }
+
+
+class Tallies:
+    """How much each client has sent in the sessions that have ended, and how often it was refused. Clients are told
+    apart, and forgotten, as in a LatestRows."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[str | bytes, tuple[int, int, int]] = OrderedDict()
+
+    def add(self, peer: str, messages: int, recipients: int, refusals: int) -> None:
+        """Add to the counts of the client with this name in the log."""
+        client = _client_of(peer)
+        table = self._counts
+        before = table.get(client, (0, 0, 0))
+        table[client] = before[0] + messages, before[1] + recipients, before[2] + refusals
+        table.move_to_end(client)
+        if len(table) > MAX_CLIENTS:
+            table.popitem(last=False)
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
+        """Each client, as `client_of` calls it, with its messages, recipients and refusals."""
+        return ((_shown_client(client), counts) for client, counts in self._counts.items())
+
+
+def client_of(peer: str) -> str:
+    """The client to which an address belongs: the address itself, `unix`, or `2001:db8::/64`."""
+    return _shown_client(_client_of(peer))
 
 
 class History:
@@ -101,10 +130,15 @@ class History:
         self.sessions = LatestRows(
             "ended", "seconds", "address", "session", "reason", "messages", "helo", "user", "tls"
         )
+        self.tallies = Tallies()
 
 
-def _network_of(peer: str) -> bytes:
-    return inet_pton(AF_INET6, peer.partition("%")[0])[:8]
+def _client_of(peer: str) -> str | bytes:
+    return peer if ":" not in peer else inet_pton(AF_INET6, peer.partition("%")[0])[:8]
+
+
+def _shown_client(client: str | bytes) -> str:
+    return client if isinstance(client, str) else f"{inet_ntop(AF_INET6, client.ljust(16, bytes(1)))}/64"
 
 
 def _text(value: str | bytes) -> str:

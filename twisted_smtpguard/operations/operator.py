@@ -17,7 +17,7 @@ from twisted_smtpguard.operations import sessions
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.traces import Trace, Traces
-from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.operations.verbs import TOP, VERBS
 from twisted_smtpguard.operations.why import why
 from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
@@ -98,6 +98,14 @@ class Operator:
             "tls_handshakes": len(factory.context.handshakes),
             "statistics": statistics.snapshot(),
         }
+
+    def top(self, order: str = TOP[0]) -> Iterator[dict[str, Any]]:
+        """One row for each of the clients that have most of `order`: `connections` that are open, `messages`,
+        `recipients` or `refusals`. They are counted as long as a client is one of the 10,000 that are remembered."""
+        if order not in TOP:
+            raise ValueError(f"one of {', '.join(TOP)} is expected, not {order[:40]!r}")
+        factory = self._guard.factory
+        return iter(sessions.top(factory.sessions(), factory.context.events.history.tallies, order))
 
     def sessions(self, network: str = "") -> Iterator[dict[str, Any]]:
         """One row for each open connection whose client is in `network`; `unix` stands for UNIX sockets."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
+from heapq import nlargest
 from ipaddress import ip_address
 from typing import Any, Protocol
 
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networktable import IPV4_BITS, IPV6_BITS
 from twisted_smtpguard.log.eventlog import encryption, word
+from twisted_smtpguard.log.history import client_of
+from twisted_smtpguard.operations.verbs import TOP
+
+TOP_ROWS = 20
+"""How many clients `top` lists."""
 
 
 class LiveSession(Protocol):
@@ -23,6 +29,7 @@ class LiveSession(Protocol):
     tls: str
     user: Any
     messages: int
+    recipients_accepted: int
 
 
 def utc(seconds: float) -> str:
@@ -38,6 +45,31 @@ def rows(sessions: Iterable[LiveSession], network: str = "") -> Iterator[dict[st
     """
     belongs = Network(network) if network else None
     return (_row(each) for each in sessions if belongs is None or each.peer_name in belongs)
+
+
+def top(
+    sessions: Iterable[LiveSession],
+    tallies: Iterable[tuple[str, tuple[int, int, int]]],
+    by: str,
+    most: int = TOP_ROWS,
+) -> list[dict[str, object]]:
+    """The clients that have most of `by`, one of TOP, the first of them first: at most so many, and none that has none.
+
+    `tallies` has the messages, recipients and refusals of each client without those of the `sessions`, which are open.
+    """
+    found: dict[str, list[int]] = {client: [0, *counts] for client, counts in tallies}
+    for session in sessions:
+        counts = found.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
+        counts[0] += 1
+        counts[1] += session.messages
+        counts[2] += session.recipients_accepted
+    place = TOP.index(by)
+    leaders = nlargest(most, found.items(), key=lambda each: each[1][place])
+    return [
+        {"client": client, **dict(zip(TOP, counts, strict=True))}
+        for client, counts in leaders
+        if counts[place]
+    ]
 
 
 class Network:

@@ -101,6 +101,22 @@ _RULE = (
 _VERBS = (
     Verb("status", "Show whether the guard listens, its connections and what it has counted."),
     Verb(
+        "top",
+        "List the 20 clients that have most: connections that are open, accepted messages, their recipients, and "
+        "refusals. They are counted as long as the client is one of the 10,000 that the guard remembers.",
+        (
+            Argument(
+                "by",
+                "|".join(TOP),
+                "What the clients are ordered by. Without it by connections.",
+                required=False,
+                option=True,
+                choices=TOP,
+                parameter="order",
+            ),
+        ),
+    ),
+    Verb(
         "sessions",
         "List the connections that are open: id, client, stage, since when, HELO, TLS, user and accepted messages. A "
         "connection that has not been greeted has no id.",
