@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import GuardProcess, eventually
+from processes import TWIST, GuardProcess, eventually
 from programs import missing, run
 from rawclient import RawClient
 from test_fail2ban import EXAMPLES, FILTER, INNOCENT
 
+from twisted_smtpguard.control.requests import DEFAULT_PATH
+
 ACTION = EXAMPLES / "action.d" / "twisted-smtpguard.conf"
+CONTROL_ACTION = EXAMPLES / "action.d" / "twisted-smtpguard-control.conf"
 IN_JOURNAL = "mx twist[4711]: 2026-11-30T06:23:55+0000 [twisted_smtpguard#info] "
 
 
@@ -123,3 +126,29 @@ def test_who_is_banned_is_refused_by_the_guard_until_unbanned(tmp_path: Path) ->
         assert greeting("127.0.0.22").startswith("421 ")
         assert banned.read_text().count("\n") == 1
         assert not (tmp_path / "banned.new").exists()
+
+
+def test_who_is_banned_by_the_command_is_refused_by_the_guard_until_unbanned(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    action = configparser.ConfigParser(interpolation=None)
+    assert action.read(CONTROL_ACTION) != []
+    program, *words = action["Init"]["smtpguardctl"].split()
+    assert (Path(program).name, words) == ("smtpguardctl", ["--socket", DEFAULT_PATH])
+
+    def does(name: str, address: str) -> None:
+        command = action["Definition"][name].replace("<ip>", address)
+        command = command.replace("<smtpguardctl>", f"{TWIST.with_name('smtpguardctl')} --socket {path}")
+        subprocess.run(["sh", "-c", command], check=True)
+
+    def greeting() -> str:
+        with RawClient(guard.address, "127.0.0.2") as client:
+            return client.greeting[:3]
+
+    with GuardProcess(tmp_path, f"--control={path}") as guard:
+        for number in range(2):
+            does("actionban", "127.0.0.2")
+            assert greeting() == "421", number
+            does("actionunban", "127.0.0.2")
+            assert greeting() == "220", number
+        # fail2ban unbans at its own end, whatever has become of the guard.
+        does("actionunban", "127.0.0.2")

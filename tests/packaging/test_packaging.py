@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import smtplib
 import sqlite3
@@ -152,6 +153,19 @@ def test_the_wheel_has_every_module_and_the_plugin_and_the_types(
     # Twisted's own __init__ files would be overwritten by ours, and deleted with us.
     data = {"twisted_smtpguard/py.typed", "twisted_smtpguard/cli/options.ini"}
     assert names == modules | data | {"twisted/plugins/twisted_smtpguard.py"}
+
+
+def test_a_running_guard_answers_the_command_that_is_beside_twist(
+    installed: Installed, tmp_path: Path
+) -> None:
+    path = tmp_path / "control.sock"
+    command = installed.root / "bin" / "smtpguardctl"
+    with GuardProcess(tmp_path, f"--control={path}", twist=installed.root / "bin" / "twist"):
+        done = subprocess.run(
+            [command, "--socket", path, "status"], check=True, capture_output=True, text=True
+        )
+    assert re.search(r"(?m)^state +listening$", done.stdout)
+    assert run(command, "--help").startswith("usage: smtpguardctl ")
 
 
 def test_the_files_for_fail2ban_come_with_it(installed: Installed) -> None:
