@@ -273,6 +273,7 @@ LOGINS = [
     (f"AUTH {plain()}",),
     (f"AUTH PLAIN\0 {plain()}",),
     (f"XAUTH PLAIN {plain()}",),
+    ("AUTH\0 LOGIN", base64(USER), base64(PASSWORD)),
     ("XAUTH LOGIN", base64(USER), base64(PASSWORD)),
     ("AUTH CRAM-MD5", base64(USER), base64(PASSWORD)),
     ("AUTH", base64(USER), base64(PASSWORD)),
