@@ -40,6 +40,11 @@ def counted(guard: Guard) -> str:
         (
             [list(table.items()) for table in tables if table],
             context.events.statistics,
+            {
+                name: list(each)
+                for name, each in vars(context.events.measured).items()
+                if isinstance(each, dict)
+            },
             list(context.events.history.refusals._rows.items()),
             list(context.events.history.sessions._rows.items()),
             context.pending_deliveries,
