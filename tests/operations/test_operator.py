@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from loopback import Loopback
+from loopback import Loopback, reactor
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
+from twisted_smtpguard import NetworksFile
 from twisted_smtpguard.log.history import MAX_CLIENTS, Tallies
 from twisted_smtpguard.operations.operator import APPLICATION, Operator
 from twisted_smtpguard.operations.sessions import TOP_ROWS, Network, rows, top
@@ -261,6 +264,27 @@ async def test_a_reload_is_answered_when_it_is_done(guard: Loopback, log: list[L
     await guard.until(lambda: answers)
     assert answers == [{"reloaded": True}]
     assert changes(log) == ["operator by=uid:0 verb=reload"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_of_a_file_with_a_mistake_is_refused_with_its_line(tmp_path: Path) -> None:
+    networks = tmp_path / "networks"
+    networks.write_text("deny 192.0.2.1\n")
+    guard = Loopback(options={"ip_filters": [NetworksFile(str(networks), reactor)]})
+    guard.start()
+    networks.write_text("deny 192.0.2.1\nfnord\n")
+    answers: list[Any] = []
+    guard.service.operator.reload().addErrback(lambda failure: answers.append(failure.value))
+    await guard.until(lambda: answers)
+    assert re.fullmatch(
+        rf"what follows could not be read, and keeps its old data: \S+ --ip-filter: {networks} line 2: .*",
+        str(answers[0]),
+    )
+    networks.write_text("")
+    guard.service.operator.reload().addBoth(answers.append)
+    await guard.until(lambda: len(answers) == 2)
+    assert answers[1] == {"reloaded": True}
+    await guard.close()
 
 
 # The busiest clients.

@@ -87,7 +87,7 @@ class EventLog:
             return
         line = _line(event, fields)
         if problem:
-            problem = _sentence(problem)
+            problem = sentence(problem)
             fields = {**fields, "problem": problem}
         self._log(LogLevel.warn, event, " ".join(filter(None, [line, problem, remark])), fields)
 
@@ -210,7 +210,7 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """`text` as a sentence at the end of a line: escaped, and cut to MAX_PROBLEM_CHARACTERS."""
     shown = escape_text(text[:MAX_PROBLEM_CHARACTERS])
     if len(text) <= MAX_PROBLEM_CHARACTERS >= len(shown):

@@ -89,8 +89,8 @@ class Measurements:
     """Messages that came by BDAT, for which the delivery has given a sink."""
     late_acceptances: int = 0
     """Messages that the delivery accepted after its time limit."""
-    failed_reloads: set[str] = attrs.field(factory=set, init=False)
-    """The parts whose last reload has failed, by their names in the log."""
+    failed_reloads: dict[str, str] = attrs.field(factory=dict, init=False)
+    """The parts whose last reload has failed, by their names in the log, each with a sentence about it."""
     _instant: dict[str, int] = attrs.field(factory=dict, init=False)
 
     def refused(self, code: int) -> None:

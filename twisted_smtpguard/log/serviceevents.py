@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from twisted_smtpguard.log.eventlog import EventLog, counted, item, of_file, word
+from twisted_smtpguard.log.eventlog import EventLog, counted, item, of_file, sentence, word
 from twisted_smtpguard.log.measurements import Measurements
 from twisted_smtpguard.tls.doubts import MAX_NAMES_SHOWN, Doubt
 
@@ -50,8 +50,10 @@ class ServiceEvents:
     def reload_failed(self, what: str, option: str, problem: str, file: str = "") -> None:
         """A filter, the delivery, a certificate, a password file, that of `--event-log` or the configuration could not
         be reloaded, and keeps its old data."""
-        self.measured.failed_reloads.add(what)
-        self._log.warn("reload_failed", of_file(what, option, file), problem)
+        fields = of_file(what, option, file)
+        words = " ".join(map(str, fields.values()))
+        self.measured.failed_reloads[what] = f"{words}: {sentence(problem)}"
+        self._log.warn("reload_failed", fields, problem)
 
     def restart_needed(self, option: str, origin: str) -> None:
         """An option differs from what the guard was started with, and is read at the start only. Logged at each reload.

@@ -209,9 +209,18 @@ class Operator:
         return {"state": self._guard.state, "listening": dict(self._guard.addresses)}
 
     def reload(self, *, by: str = APPLICATION) -> Deferred[dict[str, Any]]:
-        """Reload as on SIGHUP. Fires when that is done."""
+        """Reload as on SIGHUP. Fires when that is done. ValueError: something keeps its old data, for a reason that is
+        told; all else has been reloaded."""
         self._changed(by, "reload")
-        return self._guard.reload().addCallback(lambda _: {"reloaded": True})
+        return self._guard.reload().addCallback(lambda _: self._reloaded())
+
+    def _reloaded(self) -> dict[str, Any]:
+        failed = self._guard.factory.context.events.measured.failed_reloads
+        if failed:
+            raise ValueError(
+                f"what follows could not be read, and keeps its old data: {'; '.join(failed.values())}"
+            )
+        return {"reloaded": True}
 
     def _rule(self, verb: str, network: str, seconds: float | None, by: str) -> dict[str, Any]:
         row = self.networks.add(verb, network, seconds, by)
