@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 import pytest
 from fakes import FakeDelivery, FakeFilter, Guard, SlowFilter, delivery_without_nobody
 from twisted.internet.defer import Deferred, fail
@@ -16,6 +17,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.replies import Reply, deferral
 from twisted_smtpguard.transport.rehearsal import Outcome, rehearse
 from twisted_smtpguard.values import PASS, TRUST, Wanted, refuse
@@ -40,11 +42,12 @@ def counted(guard: Guard) -> str:
         (
             [list(table.items()) for table in tables if table],
             context.events.statistics,
-            {
-                name: list(each)
-                for name, each in vars(context.events.measured).items()
-                if isinstance(each, dict)
-            },
+            attrs.asdict(context.events.measured, recurse=False),
+            [
+                (name, each.counts)
+                for name, each in context.events.measured.filters.items()
+                if isinstance(each, Histogram)
+            ],
             list(context.events.history.refusals._rows.items()),
             list(context.events.history.sessions._rows.items()),
             context.pending_deliveries,
@@ -146,7 +149,9 @@ def test_a_rehearsal_counts_nothing_logs_nothing_and_asks_no_delivery() -> None:
         **limits,
     )
     guard.greeted().say("MAIL FROM:<a@b>", "RCPT TO:<c@d>")
+    guard.connect("198.51.100.1")
     before = counted(guard)
+    assert "'pass'" in before
     with capturedLogs() as logged:
         for _ in range(20):
             assert outcome_of(guard).refused is None
