@@ -48,6 +48,7 @@ class Admission:
         self._total = [TOTAL] if self._counting.shared and limits.max_connections else []
         self._places = [*self._total, *([PER_CLIENT] if limits.max_connections_per_client else [])]
         self._enforced = {name: limits.enforced(name) for name in (TOTAL, PER_CLIENT)}
+        self._some_are_tried = not limits.dry_run.isdisjoint(_REPLIES)
         self._see_whether_asking_is_needed()
 
     def _see_whether_asking_is_needed(self) -> None:
@@ -119,6 +120,8 @@ class Admission:
             if connection.gone:
                 connection.place.give_back()
                 raise CancelledError
+            if not self._some_are_tried:
+                return
         for each, count in zip(wanted, counts, strict=True):
             name = each.counter
             most = rate.most if rate is not None and each.seconds else getattr(self._limits, name)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import TypeAlias
 
-from twisted.internet.defer import Deferred
-
-from twisted_smtpguard.counters.counting import Counting, LookingCounting
+from twisted_smtpguard.counters.counting import Count, Counting, LookingCounting
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.values import Address, Wanted
-
-Count: TypeAlias = int | Deferred[int]
-"""A count, at once or later."""
 
 TOTAL, PER_CLIENT = "max_connections", "max_connections_per_client"
 """The counters of the places that a connection takes."""
@@ -43,30 +37,22 @@ class ClientLimits:
 class ClientRate:
     """One of the rate limits per client: at most `most` events in each window."""
 
-    __slots__ = ("_counting", "_limit", "_seconds", "most", "name")
+    __slots__ = ("_limit", "_seconds", "count", "most", "name")
 
     def __init__(
         self, counting: Counting | LookingCounting, name: str, rate: Rate, *, enforced: bool
     ) -> None:
-        self._counting = counting
         self.name = name
         self.most = rate.events
         self._limit = rate.events if enforced else 0
         self._seconds = rate.seconds
+        self.count: Callable[[str], Count] = counting.one_event(name, self._limit, rate.seconds)
+        """Counts an event of the client with a key, and returns how many its window has, this one included. One above
+        `most` is not counted, unless the limit is in dry run."""
 
     def wanted(self, key: str) -> Wanted:
         """One more event of the client with this key."""
         return Wanted(self.name, key, self._limit, self._seconds)
-
-    def count(self, key: str) -> Count:
-        """Count an event of the client with this key, and return how many its window has, this one included. One above
-        `most` is not counted, unless the limit is in dry run."""
-        counts = self._counting.take((Wanted(self.name, key, self._limit, self._seconds),))
-        return counts.addCallback(_first) if isinstance(counts, Deferred) else counts[0]
-
-
-def _first(counts: Sequence[int]) -> int:
-    return counts[0]
 
 
 class Place:
