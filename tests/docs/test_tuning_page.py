@@ -57,7 +57,7 @@ def test_every_sum_is_right() -> None:
 @pytest.mark.parametrize(
     ("told", "true"),
     [
-        (r"The guard gives its TCP listeners one of ([\d,]+)", service._BACKLOG),
+        (r"The guard gives its TCP listeners one of ([\d,]+)", service.BACKLOG),
         (r"than the (\d+) of the\s+profile", Limits.for_profile("edge").max_connections_per_client),
         (r"`--read-timeout` of (\d+)", Limits().read_timeout),
     ],

@@ -136,7 +136,7 @@ def test_the_service_that_twist_makes_has_it_write_so(
     name: str, ours: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tap, "ignore_signals", lambda: None)
-    monkeypatch.setattr(tap, "make_service", lambda options, reactor: None)
+    monkeypatch.setattr(tap, "make_service", lambda options, reactor, **_: None)
     twist, options = TwistOptions(), tap.Options()
     twist.opt_log_format(name)
     options.parent = twist
@@ -146,7 +146,7 @@ def test_the_service_that_twist_makes_has_it_write_so(
 
 def test_another_parent_or_none_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap, "ignore_signals", lambda: None)
-    monkeypatch.setattr(tap, "make_service", lambda options, reactor: "made")
+    monkeypatch.setattr(tap, "make_service", lambda options, reactor, **_: "made")
     options = tap.Options()
     for options.parent in (None, usage.Options()):
         assert tap.makeService(options) == "made"

@@ -195,7 +195,8 @@ def listening(log: str) -> list[Address]:
     """What a guard listens on that has written `log`."""
     # JSON has the text more than once.
     found = [_LISTENING.search(line) for line in _lines(log)]
-    return [_address(match[1]) for match in found if match]
+    # Each worker tells it.
+    return [*dict.fromkeys(_address(match[1]) for match in found if match)]
 
 
 def _lines(log: str) -> list[str]:

@@ -103,10 +103,13 @@ INTERFACES = [
 SERVICE = [
     "addresses",
     "also_reload",
+    "close_listeners",
     "drain",
+    "end_grace",
     "factory",
     "failed_endpoint",
     "listener_names",
+    "log_statistics",
     "on_listening",
     "operator",
     "ports",

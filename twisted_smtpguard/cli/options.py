@@ -27,6 +27,7 @@ from twisted_smtpguard.cli.configuration import DEFAULT, Setting, explained, rea
 from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.cli.reconfiguring import configure
+from twisted_smtpguard.cli.severalprocesses import all_endpoints, join, supervised, told_as_worker
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
@@ -72,6 +73,8 @@ class Options(usage.Options):
         *([name, None, text] for name, value, text in _PLAIN if not value),
         *([spec.option, None, spec.help] for spec in _LIMITS if spec.unit is FLAG),
     ]
+
+    workers = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +129,7 @@ class Options(usage.Options):
         self.each("deny", parse_network)
         self.each("trust", parse_network)
         self.each("control", settings.check_control)
+        self.workers = self._value("workers", settings.parse_workers) or 0
         self._answer_questions()
 
     def again(self) -> Options:
@@ -315,7 +319,10 @@ def makeService(options: Options) -> IService:
     try:
         if options["check"]:
             _answer("\n".join(awaited(check_service(options, reactor), reactor)))
-        return make_service(options, reactor)
+        worker = told_as_worker(reactor)
+        if worker is not None or not options.workers:
+            return make_service(options, reactor, worker=worker)
+        return supervised(options, make_service(options, reactor), reactor)
     except UsageError as error:
         _exit(str(error))
 
@@ -330,14 +337,14 @@ async def check_service(options: Options, reactor: Any) -> list[str]:
     return [*found, "", limits, "", "A start would find all that it opens, and no mistake."]
 
 
-def make_service(options: Options, reactor: Any, *, trial: Logger | None = None) -> StandaloneService:
+def make_service(
+    options: Options, reactor: Any, *, trial: Logger | None = None, worker: Any = None
+) -> StandaloneService:
     """Make the service from parsed options. UsageError: it cannot be made. With `trial` nothing is written, the service
-    is not to be started, and logs to that logger."""
+    is not to be started, and logs to that logger. With `worker` it is that of a worker."""
     trying = trial is not None
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
-    endpoints, tls_endpoints = (
-        options.endpoints(option, reactor, trial=trying) for option in ("listen", "listen-tls")
-    )
+    endpoints, tls_endpoints = all_endpoints(options, worker, reactor, trial=trying)
     metrics = options.each("metrics", lambda text: settings.metrics_endpoint(text, reactor, trial=trying))
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
@@ -359,6 +366,7 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
         endpoints,
         delivery,
         ip_filters=ip_filters,
+        counters=None if worker is None else worker.counters,
         limits=options.limits,
         hostname=options.hostname,
         events=events,
@@ -373,10 +381,12 @@ def make_service(options: Options, reactor: Any, *, trial: Logger | None = None)
     )
     configure(service, options, reactor)
     heap_trimmer(reactor).setServiceParent(service)
-    for path in options.paths("control")[-1:]:
-        settings.ControlOfProcess(reactor, service.operator, path).setServiceParent(service)
-    if metrics:
-        settings.MetricsOfProcess(service, metrics, options.texts("metrics")).setServiceParent(service)
+    if worker is not None:
+        join(worker, service)
+    elif not options.workers:
+        settings.serve_operators(
+            service, options.paths("control"), metrics, options.texts("metrics"), reactor
+        )
     return service
 
 

@@ -21,8 +21,11 @@ from twisted_smtpguard.hooks.endpointfaults import why_not, wrong_string
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.metrics.serving import MetricsService, require_client
+from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.proxynetworks import UNIX
+
+MOST_WORKERS = 1024
 
 
 def check_proxy(text: str) -> None:
@@ -95,6 +98,30 @@ class MetricsOfProcess(MetricsService):
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
             raise SystemExit(f"--metrics: cannot listen on {name}: {why_not(name, error, ())}") from error
+
+
+def serve_operators(
+    guard: SMTPGuardService,
+    control: Sequence[str],
+    metrics: Sequence[IStreamServerEndpoint],
+    names: Sequence[str],
+    reactor: object,
+) -> None:
+    """Give a guard its control socket, at the last path of `control`, and its `metrics`, if there are any. `names` has
+    the string of each endpoint."""
+    for path in control[-1:]:
+        ControlOfProcess(reactor, guard.operator, path).setServiceParent(guard)
+    if metrics:
+        MetricsOfProcess(guard, metrics, names).setServiceParent(guard)
+
+
+def parse_workers(text: str) -> int:
+    """Parse the number of --workers."""
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MOST_WORKERS:
+        raise ValueError(f"a number of processes from 1 to {MOST_WORKERS} is expected")
+    if not hasattr(os, "memfd_create"):
+        raise ValueError("several processes need Linux, so no number is expected")
+    return int(text)
 
 
 def own_name() -> str:

@@ -114,7 +114,13 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
 
     @property
     def max_connections(self) -> int:
-        return self.options.connections
+        return self._pool.most
+
+    def divide(self, part: int, parts: int) -> None:
+        """Open only one of `parts` equal parts of the connections, since other processes open the others. The first is
+        0. Called before the start."""
+        connections = self.options.connections
+        self._pool.most = connections // parts + (part < connections % parts)
 
     @property
     def may_relay_for_all(self) -> bool:

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -57,6 +57,9 @@ class EventLog:
     """Logs events from `level` on. A caller for which an event is costly to build asks `debugs`, `informs` or `warns`
     first. `seconds` returns the time."""
 
+    everywhere: ClassVar[Mapping[str, object]] = {}
+    """Fields of every event of this process, such as the number of a worker."""
+
     def __init__(
         self,
         seconds: Callable[[], float],
@@ -72,11 +75,15 @@ class EventLog:
 
     def debug(self, event: str, fields: Mapping[str, object]) -> None:
         if self.debugs:
+            if self.everywhere:
+                fields = {**fields, **self.everywhere}
             self._log(LogLevel.debug, event, _line(event, fields), fields)
 
     def info(self, event: str, fields: Mapping[str, object], remark: str = "") -> None:
         """Log at info. `remark` comes at the end of the line, and is no field."""
         if self.informs:
+            if self.everywhere:
+                fields = {**fields, **self.everywhere}
             line = _line(event, fields)
             self._log(LogLevel.info, event, f"{line} {remark}" if remark else line, fields)
 
@@ -85,6 +92,8 @@ class EventLog:
         `remark` comes at the end of the line too, and is no field."""
         if not self.warns:
             return
+        if self.everywhere:
+            fields = {**fields, **self.everywhere}
         line = _line(event, fields)
         if problem:
             problem = sentence(problem)
@@ -93,6 +102,7 @@ class EventLog:
 
     def failure(self, event: str, failure: Failure, fields: Mapping[str, Any], remark: str) -> None:
         """Log `failure` with its traceback, in which its message is escaped."""
+        fields = {**fields, **self.everywhere}
         line = f"{_line(event, fields)} {escape_text(remark)}"
         # A message may repeat what a client sent; everything else in a traceback comes from source files.
         raw = safe_str(failure.value)
@@ -134,6 +144,11 @@ class EventLog:
         if now >= self._tell_again_at:
             self._tell_again_at = now + _OBSERVER_SECONDS
             _log.failure("an observer of the log raised")
+
+
+def in_every_event(**fields: object) -> None:
+    """Add these fields to every event of this process from now on."""
+    EventLog.everywhere = fields
 
 
 def word(text: str) -> str:

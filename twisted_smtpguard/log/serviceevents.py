@@ -120,6 +120,16 @@ class ServiceEvents:
         fields: dict[str, object] = {"by": word(by), "verb": word(verb)}
         self._log.info("operator", {**fields, **({"what": ",".join(map(item, what))} if what else {})})
 
+    def worker_started(self, number: int, pid: int, version: str) -> None:
+        """A worker accepts connections. `version` is that of its code, which may have been replaced on the disk."""
+        self._log.info("worker_started", {"worker": number, "pid": pid, "version": word(version)})
+
+    def worker_died(self, number: int, pid: int, how: str, seconds: float) -> None:
+        """A worker has ended by itself, `seconds` after its start, and is replaced. `how` is `signal:NAME` or
+        `status:N`."""
+        fields: dict[str, object] = {"worker": number, "pid": pid, "how": how, "seconds": round(seconds, 3)}
+        self._log.warn("worker_died", fields)
+
     def setup_warning(self, what: str, problem: str) -> None:
         """The setup of the guard has a risk that does not keep it from starting. Logged once for each, at every
         start."""

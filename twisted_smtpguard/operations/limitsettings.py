@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -59,6 +59,21 @@ class Settings:
         if spec.name not in self._set:
             raise ValueError(f"{spec.option} is not set, its value is that of: {self._origin(spec)}")
         return self._change(spec, getattr(self._configured, spec.name), None)
+
+    def exported(self) -> dict[str, list[str]]:
+        """What is set, for `restore` of another process: for each option its value and who has set it."""
+        return {
+            spec.option: [spec.unit.format(self._set[spec.name].value), self._set[spec.name].origin]
+            for spec in _SPECS.values()
+            if spec.name in self._set
+        }
+
+    def restore(self, exported: Mapping[str, Sequence[str]]) -> None:
+        """Set what was set elsewhere. ValueError: an option or a value is unknown here."""
+        for option, (value, origin) in exported.items():
+            spec = _spec_of(option)
+            parsed = spec.unit.parse(value)
+            self._change(spec, parsed, _Set(parsed, origin))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each limit."""

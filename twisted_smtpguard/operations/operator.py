@@ -63,6 +63,7 @@ class Operator:
         self.networks = NetworkRules(factory.context.seconds, factory.admission.ask_first)
         """The networks that are denied, trusted or allowed."""
         self._traces = Traces(factory)
+        self.context = factory.context
 
     def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
         """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.

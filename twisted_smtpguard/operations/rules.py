@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -123,6 +123,22 @@ class NetworkRules:
             raise ValueError(f"no operator has made a rule for {_text(key)}")
         self._make_table()
         return _row(key, rule)
+
+    def exported(self) -> list[list[Any]]:
+        """The rules of operators, for `restore` of another process: of each its verb, network, end and maker."""
+        self._drop_ended()
+        return [
+            [rule.verb, _text(key), None if rule.ends_at == math.inf else rule.ends_at, rule.origin]
+            for key, rule in self._rules.items()
+        ]
+
+    def restore(self, exported: Iterable[Sequence[Any]]) -> None:
+        """Take the rules that operators have made elsewhere, in place of those made here."""
+        self._rules = {
+            parse_network(network): _Rule(verb, by, math.inf if end is None else end, configured=False)
+            for verb, network, end, by in exported
+        }
+        self._make_table()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each rule in force, by network."""

@@ -6,9 +6,9 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
@@ -47,13 +47,28 @@ def ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+class Signalled(Protocol):
+    """What gets the signals of its process. It is an SMTPGuardService, or supervises some."""
+
+    on_listening: Callable[[], object]
+
+    @property
+    def ready(self) -> bool: ...
+    def reload(self) -> Deferred[Any]: ...
+    def end_grace(self) -> None: ...
+    def log_statistics(self) -> None: ...
+
+
 class ProcessSignals:
     """Handles the signals of a process that consists of `guards`, and tells systemd its state. SIGHUP makes each guard
     reload its files; a second SIGTERM or SIGINT ends the grace of a stop; SIGUSR1 makes each guard log its statistics;
-    SIGUSR2 is ignored."""
+    SIGUSR2 calls `restart`, and is ignored without it."""
 
-    def __init__(self, reactor: Any, guards: Sequence[SMTPGuardService]) -> None:
+    def __init__(
+        self, reactor: Any, guards: Sequence[Signalled], restart: Callable[[], object] | None = None
+    ) -> None:
         self._reactor = reactor
+        self._restart = restart
         self._guards = guards
         for guard in guards:
             guard.on_listening = self.tell_ready_soon
@@ -78,7 +93,7 @@ class ProcessSignals:
             self._handle(SIGUSR1, self._on_question)
         # It would end the process without a log line.
         if SIGUSR2 is not None:
-            self._handle(SIGUSR2, signal.SIG_IGN)
+            self._handle(SIGUSR2, signal.SIG_IGN if self._restart is None else self._on_restart)
         # The reactor sets its own handlers when it begins to run.
         self._reactor.callWhenRunning(self._watch_stops)
 
@@ -134,7 +149,7 @@ class ProcessSignals:
         already."""
         if self._stop_asked:
             for guard in self._guards:
-                self._reactor.callFromThread(guard.factory.end_now)
+                self._reactor.callFromThread(guard.end_grace)
         else:
             self._stop_asked = True
             self._previous_handlers[number](number, frame)
@@ -148,7 +163,10 @@ class ProcessSignals:
 
     def _on_question(self, number: int, frame: FrameType | None) -> None:
         for guard in self._guards:
-            self._reactor.callFromThread(guard.factory.context.events.statistics_now)
+            self._reactor.callFromThread(guard.log_statistics)
+
+    def _on_restart(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._restart)
 
 
 class ProcessService(MultiService):

@@ -32,7 +32,7 @@ from twisted_smtpguard.tls.files import CertificateFiles
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.listener import Listener, bound_accept_log
 
-_BACKLOG = 1024
+BACKLOG = 1024
 """How many connections may wait to be accepted. In a flood of connections that are reset, four times as many made a new
 client wait until a second's worth of dead ones was accepted; with a quarter it was dropped, and tried again after a
 second."""
@@ -243,7 +243,7 @@ class SMTPGuardService(PartsOwner):
             bound_accept_log(port, self._events)
             self.factory.socket_buffers.opened(port)
             if port.backlog == tcp.Port.backlog:
-                port.socket.listen(_BACKLOG)
+                port.socket.listen(BACKLOG)
         self._events.listening(name, address_text(port.getHost()))
         self.on_listening()
 
@@ -275,6 +275,20 @@ class SMTPGuardService(PartsOwner):
         """
         return self._reloader.reload()
 
+    def close_listeners(self) -> Deferred[Any]:
+        """Stop listening, and let the sessions go on. A stop or drain may follow at any time. Fires when every port is
+        closed, and never fails."""
+        ports, self._ports = self._ports, []
+        return gatherResults([self._close(port) for port in ports])
+
+    def end_grace(self) -> None:
+        """End the grace of the stop or drain that is under way: every session ends now."""
+        self.factory.end_now()
+
+    def log_statistics(self) -> None:
+        """Log the statistics, as on SIGUSR1."""
+        self._events.statistics_now()
+
     def drain(self) -> Deferred[None]:
         """Stop listening at once, let the sessions end, and wait for pending verdicts.
 
@@ -297,10 +311,9 @@ class SMTPGuardService(PartsOwner):
 
     def _until_drained(self, then: Callable[[object], Any]) -> Deferred[Any]:
         """Close the listeners, drain the factory, and call `then`. Fires when what it returns has fired."""
-        ports, self._ports = self._ports, []
         self._ending += 1
         # A port that does not close must not keep the sessions from being ended.
-        closing = shielded(gatherResults([self._close(port) for port in ports]))
+        closing = shielded(self.close_listeners())
         ended: Deferred[Any] = within(_PORT_SECONDS, self.factory.deadlines.call_later, closing)
         ended.addBoth(lambda _: self.factory.drain())
         # A caller that no longer waits must not cancel the drain.

@@ -47,6 +47,7 @@ class Pool:
         self._dialler = dialler
         self._clock = clock = dialler.clock
         self._options = dialler.options
+        self.most = self._options.connections
         self._notices = notices = dialler.notices
         self._connections: set[Connection] = set()
         """The usable connections: in use, idle, or parked for their client."""
@@ -318,7 +319,7 @@ class Pool:
             raise Refused(self.health.down)
 
     def _has_place(self) -> bool:
-        return self.in_use + len(self._closing) < self._options.connections
+        return self.in_use + len(self._closing) < self.most
 
     def _can_try(self) -> bool:
         """Whether a transaction may take an idle connection, or attempt a new one, now."""

@@ -1,0 +1,249 @@
+"""Real guards of several processes: one cap over all of them, what becomes of one that dies, and how they end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from processes import LOCAL, PATIENCE_SECONDS, GuardProcess, eventually
+from rawclient import RawClient
+from stored import stored
+
+CAP = 50
+TOO_MANY = "421 4.7.0 Too many connections, try again later"
+
+
+class Workers(GuardProcess):
+    """A guard of several workers, all of which accept connections."""
+
+    def __init__(self, directory: Path, count: int, *options: str, **more: object) -> None:
+        super().__init__(directory, f"--workers={count}", *options, **more)  # type: ignore[arg-type]
+        try:
+            eventually(lambda: len(self.pids) == count, f"there are no {count} workers")
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each worker that runs, by its number."""
+        found: dict[int, int] = {}
+        for line in self.lines:
+            event = re.search(r"\bworker_(started|died|retired) worker=(\d+) pid=(\d+)", line)
+            if event is None:
+                continue
+            number, pid = int(event[2]), int(event[3])
+            if event[1] == "started":
+                found[number] = pid
+            else:
+                found.pop(number, None)
+        return found
+
+    def count(self, event: str) -> int:
+        """How many events of a name the log has."""
+        return sum(bool(re.search(rf"#\w+\] {event}\b", line)) for line in self.lines)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, if it is still a zombie too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def clients() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+class Crowd:
+    """Clients that all come at once, and count themselves from their greeting to the moment at which they leave."""
+
+    def __init__(self, guard: GuardProcess, size: int) -> None:
+        self.greeted: list[socket.socket] = []
+        self.refused = 0
+        self._address = guard.address
+        self._begin = threading.Barrier(size)
+        self._lock = threading.Lock()
+        threads = [threading.Thread(target=self._come) for _ in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _come(self) -> None:
+        client = socket.socket()
+        client.settimeout(PATIENCE_SECONDS)
+        self._begin.wait()
+        client.connect(self._address)
+        line = client.recv(512)
+        with self._lock:
+            if line.startswith(b"220 "):
+                self.greeted.append(client)
+                return
+            self.refused += line == TOO_MANY.encode() + b"\r\n"
+        client.close()
+
+    def leave(self) -> None:
+        for client in self.greeted:
+            client.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("reactor", ["default", "uvloop"])
+def test_the_cap_is_exact_over_all_workers_again_and_again(tmp_path: Path, reactor: str) -> None:
+    options = (
+        "--profile=edge",
+        f"--max-connections={CAP}",
+        "--greet-delay=0",
+        "--max-connections-per-client=0",
+    )
+    with Workers(tmp_path, 4, *options, "--connection-rate=0", "--max-log-lines=0", reactor=reactor) as guard:
+        for _ in range(4):
+            crowd = Crowd(guard, 400)
+            # All that were greeted are there at the same instant.
+            assert (len(crowd.greeted), crowd.refused) == (CAP, 400 - CAP)
+            with suppress(ConnectionError), RawClient(guard.address) as one_more:
+                assert not one_more.greeting.startswith("220")
+            crowd.leave()
+            eventually(lambda: greets(guard, CAP), "not all seats are free again")
+
+
+def greets(guard: GuardProcess, number: int) -> bool:
+    """Whether so many clients are greeted at once."""
+    with ExitStack() as stack:
+        greetings = [stack.enter_context(RawClient(guard.address)).greeting for _ in range(number)]
+        return all(greeting.startswith("220") for greeting in greetings)
+
+
+def test_the_seats_of_a_worker_that_is_killed_are_back_within_a_second_and_others_notice_nothing(
+    tmp_path: Path, clients: ExitStack
+) -> None:
+    with Workers(tmp_path, 2, f"--max-connections={CAP}") as guard:
+        held = [clients.enter_context(RawClient(guard.address)) for _ in range(CAP)]
+        with RawClient(guard.address) as one_more:
+            assert one_more.greeting == TOO_MANY
+        number, pid = sorted(guard.pids.items())[0]
+        os.kill(pid, signal.SIGKILL)
+        alive = [client for client in held if answers(client)]
+        lost = CAP - len(alive)
+        assert 0 < lost < CAP, "one worker had all clients"
+        began = time.monotonic()
+        come: list[RawClient] = []
+        while len(come) < lost:
+            client = clients.enter_context(RawClient(guard.address))
+            come += [client] * client.greeting.startswith("220")
+            assert time.monotonic() - began < 1
+        with RawClient(guard.address) as one_more:
+            assert one_more.greeting == TOO_MANY
+        assert all(answers(client) for client in [*alive, *come])
+        guard.wait_for(rf"worker_died worker={number} pid={pid} how=signal:SIGKILL seconds=\d")
+        eventually(lambda: len(guard.pids) == 2, "it was not replaced")
+        clients.close()
+
+
+def answers(client: RawClient) -> bool:
+    try:
+        return client.ask("NOOP").startswith("250")
+    except OSError:
+        return False
+
+
+def test_a_message_in_each_worker_is_stored_under_a_name_of_its_own_and_its_events_name_the_worker(
+    tmp_path: Path, clients: ExitStack
+) -> None:
+    events = tmp_path / "events"
+    with Workers(tmp_path, 2, f"--event-log={events}") as guard:
+        for _ in range(40):
+            client = clients.enter_context(RawClient(guard.address))
+            for line in ("HELO a.example", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
+                client.ask(line)
+            assert client.ask("Subject: x\r\n\r\nx\r\n.").startswith("250")
+        clients.close()
+    assert len(stored(guard.maildir)) == 40
+    seen = re.findall(r'"event": "accept(?:ed)?".*"worker": (\d)', events.read_text())
+    assert len(seen) == 40
+    assert {*seen} == {"1", "2"}
+    # What each worker has counted, and the sums.
+    stopped = re.findall(r"stopped .*messages_accepted=(\d+) .*", guard.log.decode())
+    assert len(stopped) == 3
+    assert int(stopped[0]) + int(stopped[1]) == int(stopped[2]) == 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_stop_waits_for_the_transactions_of_all_workers(
+    tmp_path: Path, clients: ExitStack, number: signal.Signals
+) -> None:
+    with Workers(tmp_path, 2) as guard:
+        pids = [*guard.pids.values()]
+        sending = [clients.enter_context(RawClient(guard.address)) for _ in range(20)]
+        for client in sending:
+            for line in ("HELO a.example", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
+                client.ask(line)
+        os.kill(guard.pid, number)
+        idle = socket.socket()
+        eventually(lambda: idle.connect_ex(guard.address) != 0, "it still listens")
+        idle.close()
+        for client in sending:
+            assert client.ask("Subject: x\r\n\r\nx\r\n.").startswith("250")
+            assert client.rest() == b"421 4.3.2 Server shutting down\r\n"
+        clients.close()
+        guard.ended(number)
+        assert all(is_gone(pid) for pid in pids)
+    assert len(stored(guard.maildir)) == 20
+
+
+def test_a_second_signal_ends_the_grace_of_all_workers(tmp_path: Path, clients: ExitStack) -> None:
+    with Workers(tmp_path, 2, "--shutdown-grace=1000") as guard:
+        held = [clients.enter_context(RawClient(guard.address)) for _ in range(20)]
+        for client in held:
+            client.ask("HELO a.example")
+            client.ask("MAIL FROM:<a@example.org>")
+        guard.terminate()
+        guard.wait_for("draining sessions=[1-9]")
+        guard.terminate()
+        for client in held:
+            assert client.rest() == b"421 4.3.2 Server shutting down\r\n"
+        clients.close()
+        guard.ended()
+
+
+def test_the_workers_of_a_supervisor_that_is_killed_end_and_the_next_start_works(
+    tmp_path: Path, clients: ExitStack
+) -> None:
+    with Workers(tmp_path, 2) as guard:
+        pids, port = [*guard.pids.values()], guard.port
+        sending = clients.enter_context(RawClient(guard.address))
+        for line in ("HELO a.example", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
+            sending.ask(line)
+        guard.kill()
+        assert sending.ask("Subject: x\r\n\r\nx\r\n.").startswith("250")
+        clients.close()
+        eventually(lambda: all(is_gone(pid) for pid in pids), "a worker goes on without a supervisor")
+    assert len(stored(guard.maildir)) == 1
+    with Workers(tmp_path, 2, listen=(f"tcp:{port}:interface=127.0.0.1",)) as again:
+        assert RawClient(again.address).greeting.startswith("220")
+
+
+def test_unix_sockets_and_implicit_tls_are_inherited_too(tmp_path: Path) -> None:
+    path = tmp_path / "smtp.sock"
+    with Workers(tmp_path, 2, listen=(f"unix:{path}:mode=600", LOCAL)) as guard:
+        assert path.stat().st_mode & 0o777 == 0o600
+        with RawClient(str(path)) as client:
+            assert client.greeting.startswith("220")
+        os.kill(guard.pids[1], signal.SIGKILL)
+        eventually(lambda: guard.count("worker_started") == 3, "it was not replaced")
+        assert path.stat().st_mode & 0o777 == 0o600
+        with RawClient(str(path)) as client:
+            assert client.greeting.startswith("220")
+    assert not path.exists()

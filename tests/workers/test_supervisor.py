@@ -1,0 +1,101 @@
+"""The supervisor in memory: when a worker is started again, what is summed, and when it is killed."""
+
+from __future__ import annotations
+
+import signal
+
+from supervised import status, supervised
+
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
+from twisted_smtpguard.values import Wanted
+
+
+def test_each_worker_has_its_number_and_its_part() -> None:
+    with supervised(3) as it:
+        assert [process.protocol.told[:3] for process in it.processes] == [(1, 0, 3), (2, 1, 3), (3, 2, 3)]
+        assert it.supervisor.ready
+        assert it.names == ["worker_started"] * 3
+
+
+def test_the_guard_is_ready_when_all_workers_are() -> None:
+    with supervised(2, ready=False) as it:
+        told = []
+        it.supervisor.on_listening = lambda: told.append(it.supervisor.ready)
+        for process in it.processes:
+            process.ready()
+        assert told == [False, True]
+
+
+def test_one_that_dies_soon_is_replaced_later_and_later_and_after_a_long_life_at_once() -> None:
+    with supervised(1) as it:
+        waits = []
+        for _ in range(8):
+            began, count = it.reactor.seconds(), len(it.processes)
+            it.end(it.processes[-1])
+            while len(it.processes) == count and it.reactor.seconds() < began + 60:
+                it.reactor.advance(0.125)
+            waits.append(it.reactor.seconds() - began)
+        assert waits == [0, 0.25, 0.5, 1, 2, 4, 5, 5]
+        it.processes[-1].ready()
+        for _ in range(11):
+            it.reactor.advance(1)
+            it.processes[-1].tells(answer=0, done={})
+        count = len(it.processes)
+        it.end(it.processes[-1])
+        assert len(it.processes) == count + 1
+
+
+def test_the_places_of_one_that_dies_are_free_at_once() -> None:
+    wanted = [Wanted("max_connections", "", 1)]
+    with supervised(2) as it:
+        of_second = SharedCounterStore(it.supervisor._table, 1)
+        assert of_second.take("", wanted) == [1]
+        it.end(it.processes[1])
+        assert it.supervisor._store.look(wanted) == [(0, 0.0)]
+        of_second.close()
+
+
+def test_one_that_answers_nothing_for_long_is_killed_and_one_that_answers_is_not() -> None:
+    with supervised(2) as it:
+        hung, alive = it.processes
+        for _ in range(40):
+            it.reactor.advance(1)
+            asked = [message["ask"] for message in alive.told if "ask" in message]
+            for number in asked:
+                alive.tells(answer=number, done=status())
+        assert hung.signals[:1] == [signal.SIGKILL]
+        assert alive.signals == []
+
+
+def test_counts_are_summed_also_of_those_that_have_ended() -> None:
+    with supervised(2, ready=False) as it:
+        it.processes[0].ready(messages_accepted=3, live_connections=2)
+        it.processes[1].ready(messages_accepted=4, live_connections=1)
+        it.end(it.processes[0])
+        it.supervisor.log_statistics()
+        assert it.names[-1] == "statistics"
+        assert (it.events[-1]["messages_accepted"], it.events[-1]["live_connections"]) == (7, 1)
+
+
+def test_a_stop_waits_for_all_and_starts_none() -> None:
+    with supervised(2) as it:
+        it.end(it.processes[0])
+        stopped = it.supervisor.stopService()
+        assert {"stop": True} in it.processes[1].told
+        assert not stopped.called
+        it.processes[1].tells(last=status(messages_accepted=5))
+        it.end(it.processes[1])
+        # The one in place of the first.
+        assert not stopped.called
+        it.end(it.processes[2])
+        assert stopped.called
+        assert it.names[-1] == "stopped"
+        assert it.events[-1]["messages_accepted"] == 5
+        it.reactor.advance(60)
+        assert len(it.processes) == 3
+
+
+def test_one_that_has_not_come_up_is_ended_by_a_signal() -> None:
+    with supervised(1, ready=False) as it:
+        it.supervisor.stopService()
+        assert it.processes[0].signals == [signal.SIGTERM]

@@ -1,0 +1,116 @@
+"""`--workers N`: the service of the process that supervises the workers, and what makes a process a worker.
+
+What supervises and what is a worker is imported where it is needed, since it needs Linux.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted_smtpguard.delivery.domains import AcceptedDomains
+from twisted_smtpguard.delivery.upstream import UpstreamDelivery
+from twisted_smtpguard.interfaces import IConnectingDelivery
+from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.limits.units import RATE
+from twisted_smtpguard.service.process import heap_trimmer
+from twisted_smtpguard.service.service import SMTPGuardService
+
+if TYPE_CHECKING:
+    from twisted_smtpguard.workers.supervisor import Supervisor
+    from twisted_smtpguard.workers.worker import Worker
+
+LISTEN = ("listen", "listen-tls")
+
+_CLIENTS = 1_000_000
+"""How many clients of each counter the shared table has if there is no limit on them."""
+
+
+class _Setting(Protocol):
+    text: str
+
+    def blamed(self) -> AbstractContextManager[None]: ...
+    def wrong(self, problem: str) -> Exception: ...
+
+
+class _Given(Protocol):
+    """What is needed of a command line. It is an Options."""
+
+    workers: int
+    limits: Limits
+
+    @property
+    def given(self) -> Mapping[str, Sequence[Any]]: ...
+    def endpoints(self, option: str, reactor: Any, *, trial: bool) -> Sequence[Any]: ...
+
+
+def told_as_worker(reactor: Any) -> Worker | None:
+    """This process as a worker; None: it is none. Asked once, at the start."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    from twisted_smtpguard.workers.inheritance import inherited  # noqa: PLC0415
+    from twisted_smtpguard.workers.worker import Worker  # noqa: PLC0415
+
+    told = inherited(os.environ)
+    return None if told is None else Worker(reactor, told)
+
+
+def all_endpoints(
+    options: _Given, worker: Worker | None, reactor: Any, *, trial: bool
+) -> Sequence[Sequence[Any]]:
+    """The endpoints of --listen and those of --listen-tls, which a worker inherits."""
+    if worker is not None:
+        return worker.endpoints(len(options.given[LISTEN[0]]))
+    return [options.endpoints(option, reactor, trial=trial) for option in LISTEN]
+
+
+def join(worker: Worker, guard: SMTPGuardService) -> None:
+    """Make the guard of a worker a part of the whole."""
+    delivery = _inner(guard.factory.context.delivery)
+    if isinstance(delivery, UpstreamDelivery):
+        delivery.divide(*worker.share)
+    worker.join(guard)
+
+
+def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Supervisor:
+    """The service that supervises the workers. `guard` is made of the same options, so that each mistake in them has
+    been told, and is thrown away. UsageError: it is nothing for several processes."""
+    from twisted_smtpguard.workers.listening import Listened, check_passable  # noqa: PLC0415
+    from twisted_smtpguard.workers.supervisor import Supervisor  # noqa: PLC0415
+
+    for option in ("control", "metrics"):
+        for setting in options.given[option]:
+            raise setting.wrong("it does not go with --workers")
+    listened = []
+    for option in LISTEN:
+        endpoints = options.endpoints(option, reactor, trial=False)
+        for setting, endpoint in zip(options.given[option], endpoints, strict=True):
+            with setting.blamed():
+                check_passable(endpoint)
+            listened.append(Listened(f"--{option}", setting.text, endpoint))
+    delivery = _inner(guard.factory.context.delivery)
+    most = IConnectingDelivery(delivery).max_connections if IConnectingDelivery.providedBy(delivery) else 0
+    if 0 < most < options.workers:
+        setting = options.given["deliver"][-1]
+        raise setting.wrong(f"each of {options.workers} workers needs a connection, and there may be {most}")
+    counters = 1 + sum(spec.unit is RATE for spec in Limits.specs())
+    clients = options.limits.max_tracked_clients or _CLIENTS
+    command = [sys.executable, *sys.orig_argv[1:]]
+    events = guard.factory.context.events
+    supervisor = Supervisor(
+        reactor, options.workers, listened, command, max_clients=counters * clients, events=events
+    )
+    heap_trimmer(reactor).setServiceParent(supervisor)
+    # Its filters may have long lists.
+    del guard
+    gc.collect()
+    return supervisor
+
+
+def _inner(delivery: Any) -> Any:
+    """The delivery that stores or passes on."""
+    return delivery.delivery if isinstance(delivery, AcceptedDomains) else delivery

@@ -1,0 +1,203 @@
+"""`Supervisor`, the service of a guard that consists of several processes.
+
+It listens and accepts nothing; its workers inherit the sockets, each is a whole guard, and they count in one table. A
+worker that dies is replaced, and its places are free at once.
+"""
+
+# ruff: noqa: N802 - Twisted's own names
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
+from twisted_smtpguard.hooks.later import shielded
+from twisted_smtpguard.hooks.parts import stop_parts
+from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.operations.changes import NO_CHANGES
+from twisted_smtpguard.service.process import ProcessSignals
+from twisted_smtpguard.workers.inheritance import Inheritance
+from twisted_smtpguard.workers.listening import Listened, Listeners
+from twisted_smtpguard.workers.merging import Counts, of_ended, summed
+from twisted_smtpguard.workers.workerprocess import READY, STARTING, WorkerProcess
+
+SOON_SECONDS = 10
+"""A worker that dies so soon after its start is replaced later and later."""
+
+FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.25, 5.0
+
+
+class Supervisor(MultiService):
+    """A guard of `count` workers, each started by `command`, on the endpoints `listened`.
+
+    `max_clients` is how many clients the table of counters holds. Its children, such as a control socket, are started
+    before the workers and stopped after them.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        count: int,
+        listened: Sequence[Listened],
+        command: Sequence[str],
+        *,
+        max_clients: int,
+        events: Events,
+    ) -> None:
+        super().__init__()
+        self.count = count
+        self.events = events
+        self.workers: dict[int, WorkerProcess] = {}
+        """The workers whose processes run, by their numbers."""
+        self.changes: Mapping[str, Any] = NO_CHANGES
+        """What operators have changed, with which a worker begins."""
+        self.on_listening: Callable[[], object] = lambda: None
+        self._reactor = reactor
+        self._command = command
+        self._listeners = Listeners(listened)
+        self._table = create_table(max_clients, 2 * count)
+        self._store = SharedCounterStore(self._table, 0)
+        self._ended: Counts = {}
+        self._waits: dict[int, float] = {}
+        """How long the latest worker of each part had to wait for its start."""
+        self._starts: dict[int, Any] = {}
+        """The starts to come, by part."""
+        self._emptied: Deferred[None] | None = None
+        """Fires when the last worker has ended; None: none is to end."""
+        self._signals = ProcessSignals(reactor, [self])
+
+    @property
+    def ready(self) -> bool:
+        """Whether all workers accept connections."""
+        return self._emptied is None and len(self.ready_workers) >= self.count
+
+    @property
+    def ready_workers(self) -> list[WorkerProcess]:
+        """The workers that accept connections, by their numbers."""
+        return [
+            self.workers[number] for number in sorted(self.workers) if self.workers[number].state == READY
+        ]
+
+    @property
+    def statistics(self) -> Counts:
+        """The sums of the statistics of all workers, with those that have ended."""
+        running = [worker.status["statistics"] for worker in self.workers.values() if worker.status]
+        return summed([self._ended, *running])
+
+    # Start and stop.
+
+    def startService(self) -> None:
+        """Listen, and start the workers once the reactor runs. SystemExit: an endpoint cannot listen."""
+        self._signals.handle()
+        super().startService()
+        self._listeners.open()
+        self._emptied = None
+        # Before that the reactor would not notice the end of a process.
+        self._reactor.callWhenRunning(self._start_all)
+
+    def stopService(self) -> Deferred[Any]:
+        """Close the listeners, stop all workers as `twist` is stopped, and wait until they have ended."""
+        self._signals.stopping()
+        stopping = self.stop_workers().addBoth(lambda _: stop_parts(self))
+        return stopping.addBoth(self._stopped).addBoth(self._signals.stopped)
+
+    def _stopped(self, outcome: Any) -> Any:
+        self._fill_statistics()
+        self.events.stopped()
+        return outcome
+
+    def stop_workers(self) -> Deferred[Any]:
+        """Close the listeners and stop all workers. Fires when they have ended."""
+        if self._emptied is None or self._emptied.called:
+            self._emptied = Deferred()
+        self._listeners.close().addErrback(self.events.failure, "closing a listener")
+        for start in self._starts.values():
+            start.cancel()
+        self._starts = {}
+        for worker in self.workers.values():
+            worker.stop()
+        self._see_whether_all_have_ended()
+        return shielded(self._emptied)
+
+    def _see_whether_all_have_ended(self) -> None:
+        if not self.workers and self._emptied is not None and not self._emptied.called:
+            self._emptied.callback(None)
+
+    # The signals of the process.
+
+    def reload(self) -> Deferred[Any]:
+        """Make every worker reload its files. Fires when that is done, and never fails."""
+        asked = [worker.ask("reload", {}, "signal") for worker in self.ready_workers]
+        return DeferredList(asked, consumeErrors=True)
+
+    def end_grace(self) -> None:
+        """End the grace of a stop in all workers."""
+        for worker in self.workers.values():
+            worker.end_grace()
+
+    def log_statistics(self) -> None:
+        """Log one line with the sums, which are at most a second old."""
+        self._fill_statistics()
+        self.events.statistics_now()
+
+    def _fill_statistics(self) -> None:
+        for name, value in self.statistics.items():
+            setattr(self.events.statistics, name, value)
+
+    # Workers.
+
+    def _start_all(self) -> None:
+        if self._emptied is None:
+            for part in range(self.count):
+                self.start_worker(part)
+
+    def start_worker(self, part: int) -> WorkerProcess | None:
+        """Start a worker with a free number. Returns None if that fails, which is tried again later."""
+        self._starts.pop(part, None)
+        number = next(each for each in range(1, 2 * self.count + 1) if each not in self.workers)
+        told = Inheritance(number, part, self.count, self._listeners.families)
+        worker = WorkerProcess(self._reactor, self, told)
+        try:
+            worker.start(self._command, os.environ, self._table, self._listeners.descriptors, self.changes)
+        except OSError:
+            self.events.failure(Failure(), "starting a worker")
+            self._start_later(part, MOST_WAIT_SECONDS)
+            return None
+        self.workers[number] = worker
+        return worker
+
+    def worker_ready(self, worker: WorkerProcess) -> None:
+        """Called when a worker accepts connections."""
+        status = worker.status
+        self.events.worker_started(worker.number, worker.pid, status["version"])
+        if self._emptied is None:
+            self.on_listening()
+
+    def worker_ended(self, worker: WorkerProcess, how: str) -> None:
+        """Called when the process of a worker has ended."""
+        del self.workers[worker.number]
+        self._store.forget(worker.number - 1)
+        if worker.status:
+            self._ended = summed([self._ended, of_ended(worker.status["statistics"])])
+        if worker.state in (STARTING, READY):
+            seconds = self._reactor.seconds() - worker.began_at
+            self.events.worker_died(worker.number, worker.pid, how, seconds)
+            self._replace(worker.told.part, seconds)
+        self._see_whether_all_have_ended()
+
+    def _replace(self, part: int, seconds: float) -> None:
+        """Start another worker for a part, whose last one died after so many seconds: at once, and later and later if
+        they die soon."""
+        before = self._waits.get(part, 0.0) if seconds < SOON_SECONDS else 0.0
+        self._start_later(part, before)
+        self._waits[part] = min(MOST_WAIT_SECONDS, max(FIRST_WAIT_SECONDS, 2 * before))
+
+    def _start_later(self, part: int, seconds: float) -> None:
+        if self._emptied is None:
+            self._starts[part] = self._reactor.callLater(seconds, self.start_worker, part)
