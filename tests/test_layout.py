@@ -48,7 +48,7 @@ ROOMS: dict[str, str] = {
     "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log metrics operations "
     "service tls transport workers",
     "control": "inputs operations",
-    "counters": "hooks interfaces values",
+    "counters": "hooks inputs interfaces values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
     "engine": "inputs limits replies values",
     "filters": "hooks inputs interfaces limits replies values",
