@@ -48,7 +48,7 @@ ROOMS: dict[str, str] = {
     "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log metrics operations "
     "service tls transport workers",
     "control": "inputs operations",
-    "counters": "hooks inputs interfaces values",
+    "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
     "engine": "inputs limits replies values",
     "filters": "hooks inputs interfaces limits replies values",
@@ -410,9 +410,10 @@ def test_what_is_imported_of_others_is_required() -> None:
     setup.read(ROOT / "setup.cfg")
     lines = [each for each in setup["options"]["install_requires"].splitlines() if not each.startswith("#")]
     required = {line.partition(">=")[0].strip() for line in lines if line}
-    required |= {"uvloop", "metrics"} & set(setup["options.extras_require"])
+    required |= {"uvloop", "metrics", "redis"} & set(setup["options.extras_require"])
     brought_by = {
         "prometheus_client": "metrics",
+        "txredisapi": "redis",
         "OpenSSL": "Twisted[tls]",
         "cryptography": "Twisted[tls]",
         "twisted": "Twisted[tls]",
