@@ -174,7 +174,7 @@ _SETUP = (
 
 def contained(volume: Path, *words: str) -> list[str]:
     """The words that run a command as a container engine would."""
-    namespaces = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"]
+    namespaces = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--kill-child", "--mount-proc"]
     return [*namespaces, "sh", "-c", _SETUP, "sh", str(volume), only("USER"), *words]
 
 
