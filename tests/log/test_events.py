@@ -209,6 +209,8 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "operator": lambda to: to.operator("uid:1000", "end", ["7f3a01"]),
     "worker_started": lambda to: to.worker_started(2, 4711, "0.1.0"),
     "worker_died": lambda to: to.worker_died(2, 4711, "signal:SIGKILL", 3600.5),
+    "worker_retired": lambda to: to.worker_retired(2, 4711, 3600.5),
+    "restart_failed": lambda to: to.restart_failed("worker 3 has ended before it was ready, by status:1"),
     "setup_warning": lambda to: to.setup_warning(
         "readable_file",
         "/etc/smtpguard/guard.key has a private key in it, and every user of this machine can read it",

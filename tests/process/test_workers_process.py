@@ -16,40 +16,10 @@ import pytest
 from processes import LOCAL, PATIENCE_SECONDS, GuardProcess, eventually
 from rawclient import RawClient
 from stored import stored
+from workers import Workers
 
 CAP = 50
 TOO_MANY = "421 4.7.0 Too many connections, try again later"
-
-
-class Workers(GuardProcess):
-    """A guard of several workers, all of which accept connections."""
-
-    def __init__(self, directory: Path, count: int, *options: str, **more: object) -> None:
-        super().__init__(directory, f"--workers={count}", *options, **more)  # type: ignore[arg-type]
-        try:
-            eventually(lambda: len(self.pids) == count, f"there are no {count} workers")
-        except BaseException:
-            self.kill()
-            raise
-
-    @property
-    def pids(self) -> dict[int, int]:
-        """The process of each worker that runs, by its number."""
-        found: dict[int, int] = {}
-        for line in self.lines:
-            event = re.search(r"\bworker_(started|died|retired) worker=(\d+) pid=(\d+)", line)
-            if event is None:
-                continue
-            number, pid = int(event[2]), int(event[3])
-            if event[1] == "started":
-                found[number] = pid
-            else:
-                found.pop(number, None)
-        return found
-
-    def count(self, event: str) -> int:
-        """How many events of a name the log has."""
-        return sum(bool(re.search(rf"#\w+\] {event}\b", line)) for line in self.lines)
 
 
 def is_gone(pid: int) -> bool:

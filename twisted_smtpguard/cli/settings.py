@@ -7,12 +7,14 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 
+from twisted.application.service import IServiceCollection
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.cli.plugins import split_specification
+from twisted_smtpguard.control.answering import Operator
 from twisted_smtpguard.control.server import ControlService
 from twisted_smtpguard.control.socketfile import ControlSocketError, check_place
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
@@ -100,6 +102,14 @@ class MetricsOfProcess(MetricsService):
             raise SystemExit(f"--metrics: cannot listen on {name}: {why_not(name, error, ())}") from error
 
 
+def serve_control(
+    operator: Operator, paths: Sequence[str], reactor: object, parent: IServiceCollection
+) -> None:
+    """Give what `operator` is of its control socket, at the last of `paths`, if there is one."""
+    for path in paths[-1:]:
+        ControlOfProcess(reactor, operator, path).setServiceParent(parent)
+
+
 def serve_operators(
     guard: SMTPGuardService,
     control: Sequence[str],
@@ -109,8 +119,7 @@ def serve_operators(
 ) -> None:
     """Give a guard its control socket, at the last path of `control`, and its `metrics`, if there are any. `names` has
     the string of each endpoint."""
-    for path in control[-1:]:
-        ControlOfProcess(reactor, guard.operator, path).setServiceParent(guard)
+    serve_control(guard.operator, control, reactor, guard)
     if metrics:
         MetricsOfProcess(guard, metrics, names).setServiceParent(guard)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from twisted_smtpguard.cli.settings import serve_control
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.interfaces import IConnectingDelivery
@@ -45,6 +46,7 @@ class _Given(Protocol):
 
     @property
     def given(self) -> Mapping[str, Sequence[Any]]: ...
+    def paths(self, *options: str) -> list[str]: ...
     def endpoints(self, option: str, reactor: Any, *, trial: bool) -> Sequence[Any]: ...
 
 
@@ -80,9 +82,10 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
     """The service that supervises the workers. `guard` is made of the same options, so that each mistake in them has
     been told, and is thrown away. UsageError: it is nothing for several processes."""
     from twisted_smtpguard.workers.listening import Listened, check_passable  # noqa: PLC0415
+    from twisted_smtpguard.workers.operatorofworkers import OperatorOfWorkers  # noqa: PLC0415
     from twisted_smtpguard.workers.supervisor import Supervisor  # noqa: PLC0415
 
-    for option in ("control", "metrics"):
+    for option in ("metrics",):
         for setting in options.given[option]:
             raise setting.wrong("it does not go with --workers")
     listened = []
@@ -104,6 +107,7 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
     supervisor = Supervisor(
         reactor, options.workers, listened, command, max_clients=counters * clients, events=events
     )
+    serve_control(OperatorOfWorkers(supervisor), options.paths("control"), reactor, supervisor)
     heap_trimmer(reactor).setServiceParent(supervisor)
     # Its filters may have long lists.
     del guard

@@ -130,6 +130,16 @@ class ServiceEvents:
         fields: dict[str, object] = {"worker": number, "pid": pid, "how": how, "seconds": round(seconds, 3)}
         self._log.warn("worker_died", fields)
 
+    def worker_retired(self, number: int, pid: int, seconds: float) -> None:
+        """A worker that was replaced in a restart has ended its last session, `seconds` after its start, and is
+        gone."""
+        fields: dict[str, object] = {"worker": number, "pid": pid, "seconds": round(seconds, 3)}
+        self._log.info("worker_retired", fields)
+
+    def restart_failed(self, problem: str) -> None:
+        """The workers could not be replaced, or not all of them. Those that were not go on."""
+        self._log.warn("restart_failed", {}, problem)
+
     def setup_warning(self, what: str, problem: str) -> None:
         """The setup of the guard has a risk that does not keep it from starting. Logged once for each, at every
         start."""

@@ -64,6 +64,8 @@ class Operator:
         """The networks that are denied, trusted or allowed."""
         self._traces = Traces(factory)
         self.context = factory.context
+        self.told_elsewhere = False
+        """Whether the event of the change that is being made is logged by another process."""
 
     def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
         """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.
@@ -194,6 +196,10 @@ class Operator:
             "verdicts": factory.pending_verdicts,
         }
 
+    def restart(self, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Replace the workers of a guard that has some. ValueError: this one has none."""
+        raise ValueError("the guard is one process, started without --workers, and cannot replace itself")
+
     def resume(self, *, by: str = APPLICATION) -> dict[str, Any]:
         """Listen again after a drain."""
         state = self._guard.state
@@ -229,4 +235,5 @@ class Operator:
         return row
 
     def _changed(self, by: str, verb: str, *what: str) -> None:
-        self._guard.factory.context.events.operator(by, verb, what)
+        if not self.told_elsewhere:
+            self._guard.factory.context.events.operator(by, verb, what)

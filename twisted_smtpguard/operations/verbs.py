@@ -205,6 +205,13 @@ _VERBS = (
         ),
         changes=True,
     ),
+    Verb(
+        "restart",
+        "Replace the workers of a guard with --workers one by one, by the code that is on the disk now. Sessions go "
+        "on, and no connection is refused. Answered when all new workers accept connections.",
+        changes=True,
+        seconds=600,
+    ),
     Verb("resume", "Listen again after a drain.", changes=True),
     Verb(
         "reload",

@@ -2,7 +2,8 @@
 
 The supervisor asks, and the worker answers. Any number of questions may be open at once; each has a number.
 
-    {"ask": 7, "verb": "why", "args": {…}, "by": "uid:0"}     carry out a verb of the operator
+    {"ask": 7, "verb": "why", "args": {…}, "by": "uid:0", "quiet": false}
+                                                              carry out a verb of the operator; quiet: log no event
     {"cancel": 7}                                             nobody wants the rows of this answer any more
     {"retire": true}                                          close the listeners, and end when the sessions have ended
     {"stop": true}                                            stop, as by SIGTERM

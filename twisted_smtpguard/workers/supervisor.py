@@ -9,15 +9,16 @@ worker that dies is replaced, and its places are free at once.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
-from twisted_smtpguard.hooks.later import shielded
+from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import stop_parts
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.operations.changes import NO_CHANGES
@@ -25,10 +26,16 @@ from twisted_smtpguard.service.process import ProcessSignals
 from twisted_smtpguard.workers.inheritance import Inheritance
 from twisted_smtpguard.workers.listening import Listened, Listeners
 from twisted_smtpguard.workers.merging import Counts, of_ended, summed
-from twisted_smtpguard.workers.workerprocess import READY, STARTING, WorkerProcess
+from twisted_smtpguard.workers.workerprocess import READY, RETIRING, STARTING, WorkerProcess
 
 SOON_SECONDS = 10
 """A worker that dies so soon after its start is replaced later and later."""
+
+START_SECONDS = 120
+"""How long a restart waits for a new worker."""
+
+SIGNAL = "signal"
+"""Who asks, where a signal does."""
 
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.25, 5.0
 
@@ -70,7 +77,10 @@ class Supervisor(MultiService):
         """The starts to come, by part."""
         self._emptied: Deferred[None] | None = None
         """Fires when the last worker has ended; None: none is to end."""
-        self._signals = ProcessSignals(reactor, [self])
+        self._restarting = False
+        self._waiting: list[Deferred[None]] = []
+        """Who waits until all workers accept connections."""
+        self._signals = ProcessSignals(reactor, [self], self._restart_by_signal)
 
     @property
     def ready(self) -> bool:
@@ -83,6 +93,22 @@ class Supervisor(MultiService):
         return [
             self.workers[number] for number in sorted(self.workers) if self.workers[number].state == READY
         ]
+
+    @property
+    def retiring_workers(self) -> list[WorkerProcess]:
+        """The workers that were replaced, and whose sessions have not ended."""
+        return [worker for worker in self.workers.values() if worker.state == RETIRING]
+
+    @property
+    def state(self) -> str:
+        """As that of an SMTPGuardService: it listens if one of the workers does."""
+        if self._emptied is not None:
+            return "draining" if not self._emptied.called else "drained" if self.running else "stopped"
+        return "listening" if self.ready_workers else "starting" if self.running else "stopped"
+
+    def own_status(self) -> dict[str, Any]:
+        """What the status of the whole has from the supervisor."""
+        return {"pid": os.getpid(), "state": self.state}
 
     @property
     def statistics(self) -> Counts:
@@ -133,7 +159,8 @@ class Supervisor(MultiService):
 
     def reload(self) -> Deferred[Any]:
         """Make every worker reload its files. Fires when that is done, and never fails."""
-        asked = [worker.ask("reload", {}, "signal") for worker in self.ready_workers]
+        workers = [*self.ready_workers, *self.retiring_workers]
+        asked = [worker.ask("reload", {}, SIGNAL, quiet=True) for worker in workers]
         return DeferredList(asked, consumeErrors=True)
 
     def end_grace(self) -> None:
@@ -149,6 +176,84 @@ class Supervisor(MultiService):
     def _fill_statistics(self) -> None:
         for name, value in self.statistics.items():
             setattr(self.events.statistics, name, value)
+
+    # What an operator asks for. ValueError: it is refused, by its text.
+
+    def drain(self, by: str) -> dict[str, Any]:
+        """End the sessions and the workers, and close the listeners. The process goes on."""
+        if self.state not in ("listening", "starting"):
+            raise ValueError(f"the guard does not listen, it is {self.state}")
+        self.events.operator(by, "drain")
+        sessions = sum(worker.status.get("connections", 0) for worker in self.workers.values())
+        self.stop_workers()
+        return {"state": self.state, "sessions": sessions}
+
+    def resume(self, by: str) -> Deferred[dict[str, Any]]:
+        """Listen again, with new workers. Fires when all of them are ready."""
+        if self.state != "drained":
+            raise ValueError(f"the guard is not drained, it is {self.state}")
+        try:
+            self._listeners.open()
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"the guard cannot listen: {error}") from error
+        self.events.operator(by, "resume")
+        self._emptied = None
+        self._start_all()
+        ready: Deferred[Any] = Deferred()
+        self._waiting.append(ready)
+        return ready.addCallback(lambda _: {"state": self.state})
+
+    def restart(self, by: str) -> Deferred[dict[str, Any]]:
+        """Replace the workers one by one by new ones, with the code that is on the disk. Fires when all new ones are
+        ready, and those in whose place they came accept no more connections."""
+        if self.state != "listening":
+            raise ValueError(f"the guard does not listen, it is {self.state}")
+        if self._restarting:
+            raise ValueError("a restart is under way already")
+        if self.retiring_workers:
+            raise ValueError("workers that the last restart has replaced still have sessions")
+        if by != SIGNAL:
+            self.events.operator(by, "restart")
+        return Deferred.fromCoroutine(self._restart_all())
+
+    def _restart_by_signal(self) -> None:
+        maybeDeferred(self.restart, SIGNAL).addErrback(self._restart_refused)
+
+    def _restart_refused(self, failure: Failure) -> None:
+        # Any other failure is logged where it comes from.
+        if not self._restarting:
+            self.events.restart_failed(failure.getErrorMessage())
+
+    async def _restart_all(self) -> dict[str, Any]:
+        self._restarting = True
+        try:
+            for part in range(self.count):
+                await self._restart_part(part)
+        finally:
+            self._restarting = False
+        return {
+            "state": self.state,
+            "workers": self.count,
+            "version": self.ready_workers[0].status["version"],
+        }
+
+    async def _restart_part(self, part: int) -> None:
+        start = self._starts.pop(part, None)
+        if start is not None:
+            start.cancel()
+        new = self.start_worker(part)
+        if new is None:
+            raise ValueError("no worker can be started, which the log explains; the others go on")
+        try:
+            await within(START_SECONDS, self._reactor.callLater, new.readied)
+        except TimeoutError:
+            new.signal(signal.SIGKILL)
+            raise ValueError(
+                f"worker {new.number} was not ready in {START_SECONDS} seconds; the others go on"
+            ) from None
+        for old in self._of_part(part):
+            if old is not new:
+                old.retire()
 
     # Workers.
 
@@ -178,6 +283,10 @@ class Supervisor(MultiService):
         self.events.worker_started(worker.number, worker.pid, status["version"])
         if self._emptied is None:
             self.on_listening()
+        if self.ready:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
 
     def worker_ended(self, worker: WorkerProcess, how: str) -> None:
         """Called when the process of a worker has ended."""
@@ -185,10 +294,13 @@ class Supervisor(MultiService):
         self._store.forget(worker.number - 1)
         if worker.status:
             self._ended = summed([self._ended, of_ended(worker.status["statistics"])])
+        seconds, part = self._reactor.seconds() - worker.began_at, worker.told.part
         if worker.state in (STARTING, READY):
-            seconds = self._reactor.seconds() - worker.began_at
             self.events.worker_died(worker.number, worker.pid, how, seconds)
-            self._replace(worker.told.part, seconds)
+        elif worker.state == RETIRING:
+            self.events.worker_retired(worker.number, worker.pid, seconds)
+        if not self._of_part(part) and part not in self._starts:
+            self._replace(part, seconds)
         self._see_whether_all_have_ended()
 
     def _replace(self, part: int, seconds: float) -> None:
@@ -197,6 +309,11 @@ class Supervisor(MultiService):
         before = self._waits.get(part, 0.0) if seconds < SOON_SECONDS else 0.0
         self._start_later(part, before)
         self._waits[part] = min(MOST_WAIT_SECONDS, max(FIRST_WAIT_SECONDS, 2 * before))
+
+    def _of_part(self, part: int) -> list[WorkerProcess]:
+        """The workers that have a part, or will have it: two of them in a restart."""
+        workers = self.workers.values()
+        return [each for each in workers if each.told.part == part and each.state in (STARTING, READY)]
 
     def _start_later(self, part: int, seconds: float) -> None:
         if self._emptied is None:

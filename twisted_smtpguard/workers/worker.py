@@ -125,7 +125,7 @@ class WorkerService(Service):
 
     def _received(self, message: Message) -> None:
         if "ask" in message:
-            self._carry_out(message["ask"], message["verb"], message["args"], message["by"])
+            self._carry_out(message)
         elif "cancel" in message:
             answer = self._streams.pop(message["cancel"], None)
             if answer is not None:
@@ -148,8 +148,11 @@ class WorkerService(Service):
         else:
             self._reactor.callLater(_LOOK_SECONDS, self._retire, until)
 
-    def _carry_out(self, number: int, verb: str, arguments: dict[str, object], by: str) -> None:
-        answer: Deferred[Any] = maybeDeferred(self._guard.operator.carry_out, verb, arguments, by)
+    def _carry_out(self, message: Message) -> None:
+        number, verb, operator = message["ask"], message["verb"], self._guard.operator
+        operator.told_elsewhere = message["quiet"]
+        answer: Deferred[Any] = maybeDeferred(operator.carry_out, verb, message["args"], message["by"])
+        operator.told_elsewhere = False
         answer.addCallback(self._answered, number, VERBS[verb].changes).addErrback(self._failed, number)
 
     def _answered(self, answer: Any, number: int, changed: bool) -> None:

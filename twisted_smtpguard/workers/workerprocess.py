@@ -66,6 +66,8 @@ class WorkerProcess(ProcessProtocol):
         self.status: dict[str, Any] = {}
         """Its latest status; empty before it is ready."""
         self._channel = Channel(self._received, lambda: None)
+        self.readied: Deferred[None] = Deferred()
+        """Fires when it accepts connections. Fails with WorkerGoneError: it has ended before that."""
         self._questions: dict[int, _Question] = {}
         self._asked = 0
         self._is_asked = False
@@ -98,12 +100,23 @@ class WorkerProcess(ProcessProtocol):
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
 
+    @property
+    def takes_changes(self) -> bool:
+        """Whether it has sessions, or will have, to which changes of operators apply."""
+        return self.state in (STARTING, READY, RETIRING)
+
     def ask(
-        self, verb: str, arguments: Mapping[str, object], by: str, row: Callable[[Any], object] | None = None
+        self,
+        verb: str,
+        arguments: Mapping[str, object],
+        by: str,
+        row: Callable[[Any], object] | None = None,
+        *,
+        quiet: bool = False,
     ) -> Deferred[Message]:
-        """Have the worker carry out a verb. Fires with the end of its answer, whose `rows` are all of them; with `row`
-        it is called with each as it comes. Fails with ValueError: it refuses, or is gone. Cancel it when nobody wants
-        the answer any more."""
+        """Have the worker carry out a verb; `quiet`: without logging its event. Fires with the end of its answer, whose
+        `rows` are all of them; with `row` it is called with each as it comes. Fails with ValueError: it refuses, or is
+        gone. Cancel it when nobody wants the answer any more."""
         self._asked += 1
         number = self._asked
         question = _Question(row)
@@ -114,7 +127,7 @@ class WorkerProcess(ProcessProtocol):
 
         question.answer = Deferred(cancelled)
         self._questions[number] = question
-        self._channel.send({"ask": number, "verb": verb, "args": arguments, "by": by})
+        self._channel.send({"ask": number, "verb": verb, "args": arguments, "by": by, "quiet": quiet})
         return question.answer
 
     def retire(self) -> None:
@@ -154,6 +167,11 @@ class WorkerProcess(ProcessProtocol):
         number, status = value.signal, value.exitCode
         how = f"status:{status}" if number is None else f"signal:{signal.Signals(number).name}"
         self._owner.worker_ended(self, how)
+        if not self.readied.called:
+            self.readied.addErrback(lambda _: None)
+            self.readied.errback(
+                WorkerGoneError(f"worker {self.number} has ended before it was ready, by {how}")
+            )
         for question in questions.values():
             question.answer.errback(Failure(WorkerGoneError(f"worker {self.number} has ended, ask again")))
 
@@ -168,6 +186,7 @@ class WorkerProcess(ProcessProtocol):
             if self.state == STARTING:
                 self.state = READY
                 self._owner.worker_ready(self)
+                self.readied.callback(None)
             self._watch()
 
     def _watch(self) -> None:

@@ -1,0 +1,40 @@
+"""A real guard of several processes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from processes import GuardProcess, eventually
+
+
+class Workers(GuardProcess):
+    """A guard of several workers, all of which accept connections."""
+
+    def __init__(self, directory: Path, count: int, *options: str, **more: Any) -> None:
+        super().__init__(directory, f"--workers={count}", *options, **more)
+        try:
+            eventually(lambda: len(self.pids) == count, f"there are no {count} workers")
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each worker that runs, by its number."""
+        found: dict[int, int] = {}
+        for line in self.lines:
+            event = re.search(r"\bworker_(started|died|retired) worker=(\d+) pid=(\d+)", line)
+            if event is None:
+                continue
+            number, pid = int(event[2]), int(event[3])
+            if event[1] == "started":
+                found[number] = pid
+            else:
+                found.pop(number, None)
+        return found
+
+    def count(self, event: str) -> int:
+        """How many events of a name the log has."""
+        return sum(bool(re.search(rf"#\w+\] {event}\b", line)) for line in self.lines)
