@@ -13,7 +13,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from certificates import CERTIFICATE
 from processes import LOCAL, PATIENCE_SECONDS, GuardProcess, eventually
+from programs import s_client
 from rawclient import RawClient
 from stored import stored
 from workers import Workers
@@ -205,7 +207,7 @@ def test_the_workers_of_a_supervisor_that_is_killed_end_and_the_next_start_works
         assert RawClient(again.address).greeting.startswith("220")
 
 
-def test_unix_sockets_and_implicit_tls_are_inherited_too(tmp_path: Path) -> None:
+def test_unix_sockets_are_inherited_too(tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     with Workers(tmp_path, 2, listen=(f"unix:{path}:mode=600", LOCAL)) as guard:
         assert path.stat().st_mode & 0o777 == 0o600
@@ -217,3 +219,52 @@ def test_unix_sockets_and_implicit_tls_are_inherited_too(tmp_path: Path) -> None
         with RawClient(str(path)) as client:
             assert client.greeting.startswith("220")
     assert not path.exists()
+
+
+def test_implicit_tls_and_starttls_are_inherited_too(tmp_path: Path) -> None:
+    with Workers(tmp_path, 2, f"--tls-certificate={CERTIFICATE}", listen_tls=(LOCAL,)) as guard:
+        (_, port) = guard.addresses[1]
+        assert isinstance(port, int)
+        assert "250 " in s_client(port)
+        with RawClient(guard.address) as client:
+            assert "STARTTLS" in client.ask("EHLO a.example")
+
+
+def test_the_upstream_server_sees_no_more_connections_than_one_guard_would_make(
+    tmp_path: Path, clients: ExitStack
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        seen: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    seen.append(connection)
+                    threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+        def talk(connection: socket.socket) -> None:
+            with suppress(OSError), connection.makefile("rb") as lines:
+                connection.sendall(b"220 x\r\n")
+                for line in lines:
+                    # Whoever has said MAIL keeps the connection.
+                    if not line.startswith(b"MAIL"):
+                        connection.sendall(b"250 x\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        upstream = f"smtp:tcp:127.0.0.1:{server.getsockname()[1]},connections=5,wait=1"
+        with Workers(
+            tmp_path, 2, f"--deliver={upstream}", "--accept-domain=example.org", "--shutdown-grace=1"
+        ) as guard:
+            waiting = [clients.enter_context(RawClient(guard.address)) for _ in range(30)]
+            for client in waiting:
+                client.ask("HELO a.example")
+                client.send(b"MAIL FROM:<a@example.org>\r\n")
+            refused = 0
+            for client in waiting:
+                client.socket.settimeout(3)
+                with suppress(TimeoutError):
+                    refused += client.reply().startswith("4")
+            assert len(seen) == 5
+            assert refused == 25
+            clients.close()

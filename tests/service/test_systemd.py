@@ -36,7 +36,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.logger import LogEvent, globalLogPublisher
 
 from twisted_smtpguard.service.process import StandaloneService
-from twisted_smtpguard.service.systemd import notify
+from twisted_smtpguard.service.systemd import notify, watchdog_seconds
 
 UNITS = ROOT / "docs" / "examples" / "systemd"
 SERVICE = UNITS / "twisted-smtpguard.service"
@@ -220,6 +220,37 @@ def test_a_start_that_fails_is_never_ready(manager: Manager, tmp_path: Path) -> 
     assert manager.has_heard_all
 
 
+def test_the_watchdog_hears_twice_in_its_time_from_the_process_that_is_meant() -> None:
+    assert watchdog_seconds({"WATCHDOG_USEC": "30000000"}) == 15
+    assert watchdog_seconds({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}) == 15
+    assert watchdog_seconds({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}) == 0
+    assert watchdog_seconds({"WATCHDOG_USEC": "fnord"}) == watchdog_seconds({}) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--workers=2",)], ids=["one process", "workers"])
+def test_the_watchdog_hears_of_a_guard_that_is_alive(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    with GuardProcess(tmp_path, *options) as guard:
+        heard = [manager.hears() for _ in range(5)]
+        assert {"WATCHDOG": "1"} in heard
+        guard.stop()
+
+
+def test_a_guard_of_workers_is_ready_when_all_of_them_are(manager: Manager, tmp_path: Path) -> None:
+    with GuardProcess(tmp_path, "--workers=3") as guard:
+        assert manager.hears() == {"READY": "1"}
+        assert guard.log.count(b"worker_started") == 3
+        os.kill(guard.pid, signal.SIGHUP)
+        assert "RELOADING" in manager.hears()
+        assert manager.hears() == {"READY": "1"}
+        guard.terminate()
+        assert manager.hears() == {"STOPPING": "1"}
+        guard.ended()
+    assert manager.has_heard_all
+
+
 # The socket that it hands over.
 
 HANDS_OVER = """#!{python}
@@ -249,11 +280,13 @@ def handing_over(directory: Path, listener: socket.socket) -> Path:
     "endpoint", ["systemd:domain=INET:index=0", "systemd:domain=INET:name=smtp"], ids=["index", "name"]
 )
 @pytest.mark.parametrize("reactor", ["default", "asyncio"])
+@pytest.mark.parametrize("options", [(), ("--workers=2",)], ids=["one process", "workers"])
 def test_a_socket_that_is_handed_over_takes_mail(
-    tmp_path: Path, listener: socket.socket, endpoint: str, reactor: str
+    tmp_path: Path, listener: socket.socket, endpoint: str, reactor: str, options: tuple[str, ...]
 ) -> None:
     with GuardProcess(
         tmp_path,
+        *options,
         listen=(endpoint,),
         reactor=reactor,
         twist=handing_over(tmp_path, listener),

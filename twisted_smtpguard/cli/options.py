@@ -41,7 +41,7 @@ from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.file import write_quickly
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.operations.rules import NAME as NETWORK_RULES
-from twisted_smtpguard.service.process import StandaloneService, heap_trimmer, ignore_signals
+from twisted_smtpguard.service.process import StandaloneService, ignore_signals, keep_house
 from twisted_smtpguard.tls.files import CertificateFiles
 
 T = TypeVar("T")
@@ -380,7 +380,7 @@ def make_service(
         **options.flags,
     )
     configure(service, options, reactor)
-    heap_trimmer(reactor).setServiceParent(service)
+    keep_house(reactor, service)
     if worker is not None:
         join(worker, service)
     elif not options.workers:

@@ -18,7 +18,7 @@ from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.interfaces import IConnectingDelivery
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import RATE
-from twisted_smtpguard.service.process import heap_trimmer
+from twisted_smtpguard.service.process import keep_house
 from twisted_smtpguard.service.service import SMTPGuardService
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
         reactor, options.workers, listened, command, max_clients=counters * clients, events=events
     )
     serve_control(OperatorOfWorkers(supervisor), options.paths("control"), reactor, supervisor)
-    heap_trimmer(reactor).setServiceParent(supervisor)
+    keep_house(reactor, supervisor)
     # Its filters may have long lists.
     del guard
     gc.collect()

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from twisted.application.internet import TimerService
-from twisted.application.service import IService, MultiService
+from twisted.application.service import IService, IServiceCollection, MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -24,7 +24,7 @@ from twisted_smtpguard.log.eventfile import EventFile
 from twisted_smtpguard.service.reloading import Part
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warnings_of_process
-from twisted_smtpguard.service.systemd import READY, STOPPING, notify, reloading
+from twisted_smtpguard.service.systemd import READY, STOPPING, WATCHDOG, notify, reloading, watchdog_seconds
 from twisted_smtpguard.transport.listener import Listener
 
 SIGHUP = getattr(signal, "SIGHUP", None)
@@ -299,3 +299,14 @@ def heap_trimmer(clock: Any) -> TimerService:
     service = TimerService(TRIM_SECONDS, trim_heap)
     service.clock = clock
     return service
+
+
+def keep_house(clock: Any, parent: IServiceCollection) -> None:
+    """Give the service of a whole process what its process needs beside it, by `clock`: the heap is trimmed, and
+    systemd's watchdog is told that the reactor is alive, if there is one."""
+    heap_trimmer(clock).setServiceParent(parent)
+    seconds = watchdog_seconds()
+    if seconds:
+        service = TimerService(seconds, notify, WATCHDOG)
+        service.clock = clock
+        service.setServiceParent(parent)

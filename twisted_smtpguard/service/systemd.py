@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from twisted.logger import Logger
 
@@ -13,7 +14,17 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 """The listeners are closed, and sessions are being ended."""
 
+WATCHDOG = "WATCHDOG=1"
+"""The reactor is alive. systemd kills a service that does not say so in the time of its WatchdogSec=."""
+
 _log = Logger()
+
+
+def watchdog_seconds(environment: Mapping[str, str] = os.environ) -> float:
+    """How often systemd wants to hear that this process is alive: twice in its time; 0: it does not want to."""
+    microseconds, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+    meant = not pid or pid == str(os.getpid())
+    return int(microseconds) / 2_000_000 if meant and microseconds.isdecimal() else 0.0
 
 
 def reloading() -> str:
