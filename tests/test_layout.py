@@ -56,7 +56,7 @@ ROOMS: dict[str, str] = {
     "inputs": "",
     "interfaces": "replies values",
     "limits": "inputs replies",
-    "metrics": "inputs interfaces limits log replies service",
+    "metrics": "inputs interfaces limits log operations replies service",
     "log": "hooks inputs interfaces limits replies tls",
     "operations": "admission filters hooks interfaces limits log replies transport values",
     "public": "admission checkers control delivery filters limits log metrics replies service tls transport upstream "

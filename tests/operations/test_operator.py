@@ -8,18 +8,20 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_twisted
 from loopback import Loopback, reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
 from twisted_smtpguard import NetworksFile
 from twisted_smtpguard.log.history import MAX_CLIENTS, Tallies
-from twisted_smtpguard.operations.operator import APPLICATION, Operator
-from twisted_smtpguard.operations.sessions import TOP_ROWS, Network, rows, top
+from twisted_smtpguard.operations.operator import APPLICATION, RECENT, Operator
+from twisted_smtpguard.operations.sessions import ITEMS_A_TURN, TOP_ROWS, Network, rows, top
 from twisted_smtpguard.operations.verbs import VERBS
 
 ENDED = b"421 4.3.2 Session ended by the operator, try again later\r\n"
@@ -297,22 +299,31 @@ def counts_of(rows: Any) -> dict[str, list[int]]:
 @pytest_twisted.ensureDeferred
 async def test_the_busiest_clients_are_those_of_open_sessions_and_of_ended_ones(guard: Loopback) -> None:
     operator = guard.service.operator
-    assert list(operator.top()) == []
+    assert list(await operator.top()) == []
     stays, leaves = await guard.greeted(), await guard.greeted()
     for client in (stays, leaves):
         await client.says(ENVELOPE + b"RCPT TO:<c@guard.example>\r\nDATA\r\n")
         await client.hears(b"354 ")
         await client.says(b"a message\r\n.\r\nRUBBISH\r\n")
         await client.hears(b"500 ")
-    assert counts_of(operator.top("messages")) == {"127.0.0.1": [2, 2, 4, 2]}
+    assert counts_of(await operator.top("messages")) == {"127.0.0.1": [2, 2, 4, 2]}
     await leaves.says(b"QUIT\r\n")
     await leaves.hears_the_end()
     await guard.until(lambda: len(names(guard)) == 1)
-    assert counts_of(operator.carry_out("top", {"by": "recipients"})) == {"127.0.0.1": [1, 2, 4, 2]}
+    assert counts_of(await operator.carry_out("top", {"by": "recipients"})) == {"127.0.0.1": [1, 2, 4, 2]}
     with pytest.raises(ValueError, match="must be one of connections, messages"):
         operator.carry_out("top", {"by": "size"})
     with pytest.raises(ValueError, match="one of connections, messages"):
         operator.top("size")
+
+
+def listed(tallies: Tallies, by: str) -> list[dict[str, Any]]:
+    """What `top` tells of clients that have no session."""
+    clock = Clock()
+    found: list[Any] = []
+    Deferred.fromCoroutine(top([], tallies, by, clock)).addCallback(found.extend)
+    clock.pump([0] * 9)
+    return found
 
 
 def test_the_clients_that_have_most_come_first_and_those_that_have_none_not_at_all() -> None:
@@ -321,11 +332,53 @@ def test_the_clients_that_have_most_come_first_and_those_that_have_none_not_at_a
         tallies.add(f"192.0.2.{number}", number, 0, 0)
     tallies.add("2001:db8::1", 50, 60, 0)
     tallies.add("2001:db8::2", 1, 1, 1)
-    rows = list(top([], tallies, "messages"))
+    rows = listed(tallies, "messages")
     assert [row["client"] for row in rows[:3]] == ["2001:db8::/64", "192.0.2.29", "192.0.2.28"]
     assert len(rows) == TOP_ROWS
-    assert counts_of(top([], tallies, "refusals")) == {"2001:db8::/64": [0, 51, 61, 1]}
-    assert list(top([], tallies, "connections")) == []
+    assert counts_of(listed(tallies, "refusals")) == {"2001:db8::/64": [0, 51, 61, 1]}
+    assert listed(tallies, "connections") == []
+
+
+def test_many_clients_are_looked_at_in_many_turns_of_the_reactor_while_others_come() -> None:
+    tallies = Tallies()
+    for number in range(ITEMS_A_TURN * 2):
+        tallies.add(f"192.0.{number >> 8}.{number & 255}", 1, 0, 0)
+    sessions = [SimpleNamespace(peer_name="192.0.2.9", messages=0, recipients_accepted=0)] * ITEMS_A_TURN
+    turns: list[str] = []
+
+    class Turns(Clock):
+        def callLater(self, *call: Any, **arguments: Any) -> Any:
+            tallies.add(f"198.51.100.{len(turns)}", 1, 0, 0)
+            turns.append("later")
+            return super().callLater(*call, **arguments)
+
+    clock, found = Turns(), list[Any]()
+    Deferred.fromCoroutine(top(sessions, tallies, "connections", clock)).addCallback(found.extend)
+    assert (turns, found) == (["later"], [])
+    clock.advance(0)
+    assert len(turns) == 2
+    assert found == [
+        {"client": "192.0.2.9", "connections": 500, "messages": 1, "recipients": 0, "refusals": 0}
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_latest_refusals_and_sessions_are_told_of_all_clients(guard: Loopback) -> None:
+    for number in range(RECENT + 5):
+        guard.service.factory.context.events.reject(f"192.0.2.{number}", "ip_filter", rule="<\x1b[31m\u202e>")
+    client = await guard.greeted()
+    await client.says(b"RUBBISH\r\nQUIT\r\n")
+    await client.hears_the_end()
+    await guard.until(lambda: guard.factory.connections == 0)
+    recent = guard.service.operator.recent()
+    rows = recent["refusals"]
+    assert len(rows) == RECENT
+    assert {row["address"] for row in rows} > {"127.0.0.1", "192.0.2.24", "192.0.2.20"}
+    assert {row.get("rule", "") for row in rows} == {"", "<\\x1b[31m\\u202e>"}
+    assert {row["time"] for row in rows} == {"1970-01-01T00:00:00Z"}
+    (session,) = recent["sessions"]
+    assert (session["helo"], session["reason"]) == ("client.example", "quit")
+    assert json.loads(json.dumps(recent)) == recent
 
 
 def test_no_number_of_clients_makes_the_counts_grow_without_bound() -> None:

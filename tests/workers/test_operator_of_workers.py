@@ -61,9 +61,12 @@ def test_what_is_no_request_is_refused_before_a_worker_is_asked(it: Supervised) 
 
 
 def test_the_status_has_the_sums_and_each_worker(it: Supervised) -> None:
-    it.processes[0].tells(last={**status(messages_accepted=2), "connections": 3})
-    it.processes[1].tells(last={**status(messages_accepted=5), "connections": 4})
+    first = {"connections": 3, "problem": "", "upstream": {"idle": 1, "opening": 1}}
+    second = {"connections": 4, "problem": "it is down", "upstream": {"idle": 2}}
+    it.processes[0].tells(last={**status(messages_accepted=2), **first})
+    it.processes[1].tells(last={**status(messages_accepted=5), **second})
     told = ask(it, "status")
+    assert (told["problem"], told["upstream"]) == ("it is down", {"idle": 3, "opening": 1})
     assert (told["connections"], told["statistics"]["messages_accepted"]) == (7, 7)
     assert told["state"] == "listening"
     assert told["workers"] == [
@@ -121,6 +124,39 @@ def test_why_has_the_decision_of_one_and_the_latest_of_all(it: Supervised) -> No
     times = [row["time"][11:16] for row in found[0]["recent_refusals"]]
     assert found[0]["outcome"] == "refused"
     assert times == ["02:03", "02:02", "02:01", "02:00", "01:03"]
+
+
+def test_what_was_refused_lately_is_told_of_all(it: Supervised) -> None:
+    found = outcome_of(ask(it, "recent"))
+    for process, hour in zip(it.processes, (1, 2), strict=True):
+        refusals = [{"time": f"2026-01-31T0{hour}:{minute:02}:00Z"} for minute in range(15, 0, -1)]
+        answer = {"refusals": refusals, "sessions": [{"ended": f"2026-01-31T0{hour}:00:00Z"}]}
+        process.tells(answer=process.asked("recent"), done=answer)
+    times = [row["time"][11:16] for row in found[0]["refusals"]]
+    assert (len(times), times[0], times[14:16]) == (20, "02:15", ["02:01", "01:15"])
+    assert [row["ended"][11:13] for row in found[0]["sessions"]] == ["02", "01"]
+
+
+def test_how_fast_a_hook_answers_is_told_of_all_together(it: Supervised) -> None:
+    found = outcome_of(ask(it, "hooks"))
+
+    def row(name: str, answers: int, seconds: float, within: float | None) -> dict[str, Any]:
+        times = {"seconds": seconds, "mean_seconds": seconds / answers, "within_seconds": within}
+        return {"part": "delivery", "name": name, "outcome": "ok", "answers": answers, **times}
+
+    rows = [
+        [row("begin", 1, 1.0, 1.0), row("finish", 2, 9.0, None)],
+        [row("begin", 3, 1.0, 0.5), row("finish", 1, 3.0, 5.0), row("data", 1, 0.0, 0.005)],
+    ]
+    for process, each in zip(it.processes, rows, strict=True):
+        number = process.asked("hooks")
+        process.tells(answer=number, rows=each)
+        process.tells(answer=number, done={})
+    assert list(found[0]) == [
+        row("begin", 4, 2.0, 1.0),
+        row("finish", 3, 12.0, None),
+        row("data", 1, 0.0, 0.005),
+    ]
 
 
 def test_a_change_is_made_in_one_then_in_all_and_one_event_is_logged(it: Supervised) -> None:

@@ -98,8 +98,8 @@ class Tallies:
             table.popitem(last=False)
 
     def __iter__(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
-        """Each client, as `client_of` calls it, with its messages, recipients and refusals."""
-        return ((_shown_client(client), counts) for client, counts in self._counts.items())
+        """Each client that there is now, as `client_of` calls it, with its messages, recipients and refusals."""
+        return ((_shown_client(client), counts) for client, counts in list(self._counts.items()))
 
 
 def client_of(peer: str) -> str:

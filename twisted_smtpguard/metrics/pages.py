@@ -15,9 +15,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import IReportsHealth
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector, with_own_names
+from twisted_smtpguard.operations.condition import problem_of
 from twisted_smtpguard.service.service import SMTPGuardService
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,15 +36,6 @@ class Page:
 def plain(status: int, line: str) -> Page:
     """A page of one line."""
     return Page(status, "text/plain; charset=utf-8", f"{line}\n".encode())
-
-
-def problem_of(guard: SMTPGuardService) -> str:
-    """Why the guard takes no mail now, as a line for people; "" if it does."""
-    if guard.state != "listening":
-        return f"the guard does not listen, it is {guard.state}"
-    delivery = guard.factory.context.delivery
-    problem = IReportsHealth(delivery).problem if IReportsHealth.providedBy(delivery) else ""
-    return f"the delivery is down: {problem}" if problem else ""
 
 
 class GuardPages(Resource):
@@ -101,5 +92,5 @@ class GuardPages(Resource):
         return with_own_names(self._registry.collect())
 
     def _healthz(self, _: bytes) -> Page:
-        problem = problem_of(self._guard)
+        problem = problem_of(self._guard.state, self._guard.factory.context.delivery)
         return plain(503, problem) if problem else plain(200, "ok")

@@ -13,17 +13,20 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.operations import sessions
+from twisted_smtpguard.operations import condition, sessions
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.traces import Trace, Traces
 from twisted_smtpguard.operations.verbs import TOP, VERBS
-from twisted_smtpguard.operations.why import why
+from twisted_smtpguard.operations.why import timed, why
 from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 APPLICATION = "application"
 """Who asks, where no user of the machine does."""
+
+RECENT = 20
+"""How many refusals and ended sessions are listed."""
 
 
 @cache
@@ -92,6 +95,7 @@ class Operator:
             "pid": os.getpid(),
             "hostname": factory.context.hostname,
             "state": self._guard.state,
+            "problem": condition.problem_of(self._guard.state, factory.context.delivery),
             "deferring": factory.context.deferral is not None,
             "listening": dict(self._guard.addresses),
             "connections": factory.connections,
@@ -99,16 +103,33 @@ class Operator:
             "sessions": statistics.live_connections,
             "lingering": factory.lingering,
             "tls_handshakes": len(factory.context.handshakes),
+            "upstream": condition.upstream_of(factory.context.delivery),
             "statistics": statistics.snapshot(),
         }
 
-    def top(self, order: str = TOP[0]) -> Iterator[dict[str, Any]]:
+    def hooks(self) -> Iterator[dict[str, Any]]:
+        """One row for each outcome of each IP filter and of each hook of the delivery: how many answers there were,
+        and how long they took."""
+        return condition.rows(self._guard.factory)
+
+    def recent(self) -> dict[str, Any]:
+        """The latest `refusals`, and the latest `sessions` that have ended, of all clients that are remembered: the
+        latest first."""
+        history = self._guard.factory.context.events.history
+        return {
+            "refusals": [timed(row) for row in history.refusals.latest(RECENT)],
+            "sessions": [timed(row) for row in history.sessions.latest(RECENT)],
+        }
+
+    def top(self, order: str = TOP[0]) -> Deferred[Iterator[dict[str, Any]]]:
         """One row for each of the clients that have most of `order`: `connections` that are open, `messages`,
-        `recipients` or `refusals`. They are counted as long as a client is one of the 10,000 that are remembered."""
+        `recipients` or `refusals`. They are counted as long as a client is one of the 10,000 that are remembered. Fires
+        some turns of the reactor later if there are many."""
         if order not in TOP:
             raise ValueError(f"one of {', '.join(TOP)} is expected, not {order[:40]!r}")
         factory = self._guard.factory
-        return iter(sessions.top(factory.sessions(), factory.context.events.history.tallies, order))
+        tallies, clock = factory.context.events.history.tallies, factory.deadlines.clock
+        return Deferred.fromCoroutine(sessions.top(factory.sessions(), tallies, order, clock))
 
     def sessions(self, network: str = "") -> Iterator[dict[str, Any]]:
         """One row for each open connection whose client is in `network`; `unix` stands for UNIX sockets."""

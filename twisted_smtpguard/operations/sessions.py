@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import datetime, timezone
 from heapq import nlargest
 from ipaddress import ip_address
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networktable import IPV4_BITS, IPV6_BITS
@@ -16,6 +20,11 @@ from twisted_smtpguard.operations.verbs import TOP
 
 TOP_ROWS = 20
 """How many clients `top` lists."""
+
+ITEMS_A_TURN = 500
+"""How many connections or clients are looked at in one turn of the reactor, which takes less than a millisecond."""
+
+_Item = TypeVar("_Item")
 
 
 class LiveSession(Protocol):
@@ -47,29 +56,47 @@ def rows(sessions: Iterable[LiveSession], network: str = "") -> Iterator[dict[st
     return (_row(each) for each in sessions if belongs is None or each.peer_name in belongs)
 
 
-def top(
+async def top(
     sessions: Iterable[LiveSession],
     tallies: Iterable[tuple[str, tuple[int, int, int]]],
     by: str,
+    clock: IReactorTime,
     most: int = TOP_ROWS,
-) -> list[dict[str, object]]:
+) -> Iterator[dict[str, object]]:
     """The clients that have most of `by`, one of TOP, the first of them first: at most so many, and none that has none.
 
     `tallies` has the messages, recipients and refusals of each client without those of the `sessions`, which are open.
+    There may be ten thousand of each, so that this takes a part of several turns of the reactor.
     """
-    found: dict[str, list[int]] = {client: [0, *counts] for client, counts in tallies}
-    for session in sessions:
-        counts = found.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
-        counts[0] += 1
-        counts[1] += session.messages
-        counts[2] += session.recipients_accepted
+    found: dict[str, list[int]] = {}
+    async for some in _slices(tallies, clock):
+        found.update((client, [0, *counts]) for client, counts in some)
+    async for several in _slices(sessions, clock):
+        for session in several:
+            counts = found.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
+            counts[0] += 1
+            counts[1] += session.messages
+            counts[2] += session.recipients_accepted
     place = TOP.index(by)
-    leaders = nlargest(most, found.items(), key=lambda each: each[1][place])
-    return [
+    leaders: list[tuple[str, list[int]]] = []
+    async for more in _slices(found.items(), clock):
+        leaders = nlargest(most, [*leaders, *more], key=lambda each: each[1][place])
+    return (
         {"client": client, **dict(zip(TOP, counts, strict=True))}
         for client, counts in leaders
         if counts[place]
-    ]
+    )
+
+
+async def _slices(items: Iterable[_Item], clock: IReactorTime) -> AsyncIterator[list[_Item]]:
+    """The items, as many at a time as are looked at in one turn of the reactor."""
+    items = iter(items)
+    some = list(islice(items, ITEMS_A_TURN))
+    while some:
+        yield some
+        some = list(islice(items, ITEMS_A_TURN))
+        if some:
+            await deferLater(clock, 0)
 
 
 class Network:

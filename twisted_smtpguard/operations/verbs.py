@@ -123,6 +123,16 @@ _VERBS = (
         (Argument("network", "NETWORK", "Only clients in this address or network.", required=False),),
     ),
     Verb(
+        "recent",
+        "Show the latest 20 refusals, and the latest 20 sessions that have ended, of all clients that the guard "
+        "remembers.",
+    ),
+    Verb(
+        "hooks",
+        "List how often and how fast each IP filter and each hook of the delivery has answered since the start, by "
+        "outcome. At least 95 of 100 answers came in `within_seconds`; it is empty if that is longer than is measured.",
+    ),
+    Verb(
         "why",
         "Show what would happen to a client at an address now, by each filter and limit; then its last refusals and "
         "sessions, and what would let it in. Nothing is counted.",

@@ -73,8 +73,8 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "counts_alone": factory.counting.is_away,
         "counts": counts,
         "problems": outcome.problems,
-        "recent_refusals": [_timed(row) for row in history.refusals.of(name)],
-        "recent_sessions": [_timed(row) for row in history.sessions.of(name)],
+        "recent_refusals": [timed(row) for row in history.refusals.of(name)],
+        "recent_sessions": [timed(row) for row in history.sessions.of(name)],
         "would_help": list(_remedies(factory, rules, name, outcome)),
     }
     answer.pop("dry_run", None)
@@ -121,7 +121,8 @@ async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
     return rows
 
 
-def _timed(row: Row) -> Row:
+def timed(row: Row) -> Row:
+    """A row of the history with its times as texts."""
     shown = {name: utc(value) if name in _TIMES else value for name, value in row.items()}
     return {**shown, "seconds": round(row["seconds"], 3)} if "seconds" in row else shown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from twisted_smtpguard.operations.operator import RECENT
 from twisted_smtpguard.operations.sessions import TOP_ROWS
 from twisted_smtpguard.operations.verbs import TOP
 
@@ -37,7 +38,12 @@ _SUMS = ("connections", "sessions", "lingering", "tls_handshakes")
 def status_of(statuses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The status of a guard whose workers have `statuses`. What is the same in all is that of the first."""
     first = statuses[0] if statuses else {}
-    return {**first, **{name: sum(each[name] for each in statuses) for name in _SUMS}}
+    return {
+        **first,
+        **{name: sum(each[name] for each in statuses) for name in _SUMS},
+        "upstream": summed(each.get("upstream", {}) for each in statuses),
+        "problem": next(filter(None, (each.get("problem") for each in statuses)), ""),
+    }
 
 
 Answers = Sequence[tuple[int, Mapping[str, Any]]]
@@ -69,16 +75,54 @@ def _top(answers: Answers, arguments: Mapping[str, object]) -> Iterator[dict[str
 def _why(answers: Answers, _: Mapping[str, object]) -> dict[str, Any]:
     """The decision of one worker, which is that of all, and what the client has met in any of them."""
     told = [answer["done"] for _, answer in answers]
-    latest = {}
-    for name, time in (("recent_refusals", "time"), ("recent_sessions", "ended")):
-        rows = [row for each in told for row in each[name]]
-        latest[name] = sorted(rows, key=lambda row: str(row[time]), reverse=True)[:_LATEST]
-    return {**told[0], **latest}
+    return {
+        **told[0],
+        "recent_refusals": _latest(told, "recent_refusals", "time", _LATEST),
+        "recent_sessions": _latest(told, "recent_sessions", "ended", _LATEST),
+    }
+
+
+def _recent(answers: Answers, _: Mapping[str, object]) -> dict[str, Any]:
+    """The latest of all."""
+    told = [answer["done"] for _, answer in answers]
+    return {
+        "refusals": _latest(told, "refusals", "time", RECENT),
+        "sessions": _latest(told, "sessions", "ended", RECENT),
+    }
+
+
+def _latest(told: Sequence[Mapping[str, Any]], name: str, time: str, most: int) -> list[dict[str, Any]]:
+    rows = [row for each in told for row in each[name]]
+    return sorted(rows, key=lambda row: str(row[time]), reverse=True)[:most]
+
+
+def _hooks(answers: Answers, _: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """The answers of a filter or a hook in all workers together. As fast as 95 of 100 came in each worker, they came in
+    all; None, the longest time of all, if one worker does not know."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in (row for _, answer in answers for row in answer["rows"]):
+        key = row["part"], row["name"], row["outcome"]
+        rows[key] = _both(rows[key], row) if key in rows else row
+    return iter(rows.values())
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    answers, seconds = one["answers"] + other["answers"], one["seconds"] + other["seconds"]
+    times = one["within_seconds"], other["within_seconds"]
+    return {
+        **one,
+        "answers": answers,
+        "seconds": round(seconds, 6),
+        "mean_seconds": round(seconds / answers, 6),
+        "within_seconds": None if None in times else max(times),
+    }
 
 
 MERGED: Mapping[str, Callable[[Answers, Mapping[str, object]], Any]] = {
     "sessions": _sessions,
     "top": _top,
     "why": _why,
+    "recent": _recent,
+    "hooks": _hooks,
 }
 """How the answers to a verb become one, from them and its arguments."""

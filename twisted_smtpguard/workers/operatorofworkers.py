@@ -22,7 +22,6 @@ from twisted_smtpguard.workers.supervisor import Supervisor
 from twisted_smtpguard.workers.workerprocess import STARTING, WorkerGoneError, WorkerProcess
 
 _OF_ONE = frozenset({"limits", "rules"})
-_OF_ALL = frozenset({"sessions", "top", "why"})
 _CHANGES = frozenset({"set", "unset", "deny", "trust", "allow", "remove", "defer"})
 """What all workers do in the same way. One of them is asked first: where it refuses nothing has changed."""
 
@@ -56,7 +55,7 @@ class OperatorOfWorkers:
     async def _carried_out(self, verb: str, arguments: Arguments, by: str) -> Any:
         if verb in _CHANGES:
             return await self._change(verb, arguments, by)
-        if verb in _OF_ALL:
+        if verb in merging.MERGED:
             answers = await self._ask_all(verb, arguments, by)
             return merging.MERGED[verb](answers, arguments)
         return await self._do_in_all(verb, arguments, by)
