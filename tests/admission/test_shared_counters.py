@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 from fakes import Conversation, Guard, SlowFilter
 from logbook import Logbook, logbook
@@ -22,8 +23,8 @@ from tellingstore import (
 )
 from twisted.internet.defer import Deferred, fail, succeed
 
-from twisted_smtpguard.interfaces import TRUST, CounterStoreUnavailable
-from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.interfaces import TRUST, CounterStoreUnavailable, Wanted
+from twisted_smtpguard.limits.units import NO_RATE, Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
 REFUSED = {
@@ -351,3 +352,92 @@ def test_a_store_that_answers_a_renewal_at_once_or_later_is_back() -> None:
         store.answer = lambda: [3]
         guard.clock.advance(1)
         assert guard.connect().heard() == REFUSED["max_connections"]
+
+
+def stop(guard: Guard) -> None:
+    """Drain the guard, which takes half a second."""
+    guard.factory.drain()
+    guard.factory.end_now()
+    guard.clock.advance(0.5)
+
+
+def test_a_store_that_is_away_at_a_stop_is_asked_again_from_the_next_start_on() -> None:
+    guard, store = lost("max_connections")
+    stop(guard)
+    guard.factory.reopen()
+    del store.renew
+    store.answer = lambda: [3]
+    assert guard.connect().heard() == GREETING, "the guard is still alone"
+    guard.clock.advance(1)
+    assert store.renewed[0] == {("max_connections", ""): 1}
+    assert guard.connect().heard() == REFUSED["max_connections"]
+
+
+def test_a_question_that_is_pending_at_a_stop_leads_to_no_other() -> None:
+    guard, store = lost("max_connections")
+    store.renew = lambda *_: Deferred()  # type: ignore[method-assign]
+    guard.clock.advance(1)
+    stop(guard)
+    guard.clock.advance(1)
+    assert guard.clock.getDelayedCalls() == []
+
+
+def test_a_store_that_is_back_between_a_stop_and_a_start_is_told_once() -> None:
+    guard, store = lost("max_connections")
+    pending: Deferred[None] = Deferred()
+    store.renew = lambda *_: pending  # type: ignore[method-assign]
+    guard.clock.advance(1)
+    stop(guard)
+    guard.factory.reopen()
+    del store.renew
+    pending.callback(None)
+    guard.clock.pump([1] * 3)
+    assert store.renewed == [{}]
+    assert guard.clock.getDelayedCalls() == []
+
+
+# A limit that is set while connections are open.
+
+
+@a_place
+def test_a_place_may_go_back_before_the_store_has_granted_it(limit: str) -> None:
+    store = Store()
+    guard = Guard(counters=store, connection_rate=NO_RATE)
+    client = guard.connect()
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, **{limit: 1}))
+    assert store.calls == [("take", limit)]
+    client.disconnect()
+    store.asked[0].callback([1])
+    assert store.calls[1:] == [("give_back", limit)]
+    store.answer = raises
+    assert [guard.connect().heard() for _ in range(2)] == [GREETING, REFUSED[limit]], "nothing is held"
+
+
+@a_place
+def test_a_store_that_does_not_answer_such_a_take_is_away_and_told_later(limit: str) -> None:
+    store = Store()
+    guard = Guard(counters=store, connection_rate=NO_RATE)
+    guard.connect()
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, **{limit: 2}))
+    guard.clock.advance(1)
+    assert guard.factory.counting.is_away
+    assert [guard.connect().heard() for _ in range(2)] == [GREETING, REFUSED[limit]], "it counts what it has"
+    guard.clock.advance(1)
+    assert set(store.renewed[0].values()) == {2}
+    assert store.cancelled == []
+
+
+@pytest.mark.parametrize("hook", ["renew", "give_back", "look"])
+def test_no_question_is_cancelled_however_long_its_answer_takes(hook: str, log: Logbook) -> None:
+    cancelled: list[object] = []
+    store = Store(lambda: [1])
+    store.lease_seconds = 3
+    setattr(store, hook, lambda *_: Deferred(cancelled.append))
+    guard = guard_with("max_connections_per_client", store)
+    client = guard.connect()
+    guard.factory.counting.look([Wanted("max_connections_per_client", "192.0.2.1")])
+    client.disconnect()
+    guard.connect()
+    guard.clock.pump([1] * 4)
+    assert len(log.take("counters_away")) == (hook != "look")
+    assert cancelled == []

@@ -182,7 +182,7 @@ async def test_the_first_signal_to_stop_is_for_the_reactor_and_the_next_means_no
         guard.startService()
         await ask_to_stop(number, times=2)
         assert heard == [number]
-        assert guard.factory._grace_over
+        assert guard.factory._drain.grace_over
         await guard.stopService()
         heard.clear()
 
@@ -244,8 +244,8 @@ async def test_a_hurried_stop_has_no_grace() -> None:
     guard.startService()
     guard.factory.end_now()
     stopped = guard.stopService()
-    assert guard.factory._last_wait is not None or guard.factory.connections == 0
+    assert guard.factory._drain._last_wait is not None or guard.factory.connections == 0
     await stopped
     guard.startService()
-    assert not guard.factory._grace_over
+    assert not guard.factory._drain.grace_over
     await guard.stopService()

@@ -70,7 +70,7 @@ class Place:
         wanted = [place(each, self._key) for each in counters if each not in self._counters]
         if wanted:
             self._counters = [*self._counters, *(each.counter for each in wanted)]
-            self._counting.take(wanted)
+            self._counting.add(wanted)
 
     def give_back(self, counters: Sequence[str] = (TOTAL, PER_CLIENT)) -> None:
         """Give back the places of `counters` that are held. May be called twice."""

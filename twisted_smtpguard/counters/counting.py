@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr, safe_str
 
 from twisted_smtpguard.counters.localstore import InMemoryStore, LocalCounterStore
-from twisted_smtpguard.hooks.later import as_deferred, call_hook, explained, within
+from twisted_smtpguard.hooks.later import as_deferred, call_hook, explained, shielded, within
 from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.values import FAULTS, CounterStoreUnavailable, Wanted, is_later
 
@@ -31,7 +31,7 @@ Looks: TypeAlias = Sequence[tuple[int, float]] | Deferred[Sequence[tuple[int, fl
 _ANSWER_SECONDS = 0.05
 """How long a decision waits for the store."""
 _PROBE_SECONDS = 1
-"""How often a store that is away is asked whether it is back."""
+"""How often a store that is away is asked whether it is back, and how long any other answer is waited for."""
 _RENEWALS = 3
 """How often places are renewed in the time of a lease."""
 
@@ -78,6 +78,7 @@ class Counting:
         """The places of this guard, with those that it has asked for."""
         self._next: Any = None
         """The next renewal, or the next question whether the store is back."""
+        self._stopped = False
 
     @property
     def is_away(self) -> bool:
@@ -90,9 +91,9 @@ class Counting:
         if self._own is None:
             return self.store.take(self.owner, wanted)  # type: ignore[return-value]
         self._hold(wanted, 1)
-        self._renew_later()
         if self.is_away:
             return self._decide_alone(wanted)
+        self._plan_next()
         try:
             answer: Any = self.store.take(self.owner, wanted)
             if not is_later(answer):
@@ -111,6 +112,16 @@ class Counting:
             return self.store.one_event(counter, limit, seconds)
         return partial(_one_event, self, counter, limit, seconds)
 
+    def add(self, places: Sequence[Wanted]) -> None:
+        """Take places that have no limit. They count at once, and may be given back before the store has answered."""
+        if self._own is not None:
+            self._hold(places, 1)
+            self._own.take("", places)
+            if self.is_away:
+                return
+            self._plan_next()
+        self._tell(lambda: self.store.take(self.owner, places))
+
     def give_back(self, taken: Sequence[Wanted]) -> None:
         """Give back what was taken."""
         if self._own is not None:
@@ -128,14 +139,17 @@ class Counting:
             return self.store.look(wanted)  # type: ignore[return-value]
         if self.is_away:
             return own.look(wanted)
-        looking: Deferred[Any] = call_hook(lambda: self.store.look(wanted))
-        return within(_PROBE_SECONDS, self.call_later, looking).addErrback(lambda _: own.look(wanted))
+        return self._answer(lambda: self.store.look(wanted)).addErrback(lambda _: own.look(wanted))
 
     def stop(self) -> None:
         """Renew nothing more, and ask a store that is away no more. Called when the last session has ended."""
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        self._stopped = True
+        self._cancel_next()
+
+    def start(self) -> None:
+        """Go on after a stop: a store that is away is asked again."""
+        self._stopped = False
+        self._plan_next()
 
     # The store is away, or back.
 
@@ -144,41 +158,51 @@ class Counting:
         if self.is_away:
             return
         self._away_since = self._seconds()
-        self.stop()
-        self._next = self.call_later(_PROBE_SECONDS, self._probe)
+        self._cancel_next()
+        self._plan_next()
         self._events.counters_away(safe_str(failure.value) or type(failure.value).__name__)
         if not failure.check(CounterStoreUnavailable, TimeoutError):
             self._events.failure(failure, "the counter store failed")
 
+    def _plan_next(self) -> None:
+        """Ask a store that is away again in a second. Renew the places in time, if there are any and leases end."""
+        if self._next is not None or self._stopped:
+            return
+        if self.is_away:
+            self._next = self.call_later(_PROBE_SECONDS, self._probe)
+        elif self._held and self.store.lease_seconds:
+            self._next = self.call_later(self.store.lease_seconds / _RENEWALS, self._renew)
+
+    def _cancel_next(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
     def _probe(self) -> None:
         self._next = None
-        self._hand_over(_PROBE_SECONDS).addCallbacks(self._is_back, self._is_still_away)
-
-    def _hand_over(self, seconds: float) -> Deferred[Any]:
-        """Tell the store what this guard holds. Fails if it does not answer within `seconds`."""
-        places = {key: count for key, count in self._held.items() if count > 0}
-        return within(seconds, self.call_later, call_hook(lambda: self.store.renew(self.owner, places)))
+        self._hand_over().addCallbacks(self._is_back, lambda _: self._plan_next())
 
     def _is_back(self, _: object) -> None:
         assert self._away_since is not None
         seconds, self._away_since = self._seconds() - self._away_since, None
         self._events.counters_back(seconds)
         # What was decided since the question was sent is handed over too.
+        self._cancel_next()
         self._renew()
-
-    def _is_still_away(self, _: Failure) -> None:
-        if self._next is None:
-            self._next = self.call_later(_PROBE_SECONDS, self._probe)
 
     def _renew(self) -> None:
         self._next = None
-        self._hand_over(_PROBE_SECONDS).addErrback(self.lost)
-        self._renew_later()
+        self._hand_over().addErrback(self.lost)
+        self._plan_next()
 
-    def _renew_later(self) -> None:
-        """Renew the places in time, if there are any and leases end."""
-        if self._next is None and self._held and self.store.lease_seconds and not self.is_away:
-            self._next = self.call_later(self.store.lease_seconds / _RENEWALS, self._renew)
+    def _hand_over(self) -> Deferred[Any]:
+        """Tell the store what this guard holds. Fails if it does not answer in time."""
+        places = dict(self._held)
+        return self._answer(lambda: self.store.renew(self.owner, places))
+
+    def _answer(self, hook: Callable[[], Any]) -> Deferred[Any]:
+        """The answer of the store, or TimeoutError after a second. The call itself goes on: none is cancelled."""
+        return within(_PROBE_SECONDS, self.call_later, shielded(call_hook(hook)))
 
     # Decisions.
 
@@ -225,17 +249,12 @@ class Counting:
         """Call a method of the store whose answer nobody needs."""
         try:
             answer = hook()
-            if not is_later(answer):
-                return
-            self.pending += 1
-            within(_PROBE_SECONDS, self.call_later, as_deferred(answer)).addErrback(self.lost).addBoth(
-                self._told
-            )
         except FAULTS:
             self.lost(explained(Failure()))
-
-    def _told(self, _: object) -> None:
-        self.answered()
+            return
+        if is_later(answer):
+            self.pending += 1
+            self._answer(lambda: answer).addErrback(self.lost).addBoth(lambda _: self.answered())
 
 
 class LookingCounting:
@@ -257,6 +276,9 @@ class LookingCounting:
     def one_event(self, counter: str, limit: int, seconds: float) -> Callable[[str], Count]:
         """As `Counting.one_event`, but nothing is taken."""
         return partial(_one_event, self, counter, limit, seconds)
+
+    def add(self, places: Sequence[Wanted]) -> None:
+        """Nothing is taken."""
 
     def give_back(self, taken: Sequence[Wanted]) -> None:
         """Nothing was taken."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.engine.table import STAGES
-from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import FairScheduler, ReplyBatcher
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.interfaces import (
@@ -40,7 +38,8 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.tls.files import can_begin_tls
-from twisted_smtpguard.transport.deadlines import Deadline, Deadlines, ExpiryQueue
+from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
+from twisted_smtpguard.transport.draining import Drain
 from twisted_smtpguard.transport.endwatcher import EndWatcher
 from twisted_smtpguard.transport.output import OutputRules
 from twisted_smtpguard.transport.peers import peer_name
@@ -48,16 +47,6 @@ from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
-
-_LAST_WAIT_SECONDS = 5
-"""How long a stop waits after its grace for pending verdicts."""
-
-_LAST_LINES_SECONDS = 0.5
-"""How long a stop waits after its grace for the last replies to be sent. Under TLS a frozen client never answers our
-close_notify, and no verdict depends on that answer."""
-
-_DRAIN_LOG_SECONDS = 10
-"""How often a drain logs what it waits for."""
 
 _CROWDED = 0.8
 """The part of the connection cap above which there is no greet delay, because a client that waits holds a slot."""
@@ -169,12 +158,7 @@ class SMTPGuardFactory(ServerFactory):
         self._slots_held = 0
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
-        self._drained: Deferred[None] | None = None
-        self._grace_over = False
-        self._grace: Deadline | None = None
-        self._last_lines: Deadline | None = None
-        self._last_wait: Deadline | None = None
-        self._next_drain_log: Deadline | None = None
+        self._drain = Drain(self.context, self.deadlines, self.counting, self._open)
 
     @property
     def statistics(self) -> Statistics:
@@ -257,7 +241,7 @@ class SMTPGuardFactory(ServerFactory):
 
     def turned_away(self) -> TurnAway | None:
         """What turns away a connection that comes now, since the guard stops or has as many as it may; else None."""
-        if self._drained is not None:
+        if self._drain.begun:
             return self._stopping
         return self._full if 0 < self.context.limits.max_connections <= self._slots_held else None
 
@@ -326,75 +310,21 @@ class SMTPGuardFactory(ServerFactory):
         A session in a mail transaction has `Limits.shutdown_grace` seconds to end it; then the session is ended. May be
         called again meanwhile.
         """
-        if self._drained is not None:
-            again: Deferred[None] = Deferred()
-            self._drained.chainDeferred(again)
-            return again
-        drained = self._drained = Deferred()
-        drained.addCallback(self._stop_waiting)
-        self.context.draining = True
-        grace = self.context.limits.shutdown_grace
-        if grace:
-            self._grace = self.deadlines.call_later(grace, self.end_now)
-        self._shut_down(now=False)
-        if self._grace_over:
-            self.end_now()
-        self._something_ended()
-        if not drained.called:
-            self._log_drain_progress()
-        return drained
+        return self._drain.begin()
 
     @property
     def pending_verdicts(self) -> int:
         """The number of messages on which the delivery has not given its verdict."""
-        waiting = sum(protocol.engine.awaits_verdict for protocol in self._open)
-        return waiting + self.context.pending_deliveries
-
-    def _shut_down(self, *, now: bool) -> None:
-        for protocol in list(self._open):
-            shut_down = partial(protocol.engine.shut_down, now=now)
-            safely(protocol.failed, "a session could not be ended", shut_down)
-
-    def _log_drain_progress(self) -> None:
-        """Log what the drain waits for, now and every few seconds, so that an operator sees why it takes long."""
-        self.context.events.draining(len(self._open), self.pending_verdicts)
-        self._next_drain_log = self.deadlines.call_later(_DRAIN_LOG_SECONDS, self._log_drain_progress)
+        return self._drain.pending_verdicts
 
     def reopen(self) -> None:
         """Admit connections again after a drain. RuntimeError if the drain is not over."""
-        if self._drained is not None and not self._drained.called:
-            raise RuntimeError("connections cannot be admitted again before the drain is over")
-        self._drained = None
-        self._grace_over = False
-        self.context.draining = False
+        self._drain.reopen()
 
     def end_now(self) -> None:
         """End the grace of the drain: every session ends, and a reply that is not sent half a second later is dropped.
         Pending verdicts have five seconds more, however often this is called. Before a drain: it gets no grace."""
-        self._grace_over = True
-        if self._drained is None:
-            return
-        if not self._drained.called and self._last_wait is None:
-            self._last_wait = self.deadlines.call_later(_LAST_WAIT_SECONDS, self._fire)
-            self._last_lines = self.deadlines.call_later(_LAST_LINES_SECONDS, self._cut_off)
-        self._shut_down(now=True)
-
-    def _stop_waiting(self, _: object) -> None:
-        for timer in (self._grace, self._last_lines, self._last_wait, self._next_drain_log):
-            if timer is not None and timer.active():
-                timer.cancel()
-        self.counting.stop()
-        self._grace = self._last_lines = self._last_wait = self._next_drain_log = None
-
-    def _cut_off(self) -> None:
-        for protocol in list(self._open):
-            safely(protocol.failed, "a connection could not be aborted", protocol.connection_broken)
+        self._drain.end_now()
 
     def _something_ended(self) -> None:
-        if not (self._open or self.context.pending_deliveries or self.counting.pending):
-            self._fire()
-
-    def _fire(self) -> None:
-        drained = self._drained
-        if drained is not None and not drained.called:
-            drained.callback(None)
+        self._drain.something_ended()
