@@ -45,8 +45,8 @@ ROOMS: dict[str, str] = {
     "__init__": "public",
     "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
-    "cli": "admission checkers control delivery engine filters hooks inputs interfaces limits log metrics operations "
-    "service tls transport workers",
+    "cli": "admission checkers control counters delivery engine filters hooks inputs interfaces limits log metrics "
+    "operations service tls transport workers",
     "control": "inputs operations",
     "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",

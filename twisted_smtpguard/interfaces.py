@@ -39,6 +39,7 @@ __all__ = [
     "CounterStoreUnavailable",
     "ICheckableDelivery",
     "ICheckingDeliveryFactory",
+    "IConnectingCounterStore",
     "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",
@@ -170,6 +171,16 @@ class ICounterStore(Interface):
         """Hold these places, and no others of this owner, for `lease_seconds` from now. A key is a counter and a
         client. Called several times in that time, unless it is 0, and when a store is back. A store that has lost its
         data has them again."""
+
+
+class IConnectingCounterStore(ICounterStore):
+    """A counter store that says when it has connected, so that a guard does not find that out by asking."""
+
+    connected: bool = Attribute("""Whether it can be asked now.""")
+
+    def on_connected(call: Callable[[], object]) -> None:
+        """Call `call()` whenever the store has connected, before it is asked anything else: it calls `renew()`, since
+        the data may have been lost. Called once by each guard, when it is made."""
 
 
 class IMessageSink(Interface):

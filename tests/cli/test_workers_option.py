@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 from commandline import parsed
+from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard.cli.options import make_service
 from twisted_smtpguard.cli.severalprocesses import join, supervised
+from twisted_smtpguard.counters.localstore import LocalCounterStore
+from twisted_smtpguard.counters.redisstore import RedisCounterStore
+from twisted_smtpguard.values import Wanted
 
 
 def supervisor_of(*words: str) -> Any:
@@ -50,6 +54,10 @@ class FakeWorker:
     def __init__(self, part: int) -> None:
         self.share = part, 3
         self.joined: list[Any] = []
+        self.counters = LocalCounterStore(0)
+
+    def endpoints(self, plain: int) -> tuple[list[Any], list[Any]]:
+        return [TCP4ServerEndpoint(MemoryReactorClock(), 25)] * plain, []
 
     def join(self, guard: Any) -> None:
         self.joined.append(guard)
@@ -67,3 +75,13 @@ def test_the_shares_of_the_workers_are_all_connections_together(domains: tuple[s
         delivery: Any = guard.factory.context.delivery
         shares.append((delivery.delivery if domains else delivery).max_connections)
     assert shares == [3, 3, 2]
+
+
+def test_a_worker_counts_in_redis_and_while_that_is_away_with_the_other_workers() -> None:
+    options = parsed("--deliver=discard:", "--counters=redis+unix:///run/redis.sock", "--max-connections=1")
+    worker: Any = FakeWorker(0)
+    guard = make_service(options, MemoryReactorClock(), worker=worker)
+    assert isinstance(guard.factory.counting.store, RedisCounterStore)
+    guard.factory.counting.take([Wanted("max_connections", "", 1)])
+    assert guard.factory.counting.is_away
+    assert worker.counters.look([Wanted("max_connections", "")]) == [(1, 0)]

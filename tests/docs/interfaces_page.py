@@ -47,7 +47,7 @@ _CHAPTERS = {
     ],
     "Checkers": ["CheckerUnavailable"],
     "Reloading": ["IReloadable", "IPreparedReload", "IReadsFiles"],
-    "Counting": ["ICounterStore", "Wanted", "CounterStoreUnavailable"],
+    "Counting": ["ICounterStore", "IConnectingCounterStore", "Wanted", "CounterStoreUnavailable"],
     "What they are told": ["Peer", "Client", "Path"],
 }
 """Every public name of interfaces.py that has its own text, in the order of the page."""

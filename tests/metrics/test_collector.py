@@ -15,6 +15,8 @@ from mailserver import Behind, MailServer
 from manual_threads import ManualThreads
 from prometheus_client import CollectorRegistry
 from servedguard import collector_of, samples, service_with
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
 
 from twisted_smtpguard import (
     CertificateFiles,
@@ -24,7 +26,9 @@ from twisted_smtpguard import (
     Rate,
     replies,
 )
+from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector
 from twisted_smtpguard.testing import FakeDelivery, FakeTransport
@@ -120,6 +124,45 @@ def test_an_upstream_server_is_up_or_down() -> None:
 
 def test_a_delivery_that_tells_nothing_has_no_metrics_of_an_upstream_server() -> None:
     assert not [name for name in samples(service_with()) if name.startswith("upstream_")]
+
+
+@implementer(ICounterStore)
+class LateStore:
+    """Answers when the test does, or at once with `count`."""
+
+    lease_seconds = 0
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+        self.answers: list[Deferred[list[int]]] = []
+
+    def take(self, *_: object) -> Any:
+        if self.count:
+            return [self.count]
+        self.answers.append(Deferred())
+        return self.answers[-1]
+
+    def give_back(self, *_: object) -> None: ...
+    def look(self, *_: object) -> None: ...
+    def renew(self, *_: object) -> None: ...
+
+
+def test_a_guard_that_counts_alone_and_the_time_of_decisions_are_told() -> None:
+    store = LateStore()
+    guard = service_with(limits=Limits(max_connections=5), counters=store)
+    guard.connect()
+    guard.clock.advance(0.002)
+    store.answers[0].callback([1])
+    found = samples(guard)
+    assert found["counters_up"] == 1
+    assert found['counter_decision_seconds_bucket{le="0.001"}'] == 0
+    assert found['counter_decision_seconds_bucket{le="0.0025"}'] == 1
+    guard.connect()
+    guard.clock.advance(0.05)
+    assert samples(guard)["counters_up"] == 0
+    # What is in memory answers always, and at once.
+    alone = service_with(counters=LocalCounterStore(0))
+    assert not [name for name in samples(alone) if name.startswith("counter")]
 
 
 def test_lines_that_the_log_left_out_are_counted() -> None:
@@ -236,6 +279,7 @@ def test_the_reference_has_every_metric_with_its_type_its_labels_and_its_words()
         tls=CertificateFiles(str(CERTIFICATE)),
         ip_filters=[FakeFilter()],
         limits=Limits(max_connections_per_client=5),
+        counters=LateStore(1),
         names=("smtp",),
     )
     guard.factory.context.events.measured.handshakes["TLSv1.3", "completed"] += 1

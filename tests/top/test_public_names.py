@@ -74,6 +74,7 @@ INTERFACES = [
     "CounterStoreUnavailable",
     "ICheckableDelivery",
     "ICheckingDeliveryFactory",
+    "IConnectingCounterStore",
     "IConnectingDelivery",
     "ICounterStore",
     "IDelivery",

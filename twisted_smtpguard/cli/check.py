@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, LogLevel
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.cli.configuration import Setting
+from twisted_smtpguard.cli.counterstore import check_counters, shown_counters
 from twisted_smtpguard.cli.helptext import OPTIONS, in_columns
 from twisted_smtpguard.cli.plugins import builtin_filters, shown_delivery
 from twisted_smtpguard.delivery.domains import AcceptedDomains
@@ -67,6 +68,9 @@ async def check(
             missing = await answer_of(delivery.check())
         if missing:
             warnings.append(escape_text(missing))
+    answers, away = await check_counters(service.factory.counting.store)
+    lines += ["", answers] if answers else []
+    warnings += [escape_text(away)] if away else []
     return [*lines, *(["", *(f"warning: {warning}" for warning in warnings)] if warnings else [])]
 
 
@@ -76,6 +80,8 @@ def _shown(setting: Setting) -> str:
         return setting.text.partition(":")[0]
     if setting.option == "deliver":
         return shown_delivery(setting.text)
+    if setting.option == "counters":
+        return shown_counters(setting.text)
     if setting.option == "ip-filter" and (found := _FILTER.fullmatch(setting.text)):
         ours = {factory.name for factory in builtin_filters()}
         return setting.text if found[2] in ours else found[1]

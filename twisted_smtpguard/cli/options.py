@@ -24,6 +24,7 @@ from twisted_smtpguard.checkers.named import checker_description, checkers_table
 from twisted_smtpguard.cli import plugins, settings
 from twisted_smtpguard.cli.check import awaited, check
 from twisted_smtpguard.cli.configuration import DEFAULT, Setting, explained, read_configuration, variable
+from twisted_smtpguard.cli.counterstore import counter_store
 from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.cli.reconfiguring import configure
@@ -55,7 +56,6 @@ _FLAGS = options_of_kind("flag")
 _CONFIGURABLE = _REPEATABLE.union(options_of_kind("single"), _FLAGS, (spec.option for spec in _LIMITS))
 _PLAIN = [(name, *OPTIONS[name]) for kind in ("single", "flag", "question") for name in options_of_kind(kind)]
 """The name, the placeholder and the explanation of each option that is handled by no method here."""
-_CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
 
 
 class Options(usage.Options):
@@ -122,7 +122,7 @@ class Options(usage.Options):
         given["deliver"] = given["deliver"] or [Setting("deliver", ROWS["deliver"]["default"], DEFAULT)]
         self.deliver = given["deliver"][-1]
         self.flags = {option.replace("-", "_"): bool(self._value(option, FLAG.parse)) for option in _FLAGS}
-        self._check_needs()
+        settings.check_needs(given, self.flags)
         self.each("listen-tls", settings.check_plain)
         self.each("accept-domain", settings.check_domain)
         self.each("proxy-protocol-from", settings.check_proxy)
@@ -186,27 +186,6 @@ class Options(usage.Options):
     def paths(self, *options: str) -> list[str]:
         """The settings of these options, which are paths."""
         return [parse_path(text) for text in self.texts(*options)]
-
-    def _check_needs(self) -> None:
-        """Refuse options that have no effect, or a dangerous one, without another option."""
-        given, flags = self.given, self.flags
-        certificate, auth = given["tls-certificate"], given["auth"]
-        tls = certificate or flags["proxy_protocol_tls"]
-
-        def on(flag: str) -> list[Setting]:
-            return given[flag] if flags[flag.replace("-", "_")] else []
-
-        needs = [
-            *((given[option], certificate, "--tls-certificate is needed") for option in _CERTIFICATE_FILES),
-            (given["listen-tls"], certificate, "--tls-certificate is needed"),
-            (on("proxy-protocol-tls"), given["proxy-protocol-from"], "--proxy-protocol-from is needed"),
-            (on("require-tls"), tls, "--tls-certificate is needed"),
-            (on("require-auth"), auth, "--auth is needed"),
-            (auth, tls or flags["auth_without_tls"], "--tls-certificate is needed, or --auth-without-tls"),
-        ]
-        for asked, there, problem in needs:
-            if asked and not there:
-                raise asked[0].wrong(problem)
 
     def _answer_questions(self) -> None:
         def deliveries() -> Mapping[str, IDeliveryFactory]:
@@ -294,7 +273,7 @@ class Options(usage.Options):
 
     def secret_files(self) -> tuple[list[str], list[str]]:
         """The files that may have a private key in them, and the files with passwords."""
-        return settings.secret_files(self.given, _CERTIFICATE_FILES, self["config"])
+        return settings.secret_files(self.given, self["config"])
 
 
 def _repeated(option: str) -> Callable[[Options, str], None]:
@@ -350,6 +329,7 @@ def make_service(
     ip_filters = options.ip_filters(reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
     twist: MutableMapping[str, Any] = options.parent or {}
+    counters = counter_store(options.given, reactor)
     event_file = options.event_file(trial=trying)
     delivery = options.delivery(reactor, trial=trying)
     if event_file is not None:
@@ -366,7 +346,7 @@ def make_service(
         endpoints,
         delivery,
         ip_filters=ip_filters,
-        counters=None if worker is None else worker.counters,
+        counters=counters or (worker and worker.counters),
         limits=options.limits,
         hostname=options.hostname,
         events=events,

@@ -13,6 +13,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from twisted_smtpguard.cli.configuration import Setting
+from twisted_smtpguard.cli.counterstore import has_password
 from twisted_smtpguard.cli.plugins import split_specification
 from twisted_smtpguard.control.answering import Operator
 from twisted_smtpguard.control.server import ControlService
@@ -28,6 +29,7 @@ from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.proxynetworks import UNIX
 
 MOST_WORKERS = 1024
+_CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
 
 
 def check_proxy(text: str) -> None:
@@ -152,12 +154,32 @@ def parse_dry_run(text: str) -> frozenset[str]:
     return names
 
 
-def secret_files(
-    given: Mapping[str, Sequence[Setting]], of_certificates: Sequence[str], config: str | None
-) -> tuple[list[str], list[str]]:
-    """The files that may have a private key in them, which the options `of_certificates` name, and the files with
-    passwords. `config` is the path of the file of options."""
-    keys = [parse_path(setting.text) for option in of_certificates for setting in given[option]]
+def check_needs(given: Mapping[str, Sequence[Setting]], flags: Mapping[str, bool]) -> None:
+    """Refuse options that have no effect, or a dangerous one, without another option. `flags` has the value of each
+    flag. UsageError says which."""
+    certificate, auth = given["tls-certificate"], given["auth"]
+    tls = certificate or flags["proxy_protocol_tls"]
+
+    def on(flag: str) -> Sequence[Setting]:
+        return given[flag] if flags[flag.replace("-", "_")] else []
+
+    needs = [
+        *((given[option], certificate, "--tls-certificate is needed") for option in _CERTIFICATE_FILES),
+        (given["listen-tls"], certificate, "--tls-certificate is needed"),
+        (on("proxy-protocol-tls"), given["proxy-protocol-from"], "--proxy-protocol-from is needed"),
+        (on("require-tls"), tls, "--tls-certificate is needed"),
+        (on("require-auth"), auth, "--auth is needed"),
+        (auth, tls or flags["auth_without_tls"], "--tls-certificate is needed, or --auth-without-tls"),
+    ]
+    for asked, there, problem in needs:
+        if asked and not there:
+            raise asked[0].wrong(problem)
+
+
+def secret_files(given: Mapping[str, Sequence[Setting]], config: str | None) -> tuple[list[str], list[str]]:
+    """The files that may have a private key in them, and the files with passwords. `config` is the path of the file of
+    options."""
+    keys = [parse_path(setting.text) for option in _CERTIFICATE_FILES for setting in given[option]]
     keys += [each for folder in keys for each in files_of_names(folder)]
     passwords = []
     for setting in given["auth"]:
@@ -166,6 +188,8 @@ def secret_files(
             passwords.append(parse_path(argument))
         elif name == "memory" and setting.in_file and config is not None:
             passwords.append(config)
+    if config is not None and any(map(has_password, given["counters"])):
+        passwords.append(config)
     deliver = given["deliver"][-1].text
     if split_specification(deliver)[0] in ("smtp", "lmtp"):
         passwords += map(parse_path, re.findall(r",auth=([^,]*)", deliver))

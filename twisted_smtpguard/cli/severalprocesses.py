@@ -71,7 +71,9 @@ def all_endpoints(
 
 
 def join(worker: Worker, guard: SMTPGuardService) -> None:
-    """Make the guard of a worker a part of the whole."""
+    """Make the guard of a worker a part of the whole. If it counts in another store than the table of the workers, it
+    counts there while that store is away."""
+    guard.factory.counting.fall_back_on(worker.counters)
     delivery = _inner(guard.factory.context.delivery)
     if isinstance(delivery, UpstreamDelivery):
         delivery.divide(*worker.share)

@@ -2,7 +2,7 @@
 
 A decision waits for the store for 50 ms at most. Then, and until the store answers again, the guard goes on with counts
 of its own: it holds its clients to the same limits, but does not see what other guards admit. When the store is back it
-is told what the guard holds.
+is told what the guard holds; a store that says when it has connected is told at once, since it may have lost its data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,8 +20,12 @@ from twisted.python.reflect import safe_repr, safe_str
 
 from twisted_smtpguard.counters.localstore import InMemoryStore, LocalCounterStore
 from twisted_smtpguard.hooks.later import as_deferred, call_hook, explained, shielded, within
-from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.interfaces import IConnectingCounterStore, ICounterStore
 from twisted_smtpguard.values import FAULTS, CounterStoreUnavailable, Wanted, is_later
+
+if TYPE_CHECKING:
+    # It needs Linux.
+    from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
 
 Count: TypeAlias = int | Deferred[int]
 """A count, at once or later."""
@@ -68,22 +72,47 @@ class Counting:
         """How many answers of the store are waited for."""
         # 50 ms are too short for the guard's deadlines, which are rounded.
         self.call_later = reactor.callLater
-        self._seconds = reactor.seconds
+        self.seconds = reactor.seconds
         self.store: ICounterStore = own if store is None else store
-        self._own = None if isinstance(self.store, InMemoryStore) else own
+        self._own: LocalCounterStore | SharedCounterStore | None = own
+        if isinstance(self.store, InMemoryStore):
+            self._own = None
         self._events = events
         self._settled = settled
         self._away_since: float | None = None
+        self._told_away = False
+        """Whether the log says that the store is away."""
         self._held: dict[tuple[str, str], int] = {}
         """The places of this guard, with those that it has asked for."""
         self._next: Any = None
         """The next renewal, or the next question whether the store is back."""
         self._stopped = False
+        self._connecting = (
+            IConnectingCounterStore(store) if IConnectingCounterStore.providedBy(store) else None
+        )
+        if self._connecting is not None:
+            self._connecting.on_connected(self._connected)
 
     @property
     def is_away(self) -> bool:
         """Whether the store is away, so that this guard counts alone."""
         return self._away_since is not None
+
+    @property
+    def can_fail(self) -> bool:
+        """Whether there is a store that may be away."""
+        return self._own is not None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store can be asked now, as far as it is known."""
+        return not self.is_away and (self._connecting is None or self._connecting.connected)
+
+    def fall_back_on(self, own: LocalCounterStore | SharedCounterStore) -> None:
+        """Count in `own`, which several processes may share, while the store is away. Called before the first
+        decision."""
+        if self._own is not None:
+            self._own = own
 
     def take(self, wanted: Sequence[Wanted]) -> Counts:
         """Take all that is wanted, or nothing, and return the counts; a Deferred if they come later. Cancel it when
@@ -147,8 +176,11 @@ class Counting:
         self._cancel_next()
 
     def start(self) -> None:
-        """Go on after a stop: a store that is away is asked again."""
+        """Called when the guard begins to listen, for the first time or again. A store that has not connected yet has a
+        second to do so before the log says that it is away; one that is away is asked again."""
         self._stopped = False
+        if self._connecting is not None and not self._connecting.connected and not self.is_away:
+            self._away_since = self.seconds()
         self._plan_next()
 
     # The store is away, or back.
@@ -157,9 +189,13 @@ class Counting:
         """The store has failed, or has not answered in time: go on alone, and ask it again from time to time."""
         if self.is_away:
             return
-        self._away_since = self._seconds()
+        self._away_since = self.seconds()
         self._cancel_next()
         self._plan_next()
+        self._tell_away(failure)
+
+    def _tell_away(self, failure: Failure) -> None:
+        self._told_away = True
         self._events.counters_away(safe_str(failure.value) or type(failure.value).__name__)
         if not failure.check(CounterStoreUnavailable, TimeoutError):
             self._events.failure(failure, "the counter store failed")
@@ -180,15 +216,33 @@ class Counting:
 
     def _probe(self) -> None:
         self._next = None
-        self._hand_over().addCallbacks(self._is_back, lambda _: self._plan_next())
+        self._hand_over().addCallbacks(self._is_back, self._is_still_away)
+
+    def _connected(self) -> None:
+        """The store has connected, and is asked nothing before this."""
+        if self._stopped:
+            return
+        self._cancel_next()
+        if self.is_away:
+            self._probe()
+        else:
+            self._renew()
 
     def _is_back(self, _: object) -> None:
-        assert self._away_since is not None
-        seconds, self._away_since = self._seconds() - self._away_since, None
-        self._events.counters_back(seconds)
+        if self._away_since is None:
+            return
+        seconds, self._away_since = self.seconds() - self._away_since, None
+        if self._told_away:
+            self._told_away = False
+            self._events.counters_back(seconds)
         # What was decided since the question was sent is handed over too.
         self._cancel_next()
         self._renew()
+
+    def _is_still_away(self, failure: Failure) -> None:
+        if self.is_away and not self._told_away:
+            self._tell_away(failure)
+        self._plan_next()
 
     def _renew(self) -> None:
         self._next = None
@@ -223,6 +277,10 @@ class Counting:
         """Called where the store has no answer: the counts of this guard decide."""
         self.lost(failure)
         return self._decide_alone(wanted)
+
+    def measure(self, began_at: float) -> None:
+        """Called when a decision has been made that was not made at once."""
+        self._events.measured.counter_seconds.observe(self.seconds() - began_at)
 
     def answered(self) -> None:
         """Called when an answer that was pending is no longer waited for."""
@@ -294,7 +352,7 @@ def _one_event(
 class _Question:
     """A decision whose answer comes later. It ends by the answer or the time limit, whatever its caller does."""
 
-    __slots__ = ("_counting", "_outcome", "_timer", "_wanted")
+    __slots__ = ("_began_at", "_counting", "_outcome", "_timer", "_wanted")
 
     def __init__(
         self, counting: Counting, wanted: Sequence[Wanted], outcome: Deferred[Sequence[int]]
@@ -302,6 +360,7 @@ class _Question:
         self._counting = counting
         self._wanted = wanted
         self._outcome = outcome
+        self._began_at = counting.seconds()
         self._timer: Any = counting.call_later(_ANSWER_SECONDS, self._expired)
 
     def answered(self, answer: Any) -> None:
@@ -321,6 +380,7 @@ class _Question:
 
     def _end(self, counts: Sequence[int]) -> None:
         self._timer = None
+        self._counting.measure(self._began_at)
         if not self._outcome.called:
             self._outcome.callback(counts)
         elif fits(self._wanted, counts):

@@ -19,7 +19,7 @@ from twisted_smtpguard.counters.redisdial import connect
 from twisted_smtpguard.counters.redisrenewal import NO_NAME, Renewals
 from twisted_smtpguard.counters.redisurl import RedisServer, redis_servers
 from twisted_smtpguard.hooks.faults import at_debug, safely
-from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.interfaces import IConnectingCounterStore
 from twisted_smtpguard.values import CounterStoreUnavailable, Wanted
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
@@ -39,7 +39,7 @@ def redis_counter_store(text: str, reactor: object) -> RedisCounterStore:
     return RedisCounterStore(servers, reactor)
 
 
-@implementer(ICounterStore)
+@implementer(IConnectingCounterStore)
 class RedisCounterStore(Service):
     """A counter store in the first of `servers()` that can be used. It is a service: while it runs it is connected, or
     tries to connect again after 0.1 to 5 seconds, and calls `servers()` anew each time. `lease_seconds` is the same in
@@ -65,6 +65,7 @@ class RedisCounterStore(Service):
         self._prefix = ""
         self._listeners: list[Callable[[], object]] = []
         self._runs: Deferred[None] | None = None
+        self._stops = False
         self._renewals = Renewals(self._run)
 
     # As a service.
@@ -73,11 +74,13 @@ class RedisCounterStore(Service):
         """Begin to connect."""
         super().startService()
         self.problem = "it has not connected yet"
+        self._stops = False
         self._runs = Deferred.fromCoroutine(self._stay_connected())
 
     def stopService(self) -> Deferred[None]:
         """Disconnect. What was asked before is answered, or fails when no answer has come for a second or two."""
         super().stopService()
+        self._stops = True
         stopped = self._runs
         assert stopped is not None, "it is started before it is stopped"
         if self._connection is not None:
@@ -96,11 +99,24 @@ class RedisCounterStore(Service):
         Redis may have lost what it knew."""
         self._listeners.append(call)
 
+    async def check(self) -> str:
+        """Connect as at a start, and disconnect again. Returns why that is not possible; "" if it is. Called while the
+        store does not run."""
+        connection = await self._first_usable()
+        if connection is None:
+            return self.problem
+        connection.close()
+        await connection.lost
+        return ""
+
     async def _stay_connected(self) -> None:
         failures = 0
         while self.running:
             connection = await self._first_usable()
             if connection is not None:
+                self._connection, self.problem = connection, ""
+                for call in self._listeners:
+                    safely(at_debug, "what waited for the counter store raised", call)
                 began = self._reactor.seconds()
                 await connection.lost
                 self._connection = None
@@ -116,7 +132,7 @@ class RedisCounterStore(Service):
             await self._pause(delay * random.uniform(0.5, 1))  # noqa: S311 - no secret
 
     async def _first_usable(self) -> RedisConnection | None:
-        """A connection to the first server that can be used, after those who wait for one were called; else None."""
+        """A connection to the first server that can be used. None: there is none, and `problem` says why."""
         problems = []
         try:
             servers = self._servers()
@@ -127,13 +143,10 @@ class RedisCounterStore(Service):
                 connection = await connect(server, self._reactor, self._lease())
             except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
                 problems.append(f"{server.name}: {error}")
-                if not self.running:
+                if self._stops:
                     break
                 continue
-            self._connection, self._prefix = connection, server.prefix
-            self.server, self.problem = server.name, ""
-            for call in self._listeners:
-                safely(at_debug, "what waited for the counter store raised", call)
+            self._prefix, self.server = server.prefix, server.name
             return connection
         self.problem = "; ".join(problems)
         return None

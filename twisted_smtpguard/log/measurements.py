@@ -16,8 +16,9 @@ SESSION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800
 MESSAGE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 HOOK_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 FILTER_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COUNTER_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05)
 """The upper bounds of buckets, in seconds. They reach up to the time limits: 1800 for a session, 600 that a client
-waits, 300 for a delivery, 10 for an IP filter."""
+waits, 300 for a delivery, 10 for an IP filter, 0.05 for a decision of the counter store."""
 
 HOOKS = ("begin", "recipient", "data", "write", "finish")
 """The hooks of a delivery that are measured."""
@@ -85,6 +86,8 @@ class Measurements:
     """Answers of IP filters, by filter and verdict. One that was given in the call took 0 seconds."""
     hooks: defaultdict[tuple[str, str], Histogram] = attrs.field(factory=_of_hooks, init=False)
     """Answers of the delivery's hooks, by hook and outcome, but for acceptances in the call itself."""
+    counter_seconds: Histogram = attrs.field(factory=lambda: Histogram(COUNTER_BOUNDS), init=False)
+    """Decisions of a counter store that answers later, by the time that they took."""
     chunked_messages: int = 0
     """Messages that came by BDAT, for which the delivery has given a sink."""
     late_acceptances: int = 0

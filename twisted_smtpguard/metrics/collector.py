@@ -138,6 +138,12 @@ class GuardCollector:
         yield _gauge("limit", text, "name", dict(_numbers(factory.context.limits)))
         text = "Clients that are remembered, for each limit that counts by client."
         yield _gauge("table_clients", text, "table", factory.own_counters.sizes())
+        if factory.counting.can_fail:
+            text = "Whether the counter store can be asked: 0 while this guard counts alone."
+            yield GaugeMetricFamily(f"{_PREFIX}counters_up", text, int(factory.counting.is_up))
+            text = "How long decisions took for which a counter store was asked that answers later."
+            measured = {(): factory.context.events.measured.counter_seconds}
+            yield _histogram("counter_decision_seconds", text, (), measured)
 
     def _process(self) -> Iterator[Metric]:
         measured = self._guard.factory.context.events.measured

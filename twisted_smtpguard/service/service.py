@@ -55,8 +55,9 @@ class SMTPGuardService(PartsOwner):
     `reactor` provides the time. The `tls_endpoints` are plain endpoints on which the guard begins TLS before its
     greeting, with `tls`. `names` has one word for each of `endpoints` and then of `tls_endpoints`: the log has it as
     `endpoint` of a listener and as `listener` of a connection. Without `names` the log has a string that describes the
-    endpoint. The other arguments are those of SMTPGuardFactory. Filters and a delivery that provide IService are
-    started before any listener and stopped after the last session, unless they have a parent, which does so then.
+    endpoint. The other arguments are those of SMTPGuardFactory. Filters, a counter store and a delivery that provide
+    IService are started before any listener and stopped after the last session, unless they have a parent, which does
+    so then.
     ValueError: one of them has another guard as its parent, or the number of `names` is wrong. The service can be
     started again after it was stopped.
     """
@@ -134,7 +135,7 @@ class SMTPGuardService(PartsOwner):
         """The latest stop; None before the first."""
         self.operator = Operator(self)
         """What an operator may ask and change while the guard runs."""
-        for part in (*(entry.filter for entry in filters), delivery):
+        for part in (counters, *(entry.filter for entry in filters), delivery):
             self.adopt(part)
 
     @property
