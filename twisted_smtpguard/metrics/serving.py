@@ -39,6 +39,7 @@ class MetricsService(Service):
     """
 
     @checked
+    @checked
     def __init__(
         self, guard: SMTPGuardService, endpoints: Sequence[IStreamServerEndpoint], names: Sequence[str] = ()
     ) -> None:
