@@ -163,6 +163,8 @@ def test_a_long_word_is_not_repeated_whole():
     with pytest.raises(ValueError, match="is not a network") as error:
         parse_network("x" * 100_000)
     assert len(str(error.value)) < 200
+    # The log would escape anything else.
+    assert str(error.value).isascii()
 
 
 # Replies.

@@ -10,6 +10,7 @@ from twisted_smtpguard.limits.units import (
     NO_RATE,
     Rate,
     format_octets,
+    octets_up_to,
     parse_count,
     parse_flag,
     parse_octets,
@@ -69,6 +70,15 @@ def test_k_m_and_g_are_powers_of_1024(text: str, octets: int) -> None:
 def test_nothing_else_is_a_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"^a size such as 10M, 64k or 10485760 is expected$"):
         parse_octets(text)
+
+
+def test_a_size_that_the_system_bounds_is_not_above_that() -> None:
+    unit = octets_up_to(1024**3)
+    assert (unit.parse("1G"), unit.check(1024**3)) == (1024**3, None)
+    with pytest.raises(ValueError, match=r"^a size of at most 1G is expected$"):
+        unit.parse("1048577k")
+    assert unit.check(1024**3 + 1) == "must be at most 1073741824"
+    assert unit.check("1") == "must be a number"
 
 
 @given(st.integers(min_value=0, max_value=10**17))

@@ -16,7 +16,7 @@ from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import formatEvent
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 from zope.interface import implementer
@@ -170,6 +170,19 @@ def test_head_has_no_body(web: Web) -> None:
     status, headers, body = web.answer(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (status, body) == (503, b"")
     assert int(headers["Content-Length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/nothing"])
+def test_head_is_not_logged(web: Web, path: str) -> None:
+    with capturedLogs() as events:
+        web.answer(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert events == []
+
+
+@pytest.mark.parametrize(("method", "status"), [("OPTIONS", 405), ("GET", 404)])
+def test_the_path_of_the_server_itself_is_none(web: Web, method: str, status: int) -> None:
+    answer = web.answer(f"{method} * HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert (answer[0], "Server" in answer[1]) == (status, False)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FROB"])

@@ -51,6 +51,8 @@ def test_unset_gives_the_value_back_that_it_had_before() -> None:
         ("ipv4-client-prefix", "33"),
         ("bare-newline", "ignore"),
         ("strict-enhanced-codes", "maybe"),
+        ("socket-send-buffer", "2G"),
+        ("socket-receive-buffer", "999999999999999999G"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_sentence_that_the_option_would_have_got(

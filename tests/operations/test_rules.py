@@ -46,6 +46,13 @@ def test_a_rule_with_a_time_ends_with_it() -> None:
     assert guard.tries() == 220
 
 
+def test_a_time_that_no_calendar_holds_is_shown_as_the_end_of_it() -> None:
+    guard = Operated()
+    last = "9999-12-31T23:59:59Z"
+    assert guard.operator.carry_out("deny", {"network": "192.0.2.1", "for": "999999999d"})["until"] == last
+    assert told(guard) == [("192.0.2.1", "deny", last)]
+
+
 def test_its_end_is_kept_where_nobody_looks_before_the_next_client() -> None:
     guard = Operated()
     guard.operator.deny("192.0.2.1", 10)

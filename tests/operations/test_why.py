@@ -57,6 +57,14 @@ def test_a_stranger_is_accepted() -> None:
     assert (answer["recent_refusals"], answer["recent_sessions"]) == ([], [])
 
 
+def test_a_count_that_clears_after_the_end_of_the_calendar_is_shown_too() -> None:
+    guard = Operated()
+    guard.operator.set("connection-rate", "1/999999999d")
+    guard.connect(ADDRESS)
+    (row,) = (row for row in asked(guard)["counts"] if row["limit"] == "connection-rate")
+    assert (row["count"], row["clears"]) == (1, "9999-12-31T23:59:59Z")
+
+
 @pytest.mark.parametrize("text", ["", "192.0.2", "192.0.2.0/24", "mx.example", "\x1b[2J" * 100])
 def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     failures: list[Any] = []

@@ -193,4 +193,4 @@ def _text(octets: bytes) -> str:
 
 
 def _shown(word: str) -> str:
-    return repr(word if len(word) <= 60 else f"{word[:60]}…")
+    return repr(word if len(word) <= 60 else f"{word[:57]}...")

@@ -27,6 +27,7 @@ from twisted_smtpguard.limits.units import (
     SECONDS,
     Rate,
     Unit,
+    octets_up_to,
     one_of,
     prefix_length,
 )
@@ -38,6 +39,8 @@ PROFILES = ("base", "edge")
 IP_FILTER = "ip_filter"
 """The name of IP filters' refusals in `Limits.dry_run`. They belong to no field of Limits."""
 
+
+_SOCKET_OCTETS = octets_up_to(1024**3)
 
 _AT_ONCE = "this moment"
 _CONNECTION = "the next connection"
@@ -176,9 +179,9 @@ class Limits:
     """Input that waits while a command is being answered; nothing more is read from the client then."""
     max_output_buffer: int = OCTETS.bound(16 * 1024)
     """Replies that wait for the client to read them; no further command is executed then."""
-    socket_send_buffer: int = OCTETS.bound(32 * 1024, holds_from=_CONNECTION)
+    socket_send_buffer: int = _SOCKET_OCTETS.bound(32 * 1024, holds_from=_CONNECTION)
     """The kernel's send buffer of one connection: what the client has not received yet. 0 leaves it to the system."""
-    socket_receive_buffer: int = OCTETS.bound(128 * 1024, holds_from=_CONNECTION)
+    socket_receive_buffer: int = _SOCKET_OCTETS.bound(128 * 1024, holds_from=_CONNECTION)
     """The kernel's receive buffer of one connection: what the guard has not read yet. 0 leaves it to the system."""
 
     # Messages.

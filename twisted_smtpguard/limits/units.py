@@ -194,6 +194,21 @@ def one_of(*choices: str) -> Unit[str]:
     return Unit(" or ".join(choices), parse, check, choices=choices)
 
 
+def octets_up_to(most: int) -> Unit[int]:
+    """The unit of a size that the system bounds."""
+
+    def parse(text: str) -> int:
+        octets = parse_octets(text)
+        if octets > most:
+            raise ValueError(f"a size of at most {format_octets(most)} is expected")
+        return octets
+
+    def check(value: Any) -> str | None:
+        return _check_count(value) or (f"must be at most {most}" if value > most else None)
+
+    return Unit(OCTETS.name, parse, check, format_octets)
+
+
 def prefix_length(longest: int) -> Unit[int]:
     """The unit of a number of leading bits of an address."""
 

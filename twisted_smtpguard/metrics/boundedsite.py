@@ -43,6 +43,9 @@ class _Request(Request):
         """Called by twisted.web when the request is complete."""
         channel: Any = self.channel
         if channel.site.serves(channel):
+            if self.path == b"*":
+                # twisted.web would answer `OPTIONS *` itself, and name its version.
+                self.path = b"/*"
             super().process()
         else:
             self.setResponseCode(SERVICE_UNAVAILABLE)

@@ -71,6 +71,10 @@ class GuardPages(Resource):
         headers.setRawHeaders(b"Cache-Control", [b"no-store"])
         headers.setRawHeaders(b"X-Content-Type-Options", [b"nosniff"])
         request.setResponseCode(page.status)
+        if request.method == b"HEAD":
+            # twisted.web would log a warning for each body.
+            headers.setRawHeaders(b"Content-Length", [b"%d" % len(page.octets)])
+            return b""
         return page.octets
 
     def _page(self, request: Request) -> Page:

@@ -48,7 +48,7 @@ class Settings:
         try:
             parsed = spec.unit.parse(value)
         except ValueError as error:
-            raise ValueError(f"--{spec.option}: {error}, not {value!r}") from None
+            raise ValueError(f"--{spec.option}: {error}, not {value[:40]!r}") from None
         at = utc(self._factory.context.seconds())
         return self._change(spec, parsed, _Set(parsed, f"set by {by} at {at}"))
 

@@ -26,6 +26,9 @@ ITEMS_A_TURN = 500
 
 _Item = TypeVar("_Item")
 
+_LAST_SECOND = 253_402_300_799
+"""The last one that a datetime can hold."""
+
 
 class LiveSession(Protocol):
     """What is shown of a connection. It is an engine."""
@@ -42,8 +45,8 @@ class LiveSession(Protocol):
 
 
 def utc(seconds: float) -> str:
-    """A time, in seconds since 1970, as `2026-11-30T15:48:45Z`."""
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+    """A time, in seconds since 1970, as `2026-11-30T15:48:45Z`. One after the year 9999 is shown as the end of that."""
+    return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def rows(sessions: Iterable[LiveSession], network: str = "") -> Iterator[dict[str, object]]:
