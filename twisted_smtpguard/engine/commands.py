@@ -101,10 +101,13 @@ def _before(engine: Engine, command: Command) -> Reply | None:
     return None
 
 
-def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"") -> Reply:
-    """Count a line that is no command, and return its reply. `verb` is its unknown verb, if it has the form of one."""
+def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"", line: bytes = b"") -> Reply:
+    """Count a line that is no command, and return its reply. `verb` is its unknown verb, if it has the form of one;
+    else `line` is the line, if it was kept."""
     command = engine.command
-    engine.after_auth = command.verb == "AUTH" if command is not None else engine.after_auth
+    after_auth = command.verb == "AUTH" if command is not None else engine.after_auth
+    # `AUTH=` and the like may have a password in them, and so may the next lines.
+    engine.after_auth = after_auth or b"AUTH" in (verb or line.upper())
     engine.auth = engine.command = None
     engine.unknown = verb
     engine.phase_before = Phase.CONNECTED

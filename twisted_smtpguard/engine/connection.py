@@ -189,7 +189,8 @@ class Connection:
     phase_before: Phase = Phase.CONNECTED
     """The phase in which the last command came."""
     after_auth: bool = False
-    """Whether the last valid command was AUTH. An unknown line after it may be a password, and is not logged."""
+    """Whether the last valid command was AUTH, or a line since looked like it. An unknown line may then be a
+    password, and is not logged."""
     unknown: bytes = b""
     """The unknown verb of the last line, if it was no command."""
     parameter: str = ""

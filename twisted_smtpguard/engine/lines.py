@@ -187,7 +187,7 @@ def execute(engine: Engine, line: bytes) -> Reply | None:
     try:
         verb, argument = grammar.parse_command(line)
     except Refused as refused:
-        return invalid_line(engine, refused.reply)
+        return invalid_line(engine, refused.reply, line=line)
     command = COMMANDS.get(verb)
     if command is None:
         return invalid_line(engine, replies.UNRECOGNIZED_COMMAND, verb)

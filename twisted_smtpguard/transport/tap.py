@@ -160,7 +160,7 @@ class Tap:
         secret, self._secret = self._secret, True
         if verb == b"AUTH":
             return _auth(argument)
-        if secret:
+        if secret or b"AUTH" in verb:
             return hidden
         shown = _shown(verb[:_MAX_VERB_CHARACTERS])
         return f"{shown} [{len(argument)} octets]" if argument else shown
