@@ -303,6 +303,24 @@ def test_a_refused_mail_is_told_at_once_and_its_connection_used_again_when_the_s
     assert len(guarded.server.links) == 1
 
 
+def test_a_server_that_is_slow_to_say_what_nobody_asks_about_is_left_after_five_seconds() -> None:
+    """Else a client that is gone would hold a place of the pool, though it counts no more."""
+    guarded = behind(connections=1)
+    client = guarded.greeted()
+    client.say("MAIL FROM:<mad@example.org>", *[f"RCPT TO:<slow{each}@example.org>" for each in range(9)])
+    settle(guarded)
+    assert codes(client.heard()) == [550] + [503] * 9
+    client.disconnect()
+    other = guarded.greeted()
+    assert other.say(*ENVELOPE) == ""
+    settle(guarded, 4.7)
+    assert other.heard() == ""
+    settle(guarded, 0.4)
+    assert codes(other.heard()) == [250, 250, 250, 354]
+    other.disconnect()
+    guarded.assert_nothing_is_left()
+
+
 @pytest.mark.parametrize(
     ("limits", "ahead"),
     [
@@ -431,6 +449,23 @@ def test_after_a_refused_data_the_transaction_goes_on() -> None:
     client.send(b"Subject: x\r\n\r\ntext\r\n.\r\n")
     settle(guarded)
     assert [each.envelope[-2:] for each in guarded.server.taken] == [ENVELOPE[1:3]]
+
+
+def test_nothing_is_sent_behind_a_refused_data_that_the_server_has_not_answered() -> None:
+    """DATA is the last of a group (RFC 2920 3.1). A server that is strict about that hangs up, with a 521."""
+    guarded = behind()
+    client = guarded.greeted()
+    client.say(ENVELOPE[0], "RCPT TO:<tarpit@example.org>", "DATA")
+    settle(guarded, NETWORK)
+    assert codes(client.heard()) == [250, 550, 554]
+    client.say(*ENVELOPE[1:])
+    settle(guarded, SLOW - 0.1)
+    assert writes(guarded)[1:] == []
+    settle(guarded)
+    assert codes(client.heard()) == [250, 250, 354]
+    assert writes(guarded)[1:] == [ENVELOPE[1:2], ENVELOPE[2:]]
+    client.disconnect()
+    guarded.assert_nothing_is_left()
 
 
 def test_a_server_that_begins_a_message_without_a_recipient_gets_none() -> None:

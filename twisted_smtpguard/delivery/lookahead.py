@@ -14,8 +14,9 @@ from twisted_smtpguard.interfaces import IMailTransaction
 from twisted_smtpguard.upstream.hello import Hello
 from twisted_smtpguard.upstream.mailcommands import rcpt_command
 from twisted_smtpguard.upstream.parameters import UpstreamOptions
+from twisted_smtpguard.upstream.pool import CLOSE_SECONDS
 from twisted_smtpguard.upstream.replyparser import HANGS_UP, UpstreamReply
-from twisted_smtpguard.upstream.smtpclient import Connection
+from twisted_smtpguard.upstream.smtpclient import Connection, stop_timer
 from twisted_smtpguard.values import Path, Refused
 
 Upcoming: TypeAlias = Callable[[], Iterable[Path | None]]
@@ -87,8 +88,9 @@ class SentAhead(deque[tuple[bytes, Promise[UpstreamReply]]]):
     def add(self, lines: Iterable[bytes], answers: Iterable[Promise[UpstreamReply]]) -> None:
         self.extend(zip(lines, answers, strict=True))
 
-    def take(self, connection: Connection, line: bytes) -> Promise[UpstreamReply] | None:
-        """The answer to `line`, which the guard has come to. None: it was not sent ahead."""
+    def take(self, connection: Connection, line: bytes, seconds: float) -> Promise[UpstreamReply] | None:
+        """The answer to `line`, which the guard has come to, and for which the server has so many seconds. None: it
+        was not sent, and may be sent now."""
         sent, answer = self.popleft()
         if sent == line:
             if not answer.there:
@@ -97,7 +99,9 @@ class SentAhead(deque[tuple[bytes, Promise[UpstreamReply]]]):
             return answer
         if sent == DATA:
             # The guard has refused it, since the server has refused every recipient.
-            run(_forget(connection, sent, answer))
+            forgotten = run(_forget(connection, sent, answer))
+            if not forgotten.there:
+                return run(_ask_after(forgotten, connection, line, seconds))
         else:
             # Somebody between the guard and this has refused a recipient, which cannot be taken back.
             self.clear()
@@ -106,17 +110,34 @@ class SentAhead(deque[tuple[bytes, Promise[UpstreamReply]]]):
 
     def forget(self, connection: Connection, then: Callable[[], None], *, waits: bool) -> None:
         """Called when the transaction is over before the guard has come to all. Calls `then` when the answers that are
-        left have come, so that the connection can be used again. It is ended instead if they have not come yet, and not
-        `waits`."""
+        left have come, so that the connection can be used again. It is ended instead if they have not come yet and not
+        `waits`, or do not come soon: no client waits for them, so no limit on clients bounds how many such connections
+        there are."""
         forgotten = run(self._forget_all(connection))
-        if forgotten.there or waits:
-            forgotten.when_answered(lambda *_: then())
+        if forgotten.there:
+            then()
+        elif waits:
+            limit = connection.end_after(CLOSE_SECONDS)
+
+            def answered(*_: object) -> None:
+                stop_timer(limit)
+                then()
+
+            forgotten.when_answered(answered)
         else:
             connection.end(replies.UPSTREAM_LOST)
 
     async def _forget_all(self, connection: Connection) -> None:
         for line, answer in self:
             await _forget(connection, line, answer)
+
+
+async def _ask_after(
+    forgotten: Promise[None], connection: Connection, line: bytes, seconds: float
+) -> UpstreamReply:
+    """Send `line` when the server has answered a DATA, behind which nothing may be sent (RFC 2920 3.1)."""
+    await forgotten
+    return await connection.command(line, seconds)
 
 
 async def _forget(connection: Connection, line: bytes, answer: Promise[UpstreamReply]) -> None:

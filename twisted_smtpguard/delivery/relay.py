@@ -146,19 +146,20 @@ class UpstreamTransaction:
 
     def _without_data(self, by: _By) -> _Sink:
         if self._ahead:
-            # It was refused, or somebody between the guard and this has refused a recipient.
-            self._ahead.take(self.connection, b"")
+            # Somebody between the guard and this has refused a recipient.
+            self.drop()
         return _Sink(self, by)
 
     def _ask(self, connection: Connection, line: bytes, then: Callable[[UpstreamReply], T]) -> T | Promise[T]:
         """Send a command, unless it was sent ahead. `then` makes the answer of the hook from the reply. `Refused`:
         there was none, and the connection has ended."""
+        seconds = self.relay.options.timeout
         if self._ahead:
-            answer = self._ahead.take(connection, line)
+            answer = self._ahead.take(connection, line, seconds)
             if answer is not None:
                 return answer.mapped(then).now()
         promise: Promise[T] = Promise(connection.forsake)
-        connection.ask(line, partial(_settle, promise, then), self.relay.options.timeout)
+        connection.ask(line, partial(_settle, promise, then), seconds)
         return promise.now()
 
     def _following(self, hello: Hello, asked: int = 0) -> Sequence[bytes]:

@@ -152,6 +152,10 @@ class Connection(ClientEngine, Protocol):
         """Called when the connection is used again."""
         self._unused = None
 
+    def end_after(self, seconds: float) -> IDelayedCall:
+        """End the connection in so many seconds, whatever comes, unless the call is cancelled."""
+        return self._clock.callLater(seconds, self.end, replies.UPSTREAM_TIMED_OUT)
+
     def local_peer(self) -> Peer | None:
         """The guard's own end of the connection, as the server sees it. None: the connection is over a UNIX socket."""
         here, there = self.transport.getHost(), self.transport.getPeer()
