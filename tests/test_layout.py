@@ -71,7 +71,7 @@ ROOMS: dict[str, str] = {
     ),
     "upstream": "hooks inputs limits log replies tls values",
     "values": "inputs replies",
-    "workers": "counters hooks log operations service",
+    "workers": "counters hooks log metrics operations service",
 }
 """What each room may import. docs/explanation/architecture.md has it as a table."""
 

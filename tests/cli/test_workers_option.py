@@ -70,7 +70,7 @@ def test_the_shares_of_the_workers_are_all_connections_together(domains: tuple[s
         options = parsed("--deliver=smtp:tcp:127.0.0.1:2599,connections=8", *domains)
         guard = make_service(options, MemoryReactorClock())
         worker: Any = FakeWorker(part)
-        join(worker, guard)
+        join(worker, guard, metrics=False)
         assert worker.joined == [guard]
         delivery: Any = guard.factory.context.delivery
         shares.append((delivery.delivery if domains else delivery).max_connections)

@@ -15,6 +15,7 @@ import pytest
 from commandline import twist
 from processes import GuardProcess, eventually
 from rawclient import RawClient, deliver
+from workers import Workers
 
 UNIX = "--metrics=unix:m.sock"
 
@@ -127,3 +128,27 @@ def test_twisted_web_is_loaded_only_where_it_is_used(tmp_path: Path, options: tu
     words = [sys.executable, "-c", code, "--deliver=discard", *options]
     done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.split() == [str(bool(options))] * 2
+
+
+def test_the_page_of_several_workers_is_that_of_one_guard_and_outlives_a_worker(tmp_path: Path) -> None:
+    with Workers(tmp_path, 2, UNIX, reactor="default") as guard:
+        place = tmp_path / "m.sock"
+        for _ in range(20):
+            deliver(guard.address)
+
+        def of_each() -> list[float]:
+            answer = asked(place)
+            found = re.findall(r'(?m)^smtpguard_worker_messages_total\{worker="\d"\} (.*)$', answer)
+            return [float(each) for each in found]
+
+        assert value(asked(place), 'messages_total{outcome="accepted"}') == 20
+        assert (
+            value(asked(place), 'connections_total{listener="tcp:0:interface=127.0.0.1",outcome="accepted"}')
+            == 20
+        )
+        assert len(of_each()) == 2
+        assert sum(of_each()) == 20
+        os.kill(guard.pids[1], signal.SIGKILL)
+        eventually(lambda: guard.count("worker_started") == 3, "it was not replaced")
+        assert value(asked(place), 'messages_total{outcome="accepted"}') == 20
+        assert asked(place, "/healthz").endswith("\r\n\r\nok\n")

@@ -63,8 +63,8 @@ def test_what_is_no_request_is_refused_before_a_worker_is_asked(it: Supervised) 
 def test_the_status_has_the_sums_and_each_worker(it: Supervised) -> None:
     first = {"connections": 3, "problem": "", "upstream": {"idle": 1, "opening": 1}}
     second = {"connections": 4, "problem": "it is down", "upstream": {"idle": 2}}
-    it.processes[0].tells(last={**status(messages_accepted=2), **first})
-    it.processes[1].tells(last={**status(messages_accepted=5), **second})
+    it.processes[0].tells(metrics=None, last={**status(messages_accepted=2), **first})
+    it.processes[1].tells(metrics=None, last={**status(messages_accepted=5), **second})
     told = ask(it, "status")
     assert (told["problem"], told["upstream"]) == ("it is down", {"idle": 3, "opening": 1})
     assert (told["connections"], told["statistics"]["messages_accepted"]) == (7, 7)

@@ -83,7 +83,7 @@ def test_a_stop_waits_for_all_and_starts_none() -> None:
         stopped = it.supervisor.stopService()
         assert {"stop": True} in it.processes[1].told
         assert not stopped.called
-        it.processes[1].tells(last=status(messages_accepted=5))
+        it.processes[1].tells(metrics=None, last=status(messages_accepted=5))
         it.end(it.processes[1])
         # The one in place of the first.
         assert not stopped.called

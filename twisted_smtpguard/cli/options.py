@@ -323,8 +323,7 @@ def make_service(
     is not to be started, and logs to that logger. With `worker` it is that of a worker."""
     trying = trial is not None
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
-    endpoints, tls_endpoints = all_endpoints(options, worker, reactor, trial=trying)
-    metrics = options.each("metrics", lambda text: settings.metrics_endpoint(text, reactor, trial=trying))
+    endpoints, tls_endpoints, metrics = all_endpoints(options, worker, reactor, trial=trying)
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
@@ -362,7 +361,7 @@ def make_service(
     configure(service, options, reactor)
     keep_house(reactor, service)
     if worker is not None:
-        join(worker, service)
+        join(worker, service, metrics=bool(metrics))
     elif not options.workers:
         settings.serve_operators(
             service, options.paths("control"), metrics, options.texts("metrics"), reactor

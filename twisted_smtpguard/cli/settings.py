@@ -23,7 +23,7 @@ from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.hooks.endpointfaults import why_not, wrong_string
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
-from twisted_smtpguard.metrics.serving import MetricsService, require_client
+from twisted_smtpguard.metrics.serving import MetricsService, PagesService, require_client
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.tls.names import files_of_names
 from twisted_smtpguard.transport.proxynetworks import UNIX
@@ -93,8 +93,8 @@ class ControlOfProcess(ControlService):
             raise SystemExit(f"--control: {error}") from error
 
 
-class MetricsOfProcess(MetricsService):
-    """Metrics whose failure to listen ends the process with one sentence."""
+class PagesOfProcess(PagesService):
+    """Pages whose failure to listen ends the process with one sentence."""
 
     def _listen(self, name: str, endpoint: IStreamServerEndpoint) -> None:
         try:
@@ -102,6 +102,10 @@ class MetricsOfProcess(MetricsService):
         # OverflowError: a port above 65535.
         except (CannotListenError, OverflowError, OSError) as error:
             raise SystemExit(f"--metrics: cannot listen on {name}: {why_not(name, error, ())}") from error
+
+
+class MetricsOfProcess(PagesOfProcess, MetricsService):
+    """The metrics of a guard that is a process."""
 
 
 def serve_control(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted_smtpguard.cli.settings import serve_control
+from twisted_smtpguard.cli.settings import PagesOfProcess, metrics_endpoint, serve_control
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.interfaces import IConnectingDelivery
@@ -46,7 +46,9 @@ class _Given(Protocol):
 
     @property
     def given(self) -> Mapping[str, Sequence[Any]]: ...
+    def texts(self, *options: str) -> list[str]: ...
     def paths(self, *options: str) -> list[str]: ...
+    def each(self, option: str, make: Callable[[str], Any]) -> list[Any]: ...
     def endpoints(self, option: str, reactor: Any, *, trial: bool) -> Sequence[Any]: ...
 
 
@@ -64,20 +66,30 @@ def told_as_worker(reactor: Any) -> Worker | None:
 def all_endpoints(
     options: _Given, worker: Worker | None, reactor: Any, *, trial: bool
 ) -> Sequence[Sequence[Any]]:
-    """The endpoints of --listen and those of --listen-tls, which a worker inherits."""
+    """The endpoints of --listen, those of --listen-tls, both of which a worker inherits, and those of --metrics."""
+    # Those of a worker are never listened on.
+    unheard = trial or worker is not None
+    metrics = options.each("metrics", lambda text: metrics_endpoint(text, reactor, trial=unheard))
     if worker is not None:
-        return worker.endpoints(len(options.given[LISTEN[0]]))
-    return [options.endpoints(option, reactor, trial=trial) for option in LISTEN]
+        return *worker.endpoints(len(options.given[LISTEN[0]])), metrics
+    return *(options.endpoints(option, reactor, trial=trial) for option in LISTEN), metrics
 
 
-def join(worker: Worker, guard: SMTPGuardService) -> None:
+def join(worker: Worker, guard: SMTPGuardService, *, metrics: bool) -> None:
     """Make the guard of a worker a part of the whole. If it counts in another store than the table of the workers, it
-    counts there while that store is away."""
+    counts there while that store is away. `metrics`: its metrics will be asked for."""
     guard.factory.counting.fall_back_on(worker.counters)
     delivery = _inner(guard.factory.context.delivery)
     if isinstance(delivery, UpstreamDelivery):
         delivery.divide(*worker.share)
-    worker.join(guard)
+    if not metrics:
+        worker.join(guard)
+        return
+    from twisted_smtpguard.metrics.ofworkers import WorkerMetrics  # noqa: PLC0415
+
+    of_worker = WorkerMetrics(guard)
+    of_worker.setServiceParent(guard)
+    worker.join(guard, of_worker.told)
 
 
 def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Supervisor:
@@ -87,9 +99,7 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
     from twisted_smtpguard.workers.operatorofworkers import OperatorOfWorkers  # noqa: PLC0415
     from twisted_smtpguard.workers.supervisor import Supervisor  # noqa: PLC0415
 
-    for option in ("metrics",):
-        for setting in options.given[option]:
-            raise setting.wrong("it does not go with --workers")
+    metrics = options.endpoints("metrics", reactor, trial=False)
     listened = []
     for option in LISTEN:
         endpoints = options.endpoints(option, reactor, trial=False)
@@ -110,6 +120,13 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
         reactor, options.workers, listened, command, max_clients=counters * clients, events=events
     )
     serve_control(OperatorOfWorkers(supervisor), options.paths("control"), reactor, supervisor)
+    if metrics:
+        from twisted_smtpguard.metrics.ofworkers import WorkersPages  # noqa: PLC0415
+        from twisted_smtpguard.workers.metricsofworkers import MetricsOfWorkers  # noqa: PLC0415
+
+        pages = WorkersPages(MetricsOfWorkers(supervisor, reactor).ask, lambda: supervisor.state)
+        served = PagesOfProcess(pages, reactor, events, metrics, options.texts("metrics"))
+        served.setServiceParent(supervisor)
     keep_house(reactor, supervisor)
     # Its filters may have long lists.
     del guard

@@ -11,8 +11,12 @@ import attrs
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import Request
+from twisted.web.server import NOT_DONE_YET, Request
 
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.log.measurements import Histogram
@@ -22,6 +26,8 @@ from twisted_smtpguard.service.service import SMTPGuardService
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = (b"GET", b"HEAD")
+
+_log = Logger()
 
 
 @attrs.frozen
@@ -38,33 +44,41 @@ def plain(status: int, line: str) -> Page:
     return Page(status, "text/plain; charset=utf-8", f"{line}\n".encode())
 
 
-class GuardPages(Resource):
-    """The resource: mount it where you like, such as `root.putChild(b"guard", GuardPages(guard))`.
-
-    It is read-only. Who may ask for it is up to you: it has no password. `lag` is that of a GuardCollector.
-    """
+class Pages(Resource):
+    """A resource of pages that are read only."""
 
     isLeaf = True
 
-    @checked
-    def __init__(self, guard: SMTPGuardService, lag: Histogram | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._guard = guard
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(GuardCollector(guard, lag))
-        ProcessCollector(registry=self._registry)
-        self.pages: dict[bytes, Callable[[bytes], Page]] = {
-            b"/metrics": self._metrics,
-            b"/healthz": self._healthz,
-        }
-        """Called with the Accept header of the request."""
+        self.pages: dict[bytes, Callable[[bytes], Page | Deferred[Page]]] = {}
+        """By path what makes each page, at once or later. It is called with the Accept header of the request."""
 
-    def render(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes | int:
         """Called by twisted.web for each request."""
+        page = self._page(request)
+        if not isinstance(page, Deferred):
+            return self._octets(request, page)
+        # Cancelled when the client is gone.
+        request.notifyFinish().addErrback(lambda _: page.cancel())
+        page.addCallback(self._send_later, request).addErrback(self._failed, request)
+        return NOT_DONE_YET
+
+    def _send_later(self, page: Page, request: Request) -> None:
+        octets = self._octets(request, page)
+        request.setHeader(b"content-length", b"%d" % len(octets))
+        request.write(octets)
+        request.finish()
+
+    def _failed(self, failure: Failure, request: Request) -> None:
+        if not failure.check(CancelledError):
+            _log.failure("a page about the guard could not be made", failure)
+            self._send_later(plain(500, "the guard has a fault, which its log shows"), request)
+
+    def _octets(self, request: Request, page: Page) -> bytes:
         headers = request.responseHeaders
         # Nobody needs to know which software this is, and in which version.
         headers.removeHeader(b"Server")
-        page = self._page(request)
         if page.status == 405:
             headers.setRawHeaders(b"Allow", [b", ".join(_METHODS)])
         headers.setRawHeaders(b"Content-Type", [page.content_type])
@@ -77,7 +91,7 @@ class GuardPages(Resource):
             return b""
         return page.octets
 
-    def _page(self, request: Request) -> Page:
+    def _page(self, request: Request) -> Page | Deferred[Page]:
         if request.method not in _METHODS:
             return plain(405, "GET or HEAD is expected")
         path = b"/" + b"/".join(request.postpath or [])
@@ -86,14 +100,41 @@ class GuardPages(Resource):
             return plain(404, f"there are {' and '.join(each.decode() for each in self.pages)}")
         return answer(b",".join(request.requestHeaders.getRawHeaders(b"Accept", [])))
 
-    def _metrics(self, accept: bytes) -> Page:
-        if b"application/openmetrics-text" in accept:
-            return Page(200, openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest(self))
-        return Page(200, _TEXT, generate_latest(self._registry))
+
+def metrics_page(accept: bytes, registry: Collector) -> Page:
+    """The page of what `registry` collects, in the format that `accept` asks for."""
+    if b"application/openmetrics-text" in accept:
+        return Page(200, openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest(_Renamed(registry)))
+    return Page(200, _TEXT, generate_latest(registry))
+
+
+class _Renamed(Collector):
+    """The metrics as OpenMetrics has them."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as OpenMetrics has them."""
-        return with_own_names(self._registry.collect())
+        return with_own_names(self._collector.collect())
+
+
+class GuardPages(Pages):
+    """The resource: mount it where you like, such as `root.putChild(b"guard", GuardPages(guard))`.
+
+    It is read-only. Who may ask for it is up to you: it has no password. `lag` is that of a GuardCollector.
+    """
+
+    @checked
+    def __init__(self, guard: SMTPGuardService, lag: Histogram | None = None) -> None:
+        super().__init__()
+        self._guard = guard
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(GuardCollector(guard, lag))
+        ProcessCollector(registry=self._registry)
+        self.pages = {b"/metrics": self._metrics, b"/healthz": self._healthz}
+
+    def _metrics(self, accept: bytes) -> Page:
+        return metrics_page(accept, self._registry)
 
     def _healthz(self, _: bytes) -> Page:
         problem = problem_of(self._guard.state, self._guard.factory.context.delivery)

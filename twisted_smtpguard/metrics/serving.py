@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTi
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.inputs.arguments import checked
+from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.service.service import SMTPGuardService, address_text, endpoint_name
 
@@ -30,32 +31,26 @@ def require_client() -> None:
         )
 
 
-class MetricsService(Service):
-    """Serves `/metrics` and `/healthz` of `guard` on `endpoints`, whose `names` the log has.
+class PagesService(Service):
+    """Serves `pages`, a resource of twisted.web, on `endpoints`, whose `names` the log has."""
 
-    Make it a child of the guard by `setServiceParent(guard)`: then it listens before the guard does, and until the last
-    session has ended, so that `/healthz` says 503 while the guard starts, drains and stops. Anybody who can connect can
-    read, and the start warns of an address that other hosts can reach. ValueError: prometheus-client is not installed.
-    """
-
-    @checked
-    @checked
     def __init__(
-        self, guard: SMTPGuardService, endpoints: Sequence[IStreamServerEndpoint], names: Sequence[str] = ()
+        self,
+        pages: Any,
+        clock: IReactorTime,
+        events: Events,
+        endpoints: Sequence[IStreamServerEndpoint],
+        names: Sequence[str],
     ) -> None:
-        require_client()
-        # Loaded only where they are used.
+        # Loaded only where it is used.
         from twisted_smtpguard.metrics.boundedsite import BoundedSite  # noqa: PLC0415
-        from twisted_smtpguard.metrics.pages import GuardPages  # noqa: PLC0415
 
-        self._guard = guard
-        self._events = guard.factory.context.events
-        self._names = list(names) or [endpoint_name(each) for each in endpoints]
-        self._endpoints = list(zip(self._names, endpoints, strict=True))
-        self._lag = _Lag(guard.factory.deadlines.clock)
-        self.pages = GuardPages(guard, self._lag.histogram)
+        self._events = events
+        called = list(names) or [endpoint_name(each) for each in endpoints]
+        self._endpoints = list(zip(called, endpoints, strict=True))
+        self.pages = pages
         """The resource that is served."""
-        self._site = BoundedSite(self.pages, guard.factory.deadlines.clock)
+        self._site = BoundedSite(pages, clock)
         self._ports: list[IListeningPort] = []
 
     @property
@@ -66,7 +61,6 @@ class MetricsService(Service):
     def startService(self) -> None:
         """Listen. CannotListenError and the like: on one endpoint that is not possible."""
         super().startService()
-        self._lag.start()
         try:
             for name, endpoint in self._endpoints:
                 self._listen(name, endpoint)
@@ -102,14 +96,44 @@ class MetricsService(Service):
     def stopService(self) -> Deferred[Any]:
         """Stop listening, and abort open connections."""
         super().stopService()
-        self._lag.stop()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
         self._site.end()
         return gatherResults(closing, consumeErrors=True)
 
 
-class _Lag:
+class MetricsService(PagesService):
+    """Serves `/metrics` and `/healthz` of `guard` on `endpoints`, whose `names` the log has.
+
+    Make it a child of the guard by `setServiceParent(guard)`: then it listens before the guard does, and until the last
+    session has ended, so that `/healthz` says 503 while the guard starts, drains and stops. Anybody who can connect can
+    read, and the start warns of an address that other hosts can reach. ValueError: prometheus-client is not installed.
+    """
+
+    @checked
+    def __init__(
+        self, guard: SMTPGuardService, endpoints: Sequence[IStreamServerEndpoint], names: Sequence[str] = ()
+    ) -> None:
+        require_client()
+        from twisted_smtpguard.metrics.pages import GuardPages  # noqa: PLC0415
+
+        clock = guard.factory.deadlines.clock
+        self._lag = Lag(clock)
+        pages = GuardPages(guard, self._lag.histogram)
+        super().__init__(pages, clock, guard.factory.context.events, endpoints, names)
+
+    def startService(self) -> None:
+        """Listen. CannotListenError and the like: on one endpoint that is not possible."""
+        self._lag.start()
+        super().startService()
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop listening, and abort open connections."""
+        self._lag.stop()
+        return super().stopService()
+
+
+class Lag:
     """Measures by `clock` how late the reactor calls what is due, once a second."""
 
     def __init__(self, clock: IReactorTime) -> None:

@@ -13,7 +13,7 @@ The supervisor asks, and the worker answers. Any number of questions may be open
     {"answer": 7, "rows": […]}                                some rows of the answer
     {"answer": 7, "done": {…}, "state": …}                    the end of the answer; after a change what is in force
     {"answer": 7, "error": "…"}                               refused, by this sentence
-    {"last": {…}}                                             the status at the end
+    {"last": {…}, "metrics": {…}}                             the status at the end, and the metrics if there are any
 
 The first line of all, which the worker reads before it does anything else, is the state that it begins with.
 """
@@ -32,6 +32,9 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+
+METRICS = "metrics"
+"""A verb that no operator has: what the worker's part of the metrics is."""
 
 _PIECE = 64 * 1024
 

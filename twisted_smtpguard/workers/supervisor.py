@@ -65,6 +65,8 @@ class Supervisor(MultiService):
         self.changes: Mapping[str, Any] = NO_CHANGES
         """What operators have changed, with which a worker begins."""
         self.on_listening: Callable[[], object] = lambda: None
+        self.on_worker_ended: Callable[[WorkerProcess], object] = lambda _: None
+        """Called with each worker that has ended."""
         self._reactor = reactor
         self._command = command
         self._listeners = Listeners(listened)
@@ -292,6 +294,7 @@ class Supervisor(MultiService):
         """Called when the process of a worker has ended."""
         del self.workers[worker.number]
         self._store.forget(worker.number - 1)
+        self.on_worker_ended(worker)
         if worker.status:
             self._ended = summed([self._ended, of_ended(worker.status["statistics"])])
         seconds, part = self._reactor.seconds() - worker.began_at, worker.told.part

@@ -25,7 +25,7 @@ from twisted_smtpguard.log.eventlog import in_every_event
 from twisted_smtpguard.operations.changes import changes_of, make_changes
 from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.service.service import SMTPGuardService
-from twisted_smtpguard.workers.channel import Channel, Message, first_message, open_channel
+from twisted_smtpguard.workers.channel import METRICS, Channel, Message, first_message, open_channel
 from twisted_smtpguard.workers.inheritance import CHANNEL, LISTENERS, TABLE, Inheritance, InheritedEndpoint
 
 _ROWS_A_TURN = 100
@@ -64,22 +64,29 @@ class Worker:
         ]
         return made[:plain], made[plain:]
 
-    def join(self, guard: SMTPGuardService) -> None:
+    def join(self, guard: SMTPGuardService, metrics: Callable[[], dict[str, Any]] | None = None) -> None:
         """Let the supervisor speak to the guard of this process, and bring into force in it what operators have
-        changed. SystemExit: the supervisor is gone, or another version."""
+        changed. `metrics` returns its metrics. SystemExit: the supervisor is gone."""
         try:
             make_changes(guard.operator, first_message(CHANNEL))
         except EOFError:
             raise SystemExit("the supervisor of this worker is gone") from None
-        WorkerService(self._reactor, guard, CHANNEL).setServiceParent(guard)
+        WorkerService(self._reactor, guard, CHANNEL, metrics).setServiceParent(guard)
 
 
 class WorkerService(Service):
-    """Serves the channel at `descriptor` for `guard`, of which it is a child. `end` ends the process."""
+    """Serves the channel at `descriptor` for `guard`, of which it is a child. `metrics` returns its metrics, and `end`
+    ends the process."""
 
     def __init__(
-        self, reactor: Any, guard: SMTPGuardService, descriptor: int, end: Callable[[], object] = end_process
+        self,
+        reactor: Any,
+        guard: SMTPGuardService,
+        descriptor: int,
+        metrics: Callable[[], dict[str, Any]] | None = None,
+        end: Callable[[], object] = end_process,
     ) -> None:
+        self._metrics = metrics or (lambda: {})
         self._reactor = reactor
         self._guard = guard
         self._descriptor = descriptor
@@ -102,7 +109,7 @@ class WorkerService(Service):
         super().stopService()
         self._stops = True
         if not self._closed.called:
-            self._channel.send({"last": self._guard.operator.status()})
+            self._channel.send({"last": self._guard.operator.status(), "metrics": self._metrics() or None})
             self._channel.close()
         return shielded(self._closed)
 
@@ -150,6 +157,9 @@ class WorkerService(Service):
 
     def _carry_out(self, message: Message) -> None:
         number, verb, operator = message["ask"], message["verb"], self._guard.operator
+        if verb == METRICS:
+            self._channel.send({"answer": number, "done": self._metrics()})
+            return
         operator.told_elsewhere = message["quiet"]
         answer: Deferred[Any] = maybeDeferred(operator.carry_out, verb, message["args"], message["by"])
         operator.told_elsewhere = False

@@ -65,6 +65,8 @@ class WorkerProcess(ProcessProtocol):
         self.began_at = 0.0
         self.status: dict[str, Any] = {}
         """Its latest status; empty before it is ready."""
+        self.last_metrics: dict[str, Any] | None = None
+        """Its metrics at its end, if it has told them."""
         self._channel = Channel(self._received, lambda: None)
         self.readied: Deferred[None] = Deferred()
         """Fires when it accepts connections. Fails with WorkerGoneError: it has ended before that."""
@@ -181,6 +183,7 @@ class WorkerProcess(ProcessProtocol):
             self._answered(message)
         elif "last" in message:
             self.status = message["last"]
+            self.last_metrics = message["metrics"]
         else:
             self.status = message["ready"]
             if self.state == STARTING:
