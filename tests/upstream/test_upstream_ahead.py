@@ -321,6 +321,18 @@ def test_a_server_that_is_slow_to_say_what_nobody_asks_about_is_left_after_five_
     guarded.assert_nothing_is_left()
 
 
+def test_nothing_is_planned_for_a_connection_that_has_ended_before_its_transaction() -> None:
+    guarded = behind(limits={"delivery_timeout": 1})
+    client = guarded.greeted()
+    client.say(ENVELOPE[0], "RCPT TO:<silent@example.org>", *ENVELOPE[1:])
+    settle(guarded, 1.5)
+    assert codes(client.heard()) == [250, 451, 503, 503, 503]
+    assert guarded.server.open_links == []
+    client.disconnect()
+    guarded.assert_nothing_is_left()
+    assert guarded.clock.getDelayedCalls() == []
+
+
 @pytest.mark.parametrize(
     ("limits", "ahead"),
     [

@@ -116,7 +116,7 @@ class SentAhead(deque[tuple[bytes, Promise[UpstreamReply]]]):
         forgotten = run(self._forget_all(connection))
         if forgotten.there:
             then()
-        elif waits:
+        elif waits and connection.usable:
             limit = connection.end_after(CLOSE_SECONDS)
 
             def answered(*_: object) -> None:
