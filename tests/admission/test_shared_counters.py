@@ -441,3 +441,12 @@ def test_no_question_is_cancelled_however_long_its_answer_takes(hook: str, log: 
     guard.clock.pump([1] * 4)
     assert len(log.take("counters_away")) == (hook != "look")
     assert cancelled == []
+
+
+def test_an_answer_is_held_against_the_limits_by_which_it_was_asked() -> None:
+    store = Store()
+    guard = guard_with("max_connections_per_client", store, dry_run=["connection_rate"])
+    client = guard.connect()
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, max_connections_per_client=0))
+    store.asked[0].callback([1])
+    assert client.heard() == GREETING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -16,6 +17,7 @@ from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.hooks.later import CallLater, start_coroutine
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
+from twisted_smtpguard.values import Wanted
 
 
 class Admission:
@@ -67,9 +69,9 @@ class Admission:
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
         """The refusal of the connection; None if it is admitted, trusted or not. A Deferred of that if a filter or the
         store answers later, which the caller cancels when the client disconnects."""
-        decision = self._judge(connection) if self.chain.entries else self._count(connection)
         try:
-            answer = start_coroutine(decision)
+            asks = self.chain.entries
+            answer = start_coroutine(self._judge(connection)) if asks else self._count(connection)
         except NotAdmitted as not_admitted:
             return not_admitted.refusal
         return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
@@ -85,11 +87,11 @@ class Admission:
         async def count() -> None:
             nonlocal counted
             counted = True
-            await self._count(connection)
+            await _done(self._count(connection))
 
         trusted = await self.chain.judge(connection, count)
         if not counted:
-            await self._count(connection, trusted=trusted)
+            await _done(self._count(connection, trusted=trusted))
         elif trusted:
             self._uncount(connection)
         connection.trusted = trusted
@@ -97,13 +99,14 @@ class Admission:
     def _uncount(self, connection: PendingConnection) -> None:
         """Undo the count of a connection against the limits of its client, which turned out to be trusted."""
         if connection.place is not None:
-            connection.place.give_back((PER_CLIENT,))
+            connection.place.give_back_one(PER_CLIENT)
         if self._rate is not None:
             self._counting.give_back([self._rate.wanted(connection.key)])
 
-    async def _count(self, connection: PendingConnection, *, trusted: bool = False) -> None:
+    def _count(self, connection: PendingConnection, *, trusted: bool = False) -> Deferred[None] | None:
         """Take a place of all connections and, unless the client is trusted, of its own, and count it against its rate.
-        NotAdmitted: the connection exceeds a limit, and nothing was taken."""
+        Returns a Deferred if the store answers later. NotAdmitted, at once or later: the connection exceeds a limit,
+        and nothing was taken."""
         key, rate, places = connection.key, self._rate, self._places
         if trusted:
             rate, places = None, self._total
@@ -111,12 +114,24 @@ class Admission:
         if rate is not None:
             wanted.append(rate.wanted(key))
         if not wanted:
-            return
+            return None
         counts = self._counting.take(wanted)
         if isinstance(counts, Deferred):
-            counts = await counts
+            return counts.addCallback(partial(self._counted, connection, wanted, places, self._limits))
+        self._counted(connection, wanted, places, self._limits, counts)
+        return None
+
+    def _counted(
+        self,
+        connection: PendingConnection,
+        wanted: Sequence[Wanted],
+        places: Sequence[str],
+        limits: Limits,
+        counts: Sequence[int],
+    ) -> None:
+        """Called with the answer of the store. `limits` are those by which it was asked: they may have changed."""
         if fits(wanted, counts):
-            connection.place = Place(self._counting, key, places)
+            connection.place = Place(self._counting, connection.key, places)
             if connection.gone:
                 connection.place.give_back()
                 raise CancelledError
@@ -124,11 +139,12 @@ class Admission:
                 return
         for each, count in zip(wanted, counts, strict=True):
             name = each.counter
-            most = rate.most if rate is not None and each.seconds else getattr(self._limits, name)
+            limit = getattr(limits, name)
+            most = limit.events if each.seconds else limit
             # If one limit refuses, none that is in dry run has been reached by this connection.
             if count > most and (each.limit or connection.place is not None):
                 refusal = refusal_of(_REPLIES[name], count)
-                refusal.enforce(self._events, self._limits, connection, name)
+                refusal.enforce(self._events, limits, connection, name)
 
 
 _REPLIES = {
@@ -136,6 +152,11 @@ _REPLIES = {
     PER_CLIENT: replies.TOO_MANY_CONNECTIONS_OF_CLIENT,
     "connection_rate": replies.CONNECTION_RATE_EXCEEDED,
 }
+
+
+async def _done(answer: Deferred[None] | None) -> None:
+    if answer is not None:
+        await answer
 
 
 def _refusal_of(failure: Failure) -> Refusal:

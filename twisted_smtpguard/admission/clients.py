@@ -72,12 +72,17 @@ class Place:
             self._counters = [*self._counters, *(each.counter for each in wanted)]
             self._counting.add(wanted)
 
-    def give_back(self, counters: Sequence[str] = (TOTAL, PER_CLIENT)) -> None:
-        """Give back the places of `counters` that are held. May be called twice."""
-        given = [each for each in self._counters if each in counters]
+    def give_back(self) -> None:
+        """Give back all places that are held. May be called twice."""
+        given, self._counters = self._counters, ()
         if given:
-            self._counters = [each for each in self._counters if each not in counters]
             self._counting.give_back([place(each, self._key) for each in given])
+
+    def give_back_one(self, counter: str) -> None:
+        """Give back the place of `counter`, if it is held."""
+        if counter in self._counters:
+            self._counters = [each for each in self._counters if each != counter]
+            self._counting.give_back([place(counter, self._key)])
 
 
 def place(counter: str, key: str, limit: int = 0) -> Wanted:

@@ -55,7 +55,7 @@ class LocalCounterStore(InMemoryStore):
     def take(self, owner: str, wanted: Sequence[Wanted]) -> list[int]:
         """Take all that is wanted, or nothing, and return the counts."""
         counts: list[int] = []
-        tables, now, max_clients = self._tables, self._seconds(), self.max_clients
+        tables, now, max_clients = self._tables, self._seconds(), self.max_clients or math.inf
         for counter, client, limit, seconds, events in wanted:
             table = tables[counter]
             if seconds:
@@ -67,14 +67,14 @@ class LocalCounterStore(InMemoryStore):
                 count = int(value.imag)
             else:
                 value = count = table.get(client, 0) + events
-            if 0 < limit < count:
+            if limit and count > limit:
                 # This is rare, and what was taken is put back.
                 self._put_back(wanted[: len(counts)])
                 return self._refused(wanted)
             counts.append(count)
             table[client] = value
             table.move_to_end(client)
-            if 0 < max_clients < len(table):
+            if len(table) > max_clients:
                 table.popitem(last=False)
         return counts
 
@@ -89,7 +89,8 @@ class LocalCounterStore(InMemoryStore):
     def one_event(self, counter: str, limit: int, seconds: float) -> Callable[[str], int]:
         """A function that takes one event of a client and returns its count. It is `take()` of that alone in a third of
         the time, for what is counted at every mail and recipient."""
-        table, now_is, max_clients = self._tables[counter], self._seconds, self.max_clients
+        table, now_is = self._tables[counter], self._seconds
+        most, max_clients = limit or math.inf, self.max_clients or math.inf
 
         def count(client: str) -> int:
             now = now_is()
@@ -99,12 +100,10 @@ class LocalCounterStore(InMemoryStore):
             else:
                 window = _new_window(window, 1, now)
             count = int(window.imag)
-            if 0 < limit < count:
-                table.move_to_end(client)
-                return count
-            table[client] = window
+            if count <= most:
+                table[client] = window
             table.move_to_end(client)
-            if 0 < max_clients < len(table):
+            if len(table) > max_clients:
                 table.popitem(last=False)
             return count
 
@@ -148,10 +147,6 @@ class LocalCounterStore(InMemoryStore):
 
     def renew(self, owner: str, places: Mapping[tuple[str, str], int]) -> None:
         """Never called: places end when they are given back."""
-
-    def clients(self) -> dict[str, int]:
-        """How many clients each counter has in its table."""
-        return {counter: len(table) for counter, table in self._tables.items()}
 
 
 def _new_window(window: complex, events: int, now: float) -> complex:

@@ -149,16 +149,19 @@ def _start_chunk(engine: Engine, chunk: Chunk) -> Reply | None:
 
 def _watch_rate(engine: Engine) -> None:
     """Begin to measure the data rate of a message, if it is limited."""
-    rate, limits = engine.rate, engine.context.limits
-    if rate is not None and rate.outdated:
-        rate.stop()
-        rate = engine.rate = None
-    if rate is None and limits.min_data_rate and limits.data_rate_window:
-        rate = engine.rate = DataRate(
-            engine.context, limits.min_data_rate, limits.data_rate_window, engine.data_too_slow
-        )
+    rate = engine.rate
+    if rate is None or rate.outdated:
+        rate = engine.rate = _new_rate(engine)
     if rate is not None:
         rate.run()
+
+
+def _new_rate(engine: Engine) -> DataRate | None:
+    if engine.rate is not None:
+        engine.rate.stop()
+    context = engine.context
+    octets, seconds = context.limits.min_data_rate, context.limits.data_rate_window
+    return DataRate(context, octets, seconds, engine.data_too_slow) if octets and seconds else None
 
 
 # Octets.
