@@ -143,22 +143,24 @@ class Counting:
 
     def add(self, places: Sequence[Wanted]) -> None:
         """Take places that have no limit. They count at once, and may be given back before the store has answered."""
-        if self._own is not None:
-            self._hold(places, 1)
-            self._own.take("", places)
-            if self.is_away:
-                return
+        if self._own is None:
+            self.store.take(self.owner, places)
+            return
+        self._hold(places, 1)
+        self._own.take("", places)
+        if not self.is_away:
             self._plan_next()
-        self._tell(lambda: self.store.take(self.owner, places))
+            self._tell(lambda: self.store.take(self.owner, places))
 
     def give_back(self, taken: Sequence[Wanted]) -> None:
         """Give back what was taken."""
-        if self._own is not None:
-            self._hold(taken, -1)
-            self._own.give_back("", taken)
-            if self.is_away:
-                return
-        self._tell(lambda: self.store.give_back(self.owner, taken))
+        if self._own is None:
+            self.store.give_back(self.owner, taken)
+            return
+        self._hold(taken, -1)
+        self._own.give_back("", taken)
+        if not self.is_away:
+            self._tell(lambda: self.store.give_back(self.owner, taken))
 
     def look(self, wanted: Sequence[Wanted]) -> Looks:
         """The present count of each, and the seconds until its window ends; a Deferred if they come later. If the store
