@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.delivery.relay import DotStuffer
+from twisted_smtpguard.delivery.relaysink import DotStuffer
 from twisted_smtpguard.interfaces import Client, Path, Peer, Refused
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream import announcing, login, replyparser

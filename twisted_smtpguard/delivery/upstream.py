@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from zope.interface import implementer
 
 from twisted_smtpguard.delivery.lookahead import Beginning
-from twisted_smtpguard.delivery.relay import Relay, UpstreamTransaction
+from twisted_smtpguard.delivery.relay import UpstreamTransaction
+from twisted_smtpguard.delivery.relayedmail import Relay
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
