@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine import counts, ending
 from twisted_smtpguard.engine.connection import HELD_BY_OUTPUT, HELD_BY_TURN, NO_TIMER, SHARE, Connection
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
@@ -138,9 +138,9 @@ class Engine(Connection):
         self.unwritten = b""
         try:
             if self.stage is not Stage.CLOSED:
-                self._end(Stage.CLOSED)
+                ending.end(self, Stage.CLOSED)
         finally:
-            self.release()
+            ending.release(self)
 
     def timed_out(self) -> None:
         """Called when the time limit of the stage is over."""
@@ -152,7 +152,7 @@ class Engine(Connection):
     def all_sent(self, *, lingers: bool) -> None:
         """Give back the slot: called once, when the last reply has been sent and our side is about to be closed.
         `lingers`: whether the connection then stays open until the client closes it."""
-        self.release()
+        ending.release(self)
         if lingers and self.stage is Stage.CLOSING:
             self.enter(Stage.LINGERING)
             self.set_deadline("linger")
@@ -325,10 +325,10 @@ class Engine(Connection):
         if self.implicit_tls and not self.secure:
             # No reply can be sent before the handshake.
             self.abort()
-            self.release()
+            ending.release(self)
         elif at_once:
-            self._end(Stage.CLOSING)
-            self.release()
+            ending.end(self, Stage.CLOSING)
+            ending.release(self)
             self.host.turn_away(line)
         else:
             self.unwritten += line
@@ -343,7 +343,7 @@ class Engine(Connection):
         lingers = self.secure or (how is Close.LINGER and not self.input_ended)
         self.lingers = lingers and not self.host.gone and self.context.guard.may_linger()
         how = Close.LINGER if self.lingers else Close.PLAIN
-        self._end(Stage.CLOSING)
+        ending.end(self, Stage.CLOSING)
         self.timed = ""
         self.timer = NO_TIMER
         self.host.deadline(0)
@@ -357,44 +357,6 @@ class Engine(Connection):
     def abort(self) -> None:
         """Drop the connection with all unsent replies: none can be sent, or the service no longer waits."""
         if self.stage not in ENDED:
-            self._end(Stage.CLOSING)
+            ending.end(self, Stage.CLOSING)
         self.unwritten = b""
         self.host.close(Close.ABORT)
-
-    def _end(self, stage: Stage) -> None:
-        """Enter a final stage and abort what is pending, except a `finish()`, whose message may be safe already."""
-        over = self.stage in ENDED
-        self.enter(stage)
-        if over:
-            return
-        self.buffer, self.offset, self.held = b"", 0, 0
-        self.auth = None
-        if self.handshaking:
-            self.context.handshake_over(self, "abandoned")
-        if self.delay is not None:
-            self.delay.cancel()
-            self.delay = None
-        if self.rate is not None:
-            self.rate.stop()
-            self.rate = None
-        if self.name:
-            self.context.guard.session_times.remove(self)
-        pending = self.pending
-        if pending is not None and pending.finishes:
-            self.context.pending_deliveries += 1
-        else:
-            self.pending = None
-            self.stop_hook_timer()
-            if pending is not None:
-                pending.cancel()
-            self.drop_mail()
-            self.notify_session_ended()
-
-    def release(self) -> None:
-        """Give back the connection's slot and the client's place. Only the first call has an effect."""
-        if self.holds_slot:
-            self.holds_slot = False
-            self.context.guard.release(self)
-            if self.place is not None:
-                self.place.give_back()
-            counts.log_end(self)
