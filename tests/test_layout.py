@@ -46,7 +46,7 @@ ROOMS: dict[str, str] = {
     "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers control counters delivery engine filters hooks inputs interfaces limits log metrics "
-    "operations service tls transport workers",
+    "operations service state tls transport workers",
     "control": "inputs operations",
     "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
@@ -64,6 +64,7 @@ ROOMS: dict[str, str] = {
     "reactors": "",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
+    "state": "hooks operations",
     "testing": "admission delivery hooks inputs interfaces limits replies transport values",
     "tls": "engine hooks inputs interfaces",
     "transport": (

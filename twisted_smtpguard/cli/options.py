@@ -29,6 +29,7 @@ from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
 from twisted_smtpguard.cli.reconfiguring import configure
 from twisted_smtpguard.cli.severalprocesses import all_endpoints, join, supervised, told_as_worker
+from twisted_smtpguard.cli.statedirectory import check_state, keep_state
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.engine.hostnames import parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
@@ -129,6 +130,7 @@ class Options(usage.Options):
         self.each("deny", parse_network)
         self.each("trust", parse_network)
         self.each("control", settings.check_control)
+        self.each("state", check_state)
         self.workers = self._value("workers", settings.parse_workers) or 0
         self._answer_questions()
 
@@ -363,6 +365,7 @@ def make_service(
     if worker is not None:
         join(worker, service, metrics=bool(metrics))
     elif not options.workers:
+        keep_state(service, options.paths("state"), reactor)
         settings.serve_operators(
             service, options.paths("control"), metrics, options.texts("metrics"), reactor
         )

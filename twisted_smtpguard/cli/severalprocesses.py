@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted_smtpguard.cli.settings import PagesOfProcess, metrics_endpoint, serve_control
+from twisted_smtpguard.cli.statedirectory import keep_state_of_workers
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
 from twisted_smtpguard.interfaces import IConnectingDelivery
@@ -119,6 +120,7 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
     supervisor = Supervisor(
         reactor, options.workers, listened, command, max_clients=counters * clients, events=events
     )
+    keep_state_of_workers(supervisor, options.paths("state"), reactor)
     serve_control(OperatorOfWorkers(supervisor), options.paths("control"), reactor, supervisor)
     if metrics:
         from twisted_smtpguard.metrics.ofworkers import WorkersPages  # noqa: PLC0415

@@ -120,6 +120,16 @@ class ServiceEvents:
         fields: dict[str, object] = {"by": word(by), "verb": word(verb)}
         self._log.info("operator", {**fields, **({"what": ",".join(map(item, what))} if what else {})})
 
+    def state_restored(self, directory: str, limits: int, rules: int) -> None:
+        """What operators had changed before the restart holds again until its end: so many limits, and networks that
+        are denied, trusted or allowed. Not logged if there is nothing of it."""
+        self._log.info("state_restored", {"directory": word(directory), "limits": limits, "rules": rules})
+
+    def state_failed(self, directory: str, problem: str) -> None:
+        """What an operator has changed could not be written, and holds until the process ends. The next change, and the
+        stop, try it again."""
+        self._log.warn("state_failed", {"directory": word(directory)}, problem)
+
     def worker_started(self, number: int, pid: int, version: str) -> None:
         """A worker accepts connections. `version` is that of its code, which may have been replaced on the disk."""
         self._log.info("worker_started", {"worker": number, "pid": pid, "version": word(version)})

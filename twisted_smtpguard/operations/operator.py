@@ -6,7 +6,7 @@ The control socket, `smtpguardctl`, the status page and applications all use it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.operations import condition, sessions
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
+from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.operations.traces import Trace, Traces
 from twisted_smtpguard.operations.verbs import TOP, VERBS
 from twisted_smtpguard.operations.why import timed, why
@@ -33,6 +34,17 @@ RECENT = 20
 def _version() -> str:
     # It is read from a file.
     return version("twisted_smtpguard")
+
+
+def when_kept(kept: Deferred[str], answer: dict[str, Any]) -> Deferred[dict[str, Any]]:
+    """The answer to a change, when `kept` has fired with "". If it has fired with a problem: ValueError."""
+
+    def done(problem: str) -> dict[str, Any]:
+        if problem:
+            raise ValueError(f"the change holds until the process ends, but it cannot be kept: {problem}")
+        return answer
+
+    return kept.addCallback(done)
 
 
 class Guard(Protocol):
@@ -69,11 +81,17 @@ class Operator:
         self.context = factory.context
         self.told_elsewhere = False
         """Whether the event of the change that is being made is logged by another process."""
+        self.keep: Callable[[], Deferred[str]] | None = None
+        """Called after each change, to keep those that outlast the process. Its Deferred fires with "", or with what is
+        wrong, and never fails. None: nothing is kept."""
+        self._kept: Deferred[str] | None = None
 
     def carry_out(self, verb: str, arguments: Mapping[str, object], by: str = APPLICATION) -> Any:
-        """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does.
+        """Call the method of a verb with the arguments of a request, which are texts. Returns what the method does; for
+        a change that is kept, a Deferred of it, which fires when it is on the disk.
 
-        ValueError: there is no such verb, an argument is missing, unknown or wrong, or the method refuses.
+        ValueError: there is no such verb, an argument is missing, unknown or wrong, the method refuses, or the change
+        holds and cannot be kept.
         """
         row = VERBS.get(verb)
         if row is None:
@@ -81,7 +99,9 @@ class Operator:
         parameters = row.parameters(arguments)
         if row.changes:
             parameters["by"] = by
-        return getattr(self, row.method or row.name)(**parameters)
+        answer = getattr(self, row.method or row.name)(**parameters)
+        kept, self._kept = self._kept, None
+        return answer if kept is None or isinstance(answer, Deferred) else when_kept(kept, answer)
 
     # What an operator asks.
 
@@ -156,10 +176,14 @@ class Operator:
 
     # What an operator changes.
 
-    def set(self, limit: str, value: str, *, by: str = APPLICATION) -> dict[str, Any]:
-        """Set a limit to a value that is written as its option's. It stays until it is unset, also over a reload."""
-        row = self.settings.set(limit, value, by)
-        self._changed(by, "set", f"{row['limit']}={row['value']}")
+    def set(
+        self, limit: str, value: str, seconds: float | None = None, *, by: str = APPLICATION
+    ) -> dict[str, Any]:
+        """Set a limit to a value that is written as its option's, for so many seconds; None: until the process ends. It
+        stays until it is unset, also over a reload."""
+        row = self.settings.set(limit, value, seconds, by)
+        end = [] if seconds is None else [f"until {utc(self.context.seconds() + seconds)}"]
+        self._changed(by, "set", f"{row['limit']}={row['value']}", *end)
         return row
 
     def unset(self, limit: str, *, by: str = APPLICATION) -> dict[str, Any]:
@@ -256,5 +280,6 @@ class Operator:
         return row
 
     def _changed(self, by: str, verb: str, *what: str) -> None:
+        self._kept = self.keep() if self.keep is not None else None
         if not self.told_elsewhere:
             self._guard.factory.context.events.operator(by, verb, what)

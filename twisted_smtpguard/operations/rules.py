@@ -161,6 +161,13 @@ class NetworkRules:
             self._ask_first(FilterEntry(self, NAME) if self._asked else None)
 
 
+def check_rule(verb: str, network: str) -> None:
+    """ValueError: there is no such rule."""
+    parse_network(network)
+    if verb not in VERDICTS:
+        raise ValueError(f"one of {', '.join(VERDICTS)} is expected, not {verb[:40]!r}")
+
+
 def _table(rules: Mapping[Network, _Rule]) -> NetworkTable:
     builder = TableBuilder()
     indexes = {verb: builder.index(verdict) for verb, verdict in VERDICTS.items()}

@@ -85,17 +85,18 @@ class Verb(NamedTuple):
         return values
 
 
+_FOR = Argument(
+    "for",
+    "TIME",
+    "How long, such as 10m or 1h. Without it until the process ends.",
+    required=False,
+    option=True,
+    parse=parse_duration,
+    parameter="seconds",
+)
 _RULE = (
     Argument("network", "NETWORK", "An address or a network, such as 192.0.2.1 or 2001:db8::/32."),
-    Argument(
-        "for",
-        "TIME",
-        "How long, such as 10m or 1h. Without it the rule lasts until the process ends.",
-        required=False,
-        option=True,
-        parse=parse_duration,
-        parameter="seconds",
-    ),
+    _FOR,
 )
 
 _VERBS = (
@@ -173,10 +174,11 @@ _VERBS = (
     Verb("limits", "List every limit: its value, and where that came from."),
     Verb(
         "set",
-        "Set a limit, until it is unset or the process ends. `limits` shows from when on a change holds.",
+        "Set a limit, until it is unset or its time is over. `limits` shows from when on a change holds.",
         (
             Argument("limit", "LIMIT", "The name of its option, such as max-connections."),
             Argument("value", "VALUE", "Written as the option's value."),
+            _FOR,
         ),
         changes=True,
     ),

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.operations.operator import APPLICATION
+from twisted_smtpguard.operations.operator import APPLICATION, when_kept
 from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.workers import merging
 from twisted_smtpguard.workers.channel import Message
@@ -120,7 +120,8 @@ class OperatorOfWorkers:
                 asked += [done] * (worker.state != STARTING)
         await gatherResults(asked)
         row: dict[str, Any] = answer["done"]
-        return row
+        kept = None if self._supervisor.keep is None else self._supervisor.keep()
+        return row if kept is None else await when_kept(kept, row)
 
     def _disagrees(self, worker: WorkerProcess, failure: Failure) -> None:
         """A worker has refused what another has accepted. It ends its sessions, and the one in its place begins with

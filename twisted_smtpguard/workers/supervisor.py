@@ -64,6 +64,8 @@ class Supervisor(MultiService):
         """The workers whose processes run, by their numbers."""
         self.changes: Mapping[str, Any] = NO_CHANGES
         """What operators have changed, with which a worker begins."""
+        self.keep: Callable[[], Deferred[str]] | None = None
+        """As that of an Operator."""
         self.on_listening: Callable[[], object] = lambda: None
         self.on_worker_ended: Callable[[WorkerProcess], object] = lambda _: None
         """Called with each worker that has ended."""
