@@ -41,6 +41,8 @@ def test_a_directory_that_is_missing_or_no_directory_is_refused(tmp_path: Path) 
 def test_a_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ControlSocketError, match="at most 107 octets"):
         check_place(str(tmp_path / ("a" * 108)))
+    with pytest.raises(ControlSocketError, match=r"^a path such as /run/smtpguard/control\.sock is expected"):
+        check_place("")
 
 
 def test_a_file_that_is_no_socket_is_refused_and_kept(tmp_path: Path) -> None:

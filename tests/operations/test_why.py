@@ -65,7 +65,10 @@ def test_a_count_that_clears_after_the_end_of_the_calendar_is_shown_too() -> Non
     assert (row["count"], row["clears"]) == (1, "9999-12-31T23:59:59Z")
 
 
-@pytest.mark.parametrize("text", ["", "192.0.2", "192.0.2.0/24", "mx.example", "\x1b[2J" * 100])
+@pytest.mark.parametrize(
+    "text",
+    ["", "192.0.2", "192.0.2.0/24", "mx.example", "\x1b[2J" * 100, "fe80::1%\x1b", "fe80::1%" + "x" * 99],
+)
 def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     failures: list[Any] = []
     try:
@@ -73,6 +76,15 @@ def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     except ValueError as error:
         failures.append(error)
     assert "is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix" in str(failures[0])
+
+
+def test_an_address_of_an_interface_is_let_in_by_what_would_help() -> None:
+    guard = Operated()
+    guard.operator.networks.configure({"fe80::/64": "file guard.conf line 3"}, {})
+    (command,) = asked(guard, "fe80::1%eth0")["would_help"]
+    assert command == "smtpguardctl allow fe80::1 --for 1h"
+    carry_out(guard, command)
+    assert asked(guard, "fe80::1%eth0")["outcome"] == "accepted"
 
 
 def test_each_limit_on_the_client_is_told_with_its_count_and_when_it_clears() -> None:

@@ -28,6 +28,8 @@ def check_place(path: str) -> None:
     """
     if fcntl is None:
         raise ControlSocketError(f"{path}: this system has no UNIX sockets")
+    if not path:
+        raise ControlSocketError("a path such as /run/smtpguard/control.sock is expected, not ''")
     folder = os.path.dirname(path) or "."  # noqa: PTH120 - as it was written
     try:
         mode = os.stat(folder).st_mode  # noqa: PTH116

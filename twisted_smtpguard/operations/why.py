@@ -25,6 +25,8 @@ from twisted_smtpguard.values import Address, Wanted, unmapped
 TOTAL_PLACE = place(TOTAL, "")
 _SPECS = {spec.name: spec for spec in Limits.specs()}
 _TIMES = ("time", "ended")
+_MAX_CHARACTERS = 60
+"""No address with the name of an interface is longer."""
 
 Row = dict[str, Any]
 
@@ -42,11 +44,14 @@ def _parsed(text: str) -> Address | None:
     if text == "unix":
         return None
     try:
-        return unmapped(ip_address(text))
+        # Anything may stand in the zone of an IPv6 address, after its percent sign.
+        if len(text) <= _MAX_CHARACTERS and text.isascii() and text.isprintable():
+            return unmapped(ip_address(text))
     except ValueError:
-        raise ValueError(
-            f"{text[:60]!r} is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix"
-        ) from None
+        pass
+    raise ValueError(
+        f"{text[:_MAX_CHARACTERS]!r} is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix"
+    )
 
 
 async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address | None) -> Row:
@@ -75,7 +80,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "problems": outcome.problems,
         "recent_refusals": [timed(row) for row in history.refusals.of(name)],
         "recent_sessions": [timed(row) for row in history.sessions.of(name)],
-        "would_help": list(_remedies(factory, rules, name, outcome)),
+        "would_help": list(_remedies(factory, rules, name.partition("%")[0], outcome)),
     }
     answer.pop("dry_run", None)
     return answer
