@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from logbook import own_events
 from loopback import Loopback, reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 
 from twisted_smtpguard import NetworksFile
 from twisted_smtpguard.log.history import MAX_CLIENTS, Tallies
@@ -30,16 +31,8 @@ ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 
 @pytest.fixture
 def log() -> Iterator[list[LogEvent]]:
-    """The guard's own events."""
-    events: list[LogEvent] = []
-
-    def observe(event: LogEvent) -> None:
-        if event["log_namespace"] == "twisted_smtpguard":
-            events.append(event)
-
-    globalLogPublisher.addObserver(observe)
-    yield events
-    globalLogPublisher.removeObserver(observe)
+    with own_events() as events:
+        yield events
 
 
 @pytest_twisted.async_yield_fixture

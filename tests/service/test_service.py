@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from fakes import FakeDelivery, Guard, codes
+from logbook import own_events
 from loopback import Loopback, reactor
 from twisted.application.service import IService, Service
 from twisted.internet.address import UNIXAddress
@@ -18,7 +19,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 from zope.interface import implementer
 
 from twisted_smtpguard import AcceptedDomains, SmtpDelivery, SMTPGuardService, UpstreamOptions
@@ -32,16 +33,8 @@ STOPPING = b"421 4.3.2 Server shutting down\r\n"
 
 @pytest.fixture
 def log() -> Iterator[list[LogEvent]]:
-    """The guard's own events."""
-    events: list[LogEvent] = []
-
-    def observe(event: LogEvent) -> None:
-        if event["log_namespace"] == "twisted_smtpguard":
-            events.append(event)
-
-    globalLogPublisher.addObserver(observe)
-    yield events
-    globalLogPublisher.removeObserver(observe)
+    with own_events() as events:
+        yield events
 
 
 def named(log: list[LogEvent], name: str) -> list[LogEvent]:

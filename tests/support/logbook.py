@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from twisted.logger import LogEvent, capturedLogs
+from twisted.logger import LogEvent, capturedLogs, globalLogPublisher
 
 
 class Logbook:
@@ -28,3 +28,19 @@ def logbook() -> Iterator[Logbook]:
         book = Logbook(events)
         yield book
         assert [event for event in events if "log_failure" in event] == []
+
+
+@contextmanager
+def own_events() -> Iterator[list[LogEvent]]:
+    """The guard's own events, as they are logged meanwhile."""
+    events: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_namespace"] == "twisted_smtpguard":
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(observe)

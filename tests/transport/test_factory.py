@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from fakes import Conversation, Guard, codes
+from logbook import logbook
 from loopback import Loopback
 from twisted.internet.address import IPv4Address, UNIXAddress
 
@@ -111,3 +112,17 @@ def test_the_descriptor_that_watches_for_ends_is_there_before_a_crowd_can_take_a
     factory.doStart()
     assert factory.ends._poll is not None
     factory.doStop()
+
+
+def test_a_trace_that_fails_costs_the_client_nothing() -> None:
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    guard = Guard(max_connections=1)
+    guard.factory.on_connection = fails
+    for _ in range(2):
+        with logbook() as log:
+            client = guard.connect()
+            assert len(log.take("failure")) == 1
+        assert client.codes("QUIT") == [220, 221]
+        client.disconnect()

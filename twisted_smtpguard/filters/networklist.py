@@ -58,6 +58,13 @@ def parse_network(text: str) -> tuple[int, int, int]:
     return bits, start, length
 
 
+def contains(network: tuple[int, int, int], address: Address) -> bool:
+    """Whether an address, which is not IPv4-mapped, is in a network, which is as `parse_network` returns it."""
+    bits, start, length = network
+    family = IPV4_BITS if address.version == 4 else IPV6_BITS
+    return bits == family and int(address) >> bits - length == start >> bits - length
+
+
 def parse_reply(text: str) -> Reply:
     """The reply in `text`, such as `521 5.7.1 Go away`. Without codes they are 421 and 4.7.0."""
     match = _REPLY.fullmatch(text)
@@ -102,8 +109,7 @@ class _LineFinder:
     """Takes the lines of a list, as a TableBuilder takes their networks."""
 
     def __init__(self, address: Address, verdict: Verdict) -> None:
-        self._number = int(address)
-        self._bits = IPV4_BITS if address.version == 4 else IPV6_BITS
+        self._address = address
         self._index = {"pass": ALLOWED, "trust": TRUSTED}.get(verdict.kind, FIRST_REFUSAL)
         self._refusals: dict[str, int] = {}
         self._line = 0
@@ -125,9 +131,8 @@ class _LineFinder:
 
     def add(self, bits: int, start: int, length: int, index: int) -> None:
         """Called by `_add`."""
-        rest = bits - length
-        fits = (bits, index) == (self._bits, self._index) and self._number >> rest == start >> rest
-        if fits and length > self._length:
+        narrower = index == self._index and length > self._length
+        if narrower and contains((bits, start, length), self._address):
             self._length, self.found = length, self._line
             self.words = " ".join(_text(self._octets).split()[:2])
 

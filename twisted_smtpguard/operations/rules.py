@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from zope.interface import implementer
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.filters.networklist import parse_network
-from twisted_smtpguard.filters.networktable import IPV4_BITS, IPV6_BITS, NetworkTable, TableBuilder
+from twisted_smtpguard.filters.networklist import contains, parse_network
+from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.interfaces import IExplainingFilter
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
@@ -69,19 +69,16 @@ class NetworkRules:
         """The rule that gives the verdict on a client; "" for none."""
         if peer.address is None:
             return ""
-        kind, number = self.check(peer).kind, int(peer.address)
-        ours = IPV4_BITS if peer.address.version == 4 else IPV6_BITS
+        kind = self.check(peer).kind
         found = [
-            (length, key)
+            key
             for key, rule in self._in_force.items()
-            for bits, start, length in (key,)
-            if bits == ours
-            and number >> bits - length == start >> bits - length
-            and VERDICTS[rule.verb].kind == kind
+            if VERDICTS[rule.verb].kind == kind and contains(key, peer.address)
         ]
         if not found:
             return ""
-        row = _row(max(found)[1], self._in_force[max(found)[1]])
+        narrowest = max(found, key=_length)
+        row = _row(narrowest, self._in_force[narrowest])
         until = f" until {row['until']}" if row["until"] else ""
         return f"{row['rule']} {row['network']}, {row['from']}{until}"
 
@@ -174,6 +171,10 @@ def _table(rules: Mapping[Network, _Rule]) -> NetworkTable:
     for key, rule in rules.items():
         builder.add(*key, indexes[rule.verb])
     return builder.build(lambda: None)
+
+
+def _length(key: Network) -> int:
+    return key[2]
 
 
 def _text(key: Network) -> str:

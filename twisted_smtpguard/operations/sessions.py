@@ -12,8 +12,7 @@ from typing import Any, Protocol, TypeVar
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from twisted_smtpguard.filters.networklist import parse_network
-from twisted_smtpguard.filters.networktable import IPV4_BITS, IPV6_BITS
+from twisted_smtpguard.filters.networklist import contains, parse_network
 from twisted_smtpguard.log.eventlog import encryption, word
 from twisted_smtpguard.log.history import client_of
 from twisted_smtpguard.operations.verbs import TOP
@@ -112,11 +111,7 @@ class Network:
         """Whether a client belongs to it. `peer` is its name in the log."""
         if self._network is None or peer == "unix":
             return self._network is None and peer == "unix"
-        bits, start, length = self._network
-        address = ip_address(peer)
-        if (IPV4_BITS if address.version == 4 else IPV6_BITS) != bits:
-            return False
-        return int(address) >> bits - length == start >> bits - length
+        return contains(self._network, ip_address(peer))
 
 
 def _row(session: LiveSession) -> dict[str, object]:

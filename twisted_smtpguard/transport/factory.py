@@ -24,6 +24,7 @@ from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.engine.table import STAGES
+from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import FairScheduler, ReplyBatcher
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.interfaces import (
@@ -236,7 +237,10 @@ class SMTPGuardFactory(ServerFactory):
         self._slots_held += 1
         self._open.add(protocol)
         if self.on_connection is not None:
-            self.on_connection(protocol)
+            # An exception here would leave the slot taken, since the transport never begins.
+            safely(
+                self.context.events.failure, "a connection could not be traced", self.on_connection, protocol
+            )
         return protocol
 
     def turned_away(self) -> TurnAway | None:
