@@ -12,6 +12,8 @@ from twisted.web.test.requesthelper import DummyRequest
 
 from twisted_smtpguard.metrics.ofworkers import WorkerMetrics, WorkersPages, merged, read, rising
 
+NO_STATUS: Any = None
+
 
 def family(name: str, kind: str, *samples: tuple[str, dict[str, str], float]) -> list[Any]:
     return [name, kind, "Text.", [[sample, [*labels.items()], value] for sample, labels, value in samples]]
@@ -72,7 +74,7 @@ def test_the_page_has_the_sums_each_worker_and_what_the_ended_ones_had() -> None
     workers = [WorkerMetrics(guard.service).told() for guard in guards]
     ended = rising(read(workers.pop()))
     answer = succeed((dict(enumerate(workers, 1)), ended))
-    text = text_of(page(WorkersPages(lambda: answer, lambda: "listening"), b"metrics"))
+    text = text_of(page(WorkersPages(lambda: answer, lambda: "listening", NO_STATUS), b"metrics"))
     assert 'smtpguard_connections_total{listener="smtp",outcome="accepted"} 3.0' in text
     assert 'smtpguard_connections{state="first_line"} 2.0' in text
     assert 'smtpguard_worker_connections{worker="1"} 1.0' in text
@@ -84,18 +86,18 @@ def test_the_guard_is_well_if_one_of_the_workers_takes_mail() -> None:
     sick, well = {1: told(problem="it is down")}, {1: told(problem="it is down"), 2: told()}
     for workers, code, said in ((sick, 503, "it is down"), (well, 200, "ok"), ({}, 200, "ok")):
         answer = succeed((workers, {}))
-        request = page(WorkersPages(lambda answer=answer: answer, lambda: "listening"), b"healthz")
+        request = page(WorkersPages(lambda answer=answer: answer, lambda: "listening", NO_STATUS), b"healthz")
         assert (request.responseCode, text_of(request)) == (code, f"{said}\n")
 
 
 def test_a_guard_that_does_not_listen_is_not_asked() -> None:
-    request = page(WorkersPages(Deferred, lambda: "draining"), b"healthz")
+    request = page(WorkersPages(Deferred, lambda: "draining", NO_STATUS), b"healthz")
     assert (request.responseCode, text_of(request)) == (503, "the guard does not listen, it is draining\n")
 
 
 def test_a_client_that_leaves_before_the_answer_does_no_harm() -> None:
     waits: Deferred[Any] = Deferred()
-    request = page(WorkersPages(lambda: waits, lambda: "listening"), b"metrics")
+    request = page(WorkersPages(lambda: waits, lambda: "listening", NO_STATUS), b"metrics")
     request.processingFailed(Failure(ConnectionDone()))
     assert waits.called
     assert not request.written
@@ -103,6 +105,6 @@ def test_a_client_that_leaves_before_the_answer_does_no_harm() -> None:
 
 def test_a_fault_is_told_as_one() -> None:
     waits: Deferred[Any] = Deferred()
-    request = page(WorkersPages(lambda: waits, lambda: "listening"), b"metrics")
+    request = page(WorkersPages(lambda: waits, lambda: "listening", NO_STATUS), b"metrics")
     waits.errback(KeyError("x"))
     assert request.responseCode == 500

@@ -192,12 +192,12 @@ def test_other_methods_are_refused(web: Web, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/metrics/", "//metrics", "/metrics%00", "/../metrics", "/status", "/<script>"]
+    "path", ["/", "/metrics/", "//metrics", "/metrics%00", "/../metrics", "/status/", "/<script>"]
 )
 def test_there_is_nothing_else(web: Web, path: str) -> None:
     status, headers, body = web.answer(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert (status, headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
-    assert body == b"there are /metrics and /healthz\n"
+    assert body == b"there are /metrics, /healthz, /status and /status.json\n"
 
 
 def test_a_query_is_ignored(web: Web) -> None:

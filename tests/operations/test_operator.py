@@ -334,7 +334,7 @@ def test_the_clients_that_have_most_come_first_and_those_that_have_none_not_at_a
 
 def test_many_clients_are_looked_at_in_many_turns_of_the_reactor_while_others_come() -> None:
     tallies = Tallies()
-    for number in range(ITEMS_A_TURN * 2):
+    for number in range(ITEMS_A_TURN * 3):
         tallies.add(f"192.0.{number >> 8}.{number & 255}", 1, 0, 0)
     sessions = [SimpleNamespace(peer_name="192.0.2.9", messages=0, recipients_accepted=0)] * ITEMS_A_TURN
     turns: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import twist
@@ -152,3 +154,22 @@ def test_the_page_of_several_workers_is_that_of_one_guard_and_outlives_a_worker(
         eventually(lambda: guard.count("worker_started") == 3, "it was not replaced")
         assert value(asked(place), 'messages_total{outcome="accepted"}') == 20
         assert asked(place, "/healthz").endswith("\r\n\r\nok\n")
+
+
+def test_the_status_of_several_workers_is_one_page_with_each_of_them(tmp_path: Path) -> None:
+    with Workers(tmp_path, 2, UNIX, reactor="default") as guard, RawClient(guard.address) as client:
+        client.ask("EHLO client.example")
+        place = tmp_path / "m.sock"
+
+        def told() -> Any:
+            return json.loads(asked(place, "/status.json").partition("\r\n\r\n")[2])
+
+        # What a worker has is known a second later.
+        eventually(lambda: told()["status"].get("connections") == 1, "the connection is not there")
+        assert [row["worker"] for row in told()["status"]["workers"]] == [1, 2]
+        assert told()["top"] == [
+            {"client": "127.0.0.1", "connections": 1, "messages": 0, "recipients": 0, "refusals": 0}
+        ]
+        assert told()["problems"] == {}
+        eventually(lambda: told()["hour"][-1]["connections"] == 1, "the hour is not kept")
+        assert re.search(r"<h2[^>]*>Workers</h2>.*<th scope=row>2</th>", asked(place, "/status"))

@@ -121,13 +121,18 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
         reactor, options.workers, listened, command, max_clients=counters * clients, events=events
     )
     keep_state_of_workers(supervisor, options.paths("state"), reactor)
-    serve_control(OperatorOfWorkers(supervisor), options.paths("control"), reactor, supervisor)
+    operator = OperatorOfWorkers(supervisor)
+    serve_control(operator, options.paths("control"), reactor, supervisor)
     if metrics:
         from twisted_smtpguard.metrics.ofworkers import WorkersPages  # noqa: PLC0415
+        from twisted_smtpguard.metrics.snapshot import Hour, Snapshots  # noqa: PLC0415
         from twisted_smtpguard.workers.metricsofworkers import MetricsOfWorkers  # noqa: PLC0415
 
-        pages = WorkersPages(MetricsOfWorkers(supervisor, reactor).ask, lambda: supervisor.state)
-        served = PagesOfProcess(pages, reactor, events, metrics, options.texts("metrics"))
+        hour = Hour(operator, reactor)
+        snapshots = Snapshots(operator, reactor, hour)
+        ask = MetricsOfWorkers(supervisor, reactor).ask
+        pages = WorkersPages(ask, lambda: supervisor.state, snapshots)
+        served = PagesOfProcess(pages, reactor, events, metrics, options.texts("metrics"), hour)
         served.setServiceParent(supervisor)
     keep_house(reactor, supervisor)
     # Its filters may have long lists.

@@ -98,8 +98,13 @@ class Tallies:
             table.popitem(last=False)
 
     def __iter__(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
-        """Each client that there is now, as `client_of` calls it, with its messages, recipients and refusals."""
-        return ((_shown_client(client), counts) for client, counts in list(self._counts.items()))
+        """Each client that there is now, as `client_of` calls it, with its messages, recipients and refusals. Clients
+        may come and go before the last is taken."""
+        # A list of the pairs would be ten thousand more objects for the garbage collector, which would visit all.
+        for client in list(self._counts):
+            counts = self._counts.get(client)
+            if counts is not None:
+                yield _shown_client(client), counts
 
 
 def client_of(peer: str) -> str:

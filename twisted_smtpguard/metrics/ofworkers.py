@@ -16,8 +16,9 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.metrics.collector import GuardCollector
-from twisted_smtpguard.metrics.pages import Page, Pages, metrics_page, plain
+from twisted_smtpguard.metrics.pages import Page, Pages, StatusPages, metrics_page, plain
 from twisted_smtpguard.metrics.serving import Lag
+from twisted_smtpguard.metrics.snapshot import Snapshots
 from twisted_smtpguard.service.service import SMTPGuardService
 
 _RISING = ("counter", "histogram")
@@ -147,19 +148,23 @@ class _Merged(Collector):
 
 
 class WorkersPages(Pages):
-    """`/metrics` and `/healthz` of a guard of several workers.
+    """`/metrics`, `/healthz`, `/status` and `/status.json` of a guard of several workers.
 
     `ask` fires with what each worker tells, by its number, and with the metrics of those that have ended. `state`
-    returns the state of the guard.
+    returns the state of the guard, whose status is made of `snapshots`.
     """
 
     def __init__(
-        self, ask: Callable[[], Deferred[tuple[Mapping[int, Told], Families]]], state: Callable[[], str]
+        self,
+        ask: Callable[[], Deferred[tuple[Mapping[int, Told], Families]]],
+        state: Callable[[], str],
+        snapshots: Snapshots,
     ) -> None:
         super().__init__()
         self._ask = ask
         self._state = state
-        self.pages = {b"/metrics": self._metrics, b"/healthz": self._healthz}
+        status = StatusPages(snapshots)
+        self.pages = {b"/metrics": self._metrics, b"/healthz": self._healthz, **status.pages}
 
     def _metrics(self, accept: bytes) -> Deferred[Page]:
         return self._ask().addCallback(lambda told: metrics_page(accept, _Merged(*told)))

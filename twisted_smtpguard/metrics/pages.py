@@ -1,11 +1,12 @@
-"""The pages about a guard over HTTP, as a resource of twisted.web: `/metrics` and `/healthz`.
+"""The pages about a guard over HTTP, as a resource of twisted.web: `/metrics`, `/healthz`, `/status`, `/status.json`.
 
 This file imports twisted.web and prometheus-client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -21,6 +22,8 @@ from twisted.web.server import NOT_DONE_YET, Request
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector, with_own_names
+from twisted_smtpguard.metrics.snapshot import Hour, Snapshots
+from twisted_smtpguard.metrics.statuspage import HEADERS, page_of
 from twisted_smtpguard.operations.condition import problem_of
 from twisted_smtpguard.service.service import SMTPGuardService
 
@@ -32,11 +35,12 @@ _log = Logger()
 
 @attrs.frozen
 class Page:
-    """An answer: its status, its type and its octets."""
+    """An answer: its status, its type, its octets and further headers."""
 
     status: int
     content_type: str
     octets: bytes
+    headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
 def plain(status: int, line: str) -> Page:
@@ -84,6 +88,8 @@ class Pages(Resource):
         headers.setRawHeaders(b"Content-Type", [page.content_type])
         headers.setRawHeaders(b"Cache-Control", [b"no-store"])
         headers.setRawHeaders(b"X-Content-Type-Options", [b"nosniff"])
+        for name, value in page.headers.items():
+            headers.setRawHeaders(name, [value])
         request.setResponseCode(page.status)
         if request.method == b"HEAD":
             # twisted.web would log a warning for each body.
@@ -97,7 +103,8 @@ class Pages(Resource):
         path = b"/" + b"/".join(request.postpath or [])
         answer = self.pages.get(path)
         if answer is None:
-            return plain(404, f"there are {' and '.join(each.decode() for each in self.pages)}")
+            *paths, last = (each.decode() for each in self.pages)
+            return plain(404, f"there are {', '.join(paths)} and {last}")
         return answer(b",".join(request.requestHeaders.getRawHeaders(b"Accept", [])))
 
 
@@ -118,20 +125,54 @@ class _Renamed(Collector):
         return with_own_names(self._collector.collect())
 
 
+class StatusPages:
+    """The status for people and for programs, from `snapshots`. Each snapshot is made a page of once, however many
+    readers there are."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+        self._made: dict[str, tuple[object, Page]] = {}
+        self.pages: Mapping[bytes, Callable[[bytes], Deferred[Page]]] = {
+            b"/status": lambda _: self._page("text/html; charset=utf-8", page_of, HEADERS),
+            b"/status.json": lambda _: self._page("application/json", _as_json, {}),
+        }
+        """What makes each page, by path, as a Pages has it."""
+
+    def _page(
+        self, kind: str, text_of: Callable[[Mapping[str, object]], str], headers: Mapping[str, str]
+    ) -> Deferred[Page]:
+        def made(snapshot: Mapping[str, object]) -> Page:
+            of, page = self._made.get(kind, (None, None))
+            if page is None or of is not snapshot:
+                page = Page(200, kind, text_of(snapshot).encode("ascii"), headers)
+                self._made[kind] = snapshot, page
+            return page
+
+        return self._snapshots.take().addCallback(made)
+
+
+def _as_json(snapshot: Mapping[str, object]) -> str:
+    return f"{json.dumps(snapshot)}\n"
+
+
 class GuardPages(Pages):
     """The resource: mount it where you like, such as `root.putChild(b"guard", GuardPages(guard))`.
 
-    It is read-only. Who may ask for it is up to you: it has no password. `lag` is that of a GuardCollector.
+    It is read-only. Who may ask for it is up to you: it has no password. `lag` is that of a GuardCollector, and `hour`
+    has the charts of the status, which there are none of without it.
     """
 
     @checked
-    def __init__(self, guard: SMTPGuardService, lag: Histogram | None = None) -> None:
+    def __init__(
+        self, guard: SMTPGuardService, lag: Histogram | None = None, hour: Hour | None = None
+    ) -> None:
         super().__init__()
         self._guard = guard
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(GuardCollector(guard, lag))
         ProcessCollector(registry=self._registry)
-        self.pages = {b"/metrics": self._metrics, b"/healthz": self._healthz}
+        status = StatusPages(Snapshots(guard.operator, guard.factory.deadlines.clock, hour))
+        self.pages = {b"/metrics": self._metrics, b"/healthz": self._healthz, **status.pages}
 
     def _metrics(self, accept: bytes) -> Page:
         return metrics_page(accept, self._registry)

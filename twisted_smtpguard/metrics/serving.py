@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.measurements import Histogram
+from twisted_smtpguard.metrics.snapshot import Hour
 from twisted_smtpguard.service.service import SMTPGuardService, address_text, endpoint_name
 
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -32,7 +33,8 @@ def require_client() -> None:
 
 
 class PagesService(Service):
-    """Serves `pages`, a resource of twisted.web, on `endpoints`, whose `names` the log has."""
+    """Serves `pages`, a resource of twisted.web, on `endpoints`, whose `names` the log has. Meanwhile `hour` is
+    kept, for the status among them."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class PagesService(Service):
         events: Events,
         endpoints: Sequence[IStreamServerEndpoint],
         names: Sequence[str],
+        hour: Hour,
     ) -> None:
         # Loaded only where it is used.
         from twisted_smtpguard.metrics.boundedsite import BoundedSite  # noqa: PLC0415
@@ -51,6 +54,7 @@ class PagesService(Service):
         self.pages = pages
         """The resource that is served."""
         self._site = BoundedSite(pages, clock)
+        self._hour = hour
         self._ports: list[IListeningPort] = []
 
     @property
@@ -61,6 +65,7 @@ class PagesService(Service):
     def startService(self) -> None:
         """Listen. CannotListenError and the like: on one endpoint that is not possible."""
         super().startService()
+        self._hour.start()
         try:
             for name, endpoint in self._endpoints:
                 self._listen(name, endpoint)
@@ -96,6 +101,7 @@ class PagesService(Service):
     def stopService(self) -> Deferred[Any]:
         """Stop listening, and abort open connections."""
         super().stopService()
+        self._hour.stop()
         ports, self._ports = self._ports, []
         closing = [maybeDeferred(port.stopListening) for port in ports]
         self._site.end()
@@ -103,7 +109,7 @@ class PagesService(Service):
 
 
 class MetricsService(PagesService):
-    """Serves `/metrics` and `/healthz` of `guard` on `endpoints`, whose `names` the log has.
+    """Serves `/metrics`, `/healthz`, `/status` and `/status.json` of `guard` on `endpoints`, whose `names` the log has.
 
     Make it a child of the guard by `setServiceParent(guard)`: then it listens before the guard does, and until the last
     session has ended, so that `/healthz` says 503 while the guard starts, drains and stops. Anybody who can connect can
@@ -118,9 +124,9 @@ class MetricsService(PagesService):
         from twisted_smtpguard.metrics.pages import GuardPages  # noqa: PLC0415
 
         clock = guard.factory.deadlines.clock
-        self._lag = Lag(clock)
-        pages = GuardPages(guard, self._lag.histogram)
-        super().__init__(pages, clock, guard.factory.context.events, endpoints, names)
+        self._lag, hour = Lag(clock), Hour(guard.operator, clock)
+        pages = GuardPages(guard, self._lag.histogram, hour)
+        super().__init__(pages, clock, guard.factory.context.events, endpoints, names, hour)
 
     def startService(self) -> None:
         """Listen. CannotListenError and the like: on one endpoint that is not possible."""

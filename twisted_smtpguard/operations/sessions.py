@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from heapq import nlargest
 from ipaddress import ip_address
@@ -70,18 +70,25 @@ async def top(
     `tallies` has the messages, recipients and refusals of each client without those of the `sessions`, which are open.
     There may be ten thousand of each, so that this takes a part of several turns of the reactor.
     """
-    found: dict[str, list[int]] = {}
-    async for some in _slices(tallies, clock):
-        found.update((client, [0, *counts]) for client, counts in some)
+    live: dict[str, list[int]] = {}
     async for several in _slices(sessions, clock):
         for session in several:
-            counts = found.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
+            counts = live.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
             counts[0] += 1
             counts[1] += session.messages
             counts[2] += session.recipients_accepted
     place = TOP.index(by)
-    leaders: list[tuple[str, list[int]]] = []
-    async for more in _slices(found.items(), clock):
+    leaders: list[tuple[str, Sequence[int]]] = []
+    async for some in _slices(tallies, clock):
+        # Nearly all have less than the leaders, and no object is made for them.
+        least = leaders[-1][1][place] if len(leaders) == most else 0
+        for client, ended in some:
+            if client in live:
+                live[client] = [sum(both) for both in zip(live[client], (0, *ended), strict=True)]
+            elif place and ended[place - 1] > least:
+                leaders.append((client, (0, *ended)))
+        leaders = nlargest(most, leaders, key=lambda each: each[1][place])
+    async for more in _slices(live.items(), clock):
         leaders = nlargest(most, [*leaders, *more], key=lambda each: each[1][place])
     return (
         {"client": client, **dict(zip(TOP, counts, strict=True))}
