@@ -176,7 +176,7 @@ def challenge(text: str) -> Reply:
 
 @cache
 def deferral(text: str) -> Reply:
-    """The reply to MAIL while the operator has all mail come later, with the operator's text; "": that of the
+    """The reply to MAIL while the operator defers all mail, with the operator's text; "": that of the
     catalogue. ValueError: it is no text for one line of a reply."""
     if not text:
         return SERVICE_DEFERRED
@@ -384,6 +384,6 @@ LOCAL_ERROR_CLOSING = _reply("421 4.3.0 Internal error, try again later", "inter
 SHUTTING_DOWN = _reply("421 4.3.2 Server shutting down", "shutdown")
 """When: the service stops."""
 SERVICE_DEFERRED = _reply("451 4.3.2 Service temporarily unavailable", "deferred")
-"""When: MAIL while the operator has all mail come later."""
+"""When: MAIL while the operator defers all mail."""
 SESSION_ENDED = _reply("421 4.3.2 Session ended by the operator, try again later", "ended_by_operator")
 """When: an operator ends the session."""

@@ -85,7 +85,7 @@ class ServerContext:
     require_auth: bool = False
     """Whether MAIL is refused before AUTH."""
     deferral: Reply | None = attrs.field(default=None, init=False)
-    """The reply to every MAIL, if the operator has all mail come later."""
+    """The reply to every MAIL while the operator defers all mail; None: mail is taken."""
     draining: bool = False
     """Whether the service is stopping, so that commands are refused."""
     pending_deliveries: int = 0

@@ -21,8 +21,8 @@ def upcoming(engine: Connection) -> Iterable[Path | None]:
     after these. A line that has not arrived, or is not plain, ends them.
 
     The delivery will be asked about all of them, in this order, unless the mail transaction ends before: the engine
-    leaves out what its own limits could refuse, whatever the delivery says to the commands before. Only DATA it does
-    not ask about if no recipient was accepted.
+    leaves out what its own limits could refuse, whatever the delivery says to the commands before. The exception is
+    DATA, about which it does not ask if no recipient was accepted.
     """
     # Mostly there is nothing.
     return _upcoming(engine) if engine.offset < len(engine.buffer) else ()

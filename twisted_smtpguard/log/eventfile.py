@@ -192,8 +192,9 @@ def _shown(second: int) -> str:
 
 
 def observe_too(twist: MutableMapping[str, Any], observer: ILogObserver) -> None:
-    """Make `observer` see what the log of `twist` gets. `twist` are its parsed options, before logging begins, or none
-    of a `twist`: then `observer` sees what is logged from now on."""
+    """Make `observer` see every event that the log of `twist` gets. `twist` has the parsed options of the program
+    `twist`, which has not begun to log. Without that program it is empty, and `observer` sees what is logged from now
+    on."""
     factory = twist.get("fileLogObserverFactory")
     if factory is None:
         globalLogPublisher.addObserver(observer)

@@ -25,7 +25,8 @@ MAX_CHARACTERS = 200
 """How much is shown of a text after escaping. The log shows as much of a reply."""
 
 KEPT = MAX_CHARACTERS + 3
-"""How much of a text a row keeps: so much more that it can be seen that there was more, even after a CRLF."""
+"""How many characters of a text a row keeps: a few more than are shown, so that a text that is cut ends in `...`, and
+one that only loses its CRLF does not."""
 
 Row = tuple[Any, ...]
 

@@ -47,7 +47,7 @@ class Histogram:
         return sum(self.counts)
 
     def with_instant(self, more: int) -> Histogram:
-        """A copy with `more` times of 0 seconds."""
+        """A copy that has so many times of 0 seconds more."""
         copy = Histogram(self.bounds)
         copy.counts, copy.seconds = [self.counts[0] + more, *self.counts[1:]], self.seconds
         return copy
@@ -104,8 +104,8 @@ class Measurements:
         """As `hooks`, with the acceptances that were given in the call itself. `accepted` is the number of accepted
         messages.
 
-        These are the most common answers by far. So none of them is counted by itself: each leads to a positive reply,
-        which is counted, and what answered later is taken off.
+        Such acceptances are the most common answers by far, so they are not counted one by one. Each leads to a
+        positive reply: their number is that of the positive replies, less the hooks that have answered later.
         """
         positive = {
             "begin": self._positive("MAIL"),

@@ -38,8 +38,8 @@ class Settings:
         self._next_end: Any = None
 
     def configure(self, limits: Limits, origins: Mapping[str, str]) -> None:
-        """Take the limits of a command line, with its file, for those that were given before. `origins` says where each
-        came from, by the name of its field."""
+        """Replace the configured limits by those of a command line with its file. `origins` says where each came from,
+        by the name of its field."""
         self._configured = limits
         self._origins = origins
         ours = {name: each.value for name, each in self._set.items()}

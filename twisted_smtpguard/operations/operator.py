@@ -24,7 +24,7 @@ from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 APPLICATION = "application"
-"""Who asks, where no user of the machine does."""
+"""The `by` of a change that an application has made, and no user on the control socket."""
 
 RECENT = 20
 """How many refusals and ended sessions are listed."""

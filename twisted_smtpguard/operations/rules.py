@@ -83,8 +83,8 @@ class NetworkRules:
         return f"{row['rule']} {row['network']}, {row['from']}{until}"
 
     def configure(self, deny: Mapping[str, str], trust: Mapping[str, str]) -> None:
-        """Take these networks for those that were configured before. Each comes with where it was given. ValueError:
-        one is no network."""
+        """Replace the configured networks. Both arguments name, for each network, where it was given. ValueError: one
+        is no network."""
         configured = {}
         for verb, networks in (("trust", trust), ("deny", deny)):
             for network, origin in networks.items():

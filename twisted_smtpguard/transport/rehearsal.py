@@ -127,7 +127,7 @@ def _engine(
 
 
 def _ask_alone(factory: SMTPGuardFactory, asked: _Asked, peer: Peer, name: str) -> Deferred[None]:
-    """Ask a filter that was not reached, by the chain that asks all filters."""
+    """Ask a filter that the rehearsal has not reached, by a chain of this filter alone."""
     witness = asked.witness = _Witness(factory, Outcome())
 
     async def nothing() -> None:
