@@ -6,20 +6,22 @@ import json
 import os
 import re
 import signal
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from applications import Running
 from chromium import Chromium, chromium
+from hostiletexts import FILTER, USER
+from logins import plain
 from processes import GuardProcess, eventually
 from rawclient import RawClient, deliver
 
 pytestmark = pytest.mark.clients
 
 SERVED = "--metrics=tcp:0:interface=127.0.0.1"
-HOSTILE = "<img/src=x/onerror=document.title='gone'>"
-SCRIPT = "<script>document.title='gone'</script>"
 
 
 def page_at(guard: GuardProcess) -> str:
@@ -75,33 +77,48 @@ def test_it_shows_what_is_true_while_a_crowd_floods_the_guard(tmp_path: Path) ->
         assert_alone(browser, page)
 
 
+SENDER = "<script>document.title='sender'</script>\u202e"
+HELO = "<img/src=x/onerror=document.title='helo'>"
+PROGRAM = Path(__file__).with_name("hostiletexts.py")
+
+
+def speak_to(port: int) -> None:
+    """Say hostile things, log in with a hostile name, and be refused for a hostile sender and by a hostile filter."""
+    address = ("127.0.0.1", port)
+    with RawClient(address) as client:
+        client.ask(f"EHLO {HELO}")
+        assert client.ask(f"AUTH PLAIN {plain(b'pass', USER.encode())}").startswith("235")
+        assert client.ask(f'MAIL FROM:<"{SENDER}"@x.example> SMTPUTF8').startswith("250")
+        assert client.ask("RCPT TO:<a@guard.example>").startswith("250")
+        client.ask("DATA")
+        assert client.ask("Subject: x\r\n\r\nx\r\n.").startswith("550")
+        client.ask("QUIT")
+    with RawClient(address, "127.0.0.66"):
+        pass
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (390, False), (1100, False), (1100, True)])
 def test_what_strangers_sent_is_text_on_it_and_fits_a_telephone(
     tmp_path: Path, width: int, dark: bool
 ) -> None:
-    options = ["--max-connections=50", "--deny=127.0.0.66"]
-    with GuardProcess(tmp_path, SERVED, *options) as guard, chromium(tmp_path) as browser:
-        page = page_at(guard)
-        with RawClient(guard.address) as client:
-            client.ask(f"HELO [{HOSTILE}")
-            client.ask("HELO <i>x</i>")
-            client.ask(f'MAIL FROM:<"{SCRIPT}\u202e"@x.example> SMTPUTF8')
-            client.ask(f'RCPT TO:<"{HOSTILE}">')
-            client.ask("QUIT")
-        with RawClient(guard.address, "127.0.0.66"):
-            pass
+    with Running(tmp_path, sys.executable, PROGRAM, listeners=2) as running, chromium(tmp_path) as browser:
+        port, of_pages = running.ports
+        speak_to(port)
+        page = f"http://127.0.0.1:{of_pages}/status"
         browser.resize(width, 900, dark=dark)
         browser.requests()
         browser.show(page)
-        assert browser.run("return document.title").endswith(": listening")
-        assert browser.run("return document.querySelectorAll('main script, main img, main i').length") == 0
-        assert "<i>x</i>" in text(browser)
-        assert "\u202e" not in text(browser)
-        wide = browser.run("return document.documentElement.scrollWidth")
-        assert wide == width
+        assert browser.run("return document.title") == "guard.example: listening"
+        assert (
+            browser.run("return document.querySelectorAll('main script, main img, main table b').length") == 0
+        )
+        shown = text(browser)
+        assert "\u202e" not in shown
+        for name in (HELO, SENDER, USER, FILTER, "<b>filter</b>"):
+            assert name.replace("\u202e", "\\u202e") in shown, name
+        assert browser.run("return document.documentElement.scrollWidth") == width
         background = browser.run("return getComputedStyle(document.body).backgroundColor")
-        lightness = sum(map(int, re.findall(r"\d+", background)))
-        assert (lightness < 200) == dark
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
         assert faint(browser) == []
         assert_alone(browser, page)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from twisted_smtpguard.metrics import serving
 from twisted_smtpguard.metrics.boundedsite import MAX_REQUESTS, MAX_WAITING, SECONDS
 from twisted_smtpguard.metrics.pages import GuardPages
 from twisted_smtpguard.metrics.serving import MetricsService
+from twisted_smtpguard.metrics.statuspage import HEADERS
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: guard\r\n\r\n"
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: guard\r\n\r\n"
@@ -164,6 +166,21 @@ def test_no_header_tells_the_software_and_the_connection_ends(web: Web) -> None:
         "X-Content-Type-Options",
     }
     assert headers["Connection"] == "close"
+
+
+def test_the_status_comes_with_a_policy_and_is_kept_nowhere(web: Web) -> None:
+    status, headers, body = web.answer(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert headers["Content-Length"] == str(len(body))
+    assert headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert "Server" not in headers
+    status, headers, body = web.answer(b"GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(body)["status"]["state"] == "stopped"
+    assert web.answer(b"HEAD /status HTTP/1.1\r\nHost: x\r\n\r\n")[::2] == (200, b"")
 
 
 def test_head_has_no_body(web: Web) -> None:

@@ -301,17 +301,27 @@ def test_a_chart_has_a_bar_for_each_sample_and_the_cap_if_they_come_near_it() ->
 def test_a_crowd_of_readers_has_one_snapshot_a_second_made_for_it() -> None:
     clock = Clock()
     asked: list[str] = []
+    waits: Deferred[Any] = Deferred()
 
     class Operator:
         def carry_out(self, verb: str, arguments: Mapping[str, object]) -> Any:
             asked.append(verb)
-            return Deferred() if verb == "top" and len(asked) < 9 else iter(())
+            return waits if verb == "top" and not waits.called else iter(())
 
     snapshots = Snapshots(Operator(), clock)
-    first: list[Any] = []
+    found: list[Any] = []
     for _ in range(3):
-        snapshots.take().addBoth(first.append)
-    assert (asked.count("status"), first) == (1, [])
+        snapshots.take().addBoth(found.append)
+    # One leaves before the answer.
+    snapshots.take().addErrback(lambda _: None).cancel()
+    assert (asked.count("status"), found) == (1, [])
+    waits.callback(iter(()))
+    assert found[0] is found[1] is found[2]
+    snapshots.take().addBoth(found.append)
+    assert (asked.count("status"), len(found)) == (1, 4)
+    clock.advance(1)
+    snapshots.take().addBoth(found.append)
+    assert (asked.count("status"), len(found)) == (2, 5)
 
 
 def test_readers_within_a_second_get_the_same_octets_and_later_ones_others() -> None:

@@ -151,7 +151,8 @@ def test_the_wheel_has_every_module_and_the_plugin_and_the_types(
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name and ".data/data/" not in name}
     # Twisted's own __init__ files would be overwritten by ours, and deleted with us.
-    data = {"twisted_smtpguard/py.typed", "twisted_smtpguard/cli/options.ini"}
+    files = ("py.typed", "cli/options.ini", "metrics/status.css", "metrics/status.js")
+    data = {f"twisted_smtpguard/{name}" for name in files}
     assert names == modules | data | {"twisted/plugins/twisted_smtpguard.py"}
 
 
