@@ -145,8 +145,8 @@ class ICounterStore(Interface):
 
     An `owner` is one run of a guard: a word that no other run has. A method that cannot do its work raises
     `CounterStoreUnavailable`. After any exception, and after 50 ms without an answer to `take()`, the guard goes on
-    with counts of its own. It calls nothing but `renew()` then, once a second, until that answers. No call is
-    cancelled.
+    with counts of its own. It calls nothing but `renew()` then, once a second, and `look(())` when that has answered,
+    until the latter answers within 50 ms. No call is cancelled.
     """
 
     lease_seconds: float = Attribute(

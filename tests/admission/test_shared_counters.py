@@ -450,3 +450,36 @@ def test_an_answer_is_held_against_the_limits_by_which_it_was_asked() -> None:
     guard.factory.set_limits(attrs.evolve(guard.factory.limits, max_connections_per_client=0))
     store.asked[0].callback([1])
     assert client.heard() == GREETING
+
+
+def test_a_store_that_answers_too_late_for_a_decision_is_not_back(log: Logbook) -> None:
+    guard, store = lost("max_connections")
+    looks: list[Deferred[Any]] = []
+
+    def look(*_: object) -> Any:
+        looks.append(Deferred())
+        return looks[-1]
+
+    store.renew = lambda *_: succeed(None)
+    store.look = look
+    for _ in range(5):
+        guard.clock.advance(1)
+        guard.clock.advance(0.051)
+        looks[-1].callback([])
+    assert len(log.take("counters_away")) == 1
+    assert log.take("counters_back") == []
+    guard.clock.advance(1)
+    guard.clock.advance(0.049)
+    looks[-1].callback([])
+    assert len(log.take("counters_back")) == 1
+
+
+def test_an_answer_that_came_while_the_process_was_held_up_counts(log: Logbook) -> None:
+    store = Store()
+    guard = guard_with("max_connections", store)
+    client = guard.connect()
+    # The time is over when the reactor goes on, and so is its next look for what has come.
+    guard.clock.callLater(0.05, store.asked[0].callback, [3])
+    guard.clock.advance(0.06)
+    assert client.heard() == REFUSED["max_connections"]
+    assert log.take("counters_away") == []

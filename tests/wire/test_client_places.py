@@ -12,7 +12,7 @@ from test_protocol_ends import ENDS, ENVELOPE
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.counters.counting import fits
+from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.interfaces import PASS, TRUST, refuse
 from twisted_smtpguard.limits.units import Rate

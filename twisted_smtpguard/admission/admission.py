@@ -12,7 +12,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import PER_CLIENT, TOTAL, ClientLimits, Place, place
 from twisted_smtpguard.admission.pendingconnection import PendingConnection
-from twisted_smtpguard.counters.counting import fits
+from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.hooks.later import CallLater, start_coroutine
 from twisted_smtpguard.limits.limits import Limits

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr, safe_str
 
+from twisted_smtpguard.counters.decision import ANSWER_SECONDS, Question, are_counts, fits
 from twisted_smtpguard.counters.localstore import InMemoryStore, LocalCounterStore
 from twisted_smtpguard.hooks.later import as_deferred, call_hook, explained, shielded, within
 from twisted_smtpguard.interfaces import IConnectingCounterStore, ICounterStore
@@ -32,20 +33,10 @@ Count: TypeAlias = int | Deferred[int]
 Counts: TypeAlias = Sequence[int] | Deferred[Sequence[int]]
 Looks: TypeAlias = Sequence[tuple[int, float]] | Deferred[Sequence[tuple[int, float]]]
 
-_ANSWER_SECONDS = 0.05
-"""How long a decision waits for the store."""
 _PROBE_SECONDS = 1
 """How often a store that is away is asked whether it is back, and how long any other answer is waited for."""
 _RENEWALS = 3
 """How often places are renewed in the time of a lease."""
-
-
-def fits(wanted: Sequence[Wanted], counts: Sequence[int]) -> bool:
-    """Whether no count exceeds its limit, so that all was taken."""
-    for each, count in zip(wanted, counts, strict=True):  # noqa: SIM110 - all() takes three times as many steps
-        if 0 < each.limit < count:
-            return False
-    return True
 
 
 class Counting:
@@ -132,7 +123,7 @@ class Counting:
             return self.decided_alone(wanted, explained(Failure()))
         self.pending += 1
         outcome: Deferred[Sequence[int]] = Deferred()
-        later.addBoth(_Question(self, wanted, outcome).answered)
+        later.addBoth(Question(self, wanted, outcome).answered)
         return outcome
 
     def one_event(self, counter: str, limit: int, seconds: float) -> Callable[[str], Count]:
@@ -218,7 +209,12 @@ class Counting:
 
     def _probe(self) -> None:
         self._next = None
-        self._hand_over().addCallbacks(self._is_back, self._is_still_away)
+        self._hand_over().addCallback(self._is_quick).addCallbacks(self._is_back, self._is_still_away)
+
+    def _is_quick(self, _: object) -> Deferred[Any]:
+        """Fails if the store would not answer a decision in time. Otherwise a slow one would be away and back again
+        at each decision."""
+        return within(ANSWER_SECONDS, self.call_later, shielded(call_hook(lambda: self.store.look(()))))
 
     def _connected(self) -> None:
         """The store has connected, and is asked nothing before this."""
@@ -264,7 +260,7 @@ class Counting:
 
     def decided(self, wanted: Sequence[Wanted], counts: Any) -> Sequence[int]:
         """Called with the counts that the store has answered: this guard counts them for itself too."""
-        if not _are_counts(counts, len(wanted)):
+        if not are_counts(counts, len(wanted)):
             problem = TypeError(f"{safe_repr(counts)} is no list of {len(wanted)} whole numbers")
             return self.decided_alone(wanted, Failure(problem))
         assert self._own is not None
@@ -349,52 +345,3 @@ def _one_event(
 ) -> Count:
     counts = counting.take((Wanted(counter, client, limit, seconds),))
     return counts.addCallback(itemgetter(0)) if isinstance(counts, Deferred) else counts[0]
-
-
-class _Question:
-    """A decision whose answer comes later. It ends by the answer or the time limit, whatever its caller does."""
-
-    __slots__ = ("_began_at", "_counting", "_outcome", "_timer", "_wanted")
-
-    def __init__(
-        self, counting: Counting, wanted: Sequence[Wanted], outcome: Deferred[Sequence[int]]
-    ) -> None:
-        self._counting = counting
-        self._wanted = wanted
-        self._outcome = outcome
-        self._began_at = counting.seconds()
-        self._timer: Any = counting.call_later(_ANSWER_SECONDS, self._expired)
-
-    def answered(self, answer: Any) -> None:
-        """Called with the answer of the store, or a Failure."""
-        if self._timer is None:
-            # The guard has decided alone. What it holds is handed over when the store is back.
-            return
-        self._timer.cancel()
-        if isinstance(answer, Failure):
-            self._end(self._counting.decided_alone(self._wanted, answer))
-        else:
-            self._end(self._counting.decided(self._wanted, answer))
-
-    def _expired(self) -> None:
-        late = Failure(CounterStoreUnavailable(f"no answer in {_ANSWER_SECONDS * 1000:.0f} ms"))
-        self._end(self._counting.decided_alone(self._wanted, late))
-
-    def _end(self, counts: Sequence[int]) -> None:
-        self._timer = None
-        self._counting.measure(self._began_at)
-        if not self._outcome.called:
-            self._outcome.callback(counts)
-        elif fits(self._wanted, counts):
-            # The client has left.
-            self._counting.give_back(self._wanted)
-        self._counting.answered()
-
-
-def _are_counts(answer: Any, number: int) -> bool:
-    """Whether a store has answered with so many whole numbers."""
-    return (
-        isinstance(answer, (list, tuple))
-        and len(answer) == number
-        and all(isinstance(count, int) for count in answer)
-    )
