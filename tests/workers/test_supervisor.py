@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
-from supervised import status, supervised
+import pytest
+from logbook import logbook
+from supervised import FakeProcess, Supervised, status, supervised
 
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
 from twisted_smtpguard.values import Wanted
@@ -99,3 +103,52 @@ def test_one_that_has_not_come_up_is_ended_by_a_signal() -> None:
     with supervised(1, ready=False) as it:
         it.supervisor.stopService()
         assert it.processes[0].signals == [signal.SIGTERM]
+
+
+def holds_the_lock(it: Supervised, process: FakeProcess) -> subprocess.Popen[str]:
+    """A process that has the lock of the table, and the number of which `process` has from now on."""
+    code = f"import fcntl; fcntl.lockf({it.supervisor._table}, fcntl.LOCK_EX); print(); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=[it.supervisor._table],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "\n"
+    process.protocol.pid = holder.pid
+    return holder
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_one_that_hangs_with_the_lock_of_all_is_killed_soon(answers: bool) -> None:
+    with supervised(2) as it:
+        stopped, waits = it.processes
+        with holds_the_lock(it, stopped) as holder:
+            for _ in range(6):
+                it.reactor.advance(1)
+                if answers:
+                    for number in [message["ask"] for message in stopped.told if "ask" in message]:
+                        stopped.tells(answer=number, done=status())
+            # The process that watches does not wait for the lock.
+            it.end(waits)
+            holder.kill()
+        assert (signal.SIGKILL in stopped.signals) is not answers
+        assert signal.SIGKILL not in waits.signals
+
+
+def test_a_restart_that_cannot_start_a_worker_does_not_start_one_more_later() -> None:
+    with supervised(1) as it, logbook():
+        spawn = it.reactor.spawnProcess
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError("no memory")
+
+        it.reactor.spawnProcess = fails  # type: ignore[method-assign]
+        refused: list[str] = []
+        it.supervisor.restart("uid:7").addErrback(lambda failure: refused.append(failure.getErrorMessage()))
+        it.reactor.spawnProcess = spawn  # type: ignore[method-assign]
+        assert refused == ["no worker can be started, which the log explains; the others go on"]
+        it.reactor.advance(60)
+        assert len(it.processes) == 1

@@ -6,7 +6,8 @@ grows; if its bucket is full, the client of that bucket that was used least rece
     32 keys of 16 octets | 32 times of last use | 32 beginnings of windows | 32 numbers of events | 32 rows of places
 
 and a row of places has one number for each process. A process takes the lock of the file for each decision. The kernel
-gives it back if the process is killed, which leaves at most one count of one client half-written.
+gives it back if the process is killed, which leaves at most one count of one client half-written. A process that is
+stopped with the lock stops all others, so the process that watches them has to kill it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _CLIENTS = 24
 """Where the header has the number of clients in the table."""
 _TIME, _NUMBER, _PLACE = struct.Struct("=d"), struct.Struct("=Q"), struct.Struct("=I")
 _TIMES = struct.Struct(f"={_WAYS}d")
+_FLOCK = struct.Struct("@hhqqi4x")
+"""The C structure `flock`: the kind of a lock, whence, its start, its length, and the process that has it."""
 
 
 def create_table(max_clients: int, processes: int) -> int:
@@ -63,7 +66,6 @@ class SharedCounterStore(InMemoryStore):
     lease_seconds = 0
 
     def __init__(self, descriptor: int, process: int, seconds: Callable[[], float] = time.monotonic) -> None:
-        # A lock belongs to an open file, so each process opens its own.
         self._lock = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         self._memory = mmap.mmap(self._lock, 0)
         self._secret, self._buckets, self._processes, _ = _HEADER.unpack_from(self._memory)
@@ -76,7 +78,7 @@ class SharedCounterStore(InMemoryStore):
 
     def take(self, owner: str, wanted: Sequence[Wanted]) -> list[int]:
         """Take all that is wanted, or nothing, and return the counts."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             now = self._seconds()
             counts = []
@@ -99,12 +101,12 @@ class SharedCounterStore(InMemoryStore):
                 elif way >= 0:
                     _TIME.pack_into(self._memory, bucket + _USED + 8 * way, now)
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return counts
 
     def give_back(self, owner: str, taken: Iterable[Wanted]) -> None:
         """Give back what was taken. What belongs to a client that was forgotten meanwhile changes nothing."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             for counter, client, _, seconds, events in taken:
                 _, bucket, way = self._find(counter, client)
@@ -116,12 +118,12 @@ class SharedCounterStore(InMemoryStore):
                 else:
                     self._change_places(bucket, way, -events)
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def look(self, wanted: Iterable[Wanted]) -> list[tuple[int, float]]:
         """Return the count of each, and the seconds after which its window ends."""
         seen = []
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             for counter, client, _, seconds, _ in wanted:
                 _, bucket, way = self._find(counter, client)
@@ -132,24 +134,30 @@ class SharedCounterStore(InMemoryStore):
                 else:
                     seen.append((sum(self._held(bucket, way)), 0.0))
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return seen
 
     def renew(self, owner: str, places: Mapping[tuple[str, str], int]) -> None:
         """Never called: places end when they are given back, or when their process ends."""
 
     def forget(self, process: int) -> None:
-        """Give back all places of a process that has ended. Called by the process that watches the others."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            with memoryview(self._memory)[_HEADER_OCTETS:] as table, table.cast("I") as places:
-                step = self._bucket_octets // _PLACE.size
-                none = memoryview(array("I", bytes(_PLACE.size * self._buckets)))
-                for way in range(_WAYS):
-                    first = (_PLACES + way * self._row.size) // _PLACE.size + process
-                    places[first::step] = none
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        """Give back all places of a process that has ended. Called by the process that watches the others.
+
+        It does not wait for the lock, which a process that is stopped may have. Nobody else changes these places, and
+        whoever counts them meanwhile sees them or not.
+        """
+        with memoryview(self._memory)[_HEADER_OCTETS:] as table, table.cast("I") as places:
+            step = self._bucket_octets // _PLACE.size
+            none = memoryview(array("I", bytes(_PLACE.size * self._buckets)))
+            for way in range(_WAYS):
+                first = (_PLACES + way * self._row.size) // _PLACE.size + process
+                places[first::step] = none
+
+    def lock_holder(self) -> int:
+        """The ID of the process that has the lock at this instant; 0: none, or this one."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0)
+        *_, pid = _FLOCK.unpack(fcntl.fcntl(self._lock, fcntl.F_GETLK, asked))
+        return int(pid)
 
     def clients(self) -> dict[str, int]:
         """How many clients are in the table, which has those of all counters."""

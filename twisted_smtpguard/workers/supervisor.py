@@ -267,7 +267,8 @@ class Supervisor(MultiService):
                 self.start_worker(part)
 
     def start_worker(self, part: int) -> WorkerProcess | None:
-        """Start a worker with a free number. Returns None if that fails, which is tried again later."""
+        """Start a worker with a free number. Returns None if that fails, which is tried again later unless the part has
+        a worker."""
         self._starts.pop(part, None)
         number = next(each for each in range(1, 2 * self.count + 1) if each not in self.workers)
         told = Inheritance(number, part, self.count, self._listeners.families)
@@ -276,7 +277,9 @@ class Supervisor(MultiService):
             worker.start(self._command, os.environ, self._table, self._listeners.descriptors, self.changes)
         except OSError:
             self.events.failure(Failure(), "starting a worker")
-            self._start_later(part, MOST_WAIT_SECONDS)
+            # In a restart the old one goes on.
+            if not self._of_part(part):
+                self._start_later(part, MOST_WAIT_SECONDS)
             return None
         self.workers[number] = worker
         return worker
@@ -307,6 +310,10 @@ class Supervisor(MultiService):
         if not self._of_part(part) and part not in self._starts:
             self._replace(part, seconds)
         self._see_whether_all_have_ended()
+
+    def holds_lock(self, worker: WorkerProcess) -> bool:
+        """Whether a worker has the lock of the table at this instant, for which the others wait."""
+        return self._store.lock_holder() == worker.pid
 
     def _replace(self, part: int, seconds: float) -> None:
         """Start another worker for a part, whose last one died after so many seconds: at once, and later and later if

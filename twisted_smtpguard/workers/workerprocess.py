@@ -24,6 +24,10 @@ ASK_SECONDS = 1
 HUNG_SECONDS = 30
 """A worker that is ready and answers nothing for so long is killed."""
 
+HOLDING_LOOKS = 5
+"""A worker is killed that answers nothing while so many looks, one a second, find it with the lock of the counters: all
+others wait for it."""
+
 STARTING, READY, RETIRING, STOPPING = "starting", "ready", "retiring", "stopping"
 
 NAME = "supervisor"
@@ -39,6 +43,7 @@ class Owner(Protocol):
 
     def worker_ready(self, worker: WorkerProcess) -> None: ...
     def worker_ended(self, worker: WorkerProcess, how: str) -> None: ...
+    def holds_lock(self, worker: WorkerProcess) -> bool: ...
 
 
 class _Question:
@@ -75,6 +80,8 @@ class WorkerProcess(ProcessProtocol):
         self._is_asked = False
         """Whether it has been asked for its status, and has not answered."""
         self._heard_at = 0.0
+        self._held = 0
+        """How many looks have found it with the lock since it has answered."""
         self._timer: Any = None
 
     def start(
@@ -178,7 +185,7 @@ class WorkerProcess(ProcessProtocol):
             question.answer.errback(Failure(WorkerGoneError(f"worker {self.number} has ended, ask again")))
 
     def _received(self, message: Message) -> None:
-        self._heard_at = self._reactor.seconds()
+        self._heard_at, self._held = self._reactor.seconds(), 0
         if "answer" in message:
             self._answered(message)
         elif "last" in message:
@@ -215,7 +222,8 @@ class WorkerProcess(ProcessProtocol):
     def _look(self) -> None:
         """Ask for its status, and kill it if it has answered nothing for too long, as where its reactor hangs."""
         self._timer = self._reactor.callLater(ASK_SECONDS, self._look)
-        if self._reactor.seconds() - self._heard_at > HUNG_SECONDS:
+        self._held = self._held + 1 if self._owner.holds_lock(self) else 0
+        if self._reactor.seconds() - self._heard_at > HUNG_SECONDS or self._held >= HOLDING_LOOKS:
             self.signal(signal.SIGKILL)
         elif not self._is_asked:
             self._is_asked = True
