@@ -483,3 +483,10 @@ def test_an_answer_that_came_while_the_process_was_held_up_counts(log: Logbook) 
     guard.clock.advance(0.06)
     assert client.heard() == REFUSED["max_connections"]
     assert log.take("counters_away") == []
+
+
+@pytest.mark.parametrize(("of_all", "delay"), [(8, True), (9, False)])
+def test_the_greet_delay_ends_when_all_guards_together_have_eighty_percent(of_all: int, delay: bool) -> None:
+    store = Store(lambda: [of_all])
+    guard = Guard(counters=store, max_connections=10, greet_delay=2)
+    assert guard.connect().heard() == ("" if delay else GREETING)

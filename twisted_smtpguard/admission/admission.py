@@ -36,6 +36,8 @@ class Admission:
         self._clients = clients
         self._counting = clients.counting
         self._events = events
+        self.of_all = 0
+        """How many connections there were of all guards at the latest admission; 0 if they have no store together."""
         self.set_limits(limits)
 
     def ask_first(self, entry: FilterEntry | None) -> None:
@@ -131,6 +133,8 @@ class Admission:
     ) -> None:
         """Called with the answer of the store. `limits` are those by which it was asked: they may have changed."""
         if fits(wanted, counts):
+            if TOTAL in places:
+                self.of_all = counts[0]
             connection.place = Place(self._counting, connection.key, places)
             if connection.gone:
                 connection.place.give_back()

@@ -42,7 +42,7 @@ def redis_counter_store(text: str, reactor: object) -> RedisCounterStore:
 @implementer(IConnectingCounterStore)
 class RedisCounterStore(Service):
     """A counter store in the first of `servers()` that can be used. It is a service: while it runs it is connected, or
-    tries to connect again after 0.1 to 5 seconds, and calls `servers()` anew each time. `lease_seconds` is the same in
+    tries to connect again after 0.05 to 5 seconds, and calls `servers()` anew each time. `lease_seconds` is the same in
     all guards.
 
     Answers come in the order of the calls, however late. While it is not connected every call fails at once with

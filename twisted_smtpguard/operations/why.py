@@ -72,7 +72,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         },
         "in_dry_run": [each for each in outcome.refusals if each["dry_run"]],
         "demands": _demands(factory),
-        "greet_delay_seconds": factory.greet_delay(),
+        "greet_delay_seconds": factory.greet_delay(counts[0]["count"]),
         "is_proxy": factory.proxies is not None and factory.proxies.has(address),
         "filters": outcome.filters,
         "counts_alone": factory.counting.is_away,

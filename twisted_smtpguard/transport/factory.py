@@ -205,12 +205,14 @@ class SMTPGuardFactory(ServerFactory):
         delivery = self.context.delivery
         return not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
 
-    def greet_delay(self) -> float:
-        """The seconds from admission to the greeting, at this time; 0 for none."""
+    def greet_delay(self, of_all: int = 0) -> float:
+        """The seconds from admission to the greeting, at this time; 0 for none. `of_all` is the number of connections
+        of all guards that count together; by default what the latest admission has found."""
         limits = self.context.limits
         if not limits.greet_delay:
             return 0
-        crowded = 0 < limits.enforced("max_connections") * _CROWDED < self._slots_held
+        held = max(self._slots_held, of_all or self.admission.of_all)
+        crowded = 0 < limits.enforced("max_connections") * _CROWDED < held
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
