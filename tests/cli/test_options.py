@@ -48,7 +48,8 @@ def wrong_value(spec: LimitSpec) -> str:
     if spec.unit.choices:
         return f"one of {', '.join(spec.unit.choices)} is expected, not 'abc'"
     longest = 32 if spec.name.startswith("ipv4") else 128
-    return WRONG.get(spec.unit, f"a prefix length from 1 to {longest} is expected, not 'abc'")
+    of_unit = {unit.name: text for unit, text in WRONG.items()}
+    return of_unit.get(spec.unit.name, f"a prefix length from 1 to {longest} is expected, not 'abc'")
 
 
 @pytest.fixture
