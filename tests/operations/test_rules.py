@@ -80,6 +80,19 @@ def test_a_rule_takes_the_place_of_that_for_the_same_network() -> None:
     assert guard.tries() == 220
 
 
+def test_a_ban_is_lifted_and_nothing_else() -> None:
+    guard = Operated()
+    guard.operator.deny("192.0.2.1")
+    guard.operator.trust("192.0.2.2")
+    assert guard.tries() == 421
+    assert guard.operator.unban("192.0.2.1")["network"] == "192.0.2.1"
+    assert guard.tries() == 220
+    for address in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
+        with pytest.raises(ValueError, match=f"no operator has denied {address}"):
+            guard.operator.unban(address)
+    assert [row["network"] for row in guard.operator.rules()] == ["192.0.2.2"]
+
+
 def test_a_rule_can_be_removed() -> None:
     guard = Operated()
     guard.operator.deny("192.0.2.0/24")

@@ -210,6 +210,12 @@ class Operator:
         self._changed(by, "remove", row["network"])
         return row
 
+    def unban(self, address: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Lift the deny that an operator, or a program such as fail2ban, has made for one address."""
+        row = self.networks.lift(address)
+        self._changed(by, "unban", row["network"])
+        return row
+
     def defer(self, state: str, text: str = "", *, by: str = APPLICATION) -> dict[str, Any]:
         """Refuse every MAIL with `451 4.3.2` and this text, if `state` is `on`. Sessions go on."""
         reply = None

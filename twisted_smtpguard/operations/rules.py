@@ -121,6 +121,13 @@ class NetworkRules:
         self._make_table()
         return _row(key, rule)
 
+    def lift(self, address: str) -> dict[str, Any]:
+        """Remove the deny of an operator, or of a program such as fail2ban, for one address. Returns its row."""
+        rule = self._rules.get(parse_network(address))
+        if rule is None or rule.verb != "deny":
+            raise ValueError(f"no operator has denied {_text(parse_network(address))}")
+        return self.remove(address)
+
     def exported(self) -> list[list[Any]]:
         """The rules of operators, for `restore` of another process: of each its verb, network, end and maker."""
         self._drop_ended()

@@ -209,6 +209,12 @@ _VERBS = (
         changes=True,
     ),
     Verb(
+        "unban",
+        "Lift the deny that an operator, or a program such as fail2ban, has made for one address.",
+        (Argument("address", "ADDRESS", "The address, as in `rules`."),),
+        changes=True,
+    ),
+    Verb(
         "defer",
         "Refuse every MAIL for now with a 451, so that clients keep their mail and come again; sessions go on.",
         (

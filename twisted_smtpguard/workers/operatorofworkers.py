@@ -22,7 +22,7 @@ from twisted_smtpguard.workers.supervisor import Supervisor
 from twisted_smtpguard.workers.workerprocess import STARTING, WorkerGoneError, WorkerProcess
 
 _OF_ONE = frozenset({"limits", "rules"})
-_CHANGES = frozenset({"set", "unset", "deny", "trust", "allow", "remove", "defer"})
+_CHANGES = frozenset({"set", "unset", "deny", "trust", "allow", "remove", "unban", "defer"})
 """What all workers do in the same way. One of them is asked first: where it refuses nothing has changed."""
 
 Arguments = Mapping[str, object]
