@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from commandline import twist
 from guardsofredis import Crowd, Guards, SlowLink, Traffic, held_in
 from processes import eventually
 from programs import missing
@@ -87,6 +88,14 @@ def test_the_seats_of_a_guard_that_is_killed_are_free_when_its_lease_ends(
         eventually(is_free, "they are held for longer")
         # The lease is 10 s from the last renewal, which was at most a third of that before.
         assert 6 < time.monotonic() - began < 11
+
+
+def test_check_says_that_they_answer_and_leaves_nothing_in_redis(server: RealRedis, tmp_path: Path) -> None:
+    status, output, errors = twist("--check", f"--counters={server.url}", "--deliver=discard:", cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert f"\n{server.url}?db=0: the counters answer\n" in output
+    assert held_in(server) == {}
+    assert [key for key in server.lives() if ":o:" in key and ":try-" not in key] == []
 
 
 # Outages.
