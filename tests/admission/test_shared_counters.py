@@ -23,7 +23,7 @@ from tellingstore import (
 )
 from twisted.internet.defer import Deferred, fail, succeed
 
-from twisted_smtpguard.interfaces import TRUST, CounterStoreUnavailable, Wanted
+from twisted_smtpguard.interfaces import PASS, TRUST, CounterStoreUnavailable, Wanted
 from twisted_smtpguard.limits.units import NO_RATE, Rate
 
 GREETING = "220 guard.example ESMTP ready\r\n"
@@ -490,3 +490,17 @@ def test_the_greet_delay_ends_when_all_guards_together_have_eighty_percent(of_al
     store = Store(lambda: [of_all])
     guard = Guard(counters=store, max_connections=10, greet_delay=2)
     assert guard.connect().heard() == ("" if delay else GREETING)
+
+
+@pytest.mark.parametrize("per_client", [0, 5])
+def test_a_connection_that_a_filter_judges_while_the_cap_is_set_counts_against_it(per_client: int) -> None:
+    store, slow = Store(lambda: [1]), SlowFilter()
+    guard = Guard(counters=store, ip_filters=[slow], max_connections_per_client=per_client)
+    client = guard.connect()
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, max_connections=1))
+    store.answer = lambda: [1, 1]
+    store.calls.clear()
+    slow.asked[0].callback(PASS)
+    assert client.codes("QUIT") == [220, 221]
+    places = ("max_connections_per_client", "max_connections")[not per_client :]
+    assert store.calls == [("take", "max_connections"), ("give_back", *places)]

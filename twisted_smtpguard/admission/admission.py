@@ -60,8 +60,8 @@ class Admission:
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
     def count_admitted(self, connection: PendingConnection) -> None:
-        """Take the places of a connection that was admitted while they had no limit, now that they have one. It stays,
-        however many there are."""
+        """Take the places of a connection that was admitted, or asked for, while they had no limit, now that they have
+        one. It stays, however many there are."""
         if connection.gone:
             return
         if connection.place is None:
@@ -76,7 +76,10 @@ class Admission:
             answer = start_coroutine(self._judge(connection)) if asks else self._count(connection)
         except NotAdmitted as not_admitted:
             return not_admitted.refusal
-        return answer.addErrback(_refusal_of) if isinstance(answer, Deferred) else answer
+        if not isinstance(answer, Deferred):
+            return answer
+        # Limits that have been set meanwhile have asked for places of those only that were admitted.
+        return answer.addCallbacks(lambda _: self.count_admitted(connection), _refusal_of)
 
     async def _judge(self, connection: PendingConnection) -> None:
         """Ask the filters, and count the connection. NotAdmitted: it is refused.
