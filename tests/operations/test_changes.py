@@ -60,8 +60,15 @@ def test_mail_is_deferred_there_with_the_same_words(text: str) -> None:
         {**NO_CHANGES, "set": {"fnord": ["1", "x", None]}},
         {**NO_CHANGES, "rules": [1]},
         {**NO_CHANGES, "set": 1},
+        {**NO_CHANGES, "set": {"max-errors": ["7", "x", "soon"]}},
+        {**NO_CHANGES, "rules": [["deny", "192.0.2.1", "soon", "x"]]},
+        {**NO_CHANGES, "rules": [["fnord", "192.0.2.1", None, "x"]]},
+        {**NO_CHANGES, "set": {"max-errors": ["7", "x", None]}, "rules": [["deny", 5, None, "x"]]},
+        {**NO_CHANGES, "rules": [["deny", "192.0.2.1", None, "x"]], "defer": 5},
     ],
 )
-def test_what_is_no_change_is_refused(changes: Any) -> None:
-    with pytest.raises(ValueError, match=r"cannot be read|there is no limit"):
-        make_changes(Operated().operator, changes)
+def test_what_is_no_change_is_refused_and_nothing_of_it_is_in_force(changes: Any) -> None:
+    operator = Operated().operator
+    with pytest.raises(ValueError, match=r"cannot be read|there is no limit|one of deny, trust, allow"):
+        make_changes(operator, changes)
+    assert changes_of(operator) == NO_CHANGES

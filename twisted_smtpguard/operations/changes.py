@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted_smtpguard.operations.limitsettings import check_settable
 from twisted_smtpguard.operations.operator import Operator
+from twisted_smtpguard.operations.rules import check_rule
 from twisted_smtpguard.replies import deferral
 
 Changes = dict[str, Any]
@@ -29,13 +31,26 @@ def changes_of(operator: Operator) -> Changes:
 def make_changes(operator: Operator, changes: Changes) -> None:
     """Bring the changes of another guard into force. Called before this one listens, and logs nothing.
 
-    ValueError: these are no changes, or one of them is unknown here, as one of another version may be.
+    ValueError: these are no changes, or one of them is unknown here, as one of another version may be. Then none is in
+    force.
     """
     try:
         limits, rules, deferring = (changes[each] for each in NO_CHANGES)
-        operator.settings.restore(limits)
-        operator.networks.restore(rules)
+        for option, (value, _, end) in limits.items():
+            check_settable(option, value)
+            _check_end(end)
+        for verb, network, end, _ in rules:
+            check_rule(verb, network)
+            _check_end(end)
+        reply = None if deferring is None else deferral(deferring)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"what operators have changed cannot be read: {error!r}") from error
-    if deferring is not None:
-        operator.context.defer(deferral(deferring))
+    operator.settings.restore(limits)
+    operator.networks.restore(rules)
+    if reply is not None:
+        operator.context.defer(reply)
+
+
+def _check_end(end: object) -> None:
+    if not (end is None or isinstance(end, (int, float))):
+        raise TypeError(f"{end!r} is no time")
