@@ -234,6 +234,16 @@ def test_a_trace_has_the_lines_of_all_until_it_is_stopped(it: Supervised) -> Non
     assert {"cancel": numbers[1]} in it.processes[1].told
 
 
+def test_lines_that_a_worker_has_left_out_are_counted(it: Supervised) -> None:
+    trace = ask(it, "trace", network="192.0.2.1")
+    rows: list[tuple[Any, ...]] = []
+    trace.begin(lambda *told: rows.append(told), lambda: None)
+    number = it.processes[0].asked("trace")
+    it.processes[0].tells(answer=number, rows=[{"text": "a"}], lost=3)
+    it.processes[0].tells(answer=number, rows=[{"text": "b"}])
+    assert rows == [({"text": "a"}, 3), ({"text": "b"},)]
+
+
 def test_a_restart_replaces_one_after_the_other(it: Supervised) -> None:
     found = outcome_of(ask(it, "restart"))
     old, third = it.processes[:2], it.processes[2]

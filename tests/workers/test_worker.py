@@ -6,11 +6,14 @@ import json
 import os
 from typing import Any
 
+import pytest
 from fakes import FakeDelivery
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from twisted_smtpguard import SMTPGuardService
+from twisted_smtpguard.operations.changes import NO_CHANGES
+from twisted_smtpguard.workers import worker
 from twisted_smtpguard.workers.worker import WorkerService
 
 
@@ -84,3 +87,30 @@ def test_one_that_retires_without_sessions_ends_at_once() -> None:
     worker = Worker()
     worker.hears(retire=True)
     assert worker.ends == 1
+
+
+def test_a_supervisor_that_does_not_read_loses_lines_of_a_trace_and_is_told_how_many() -> None:
+    worker = Worker()
+    worker.hears(ask=1, verb="trace", args={"network": "192.0.2.1"}, by="uid:0", quiet=False)
+    transport, (trace,) = worker.reactor.transport, worker.service._streams.values()
+    transport.producer.pauseProducing()
+    for number in range(3):
+        trace.row({"text": number})
+    assert transport.value() == b""
+    transport.producer.resumeProducing()
+    for number in (3, 4):
+        trace.row({"text": number})
+    assert [json.loads(line) for line in transport.value().splitlines()] == [
+        {"answer": 1, "rows": [{"text": 3}], "lost": 3},
+        {"answer": 1, "rows": [{"text": 4}]},
+    ]
+
+
+def test_a_worker_that_does_not_know_what_was_changed_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = Worker().guard
+    monkeypatch.setattr(worker, "first_message", lambda _: {**NO_CHANGES, "set": {"fnord": ["1", "x", None]}})
+    this: Any = object.__new__(worker.Worker)
+    with pytest.raises(SystemExit, match="what operators have changed: there is no limit 'fnord'"):
+        this.join(guard)

@@ -51,9 +51,9 @@ class Operator(Protocol):
 class Stream(Protocol):
     """An answer whose rows come as they happen."""
 
-    def begin(self, row: Callable[[dict[str, Any]], object], end: Callable[[], object]) -> None:
-        """Called once. From then on `row` may be called with each row, and `end` at the end. A client that does not
-        read loses rows, and is told how many."""
+    def begin(self, row: Callable[..., object], end: Callable[[], object]) -> None:
+        """Called once. From then on `row` may be called with each row, and the number of those that are missing before
+        it if there are any, and `end` at the end. A client that does not read loses rows, and is told how many."""
 
     def stop(self) -> None:
         """Called when the client is gone before the end. Nothing is called any more."""
@@ -274,12 +274,12 @@ class ControlClient(protocol.Protocol):
         else:
             self._done("done", {})
 
-    def _row(self, row: dict[str, Any]) -> None:
-        """A row of a stream. What the client cannot take now is lost."""
+    def _row(self, row: dict[str, Any], lost_before: int = 0) -> None:
+        """A row of a stream, before which so many are missing. What the client cannot take now is lost."""
         if self._answer is None:
             return
+        self._lost_rows = min(self._lost_rows + lost_before + self.full, MAX_LOST)
         if self.full:
-            self._lost_rows = min(self._lost_rows + 1, MAX_LOST)
             return
         lost, self._lost_rows = self._lost_rows, 0
         self._send({"lost": lost, "rows": [row]} if lost else {"rows": [row]})

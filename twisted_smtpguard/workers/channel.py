@@ -11,6 +11,7 @@ The supervisor asks, and the worker answers. Any number of questions may be open
 
     {"ready": {…}}                                            the worker listens; with its status
     {"answer": 7, "rows": […]}                                some rows of the answer
+    {"answer": 7, "rows": […], "lost": 3}                     so many rows before these were left out
     {"answer": 7, "done": {…}, "state": …}                    the end of the answer; after a change what is in force
     {"answer": 7, "error": "…"}                               refused, by this sentence
     {"last": {…}, "metrics": {…}}                             the status at the end, and the metrics if there are any
@@ -28,10 +29,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 METRICS = "metrics"
 """A verb that no operator has: what the worker's part of the metrics is."""
@@ -41,9 +43,13 @@ _PIECE = 64 * 1024
 Message = dict[str, Any]
 
 
+@implementer(IPushProducer)
 class Channel(LineOnlyReceiver):
     """One end of a channel. `received` is called with each message, and `lost` when the other end is gone."""
 
+    transport: Any = None
+    full = False
+    """Whether the other end has to read before it should be sent what it can do without."""
     delimiter = b"\n"
     # Both ends are the guard itself.
     MAX_LENGTH = 1 << 40
@@ -51,6 +57,20 @@ class Channel(LineOnlyReceiver):
     def __init__(self, received: Callable[[Message], object], lost: Callable[[], object]) -> None:
         self._received = received
         self._lost = lost
+
+    def connectionMade(self) -> None:
+        self.transport.registerProducer(self, True)
+
+    # IPushProducer: the transport holds more than it wants to, and holds nothing.
+
+    def pauseProducing(self) -> None:
+        self.full = True
+
+    def resumeProducing(self) -> None:
+        self.full = False
+
+    def stopProducing(self) -> None:
+        pass
 
     def lineReceived(self, line: bytes) -> None:
         self._received(json.loads(line))
@@ -63,6 +83,7 @@ class Channel(LineOnlyReceiver):
     def close(self) -> None:
         """Close this end, when all that was sent has left."""
         if self.transport is not None:
+            self.transport.unregisterProducer()
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -66,11 +67,13 @@ class Worker:
 
     def join(self, guard: SMTPGuardService, metrics: Callable[[], dict[str, Any]] | None = None) -> None:
         """Let the supervisor speak to the guard of this process, and bring into force in it what operators have
-        changed. `metrics` returns its metrics. SystemExit: the supervisor is gone."""
+        changed. `metrics` returns its metrics. SystemExit: the supervisor is gone, or the changes are unknown here."""
         try:
             make_changes(guard.operator, first_message(CHANNEL))
         except EOFError:
             raise SystemExit("the supervisor of this worker is gone") from None
+        except ValueError as error:
+            raise SystemExit(f"this worker cannot begin with what operators have changed: {error}") from error
         WorkerService(self._reactor, guard, CHANNEL, metrics).setServiceParent(guard)
 
 
@@ -93,6 +96,8 @@ class WorkerService(Service):
         self._end = end
         self._channel = Channel(self._received, self._lost)
         self._streams: dict[int, Any] = {}
+        self._lost_rows: Counter[int] = Counter()
+        """How many rows of each stream were left out since its last row."""
         self._stops = False
         self._told = False
         self._closed: Deferred[None] = Deferred()
@@ -135,6 +140,7 @@ class WorkerService(Service):
             self._carry_out(message)
         elif "cancel" in message:
             answer = self._streams.pop(message["cancel"], None)
+            self._lost_rows.pop(message["cancel"], None)
             if answer is not None:
                 answer.stop()
         elif "stop" in message:
@@ -184,10 +190,16 @@ class WorkerService(Service):
             self._channel.send({"answer": number, "done": {}})
 
     def _row(self, number: int, row: dict[str, Any]) -> None:
-        self._channel.send({"answer": number, "rows": [row]})
+        """A row of a stream. It is left out if the supervisor does not keep up: no connection waits for that."""
+        if self._channel.full:
+            self._lost_rows[number] += 1
+            return
+        lost = self._lost_rows.pop(number, 0)
+        self._channel.send({"answer": number, "rows": [row], **({"lost": lost} if lost else {})})
 
     def _stream_ended(self, number: int) -> None:
         self._streams.pop(number, None)
+        self._lost_rows.pop(number, None)
         self._channel.send({"answer": number, "done": {}})
 
     def _failed(self, failure: Failure, number: int) -> None:

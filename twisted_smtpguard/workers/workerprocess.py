@@ -49,10 +49,10 @@ class Owner(Protocol):
 class _Question:
     """A question whose answer has not ended."""
 
-    def __init__(self, row: Callable[[Any], object] | None) -> None:
+    def __init__(self, row: Callable[..., object] | None) -> None:
         self.answer: Deferred[Message] = Deferred()
         self.rows: list[dict[str, Any]] = []
-        self.row = row or self.rows.append
+        self.row: Callable[..., object] = row or self.rows.append
 
 
 class WorkerProcess(ProcessProtocol):
@@ -119,13 +119,14 @@ class WorkerProcess(ProcessProtocol):
         verb: str,
         arguments: Mapping[str, object],
         by: str,
-        row: Callable[[Any], object] | None = None,
+        row: Callable[..., object] | None = None,
         *,
         quiet: bool = False,
     ) -> Deferred[Message]:
         """Have the worker carry out a verb; `quiet`: without logging its event. Fires with the end of its answer, whose
-        `rows` are all of them; with `row` it is called with each as it comes. Fails with ValueError: it refuses, or is
-        gone. Cancel it when nobody wants the answer any more."""
+        `rows` are all of them; with `row` it is called with each as it comes, and with the number of rows that were
+        left out before, if there are any. Fails with ValueError: it refuses, or is gone. Cancel it when nobody wants
+        the answer any more."""
         self._asked += 1
         number = self._asked
         question = _Question(row)
@@ -209,8 +210,10 @@ class WorkerProcess(ProcessProtocol):
         question = self._questions.get(message["answer"])
         if question is None:
             return
+        # Only a stream leaves out rows.
+        lost = (message["lost"],) if "lost" in message else ()
         for row in message.get("rows", ()):
-            question.row(row)
+            question.row(row, *lost)
         if "rows" in message:
             return
         del self._questions[message["answer"]]
