@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 from processes import GuardProcess
@@ -138,7 +139,8 @@ class Traffic:
         ]
 
     def _visits(self, guard: GuardProcess, source: str) -> None:
-        while not self._over.is_set():
+        # With a pause, or this process would be too busy to be a link too.
+        while not self._over.wait(0.005):
             began = time.monotonic()
             try:
                 with RawClient(guard.address, source) as client:
@@ -182,17 +184,25 @@ class SlowLink:
                     threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        waiting: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
+        threading.Thread(target=self._deliver, args=(waiting, target), daemon=True).start()
+        octets = b" "
+        while octets:
+            try:
+                octets = source.recv(65536)
+            except OSError:
+                octets = b""
+            waiting.put((time.monotonic() + self.seconds, octets))
+
+    def _deliver(self, waiting: SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
         with suppress(OSError):
-            while octets := source.recv(65536):
-                timer = threading.Timer(self.seconds, _sent, (target, octets)) if self.seconds else None
-                if timer is None:
-                    target.sendall(octets)
-                else:
-                    timer.daemon = True
-                    timer.start()
-        for each in (source, target):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+            while True:
+                due, octets = waiting.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                if not octets:
+                    target.shutdown(socket.SHUT_RDWR)
+                    return
+                target.sendall(octets)
 
     def __enter__(self) -> SlowLink:
         return self
@@ -200,11 +210,6 @@ class SlowLink:
     def __exit__(self, *_: object) -> None:
         for each in (self._listener, *self._sockets):
             each.close()
-
-
-def _sent(target: socket.socket, octets: bytes) -> None:
-    with suppress(OSError):
-        target.sendall(octets)
 
 
 def held_in(server: RealRedis) -> dict[str, int]:
