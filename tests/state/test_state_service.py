@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,25 @@ def test_a_mistake_ends_the_process_with_one_sentence(directory: Path) -> None:
     guard.stop()
     guard.service.startService()
     guard.stop()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE operator_changes DROP COLUMN value",
+        "UPDATE operator_changes SET ends_at = 'soon'",
+        "UPDATE operator_changes SET value = x'ff00'",
+    ],
+)
+def test_a_damaged_table_ends_the_process_with_one_sentence(directory: Path, damage: str) -> None:
+    guard = Kept(directory)
+    guard.does("deny", network="192.0.2.1", **{"for": "1h"})
+    guard.stop()
+    with closing(sqlite3.connect(directory / FILE)) as connection, connection:
+        connection.execute(damage)
+    with pytest.raises(SystemExit) as error:
+        Kept(directory)
+    assert str(error.value).startswith(f"--state: {directory}/{FILE}: ")
 
 
 class Supervisor(MultiService):

@@ -79,7 +79,7 @@ class Database:
             self._open(tables)
         except sqlite3.Error as error:
             self.close()
-            raise StateError(f"{self.path}: {_sentence(error)}") from error
+            raise StateError(f"{self.path}: {sentence(error)}") from error
         except BaseException:
             self.close()
             raise
@@ -135,8 +135,8 @@ class Database:
             self._connection.close()
 
 
-def _sentence(error: sqlite3.Error) -> str:
-    """What is wrong with a file that cannot be opened."""
+def sentence(error: sqlite3.Error) -> str:
+    """What is wrong with a file that cannot be opened or read."""
     text = str(error)
     if "locked" in text:
         return "another guard has this directory"

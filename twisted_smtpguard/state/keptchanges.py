@@ -63,9 +63,15 @@ def changes_in(rows: Rows) -> Changes:
 
 
 def read(connection: sqlite3.Connection) -> Rows:
-    """What the database has."""
+    """What the database has. sqlite3.Error: the table is damaged."""
+    rows: Rows = {}
     found = connection.execute("SELECT kind, name, value, origin, ends_at FROM operator_changes")
-    return {(kind, name): (value, origin, end) for kind, name, value, origin, end in found}
+    for *texts, end in found:
+        if not (all(isinstance(text, str) for text in texts) and isinstance(end, float)):
+            raise sqlite3.DatabaseError("malformed")
+        kind, name, value, origin = texts
+        rows[kind, name] = (value, origin, end)
+    return rows
 
 
 def differences(before: Rows, after: Rows) -> Callable[[sqlite3.Connection], None] | None:

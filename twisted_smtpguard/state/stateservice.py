@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.operations.changes import Changes
 from twisted_smtpguard.state import keptchanges
-from twisted_smtpguard.state.database import Database
+from twisted_smtpguard.state.database import Database, StateError, sentence
 
 
 class StateService(Service):
@@ -46,10 +47,13 @@ class StateService(Service):
         """What the database has. Changed in the thread alone."""
 
     def startService(self) -> None:
-        """Open the database, and bring into force what it has. StateError: it cannot be opened."""
+        """Open the database, and bring into force what it has. StateError: it cannot be opened or read."""
         super().startService()
-        self._database = Database(self._directory, [keptchanges.TABLE])
-        self._on_disk = self._database.run(keptchanges.read)
+        database = self._database = Database(self._directory, [keptchanges.TABLE])
+        try:
+            self._on_disk = database.run(keptchanges.read)
+        except sqlite3.Error as error:
+            raise StateError(f"{database.path}: {sentence(error)}") from error
         now = self._reactor.seconds()
         good: keptchanges.Rows = {}
         for key, row in self._on_disk.items():
