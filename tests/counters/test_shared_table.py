@@ -103,6 +103,19 @@ def test_the_places_of_one_process_are_forgotten_and_those_of_others_stay(table:
     assert {count for count, _ in other.look(clients)} == {1}
 
 
+def test_forgetting_a_process_gives_no_memory_to_parts_of_the_table_that_nobody_has_used() -> None:
+    table = create_table(100_000, 128)
+    store, other = SharedCounterStore(table, 127), SharedCounterStore(table, 0)
+    clients = [Wanted("max_connections_per_client", f"192.0.2.{number}") for number in range(100)]
+    store.take("me", clients)
+    other.take("other", clients)
+    before = os.fstat(table).st_blocks
+    store.forget(127)
+    assert {count for count, _ in other.look(clients)} == {1}
+    assert os.fstat(table).st_blocks == before
+    os.close(table)
+
+
 def test_a_full_bucket_forgets_who_holds_no_place_before_who_holds_one() -> None:
     table = create_table(1, 1)
     store = SharedCounterStore(table, 0)

@@ -18,7 +18,8 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 
 from zope.interface import implementer
@@ -146,12 +147,27 @@ class SharedCounterStore(InMemoryStore):
         It does not wait for the lock, which a process that is stopped may have. Nobody else changes these places, and
         whoever counts them meanwhile sees them or not.
         """
-        with memoryview(self._memory)[_HEADER_OCTETS:] as table, table.cast("I") as places:
-            step = self._bucket_octets // _PLACE.size
-            none = memoryview(array("I", bytes(_PLACE.size * self._buckets)))
-            for way in range(_WAYS):
-                first = (_PLACES + way * self._row.size) // _PLACE.size + process
-                places[first::step] = none
+        size, step = self._bucket_octets, self._bucket_octets // _PLACE.size
+        none = memoryview(array("I", bytes(_PLACE.size * self._buckets)))
+        with memoryview(self._memory) as table, table.cast("I") as places:
+            for start, end in self._used_parts():
+                for way in range(_WAYS):
+                    first = _HEADER_OCTETS + _PLACES + way * self._row.size + process * _PLACE.size
+                    # The buckets that have this place in the part.
+                    low, high = max(0, -((first - start) // size)), -((first - end) // size)
+                    at = first // _PLACE.size + low * step
+                    places[at : at + (high - low) * step : step] = none[: max(0, high - low)]
+
+    def _used_parts(self) -> Iterator[tuple[int, int]]:
+        """Where parts of the table begin and end that have memory. A part that was never used has none, but would get
+        some as soon as it was looked at."""
+        end = 0
+        # The last part is followed by an error.
+        with suppress(OSError):
+            while True:
+                start = os.lseek(self._lock, end, os.SEEK_DATA)
+                end = os.lseek(self._lock, start, os.SEEK_HOLE)
+                yield start, end
 
     def lock_holder(self) -> int:
         """The ID of the process that has the lock at this instant; 0: none, or this one."""
