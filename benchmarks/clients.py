@@ -22,6 +22,7 @@ from twisted_smtpguard.admission.clients import client_key
 from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.interfaces import Address
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.values import Wanted
 
 from .vitals import Vitals
 
@@ -36,17 +37,17 @@ CALLS = 200_000
 MIB = 1024 * 1024
 
 
-def add(store: LocalCounterStore, client: str) -> int:
-    return store.add("connection_rate", client, 1, 3600, 0)
+def event(store: LocalCounterStore, client: str) -> int:
+    return store.take("", [Wanted("connection_rate", client, seconds=1e9)])[0]
 
 
-def acquire(store: LocalCounterStore, client: str) -> int:
-    return store.acquire("max_connections_per_client", client, 0)
+def place(store: LocalCounterStore, client: str) -> int:
+    return store.take("", [Wanted("max_connections_per_client", client)])[0]
 
 
-def acquire_and_release(store: LocalCounterStore, client: str) -> None:
-    acquire(store, client)
-    store.release("max_connections_per_client", client)
+def place_and_back(store: LocalCounterStore, client: str) -> None:
+    place(store, client)
+    store.give_back("", [Wanted("max_connections_per_client", client)])
 
 
 def ipv4(numbers: random.Random) -> Address:
@@ -63,9 +64,9 @@ def key(address: Address) -> str:
 
 FAMILIES = {"IPv4": ipv4, "IPv6": ipv6}
 COUNTING: dict[str, tuple[Callable[..., Any], Callable[..., int]]] = {
-    "add": (add, add),
-    "acquire": (acquire, acquire),
-    "acquire and release": (acquire_and_release, acquire),
+    "event": (event, event),
+    "place": (place, place),
+    "place and back": (place_and_back, place),
 }
 """What strangers do, and what the abuser does."""
 
