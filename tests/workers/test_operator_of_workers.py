@@ -234,6 +234,19 @@ def test_a_trace_has_the_lines_of_all_until_it_is_stopped(it: Supervised) -> Non
     assert {"cancel": numbers[1]} in it.processes[1].told
 
 
+def test_one_that_hangs_is_not_asked_first(it: Supervised) -> None:
+    hung, alive = it.processes
+    for _ in range(4):
+        it.reactor.advance(1)
+        for message in questions(alive):
+            alive.tells(answer=message["ask"], done=status())
+    ask(it, "limits")
+    answer = ask(it, "set", limit="max-errors", value="7")
+    assert [each["verb"] for each in questions(alive)] == ["limits", "set"]
+    assert [each["verb"] for each in questions(hung)] == ["status"]
+    answer.cancel()
+
+
 def test_lines_that_a_worker_has_left_out_are_counted(it: Supervised) -> None:
     trace = ask(it, "trace", network="192.0.2.1")
     rows: list[tuple[Any, ...]] = []

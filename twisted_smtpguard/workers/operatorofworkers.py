@@ -83,8 +83,8 @@ class OperatorOfWorkers:
         }
 
     def _first_and_others(self) -> list[WorkerProcess]:
-        """The workers that can be asked. ValueError: there is none."""
-        workers = self._supervisor.ready_workers
+        """The workers that can be asked, those last that seem to hang. ValueError: there is none."""
+        workers = sorted(self._supervisor.ready_workers, key=lambda worker: worker.is_silent)
         if not workers:
             raise ValueError(f"no worker is ready, the guard is {self._supervisor.state}")
         return workers

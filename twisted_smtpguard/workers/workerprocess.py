@@ -114,6 +114,12 @@ class WorkerProcess(ProcessProtocol):
         """Whether it has sessions, or will have, to which changes of operators apply."""
         return self.state in (STARTING, READY, RETIRING)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has missed an answer, as one that hangs does."""
+        silent: float = self._reactor.seconds() - self._heard_at
+        return silent > 3 * ASK_SECONDS
+
     def ask(
         self,
         verb: str,
