@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -55,6 +56,24 @@ def test_what_was_written_is_there_again(directory: Path) -> None:
     second = Database(str(directory), [TABLE])
     assert words(second) == ["a", "b"]
     second.close()
+
+
+def test_it_is_opened_where_nothing_can_be_written_as_on_a_full_disk(
+    directory: Path, database: Database
+) -> None:
+    write(database, "a")
+    database.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        again = Database(str(directory), [TABLE])
+        kept = words(again)
+        with pytest.raises(sqlite3.OperationalError):
+            write(again, "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert kept == words(again) == ["a"]
+    again.close()
 
 
 def test_work_that_raises_has_changed_nothing(database: Database) -> None:

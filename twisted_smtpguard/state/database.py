@@ -106,8 +106,10 @@ class Database:
         def make(connection: sqlite3.Connection) -> None:
             for statement in tables:
                 connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+            # Nothing is written where all is there: a guard has to start on a full disk too.
+            if (application, version) != (_APPLICATION, _VERSION):
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
 
         self.run(make)
 
