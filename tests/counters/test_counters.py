@@ -176,12 +176,12 @@ def addresses(count: int) -> list[str]:
 @pytest.mark.parametrize("kind", ["local", "shared"])
 def test_the_busiest_abuser_among_random_addresses_is_held_by_a_small_table(kind: str) -> None:
     counting = Counting(kind)
-    for number, address in enumerate(addresses(50_000)):
+    for number, address in enumerate(addresses(20_000)):
         counting.count(address, seconds=3600)
         counting.take(address, 20)
         counting.give_back(address)
         counting.clock.advance(0.001)
-        if number % 250 == 0:
+        if number % 100 == 0:
             attempts = counting.count(ABUSER, seconds=3600)
             held = counting.take(ABUSER, 20)
     assert (attempts, held) == (200, 21)
