@@ -32,7 +32,7 @@ def test_a_directory_that_is_missing_or_no_directory_is_refused(tmp_path: Path) 
     for folder, problem in (
         ("nowhere", "No such file"),
         ("file", "it is no directory"),
-        ("a\0b", "null byte"),
+        ("a\0b", "embedded null"),
     ):
         with pytest.raises(ControlSocketError, match=problem):
             check_place(f"{tmp_path}/{folder}/control.sock")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,18 @@ class Workers(GuardProcess):
             else:
                 found.pop(number, None)
         return found
+
+    @contextmanager
+    def alone(self, number: int) -> Iterator[None]:
+        """Only this worker accepts connections meanwhile: else one of them may take all, or none."""
+        others = [pid for each, pid in self.pids.items() if each != number]
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
 
     def count(self, event: str) -> int:
         """How many events of a name the log has."""
