@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from commandline import twist
 from guardsofredis import Crowd, Guards, SlowLink, Traffic, held_in
-from processes import eventually
+from processes import GuardProcess, eventually
 from programs import missing
 from rawclient import RawClient
 from redisserver import RealRedis
@@ -68,6 +69,11 @@ def test_no_limit_is_ever_exceeded_and_no_seat_is_lost(
         check_sums(server)
 
 
+def is_full(guard: GuardProcess) -> bool:
+    with RawClient(guard.address) as client:
+        return client.greeting == FULL
+
+
 def test_the_seats_of_a_guard_that_is_killed_are_free_when_its_lease_ends(
     server: RealRedis, tmp_path: Path
 ) -> None:
@@ -76,8 +82,8 @@ def test_the_seats_of_a_guard_that_is_killed_are_free_when_its_lease_ends(
         for _ in range(5):
             assert clients.enter_context(RawClient(killed.address)).greeting.startswith("220 ")
         for guard in (other, third):
-            with RawClient(guard.address) as client:
-                assert client.greeting == FULL
+            # One that Redis has not answered in time, on a machine that is busy, counts alone for a while.
+            eventually(partial(is_full, guard), "it admits one more")
         killed.kill()
         began = time.monotonic()
 

@@ -96,7 +96,8 @@ def test_every_link_of_every_page_leads_somewhere(site: Path) -> None:
 
 
 def test_every_public_name_is_in_the_api_reference(site: Path) -> None:
-    names = {f"twisted_smtpguard.{name}" for name in twisted_smtpguard.__all__}
+    # The package takes them from there, which its own page says.
+    names = {f"twisted_smtpguard.public.{name}" for name in twisted_smtpguard.__all__}
     names |= {f"twisted_smtpguard.testing.{name}" for name in testing.__all__}
     names |= {
         f"twisted_smtpguard.interfaces.{name}"
