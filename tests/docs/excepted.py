@@ -9,7 +9,7 @@ from documents import Command, commands, name_of
 NEEDS_SYSTEMD = "wants a systemd that runs; test_systemd.py has the units looked at by systemd-analyze"
 NOT_RUN = {
     "README.md": {
-        "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n 2 --dist loadgroup": (
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n 3 --dist loadgroup": (
             "is the run of all tests, and a step of .ci/run"
         ),
     },
