@@ -62,13 +62,15 @@ ROOMS: dict[str, str] = {
     "public": "admission checkers control delivery filters limits log metrics replies service tls transport upstream "
     "values",
     "reactors": "",
+    "records": "values",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
     "state": "hooks operations",
     "testing": "admission delivery hooks inputs interfaces limits replies transport values",
     "tls": "engine hooks inputs interfaces",
     "transport": (
-        "admission checkers counters engine filters hooks inputs interfaces limits log reactors replies tls values"
+        "admission checkers counters engine filters hooks inputs interfaces limits log reactors records replies tls "
+        "values"
     ),
     "upstream": "hooks inputs limits log replies tls values",
     "values": "inputs replies",

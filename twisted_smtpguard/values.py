@@ -168,6 +168,15 @@ class Wanted(NamedTuple):
     """How many events, or places."""
 
 
+class Record(NamedTuple):
+    """What is remembered of a client, or of a user, under a key of its kind."""
+
+    value: str
+    """At most 200 octets of printable ASCII. What they say depends on the kind."""
+    end: float
+    """When it is forgotten, in seconds since 1970."""
+
+
 @attrs.frozen
 class Verdict:
     """The verdict of an IP filter on a peer: PASS (no opinion), or TRUST or `refuse(reply)`, which decide.

@@ -38,6 +38,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
 from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
 from twisted_smtpguard.transport.draining import Drain
@@ -117,6 +118,8 @@ class SMTPGuardFactory(ServerFactory):
         self.asks_for_certificates = bool(getattr(tls, "asks_for_certificates", False))
         own = self.own_counters = LocalCounterStore(limits.max_tracked_clients, reactor.seconds)
         self.counting = Counting(counters, own, reactor, events, self._something_ended)
+        self.records = RecordTables(reactor.seconds)
+        """What is remembered of clients after their connections have ended."""
         self.clients = ClientLimits(limits, self.counting)
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters

@@ -1,0 +1,1 @@
+"""What does a guard remember of clients after their connections have ended?"""

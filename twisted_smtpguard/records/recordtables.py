@@ -1,0 +1,109 @@
+"""The tables of all kinds of records of one guard, and the changes in them that are to be told to others."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from twisted_smtpguard.records.records import Records
+from twisted_smtpguard.values import Record
+
+KNOWN, BAN, LOGIN = "known", "ban", "login"
+"""The kinds: clients whose mail was accepted, clients and networks that are or were banned, and from where a user has
+logged in."""
+
+KINDS = (KNOWN, BAN, LOGIN)
+
+MOST_RECORDS = 100_000
+"""How many records there are of each kind, unless a table is told another number."""
+
+
+class Change(NamedTuple):
+    """A change of one record. Its `record` is None if it was removed."""
+
+    kind: str
+    key: str
+    record: Record | None
+
+
+class RecordTables:
+    """One table for each kind: `tables[KNOWN]`. `seconds` returns the time, in seconds since 1970."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.by_kind: Mapping[str, Records] = {kind: Records(kind, MOST_RECORDS, seconds) for kind in KINDS}
+
+    def __getitem__(self, kind: str) -> Records:
+        return self.by_kind[kind]
+
+    def learn(self, changes: Sequence[Change]) -> None:
+        """Take changes that were made elsewhere. Those of a kind that this version does not have are left out."""
+        for kind, key, record in changes:
+            table = self.by_kind.get(kind)
+            if table is not None:
+                table.learn(key, record)
+
+    def changes(self) -> Iterator[Change]:
+        """What makes of empty tables these. They may change meanwhile."""
+        for kind, table in self.by_kind.items():
+            for key in table.keys():  # noqa: SIM118 - it is no dict
+                record = table.get(key)
+                if record is not None:
+                    yield Change(kind, key, record)
+
+
+class Outbox:
+    """The changes of `tables` that are to be told to others, the earliest first. Of each record there is one, the
+    latest, and of each kind at most as many as its table may have: further ones push out the earliest.
+
+    `changed` is called after each change.
+    """
+
+    def __init__(self, tables: RecordTables, changed: Callable[[], object]) -> None:
+        self._tables = tables
+        self._changed = changed
+        self._keys: dict[str, OrderedDict[str, None]] = {kind: OrderedDict() for kind in tables.by_kind}
+        for kind, table in tables.by_kind.items():
+            table.on_change(partial(self._note, kind))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._keys.values()))
+
+    def learn(self, changes: Sequence[Change]) -> None:
+        """Take changes that others have made, as `RecordTables.learn`, but none of a record whose own change they have
+        not been told: for them that is the later one."""
+        self._tables.learn([each for each in changes if each.key not in self._keys.get(each.kind, ())])
+
+    def take(self, most: int) -> list[Change]:
+        """At most so many changes, which are not in it any more. What a record is now is told: it may have been changed
+        again, or have ended."""
+        taken: list[Change] = []
+        for kind, keys in self._keys.items():
+            table = self._tables[kind]
+            some = [key for key, _ in zip(keys, range(most - len(taken)), strict=False)]
+            for key in some:
+                del keys[key]
+            taken += [Change(kind, key, table.get(key)) for key in some]
+        return taken
+
+    def put_back(self, changes: Sequence[Change]) -> None:
+        """Put changes back that were taken and could not be told."""
+        for kind, key, _ in changes:
+            self._add(kind, key)
+
+    def add_all(self) -> None:
+        """Put everything into it that the tables have, as for somebody who has lost it."""
+        for change in self._tables.changes():
+            self._add(change.kind, change.key)
+
+    def _note(self, kind: str, key: str, _: Record | None) -> None:
+        self._add(kind, key)
+        self._changed()
+
+    def _add(self, kind: str, key: str) -> None:
+        keys, most = self._keys[kind], self._tables[kind].most
+        keys[key] = None
+        keys.move_to_end(key)
+        if 0 < most < len(keys):
+            keys.popitem(last=False)
