@@ -46,7 +46,7 @@ ROOMS: dict[str, str] = {
     "admission": "counters engine hooks inputs interfaces limits log replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers control counters delivery engine filters hooks inputs interfaces limits log metrics "
-    "operations service state tls transport workers",
+    "operations records service state tls transport workers",
     "control": "inputs operations",
     "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
@@ -65,7 +65,7 @@ ROOMS: dict[str, str] = {
     "records": "values",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
-    "state": "hooks operations",
+    "state": "hooks operations records values",
     "testing": "admission delivery hooks inputs interfaces limits replies transport values",
     "tls": "engine hooks inputs interfaces",
     "transport": (

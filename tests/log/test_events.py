@@ -207,7 +207,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "counters_back": lambda to: to.counters_back(2.5),
     "draining": lambda to: to.draining(3, 1),
     "operator": lambda to: to.operator("uid:1000", "end", ["7f3a01"]),
-    "state_restored": lambda to: to.state_restored("/var/lib/smtpguard", 1, 2),
+    "state_restored": lambda to: to.state_restored("/var/lib/smtpguard", 1, 2, 300),
     "state_failed": lambda to: to.state_failed("/var/lib/smtpguard", "database or disk is full"),
     "worker_started": lambda to: to.worker_started(2, 4711, "0.1.0"),
     "worker_died": lambda to: to.worker_died(2, 4711, "signal:SIGKILL", 3600.5),

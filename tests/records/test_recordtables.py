@@ -110,3 +110,11 @@ def test_all_that_there_is_can_be_told_anew_while_it_changes() -> None:
     told.outbox.take(9)
     told.outbox.add_all()
     assert [change.key for change in told.outbox.take(9)] == ["a", "c"]
+
+
+def test_a_closed_outbox_notes_nothing_more() -> None:
+    told = Told()
+    told.outbox.close()
+    told.put(BAN, "a")
+    told.outbox.close()
+    assert (told.calls, len(told.outbox)) == (0, 0)

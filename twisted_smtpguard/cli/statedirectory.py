@@ -10,6 +10,7 @@ from twisted.application.service import IServiceCollection
 
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.operations.changes import changes_of, make_changes
+from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.service.service import SMTPGuardService
 
 
@@ -26,13 +27,15 @@ def keep_state(guard: SMTPGuardService, paths: Sequence[str], reactor: Any) -> N
     """Have a guard of one process keep its state in the last of `paths`, if there is one."""
     operator = guard.operator
     changes, take = partial(changes_of, operator), partial(make_changes, operator)
-    _keep(paths, reactor, operator, changes, take, guard.factory.context.events, guard)
+    factory = guard.factory
+    _keep(paths, reactor, operator, changes, take, factory.records, factory.context.events, guard)
 
 
 def keep_state_of_workers(supervisor: Any, paths: Sequence[str], reactor: Any) -> None:
     """As `keep_state`, for a Supervisor, with whose changes its workers begin."""
     take = partial(setattr, supervisor, "changes")
-    _keep(paths, reactor, supervisor, lambda: supervisor.changes, take, supervisor.events, supervisor)
+    records, events = supervisor.records, supervisor.events
+    _keep(paths, reactor, supervisor, lambda: supervisor.changes, take, records, events, supervisor)
 
 
 def _keep(
@@ -41,6 +44,7 @@ def _keep(
     keeper: Any,
     changes: Callable[[], Any],
     take: Callable[[Any], object],
+    records: RecordTables,
     events: Any,
     parent: IServiceCollection,
 ) -> None:
@@ -57,4 +61,4 @@ def _keep(
                 except StateError as error:
                     raise SystemExit(f"--state: {error}") from error
 
-        StateOfProcess(reactor, path, keeper, changes, take, events).setServiceParent(parent)
+        StateOfProcess(reactor, path, keeper, changes, take, records, events).setServiceParent(parent)

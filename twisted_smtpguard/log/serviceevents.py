@@ -120,14 +120,17 @@ class ServiceEvents:
         fields: dict[str, object] = {"by": word(by), "verb": word(verb)}
         self._log.info("operator", {**fields, **({"what": ",".join(map(item, what))} if what else {})})
 
-    def state_restored(self, directory: str, limits: int, rules: int) -> None:
+    def state_restored(self, directory: str, limits: int, rules: int, records: int = 0) -> None:
         """What operators had changed before the restart holds again until its end: so many limits, and networks that
-        are denied, trusted or allowed. Not logged if there is nothing of it."""
-        self._log.info("state_restored", {"directory": word(directory), "limits": limits, "rules": rules})
+        are denied, trusted or allowed. So many `records` of clients, such as bans, are known again. Not logged if there
+        is nothing of it."""
+        fields: dict[str, object] = {"directory": word(directory), "limits": limits, "rules": rules}
+        self._log.info("state_restored", {**fields, **({"records": records} if records else {})})
 
     def state_failed(self, directory: str, problem: str) -> None:
-        """What an operator has changed could not be written, and holds until the process ends. The next change, and the
-        stop, try it again."""
+        """What an operator has changed, or records of clients such as bans, could not be written, and hold until the
+        process ends. The next change, and the stop, try it again; so do records, every 10 seconds, and only the first
+        of these attempts is logged."""
         self._log.warn("state_failed", {"directory": word(directory)}, problem)
 
     def worker_started(self, number: int, pid: int, version: str) -> None:

@@ -40,10 +40,11 @@ class Records:
         self._on_change: list[Listener] = []
         self._on_learnt: list[Listener] = []
 
-    def on_change(self, listener: Listener) -> None:
+    def on_change(self, listener: Listener) -> Callable[[], object]:
         """Have `listener` called after each `put()` and `remove()`, to tell it to others. What ends, or goes for lack
-        of room, is not told: others see to that themselves."""
+        of room, is not told: others see to that themselves. Returns the function that ends this."""
         self._on_change.append(listener)
+        return lambda: self._on_change.remove(listener)
 
     def on_learnt(self, listener: Listener) -> None:
         """Have `listener` called after each `learn()`."""

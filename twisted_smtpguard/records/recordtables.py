@@ -64,8 +64,13 @@ class Outbox:
         self._tables = tables
         self._changed = changed
         self._keys: dict[str, OrderedDict[str, None]] = {kind: OrderedDict() for kind in tables.by_kind}
-        for kind, table in tables.by_kind.items():
-            table.on_change(partial(self._note, kind))
+        self._listens = [table.on_change(partial(self._note, kind)) for kind, table in tables.by_kind.items()]
+
+    def close(self) -> None:
+        """Note no more changes."""
+        for end in self._listens:
+            end()
+        self._listens = []
 
     def __len__(self) -> int:
         return sum(map(len, self._keys.values()))

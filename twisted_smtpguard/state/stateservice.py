@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -14,13 +15,15 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.operations.changes import Changes
-from twisted_smtpguard.state import keptchanges
+from twisted_smtpguard.records.recordtables import RecordTables
+from twisted_smtpguard.state import keptchanges, keptrecords
 from twisted_smtpguard.state.database import Database, StateError, sentence
+from twisted_smtpguard.state.keptrecords import RecordKeeper
 
 
 class StateService(Service):
-    """Keeps in the state directory `directory` what operators have changed. It is made a child of a guard: then it is
-    started before the guard listens, and stopped after its last session.
+    """Keeps in the state directory `directory` what operators have changed, and the `records`. It is made a child of a
+    guard: then it is started before the guard listens, and stopped after its last session.
 
     `keeper` calls its `keep` after each change. `changes` returns those in force, and `take` brings such into force, at
     the start. `events` are told what was restored, and what could not be kept.
@@ -33,6 +36,7 @@ class StateService(Service):
         keeper: Any,
         changes: Callable[[], Changes],
         take: Callable[[Changes], object],
+        records: RecordTables,
         events: Any,
     ) -> None:
         self._reactor = reactor
@@ -40,6 +44,8 @@ class StateService(Service):
         self._keeper = keeper
         self._changes = changes
         self._take = take
+        self._records = records
+        self._record_keeper: RecordKeeper | None = None
         self._events = events
         self._thread = OneThread(reactor)
         self._database: Database | None = None
@@ -49,9 +55,11 @@ class StateService(Service):
     def startService(self) -> None:
         """Open the database, and bring into force what it has. StateError: it cannot be opened or read."""
         super().startService()
-        database = self._database = Database(self._directory, [keptchanges.TABLE])
+        tables = [keptchanges.TABLE, *keptrecords.STATEMENTS]
+        database = self._database = Database(self._directory, tables)
         try:
             self._on_disk = database.run(keptchanges.read)
+            database.run(partial(keptrecords.read, tables=self._records))
         except sqlite3.Error as error:
             raise StateError(f"{database.path}: {sentence(error)}") from error
         now = self._reactor.seconds()
@@ -65,8 +73,17 @@ class StateService(Service):
                     good[key] = row
         if good:
             self._take(keptchanges.changes_in(good))
-            limits = sum(kind == keptchanges.LIMIT for kind, _ in good)
-            self._events.state_restored(self._directory, limits, len(good) - limits)
+        limits = sum(kind == keptchanges.LIMIT for kind, _ in good)
+        records = sum(map(len, self._records.by_kind.values()))
+        if good or records:
+            self._events.state_restored(self._directory, limits, len(good) - limits, records)
+        self._record_keeper = RecordKeeper(
+            self._reactor,
+            self._thread,
+            database,
+            self._records,
+            partial(self._events.state_failed, self._directory),
+        )
         self._keeper.keep = self.keep
 
     def keep(self) -> Deferred[str]:
@@ -92,10 +109,10 @@ class StateService(Service):
     def stopService(self) -> Deferred[Any]:
         """Write what could not be written before, and close the database."""
         super().stopService()
-        database = self._database
-        if database is None:
-            # It could not be opened.
+        database, keeper = self._database, self._record_keeper
+        if database is None or keeper is None:
+            # It could not be opened, or read.
             return succeed(None)
         self.keep()
-        self._keeper.keep = self._database = None
-        return self._thread.run(database.close)
+        self._keeper.keep = self._database = self._record_keeper = None
+        return keeper.stop().addCallback(lambda _: self._thread.run(database.close))

@@ -22,6 +22,7 @@ from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import stop_parts
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.operations.changes import NO_CHANGES
+from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.service.process import ProcessSignals
 from twisted_smtpguard.workers.inheritance import Inheritance
 from twisted_smtpguard.workers.listening import Listened, Listeners
@@ -64,6 +65,8 @@ class Supervisor(MultiService):
         """The workers whose processes run, by their numbers."""
         self.changes: Mapping[str, Any] = NO_CHANGES
         """What operators have changed, with which a worker begins."""
+        self.records = RecordTables(reactor.seconds)
+        """What the workers remember of clients, all of them together."""
         self.keep: Callable[[], Deferred[str]] | None = None
         """As that of an Operator."""
         self.on_listening: Callable[[], object] = lambda: None
