@@ -18,6 +18,7 @@ from twisted_smtpguard import Limits, SMTPGuardService
 from twisted_smtpguard.cli.statedirectory import keep_state, keep_state_of_workers
 from twisted_smtpguard.operations.changes import NO_CHANGES
 from twisted_smtpguard.operations.rules import MAX_RULES
+from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.state.database import FILE
 from twisted_smtpguard.testing import Clients
 
@@ -229,6 +230,7 @@ class Supervisor(MultiService):
     changes: Any = NO_CHANGES
     keep: Any = None
     events: Any = None
+    records: Any = None
 
 
 def test_the_workers_begin_with_what_was_kept(directory: Path) -> None:
@@ -237,6 +239,7 @@ def test_the_workers_begin_with_what_was_kept(directory: Path) -> None:
     guard.stop()
     supervisor = Supervisor()
     supervisor.events = guard.factory.context.events
+    supervisor.records = RecordTables(guard.threads.seconds)
     keep_state_of_workers(supervisor, [str(directory)], guard.threads)
     supervisor.startService()
     assert supervisor.changes["rules"] == [["deny", "192.0.2.1", NOW + 3600, "uid:7"]]

@@ -44,6 +44,14 @@ class RecordTables:
             if table is not None:
                 table.learn(key, record)
 
+    def make(self, changes: Sequence[Change]) -> None:
+        """Make changes that a part of this guard has made, such as a worker: they are told onward."""
+        for kind, key, record in changes:
+            if record is None:
+                self.by_kind[kind].remove(key)
+            else:
+                self.by_kind[kind].put(key, *record)
+
     def changes(self) -> Iterator[Change]:
         """What makes of empty tables these. They may change meanwhile."""
         for kind, table in self.by_kind.items():

@@ -16,7 +16,13 @@ The supervisor asks, and the worker answers. Any number of questions may be open
     {"answer": 7, "error": "…"}                               refused, by this sentence
     {"last": {…}, "metrics": {…}}                             the status at the end, and the metrics if there are any
 
-The first line of all, which the worker reads before it does anything else, is the state that it begins with.
+In both directions, without an answer:
+
+    {"records": [["ban", "192.0.2.1", "…", 1800000000.5], …]} records that have been put, with value and end
+    {"records": [["ban", "192.0.2.1"]]}                       one that has been removed
+
+The first line of all, which the worker reads before it does anything else, is the state that it begins with. All
+records that there are follow, some in each message, and a message without any.
 """
 
 # ruff: noqa: N802 - Twisted's own names
@@ -49,7 +55,7 @@ class Channel(LineOnlyReceiver):
 
     transport: Any = None
     full = False
-    """Whether the other end has to read before it should be sent what it can do without."""
+    """Whether the other end has to read before it should be sent what can wait, or what it can do without."""
     delimiter = b"\n"
     # Both ends are the guard itself.
     MAX_LENGTH = 1 << 40
@@ -57,6 +63,8 @@ class Channel(LineOnlyReceiver):
     def __init__(self, received: Callable[[Message], object], lost: Callable[[], object]) -> None:
         self._received = received
         self._lost = lost
+        self.on_room: Callable[[], object] = lambda: None
+        """Called when it is not full any more."""
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self, True)
@@ -68,6 +76,7 @@ class Channel(LineOnlyReceiver):
 
     def resumeProducing(self) -> None:
         self.full = False
+        self.on_room()
 
     def stopProducing(self) -> None:
         pass

@@ -23,7 +23,7 @@ from zope.interface import implementer
 VARIABLE = "_SMTPGUARD_WORKER"
 """The environment variable in which a worker finds what it is told. It is no option."""
 
-VERSION = 1
+VERSION = 2
 """The version of all that a supervisor and a worker share: this, the channel, and the table of counters. It changes
 whenever one of them does, since the code of a running guard may be replaced on the disk."""
 

@@ -275,7 +275,7 @@ class Supervisor(MultiService):
         self._starts.pop(part, None)
         number = next(each for each in range(1, 2 * self.count + 1) if each not in self.workers)
         told = Inheritance(number, part, self.count, self._listeners.families)
-        worker = WorkerProcess(self._reactor, self, told)
+        worker = WorkerProcess(self._reactor, self, told, self.records)
         try:
             worker.start(self._command, os.environ, self._table, self._listeners.descriptors, self.changes)
         except OSError:

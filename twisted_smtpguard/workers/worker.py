@@ -28,6 +28,7 @@ from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.workers.channel import METRICS, Channel, Message, first_message, open_channel
 from twisted_smtpguard.workers.inheritance import CHANNEL, LISTENERS, TABLE, Inheritance, InheritedEndpoint
+from twisted_smtpguard.workers.recordlink import RECORDS, RecordLink, take_all
 
 _ROWS_A_TURN = 100
 """How many rows are made in one turn of the reactor."""
@@ -70,6 +71,7 @@ class Worker:
         changed. `metrics` returns its metrics. SystemExit: the supervisor is gone, or the changes are unknown here."""
         try:
             make_changes(guard.operator, first_message(CHANNEL))
+            take_all(guard.factory.records, partial(first_message, CHANNEL))
         except EOFError:
             raise SystemExit("the supervisor of this worker is gone") from None
         except ValueError as error:
@@ -95,6 +97,7 @@ class WorkerService(Service):
         self._descriptor = descriptor
         self._end = end
         self._channel = Channel(self._received, self._lost)
+        self._records = RecordLink(reactor, self._channel, guard.factory.records)
         self._streams: dict[int, Any] = {}
         self._lost_rows: Counter[int] = Counter()
         """How many rows of each stream were left out since its last row."""
@@ -114,8 +117,10 @@ class WorkerService(Service):
         super().stopService()
         self._stops = True
         if not self._closed.called:
+            self._records.flush()
             self._channel.send({"last": self._guard.operator.status(), "metrics": self._metrics() or None})
             self._channel.close()
+        self._records.close()
         return shielded(self._closed)
 
     def _tell_ready(self) -> None:
@@ -138,6 +143,8 @@ class WorkerService(Service):
     def _received(self, message: Message) -> None:
         if "ask" in message:
             self._carry_out(message)
+        elif RECORDS in message:
+            self._records.learn(message)
         elif "cancel" in message:
             answer = self._streams.pop(message["cancel"], None)
             self._lost_rows.pop(message["cancel"], None)

@@ -15,8 +15,10 @@ from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.workers.channel import Channel, Message, open_channel
 from twisted_smtpguard.workers.inheritance import Inheritance
+from twisted_smtpguard.workers.recordlink import RECORDS, RecordLink, changes_in
 
 ASK_SECONDS = 1
 """How often a worker is asked for its status."""
@@ -56,11 +58,12 @@ class _Question:
 
 
 class WorkerProcess(ProcessProtocol):
-    """The worker with the place `told.number` in the table of counters. It is started by `start`."""
+    """The worker with the place `told.number` in the table of counters. It is started by `start`. It shares the records
+    in `tables`."""
 
     transport: Any = None
 
-    def __init__(self, reactor: Any, owner: Owner, told: Inheritance) -> None:
+    def __init__(self, reactor: Any, owner: Owner, told: Inheritance, tables: RecordTables) -> None:
         self._reactor = reactor
         self._owner = owner
         self.told = told
@@ -73,6 +76,8 @@ class WorkerProcess(ProcessProtocol):
         self.last_metrics: dict[str, Any] | None = None
         """Its metrics at its end, if it has told them."""
         self._channel = Channel(self._received, lambda: None)
+        self._tables = tables
+        self._records: RecordLink | None = None
         self.readied: Deferred[None] = Deferred()
         """Fires when it accepts connections. Fails with WorkerGoneError: it has ended before that."""
         self._questions: dict[int, _Question] = {}
@@ -105,6 +110,8 @@ class WorkerProcess(ProcessProtocol):
             )
         open_channel(self._reactor, ours.detach(), self._channel)
         self._channel.send(state)
+        self._records = RecordLink(self._reactor, self._channel, self._tables)
+        self._records.send_all()
 
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
@@ -179,6 +186,8 @@ class WorkerProcess(ProcessProtocol):
         self._reactor.callLater(0, self._gone, questions, reason.value)
 
     def _gone(self, questions: Mapping[int, _Question], value: Any) -> None:
+        if self._records is not None:
+            self._records.close()
         self._channel.close()
         number, status = value.signal, value.exitCode
         how = f"status:{status}" if number is None else f"signal:{signal.Signals(number).name}"
@@ -195,6 +204,8 @@ class WorkerProcess(ProcessProtocol):
         self._heard_at, self._held = self._reactor.seconds(), 0
         if "answer" in message:
             self._answered(message)
+        elif RECORDS in message:
+            self._tables.make(changes_in(message))
         elif "last" in message:
             self.status = message["last"]
             self.last_metrics = message["metrics"]
