@@ -22,6 +22,7 @@ from twisted_smtpguard.values import (
     CheckerUnavailable,
     Client,
     CounterStoreUnavailable,
+    FilterMetric,
     Path,
     Peer,
     Refused,
@@ -37,6 +38,8 @@ __all__ = [
     "CheckerUnavailable",
     "Client",
     "CounterStoreUnavailable",
+    "FilterMetric",
+    "IAsksForKnownClients",
     "ICheckableDelivery",
     "ICheckingDeliveryFactory",
     "IConnectingCounterStore",
@@ -48,6 +51,7 @@ __all__ = [
     "IIPFilter",
     "IIPFilterFactory",
     "IMailTransaction",
+    "IMeasuredFilter",
     "IMessageSink",
     "IPreparedReload",
     "IReadsFiles",
@@ -55,6 +59,7 @@ __all__ = [
     "IRelayTransaction",
     "IReloadable",
     "IReportsHealth",
+    "ISelfTestingFilter",
     "ISessionDelivery",
     "Later",
     "Path",
@@ -93,6 +98,31 @@ class IExplainingFilter(IIPFilter):
         Called only for an operator who asks, and it has the time of `check()`. An exception's text is shown to the
         operator.
         """
+
+
+class IMeasuredFilter(IIPFilter):
+    """A filter that counts something for the metrics. Optional."""
+
+    metrics: Sequence[FilterMetric] = Attribute(
+        "Its metrics, which are read at each scrape. Names and labels are always the same few, and none is a text that "
+        "a client chose. If several filters have a metric of one name, their values are added."
+    )
+
+
+class IAsksForKnownClients(IIPFilter):
+    """A filter that wants to know which clients the guard knows, from which mail was accepted before. Optional."""
+
+    def ask_for_known(is_known: Callable[[Address], bool]) -> None:
+        """Called once, when a guard is made, with a function that tells whether the guard knows a client now."""
+
+
+class ISelfTestingFilter(IIPFilter):
+    """A filter that can find out whether what it needs is there, such as a server. Optional."""
+
+    def self_test() -> Later[str]:
+        """Called by `--check` on a filter that is never started. Answer with "" if it would work, or with a sentence
+        about what is missing now and may be there soon. ValueError: it cannot work as it is configured; its text is a
+        sentence for the operator."""
 
 
 class IReloadable(Interface):

@@ -189,10 +189,14 @@ class Verdict:
     rule: str = attrs.field(default="", eq=False)
     """The rule that led to a refusal, such as the network or the list. It is for the log, and never sent to the client.
     Verdicts that differ only in it are equal."""
+    dry_run: bool = False
+    """Whether the refusal is only logged, with `dry_run=true`, and the next filter is asked."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.rule, str):
             raise ValueError(f"a rule is a text, not {self.rule!r}")
+        if type(self.dry_run) is not bool or (self.dry_run and self.kind != "refuse"):
+            raise ValueError(f"only a refusal is in dry run, not {self.kind!r} with dry_run={self.dry_run!r}")
         if self.kind == "refuse":
             if not isinstance(self.reply, Reply) or not self.reply.closes or not _short(self.reply.lines):
                 raise ValueError(f"a connection is refused with a short 421 or 521 reply, not {self.reply!r}")
@@ -213,6 +217,22 @@ TRUST = Verdict("trust")
 """The client is admitted, and exempt from limits per client, rates, greet delay, early-talker and error limits."""
 
 
-def refuse(reply: Reply = CONNECTION_REFUSED, rule: str = "") -> Verdict:
-    """The verdict that refuses a connection with `reply`, a 421 or 521. `rule` is logged as the cause."""
-    return Verdict("refuse", reply, rule)
+def refuse(reply: Reply = CONNECTION_REFUSED, rule: str = "", *, dry_run: bool = False) -> Verdict:
+    """The verdict that refuses a connection with `reply`, a 421 or 521. `rule` is logged as the cause. With `dry_run`
+    that is all: the next filter is asked."""
+    return Verdict("refuse", reply, rule, dry_run)
+
+
+class FilterMetric(NamedTuple):
+    """A metric of an IP filter."""
+
+    name: str
+    """Its name, without `smtpguard_` before it, and without `_total` after it."""
+    text: str
+    """What it is, in a sentence."""
+    labels: tuple[str, ...]
+    """The names of its labels."""
+    values: Mapping[tuple[str, ...], float]
+    """A number for each combination of labels' values."""
+    rises: bool = False
+    """Whether the numbers only rise: it is a counter then, and else a gauge."""

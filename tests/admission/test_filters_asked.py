@@ -59,6 +59,27 @@ def test_a_verdict_decides_what_the_client_hears_first(wrapped: Any, verdict: Ve
     assert client.closed is (verdict.kind == "refuse")
 
 
+def test_a_refusal_in_dry_run_is_logged_and_the_next_filter_is_asked() -> None:
+    following = FakeFilter()
+    trying = FilterEntry(FakeFilter(refuse(OWN, "bl:127.0.0.2", dry_run=True)), "lists")
+    guard = Guard(ip_filters=[trying, following])
+    with capturedLogs() as events:
+        assert guard.connect().heard() == GREETING
+    assert len(following.peers) == 1
+    (line,) = [event["text"] for event in logged(events, "reject")]
+    assert line == (
+        "reject peer=192.0.2.1 reason=ip_filter dry_run=true filter=lists rule=bl:127.0.0.2 port=4711"
+    )
+    assert guard.factory.statistics.dry_run_refusals == {"ip_filter": 1}
+    assert guard.factory.statistics.refusals == {}
+
+
+@pytest.mark.parametrize("kind", ["pass", "trust"])
+def test_only_a_refusal_can_be_in_dry_run(kind: str) -> None:
+    with pytest.raises(ValueError, match="only a refusal is in dry run"):
+        Verdict(kind, dry_run=True)
+
+
 @pytest.mark.parametrize("first", [TRUST, refuse()])
 def test_the_first_that_decides_wins_and_the_others_are_not_asked(first: Verdict) -> None:
     passing, deciding, unasked = FakeFilter(PASS), FakeFilter(first), FakeFilter(raises)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from certificates import CERTIFICATE, expired
 from commandline import parsed, twist, written
+from fakes import FakeFilter
 from processes import GuardProcess
 from shell import free_port
 from twisted.internet.testing import MemoryReactorClock
@@ -22,7 +23,13 @@ from twisted_smtpguard.cli.check import _shown, awaited
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.cli.options import check_service
 from twisted_smtpguard.delivery.discard import DiscardDelivery
-from twisted_smtpguard.interfaces import ICheckableDelivery, ICheckingDeliveryFactory, IDelivery
+from twisted_smtpguard.interfaces import (
+    ICheckableDelivery,
+    ICheckingDeliveryFactory,
+    IDelivery,
+    IIPFilterFactory,
+    ISelfTestingFilter,
+)
 
 LAST = "A start would find all that it opens, and no mistake."
 
@@ -98,10 +105,11 @@ def test_it_prints_no_password_and_no_key(here: Path) -> None:
         ("networks:/etc/n", "networks:/etc/n"),
         ("name=own:fail-open:networks:/etc/n", "name=own:fail-open:networks:/etc/n"),
         ("dnslist:geheim", "dnslist"),
+        ("dnsbl:geheim.bl.example;name=bl", "dnsbl"),
         ("name=own:fail-open:dnslist:geheim", "name=own:fail-open:dnslist"),
     ],
 )
-def test_the_argument_of_a_strangers_ip_filter_is_not_printed(text: str, shown: str) -> None:
+def test_the_argument_of_an_ip_filter_that_may_have_a_key_in_it_is_not_printed(text: str, shown: str) -> None:
     assert _shown(Setting("ip-filter", text)) == shown
 
 
@@ -308,3 +316,41 @@ def test_one_whose_name_is_unknown_is_an_error(here: Path) -> None:
     status, out, errors = twist("--check", "--deliver=smtp:tcp:mx.invalid:25", cwd=here)
     assert (status, out) == (64, "")
     assert errors.startswith("--deliver: smtp:tcp:mx.invalid:25: DNS lookup failed: ")
+
+
+# Filters of others.
+
+
+@implementer(ISelfTestingFilter)
+class Doubting(FakeFilter):
+    """Finds that something is missing, or is wrong."""
+
+    def __init__(self, argument: str) -> None:
+        super().__init__()
+        self._argument = argument
+
+    def self_test(self) -> str:
+        if self._argument == "wrong":
+            raise ValueError("the key is wrong")
+        return self._argument
+
+
+class DoubtingFactory:
+    name = "testing"
+    summary = argument_format = "A filter."
+
+    def make_filter(self, argument: str, reactor: object) -> Doubting:
+        return Doubting(argument)
+
+
+def test_a_filter_tells_what_is_missing_and_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    (here / "networks").write_text("")
+    monkeypatch.setattr(
+        plugins, "discover", lambda kind: [DoubtingFactory()] if kind is IIPFilterFactory else []
+    )
+    plain = ("--max-connections=9", "--deliver=discard", "--ip-filter=networks:networks")
+    assert warnings(checked(*plain, "--ip-filter=testing:")) == []
+    assert warnings(checked(*plain, "--ip-filter=name=own:testing:it is\x1baway")) == [r"own: it is\x1baway"]
+    assert refused(*plain, "--ip-filter=testing:wrong") == "--ip-filter: the key is wrong"

@@ -25,6 +25,10 @@ _CHAPTERS = {
     "IP filters": [
         "IIPFilter",
         "IExplainingFilter",
+        "IMeasuredFilter",
+        "FilterMetric",
+        "IAsksForKnownClients",
+        "ISelfTestingFilter",
         "IIPFilterFactory",
         "Verdict",
         "PASS",

@@ -28,7 +28,7 @@ from twisted_smtpguard import (
 )
 from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.engine.commands import COMMANDS
-from twisted_smtpguard.interfaces import ICounterStore
+from twisted_smtpguard.interfaces import FilterMetric, ICounterStore, IMeasuredFilter
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector
 from twisted_smtpguard.testing import FakeDelivery, FakeTransport
@@ -62,6 +62,27 @@ def test_what_happens_is_counted_by_name() -> None:
     assert found["session_seconds_count"] == 0
     other.disconnect()
     assert samples(guard)["session_seconds_count"] == 1
+
+
+@implementer(IMeasuredFilter)
+class Measured(FakeFilter):
+    def __init__(self, *metrics: FilterMetric) -> None:
+        super().__init__()
+        self.metrics = metrics
+
+
+def test_what_filters_count_is_added_by_name() -> None:
+    head = ("dns_answers", "Answers.", ("list", "outcome"))
+    one = FilterMetric(*head, {("a", "listed"): 2, ("b", "listed"): 1}, rises=True)
+    other = FilterMetric(*head, {("a", "listed"): 3, ("c", "listed"): 0}, rises=True)
+    up = FilterMetric("dns_up", "Whether.", ("list",), {("a",): 1})
+    found = samples(service_with(ip_filters=[FakeFilter(), Measured(one, up), Measured(other)]))
+    assert {name: number for name, number in found.items() if name.startswith("dns_")} == {
+        'dns_answers_total{list="a",outcome="listed"}': 5,
+        'dns_answers_total{list="b",outcome="listed"}': 1,
+        'dns_answers_total{list="c",outcome="listed"}': 0,
+        'dns_up{list="a"}': 1,
+    }
 
 
 def test_a_421_is_no_answer_about_a_recipient() -> None:

@@ -284,6 +284,16 @@ def test_what_is_in_dry_run_is_told_apart() -> None:
     assert answer["counts"][1]["dry_run"]
 
 
+def test_a_refusal_that_a_filter_has_in_dry_run_is_told_apart() -> None:
+    guard = Operated(ip_filters=[FakeFilter(refuse(rule="bl:127.0.0.2", dry_run=True))])
+    answer = asked(guard)
+    assert answer["outcome"] == "accepted"
+    assert [(row["reason"], row["rule"]) for row in answer["in_dry_run"]] == [("ip_filter", "bl:127.0.0.2")]
+    (row,) = [row for row in answer["filters"] if row["filter"] == "FakeFilter"]
+    assert (row["verdict"], row["dry_run"]) == ("refuse", True)
+    assert answer["would_help"] == []
+
+
 @implementer(ICounterStore)
 class AwayStore:
     lease_seconds = 0

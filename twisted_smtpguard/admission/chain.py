@@ -97,7 +97,9 @@ class FilterChain:
             self._events.measured.filters[entry.name, verdict].observe(seconds)
             if verdict == "trust":
                 return True
-            if refusal is not None:
+            if refusal is not None and verdict == "refuse" and answer.dry_run:
+                refusal.log(connection, self._events, self.limits, dry_run=True)
+            elif refusal is not None:
                 refusal.enforce(self._events, self.limits, connection, IP_FILTER)
         return False
 

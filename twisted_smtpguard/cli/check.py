@@ -17,11 +17,12 @@ from twisted.python.failure import Failure
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.cli.counterstore import check_counters, shown_counters
 from twisted_smtpguard.cli.helptext import OPTIONS, in_columns
-from twisted_smtpguard.cli.plugins import builtin_filters, shown_delivery
+from twisted_smtpguard.cli.plugins import shown_delivery
 from twisted_smtpguard.delivery.domains import AcceptedDomains
+from twisted_smtpguard.filters.networks import NetworksFactory
 from twisted_smtpguard.hooks.later import answer_of
 from twisted_smtpguard.inputs.escaping import escape_text
-from twisted_smtpguard.interfaces import ICheckableDelivery
+from twisted_smtpguard.interfaces import ICheckableDelivery, ISelfTestingFilter
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warn_of_setup, warnings_of_process
 from twisted_smtpguard.tls.doubts import OUT_OF_TIME, described
@@ -68,6 +69,12 @@ async def check(
             missing = await answer_of(delivery.check())
         if missing:
             warnings.append(escape_text(missing))
+    for setting, entry in zip(given["ip-filter"], service.factory.filters, strict=True):
+        if ISelfTestingFilter.providedBy(entry.filter):
+            with setting.blamed():
+                missing = await answer_of(ISelfTestingFilter(entry.filter).self_test())
+            if missing:
+                warnings.append(escape_text(f"{entry.name}: {missing}"))
     answers, away = await check_counters(service.factory.counting.store)
     lines += ["", answers] if answers else []
     warnings += [escape_text(away)] if away else []
@@ -83,8 +90,8 @@ def _shown(setting: Setting) -> str:
     if setting.option == "counters":
         return shown_counters(setting.text)
     if setting.option == "ip-filter" and (found := _FILTER.fullmatch(setting.text)):
-        ours = {factory.name for factory in builtin_filters()}
-        return setting.text if found[2] in ours else found[1]
+        # The argument of another filter may have a key in it.
+        return setting.text if found[2] == NetworksFactory.name else found[1]
     return setting.text
 
 

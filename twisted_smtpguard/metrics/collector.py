@@ -20,7 +20,7 @@ from prometheus_client.core import (
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import IReportsHealth
+from twisted_smtpguard.interfaces import FilterMetric, IMeasuredFilter, IReportsHealth
 from twisted_smtpguard.limits.limits import Limits, dry_runnable
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.log.measurements import Histogram
@@ -121,6 +121,23 @@ class GuardCollector:
         yield _histogram("delivery_seconds", text, ("hook", "outcome"), hooks)
         text = "How long IP filters took to answer."
         yield _histogram("filter_seconds", text, ("filter", "verdict"), measured.filters)
+        yield from self._of_filters()
+
+    def _of_filters(self) -> Iterator[Metric]:
+        """What filters count themselves. Those of one name are added."""
+        found: dict[str, FilterMetric] = {}
+        for entry in self._guard.factory.filters:
+            measured = entry.filter
+            for each in IMeasuredFilter(measured).metrics if IMeasuredFilter.providedBy(measured) else ():
+                known = found[each.name].values if each.name in found else {}
+                sums = {key: known.get(key, 0) + each.values.get(key, 0) for key in {**known, **each.values}}
+                found[each.name] = each._replace(values=sums)
+        for each in found.values():
+            kind = CounterMetricFamily if each.rises else GaugeMetricFamily
+            family = kind(_PREFIX + each.name, each.text, labels=each.labels)
+            for key, value in each.values.items():
+                family.add_metric(key, value)
+            yield family
 
     def _upstream(self) -> Iterator[Metric]:
         delivery = self._guard.factory.context.delivery

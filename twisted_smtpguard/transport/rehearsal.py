@@ -189,6 +189,7 @@ class _Asked:
     def _note(self, verdict: Any) -> Any:
         if isinstance(verdict, Verdict):
             self.row["verdict"] = verdict.kind
+            self.row["dry_run"] = self.row["dry_run"] or verdict.dry_run
             if verdict.rule:
                 self.row["rule"] = _shown(verdict.rule)
             if verdict.reply is not None:
