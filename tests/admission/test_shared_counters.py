@@ -502,5 +502,5 @@ def test_a_connection_that_a_filter_judges_while_the_cap_is_set_counts_against_i
     store.calls.clear()
     slow.asked[0].callback(PASS)
     assert client.codes("QUIT") == [220, 221]
-    places = ("max_connections_per_client", "max_connections")[not per_client :]
+    places = ("max_connections", "max_connections_per_client")[: 1 + bool(per_client)]
     assert store.calls == [("take", "max_connections"), ("give_back", *places)]

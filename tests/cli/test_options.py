@@ -20,7 +20,7 @@ from twisted.python.usage import UsageError
 
 from twisted_smtpguard.cli.options import Options, make_service
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
-from twisted_smtpguard.limits.units import COUNT, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
+from twisted_smtpguard.limits.units import COUNT, FACTOR, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -33,6 +33,7 @@ WRONG = {
     RATE: "a rate such as 60/60, which is 60 in 60 seconds, or 0 is expected, not 'abc'",
     SECONDS: "a time such as 300, 1.5 or 5m is expected, not 'abc'",
     FLAG: "yes or no is expected, not 'abc'",
+    FACTOR: "a whole number from 1 to 1000 is expected, not 'abc'",
 }
 
 
@@ -48,6 +49,12 @@ def wrong_value(spec: LimitSpec) -> str:
     if spec.unit.choices:
         return f"one of {', '.join(spec.unit.choices)} is expected, not 'abc'"
     longest = 32 if spec.name.startswith("ipv4") else 128
+    if spec.name in ("ipv4_networks", "ipv6_networks"):
+        longest, example = (31, "24,16") if spec.name.startswith("ipv4") else (127, "56,48")
+        lengths = (
+            f"at most 4 prefix lengths from 1 to {longest}, each below the one before, such as {example}"
+        )
+        return f"{lengths}, or 0 is expected, not 'abc'"
     of_unit = {unit.name: text for unit, text in WRONG.items()}
     return of_unit.get(spec.unit.name, f"a prefix length from 1 to {longest} is expected, not 'abc'")
 
@@ -250,6 +257,31 @@ def test_whatever_a_file_says_it_is_understood_or_told_in_one_line(
         assert "\n" not in str(error)
     else:
         assert isinstance(options.limits, Limits)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "ipv6-networks = 64,48",
+            "line 1: ipv6-networks: prefix lengths below 64, which is that of a client, are expected, not '64,48'",
+        ),
+        (
+            "ipv4-networks = 24\nipv4-client-prefix = 20",
+            "line 1: ipv4-networks: prefix lengths below 20, which is that of a client, are expected, not '24'",
+        ),
+    ],
+)
+def test_a_network_that_is_not_wider_than_a_client_is_a_mistake(
+    text: str, told: str, config: Callable[[str], str]
+) -> None:
+    path = config(text)
+    assert mistake("--config", path) == f"--config {path} {told}"
+
+
+def test_a_network_of_a_profile_that_is_not_wider_than_a_client_is_no_mistake() -> None:
+    options = parsed("--profile", "edge", "--ipv6-client-prefix", "56")
+    assert options.limits.networks(6) == (48,)
 
 
 # Mistakes on the command line.

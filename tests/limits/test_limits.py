@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 from reference_pages import assert_rows, row_of_limit
@@ -14,6 +16,9 @@ from twisted_smtpguard.limits.units import NO_RATE, Rate
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+
+LENGTHS_IPV4 = "must be at most 4 prefix lengths from 1 to 31"
+LENGTHS_IPV6 = "must be at most 4 prefix lengths from 1 to 127"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,17 @@ each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
         ("connection_rate", Rate(1.5, 60), "must be a whole number of events in a number of seconds"),  # type: ignore[arg-type]
         ("ipv4_client_prefix", 0, "must be a whole number from 1 to 32"),
         ("ipv6_client_prefix", 129, "must be a whole number from 1 to 128"),
+        ("ipv4_networks", 24, f"{LENGTHS_IPV4}, each below the one before"),
+        ("ipv4_networks", (32,), f"{LENGTHS_IPV4}, each below the one before"),
+        ("ipv4_networks", (24, True), f"{LENGTHS_IPV4}, each below the one before"),
+        ("ipv6_networks", (48, 56), f"{LENGTHS_IPV6}, each below the one before"),
+        ("ipv6_networks", (56, 56), f"{LENGTHS_IPV6}, each below the one before"),
+        ("ipv6_networks", (56, 48, 40, 32, 24), f"{LENGTHS_IPV6}, each below the one before"),
+        ("ipv6_networks", "48", f"{LENGTHS_IPV6}, each below the one before"),
+        ("ipv6_networks", None, f"{LENGTHS_IPV6}, each below the one before"),
+        ("network_factor", 0, "must be a whole number from 1 to 1000"),
+        ("network_factor", 1001, "must be a whole number from 1 to 1000"),
+        ("network_factor", 1.5, "must be a whole number from 1 to 1000"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(
@@ -68,6 +84,9 @@ def test_limits_are_frozen() -> None:
         ("recipient_rate", NO_RATE),
         ("ipv4_client_prefix", 32),
         ("ipv6_client_prefix", 64),
+        ("ipv4_networks", ()),
+        ("ipv6_networks", ()),
+        ("network_factor", 3),
         ("max_tracked_clients", 100_000),
         ("ip_filter_timeout", 10),
         ("early_talker", "log"),
@@ -106,6 +125,8 @@ EDGE = {
     "max_connections": 2000,
     "max_connections_per_client": 20,
     "connection_rate": Rate(60, 60),
+    "ipv4_networks": (24,),
+    "ipv6_networks": (56, 48),
     "early_talker": "refuse",
     "greet_delay": 2,
     "max_tls_handshakes": 500,
@@ -136,6 +157,45 @@ def test_there_is_no_other_profile() -> None:
 
 def test_a_rate_of_0_is_no_limit() -> None:
     assert Limits(connection_rate=0).connection_rate == NO_RATE
+
+
+# Networks of clients.
+
+
+@pytest.mark.parametrize("given", [0, (), []])
+def test_an_application_writes_no_networks_as_0_or_as_nothing(given: Any) -> None:
+    assert Limits(ipv6_networks=given).ipv6_networks == ()
+
+
+def test_an_application_may_give_a_list_of_networks() -> None:
+    assert Limits(ipv6_networks=[56, 48]).ipv6_networks == (56, 48)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("key", "times"),
+    [
+        ("", 1),
+        ("unix", 1),
+        ("192.0.2.1", 1),
+        ("192.0.2.0/24", 3),
+        ("192.0.0.0/16", 9),
+        ("2001:db8::/64", 1),
+        ("2001:db8::/56", 3),
+        ("2001:db8::/48", 9),
+        ("2001:db8::/32", 27),
+        ("2001:d00::/24", 1),
+    ],
+)
+def test_each_wider_network_is_allowed_the_factor_of_the_next_narrower_one(key: str, times: int) -> None:
+    limits = Limits(ipv4_networks=(24, 16), ipv6_networks=(56, 48, 32), connection_rate=Rate(5, 60))
+    assert limits.of_client("connection_rate", key) == Rate(5 * times, 60)
+    assert Limits(ipv6_networks=(56,), network_factor=1).times("2001:db8::/56") == 1
+
+
+def test_a_network_that_is_not_wider_than_a_client_limits_nothing() -> None:
+    limits = Limits.for_profile("edge", ipv4_client_prefix=24, ipv6_client_prefix=56)
+    assert (limits.networks(4), limits.networks(6)) == ((), (48,))
+    assert [limits.times(key) for key in ("192.0.2.0/24", "2001:db8::/56", "2001:db8::/48")] == [1, 1, 3]
 
 
 @pytest.mark.parametrize(

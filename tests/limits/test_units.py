@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard.limits.units import (
+    FACTOR,
     NO_RATE,
     Rate,
     format_octets,
@@ -17,6 +18,7 @@ from twisted_smtpguard.limits.units import (
     parse_rate,
     parse_seconds,
     prefix_length,
+    prefix_lengths,
 )
 
 NO_NUMBER = [
@@ -175,3 +177,41 @@ def test_a_prefix_length_counts_leading_bits(text: str) -> None:
 def test_nothing_else_is_a_prefix_length(text: str) -> None:
     with pytest.raises(ValueError, match=r"^a prefix length from 1 to 32 is expected$"):
         prefix_length(32).parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [
+        ("0", ()),
+        ("24", (24,)),
+        ("56,48", (56, 48)),
+        ("56, 48", (56, 48)),
+        ("127,64,48,1", (127, 64, 48, 1)),
+    ],
+)
+def test_prefix_lengths_stand_with_commas_between_them_and_0_is_none(
+    text: str, lengths: tuple[int, ...]
+) -> None:
+    unit = prefix_lengths(127, "56,48")
+    assert unit.parse(text) == lengths
+    assert unit.parse(unit.format(lengths)) == lengths
+
+
+@pytest.mark.parametrize(
+    "text", ["", "48,56", "48,48", "128", "64,0", "0,0", "/48", "48,", "-1", "9999", "5,4,3,2,1", "48 32"]
+)
+def test_nothing_else_is_prefix_lengths(text: str) -> None:
+    expected = "at most 4 prefix lengths from 1 to 127, each below the one before, such as 56,48, or 0 is"
+    with pytest.raises(ValueError, match=rf"^{expected} expected$"):
+        prefix_lengths(127, "56,48").parse(text)
+
+
+@pytest.mark.parametrize("text", ["1", "3", "1000"])
+def test_a_factor_is_a_whole_number_and_at_least_1(text: str) -> None:
+    assert FACTOR.parse(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1001", "1.5", "-1", "3x", "9" * 5000])
+def test_nothing_else_is_a_factor(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^a whole number from 1 to 1000 is expected$"):
+        FACTOR.parse(text)

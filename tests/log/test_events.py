@@ -130,6 +130,7 @@ def _reject(to: Events) -> None:
         tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
         ip_filter="lookup",
         rule="192.0.2.0/24",
+        network="192.0.2.0/24",
         limit=100,
         value=101,
         reply=Reply(452, "4.2.2", ("Full",), said="452 4.2.2 Full"),

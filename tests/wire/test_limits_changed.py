@@ -166,6 +166,41 @@ def _prefix_of_ipv6(guard: Guard) -> Iterator[None]:
     assert comes(guard, "2001:db8:0:3::1") == 421
 
 
+@case({"max_connections_per_client": 1, "network_factor": 2}, {"ipv4_networks": (24,)})
+def _networks(guard: Guard) -> Iterator[None]:
+    clients = [guard.connect(f"192.0.2.{number}") for number in (1, 2, 3)]
+    yield
+    assert [client.codes("NOOP")[-1] for client in clients] == [250] * 3
+    assert comes(guard, "192.0.2.4") == 421
+    assert comes(guard, "192.0.3.4") == 220
+    for client in clients[:2]:
+        client.disconnect()
+    assert [comes(guard, f"192.0.2.{number}") for number in (4, 5)] == [220, 421]
+
+
+@case(
+    {"message_rate": Rate(1, 60), "network_factor": 2, "ipv6_networks": (56,)},
+    {"ipv6_networks": (48,)},
+)
+def _networks_of_ipv6(guard: Guard) -> Iterator[None]:
+    clients = [guard.greeted(f"2001:db8:0:{number}00::1") for number in range(4)]
+    assert [client.codes(ENVELOPE[0])[-1] for client in clients[:2]] == [250] * 2
+    yield
+    assert [client.codes("RSET", ENVELOPE[0])[-1] for client in clients] == [450, 450, 250, 250]
+    assert guard.greeted("2001:db8:0:400::1").codes(ENVELOPE[0]) == [450]
+
+
+@case({"max_connections_per_client": 1, "ipv4_networks": (24,), "network_factor": 3}, {"network_factor": 2})
+def _network_factor(guard: Guard) -> Iterator[None]:
+    clients = [guard.connect(f"192.0.2.{number}") for number in (1, 2, 3, 4)]
+    assert [client.closed for client in clients] == [False] * 3 + [True]
+    yield
+    clients[0].disconnect()
+    assert comes(guard, "192.0.2.5") == 421
+    clients[1].disconnect()
+    assert comes(guard, "192.0.2.5") == 220
+
+
 @case({"connection_rate": Rate(1, 60), "max_tracked_clients": 3}, {"max_tracked_clients": 1})
 def _tracked(guard: Guard) -> Iterator[None]:
     assert [comes(guard, f"192.0.2.{n}") for n in (1, 2, 3)] == [220] * 3

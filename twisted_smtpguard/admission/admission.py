@@ -10,7 +10,13 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
-from twisted_smtpguard.admission.clients import PER_CLIENT, TOTAL, ClientLimits, Place, place
+from twisted_smtpguard.admission.clients import (
+    PER_CLIENT,
+    TOTAL,
+    ClientLimits,
+    Place,
+    total_place,
+)
 from twisted_smtpguard.admission.pendingconnection import PendingConnection
 from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
@@ -49,14 +55,15 @@ class Admission:
         """Swap the limits, those of the filters too. The ClientLimits have them already."""
         self._limits = self.chain.limits = limits
         self._rate = self._clients.rate("connection_rate")
-        self._total = [TOTAL] if self._counting.shared and limits.max_connections else []
-        self._places = [*self._total, *([PER_CLIENT] if limits.max_connections_per_client else [])]
-        self._enforced = {name: limits.enforced(name) for name in (TOTAL, PER_CLIENT)}
+        self._per_client = self._clients.limit(PER_CLIENT)
+        self._total: tuple[Wanted, ...] = ()
+        if self._counting.shared and limits.max_connections:
+            self._total = (total_place(limits.enforced(TOTAL)),)
         self._some_are_tried = not limits.dry_run.isdisjoint(_REPLIES)
         self._see_whether_asking_is_needed()
 
     def _see_whether_asking_is_needed(self) -> None:
-        self.asks_nothing = not (self.chain.entries or self._places or self._rate)
+        self.asks_nothing = not (self.chain.entries or self._total or self._per_client or self._rate)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
     def count_admitted(self, connection: PendingConnection) -> None:
@@ -65,8 +72,8 @@ class Admission:
         if connection.gone:
             return
         if connection.place is None:
-            connection.place = Place(self._counting, connection.key, ())
-        connection.place.take_all(self._total if connection.trusted else self._places)
+            connection.place = Place(self._counting, connection.key)
+        connection.place.take_all(self._total, None if connection.trusted else self._per_client)
 
     def decide(self, connection: PendingConnection) -> Refusal | Deferred[Refusal | None] | None:
         """The refusal of the connection; None if it is admitted, trusted or not. A Deferred of that if a filter or the
@@ -104,53 +111,63 @@ class Admission:
     def _uncount(self, connection: PendingConnection) -> None:
         """Undo the count of a connection against the limits of its client, which turned out to be trusted."""
         if connection.place is not None:
-            connection.place.give_back_one(PER_CLIENT)
+            connection.place.give_back_of_client()
         if self._rate is not None:
-            self._counting.give_back([self._rate.wanted(connection.key)])
+            self._counting.give_back(self._rate.wanted(connection.key))
 
     def _count(self, connection: PendingConnection, *, trusted: bool = False) -> Deferred[None] | None:
-        """Take a place of all connections and, unless the client is trusted, of its own, and count it against its rate.
-        Returns a Deferred if the store answers later. NotAdmitted, at once or later: the connection exceeds a limit,
-        and nothing was taken."""
-        key, rate, places = connection.key, self._rate, self._places
-        if trusted:
-            rate, places = None, self._total
-        wanted = [place(each, key, self._enforced[each]) for each in places]
-        if rate is not None:
-            wanted.append(rate.wanted(key))
+        """Take a place of all connections and, unless the client is trusted, those of the client, and count it against
+        its rate. Returns a Deferred if the store answers later. NotAdmitted, at once or later: the connection exceeds a
+        limit, and nothing was taken."""
+        wanted, total, per_client = self._total, self._total, None
+        if not trusted:
+            per_client, rate, key = self._per_client, self._rate, connection.key
+            if per_client is not None:
+                wanted += per_client.wanted(key)
+            if rate is not None:
+                wanted += rate.wanted(key)
         if not wanted:
             return None
+        place = Place(self._counting, connection.key, total, per_client)
         counts = self._counting.take(wanted)
         if isinstance(counts, Deferred):
-            return counts.addCallback(partial(self._counted, connection, wanted, places, self._limits))
-        self._counted(connection, wanted, places, self._limits, counts)
+            return counts.addCallback(partial(self._counted, connection, wanted, place, self._limits))
+        self._counted(connection, wanted, place, self._limits, counts)
         return None
 
     def _counted(
         self,
         connection: PendingConnection,
         wanted: Sequence[Wanted],
-        places: Sequence[str],
+        place: Place,
         limits: Limits,
         counts: Sequence[int],
     ) -> None:
-        """Called with the answer of the store. `limits` are those by which it was asked: they may have changed."""
+        """Called with the answer of the store. `place` has been taken if all fits. `limits` are those by which it was
+        asked: they may have changed."""
         if fits(wanted, counts):
-            if TOTAL in places:
+            if wanted[0].counter == TOTAL:
                 self.of_all = counts[0]
-            connection.place = Place(self._counting, connection.key, places)
+            connection.place = place
             if connection.gone:
-                connection.place.give_back()
+                place.give_back()
                 raise CancelledError
             if not self._some_are_tried:
                 return
+        told = ""
         for each, count in zip(wanted, counts, strict=True):
-            name = each.counter
-            limit = getattr(limits, name)
-            most = limit.events if each.seconds else limit
-            # If one limit refuses, none that is in dry run has been reached by this connection.
-            if count > most and (each.limit or connection.place is not None):
-                refusal = refusal_of(_REPLIES[name], count)
+            name, most = each.counter, each.limit
+            if not most:
+                # It is in dry run. If another limit refuses the connection, it has not reached this one. It is told
+                # once, however many networks have reached it.
+                if connection.place is None or name == told:
+                    continue
+                limit = limits.of_client(name, each.client)
+                most = limit.events if each.seconds else limit
+            if count > most:
+                told = name
+                network = "" if each.client in ("", connection.key) else each.client
+                refusal = refusal_of(_REPLIES[name], count, network)
                 refusal.enforce(self._events, limits, connection, name)
 
 

@@ -1,17 +1,24 @@
-"""The limits per client, which apply to all its connections together."""
+"""The limits per client: what all its connections together, and the networks in which it is, may hold and do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from socket import AF_INET, AF_INET6, inet_ntop
+from functools import lru_cache, partial
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import Any, NamedTuple, TypeAlias
 
-from twisted_smtpguard.counters.counting import Count, Counting, LookingCounting
+from twisted.internet.defer import Deferred
+
+from twisted_smtpguard.counters.counting import Counting, LookingCounting
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.values import Address, Wanted
 
 TOTAL, PER_CLIENT = "max_connections", "max_connections_per_client"
 """The counters of the places that a connection takes."""
+
+_KEPT = 1024
+"""For so many clients the networks are kept, since making them takes longer than counting in them."""
 
 
 class ClientLimits:
@@ -26,68 +33,152 @@ class ClientLimits:
         limits = self.limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
+    def limit(self, name: str) -> ClientLimit | None:
+        """The limit `name`, a field of Limits; None if there is no such limit."""
+        return ClientLimit(self.limits, name) if getattr(self.limits, name) else None
+
     def rate(self, name: str) -> ClientRate | None:
         """The rate limit `name`, a field of Limits; None if there is no such limit."""
-        rate: Rate = getattr(self.limits, name)
-        return (
-            ClientRate(self.counting, name, rate, enforced=bool(self.limits.enforced(name))) if rate else None
-        )
+        return ClientRate(self.limits, name, self.counting) if getattr(self.limits, name) else None
 
 
-class ClientRate:
+class ClientLimit:
+    """One of the limits per client, which holds for the client, and for each network in which it is."""
+
+    __slots__ = ("_limits", "most", "name", "networks", "seconds", "wanted")
+
+    def __init__(self, limits: Limits, name: str) -> None:
+        self.name = name
+        self._limits = limits
+        value: int | Rate = getattr(limits, name)
+        self.most = value.events if isinstance(value, Rate) else value
+        """What one client may have or do."""
+        self.seconds = value.seconds if isinstance(value, Rate) else 0
+        self.networks = (limits.networks(4), limits.networks(6))
+        """The leading bits of the networks, for each IP version."""
+        alone = partial(Wanted, name, limit=self._limit_of(""), seconds=self.seconds)
+        self.wanted: Callable[[str], tuple[Wanted, ...]] = lambda key: (alone(key),)
+        """What one more connection or event of the client with a key wants of the counter store: first for the client,
+        then for its networks, the narrowest first."""
+        if any(self.networks):
+            self.wanted = lru_cache(_KEPT)(self._wanted_at_all_widths)
+
+    def _limit_of(self, key: str) -> int:
+        value = 0 if self.name in self._limits.dry_run else self._limits.of_client(self.name, key)
+        return value.events if isinstance(value, Rate) else value
+
+    def _wanted_at_all_widths(self, key: str) -> tuple[Wanted, ...]:
+        keys = (key, *networks_of(key, *self.networks))
+        return tuple(Wanted(self.name, each, self._limit_of(each), self.seconds) for each in keys)
+
+
+class Exceeded(NamedTuple):
+    """What a network has had of a rate limit, which is too much."""
+
+    events: int
+    network: str
+
+
+Answer: TypeAlias = int | Exceeded
+"""How many events the window of a client has with one more; or what the network has that has exceeded the limit."""
+
+
+class ClientRate(ClientLimit):
     """One of the rate limits per client: at most `most` events in each window."""
 
-    __slots__ = ("_limit", "_seconds", "count", "most", "name")
+    __slots__ = ("_take", "count")
 
-    def __init__(
-        self, counting: Counting | LookingCounting, name: str, rate: Rate, *, enforced: bool
-    ) -> None:
-        self.name = name
-        self.most = rate.events
-        self._limit = rate.events if enforced else 0
-        self._seconds = rate.seconds
-        self.count: Callable[[str], Count] = counting.one_event(name, self._limit, rate.seconds)
-        """Counts an event of the client with a key, and returns how many its window has, this one included. One above
-        `most` is not counted, unless the limit is in dry run."""
+    def __init__(self, limits: Limits, name: str, counting: Counting | LookingCounting) -> None:
+        super().__init__(limits, name)
+        self._take = counting.take
+        self.count: Callable[[str], Any] = self._count_at_all_widths
+        """Counts an event of the client with a key, and returns an Answer, or a Deferred of it. An event above the
+        limit, of the client or of a network, is counted nowhere, unless the limit is in dry run."""
+        limit = self._limit_of("")
+        if not any(self.networks):
+            self.count = counting.one_event(name, limit, self.seconds)
+        elif limit:
+            quicker = counting.events(name, self.seconds, self.wanted, self._answer)
+            self.count = quicker or self.count
 
-    def wanted(self, key: str) -> Wanted:
-        """One more event of the client with this key."""
-        return Wanted(self.name, key, self._limit, self._seconds)
+    def _count_at_all_widths(self, key: str) -> Answer | Deferred[Answer]:
+        wanted = self.wanted(key)
+        counts = self._take(wanted)
+        if isinstance(counts, Deferred):
+            return counts.addCallback(partial(self._answer, wanted))
+        return self._answer(wanted, counts)
+
+    def _answer(self, wanted: Sequence[Wanted], counts: Sequence[int]) -> Answer:
+        own = counts[0]
+        if own <= self.most:
+            for each, count in zip(wanted, counts, strict=True):
+                # The limit of the store is 0 in dry run.
+                if count > (each.limit or self._limits.of_client(self.name, each.client).events):
+                    return Exceeded(count, each.client)
+        return own
 
 
 class Place:
-    """The places that one connection holds of `counters`. They are given back exactly once."""
+    """The places that one connection holds: one of all connections if it holds `total`, and those by `per_client`, a
+    limit. They are given back exactly once."""
 
-    __slots__ = ("_counters", "_counting", "_key")
+    __slots__ = ("_counting", "_key", "_per_client", "_total")
 
-    def __init__(self, counting: Counting | LookingCounting, key: str, counters: Sequence[str]) -> None:
+    def __init__(
+        self,
+        counting: Counting | LookingCounting,
+        key: str,
+        total: Sequence[Wanted] = (),
+        per_client: ClientLimit | None = None,
+    ) -> None:
         self._counting = counting
         self._key = key
-        self._counters = counters
+        self._total = total
+        self._per_client = per_client
 
-    def take_all(self, counters: Sequence[str]) -> None:
-        """Take those places of `counters` that are not held, whatever their limits say."""
-        wanted = [place(each, self._key) for each in counters if each not in self._counters]
+    def take_all(self, total: Sequence[Wanted], per_client: ClientLimit | None) -> None:
+        """Take those of these places that are not held, whatever their limits say."""
+        wanted: list[Wanted] = []
+        if total and not self._total:
+            self._total = total
+            wanted += total
+        if per_client is not None:
+            held, self._per_client = self._per_client, per_client
+            if held is None or held.networks != per_client.networks:
+                before = () if held is None else held.wanted(self._key)
+                now = per_client.wanted(self._key)
+                wanted += _others(now, before)
+                self._give_back(_others(before, now))
         if wanted:
-            self._counters = [*self._counters, *(each.counter for each in wanted)]
-            self._counting.add(wanted)
+            self._counting.add([each._replace(limit=0) for each in wanted])
 
     def give_back(self) -> None:
         """Give back all places that are held. May be called twice."""
-        given, self._counters = self._counters, ()
+        given = *self._total, *self._of_client()
+        self._total, self._per_client = (), None
+        self._give_back(given)
+
+    def give_back_of_client(self) -> None:
+        """Give back the places that the client holds, if there are any."""
+        given, self._per_client = self._of_client(), None
+        self._give_back(given)
+
+    def _of_client(self) -> Sequence[Wanted]:
+        return () if self._per_client is None else self._per_client.wanted(self._key)
+
+    def _give_back(self, given: Sequence[Wanted]) -> None:
         if given:
-            self._counting.give_back([place(each, self._key) for each in given])
-
-    def give_back_one(self, counter: str) -> None:
-        """Give back the place of `counter`, if it is held."""
-        if counter in self._counters:
-            self._counters = [each for each in self._counters if each != counter]
-            self._counting.give_back([place(counter, self._key)])
+            self._counting.give_back(given)
 
 
-def place(counter: str, key: str, limit: int = 0) -> Wanted:
-    """A place of `counter` for the client with this key."""
-    return Wanted(counter, "" if counter == TOTAL else key, limit)
+def _others(some: Sequence[Wanted], known: Sequence[Wanted]) -> list[Wanted]:
+    clients = {each.client for each in known}
+    return [each for each in some if each.client not in clients]
+
+
+def total_place(limit: int = 0) -> Wanted:
+    """One of the places of all connections."""
+    return Wanted(TOTAL, "", limit)
 
 
 UNIX = "unix"
@@ -109,6 +200,21 @@ def client_key(address: Address | None, ipv4_bits: int, ipv6_bits: int) -> str:
         family, length, bits = AF_INET6, 128, ipv6_bits
     if bits == length:
         return inet_ntop(family, number.to_bytes(length // 8, "big"))
+    return _network(family, length, number, bits)
+
+
+def networks_of(key: str, ipv4_bits: Sequence[int], ipv6_bits: Sequence[int]) -> tuple[str, ...]:
+    """The keys of the networks with so many leading bits in which the client with this key is: `192.0.2.0/24`. One that
+    is not wider than the client is left out."""
+    host, _, own_bits = key.partition("/")
+    if key == UNIX:
+        return ()
+    family, length, widths = (AF_INET6, 128, ipv6_bits) if ":" in host else (AF_INET, 32, ipv4_bits)
+    octets = inet_pton(family, host)
+    number, most = int.from_bytes(octets, "big"), int(own_bits or length)
+    return tuple(_network(family, length, number, bits) for bits in widths if bits < most)
+
+
+def _network(family: int, length: int, number: int, bits: int) -> str:
     rest = length - bits
-    network = number >> rest << rest
-    return f"{inet_ntop(family, network.to_bytes(length // 8, 'big'))}/{bits}"
+    return f"{inet_ntop(family, (number >> rest << rest).to_bytes(length // 8, 'big'))}/{bits}"

@@ -115,6 +115,10 @@ class Options(usage.Options):
             spec.name: self._value(spec.option, spec.unit.parse) for spec in _LIMITS if given[spec.option]
         }
         self.limits = Limits.for_profile(self.profile, dry_run=frozenset[str]().union(*dry_run), **numbers)
+        for option in ("ipv4-networks", "ipv6-networks"):
+            for setting in given[option][-1:]:
+                with setting.blamed(f", not {setting.text!r}"):
+                    self.limits.check_networks(option.replace("-", "_"))
         self.hostname = self._value("hostname", parse_hostname) or settings.own_name()
         given["hostname"] = given["hostname"] or [Setting("hostname", self.hostname, DEFAULT)]
         if not (given["listen"] or given["listen-tls"]):

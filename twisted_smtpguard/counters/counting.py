@@ -132,6 +132,18 @@ class Counting:
             return self.store.one_event(counter, limit, seconds)
         return partial(_one_event, self, counter, limit, seconds)
 
+    def events(
+        self,
+        counter: str,
+        seconds: float,
+        wanted_of: Callable[[str], Sequence[Wanted]],
+        refused: Callable[[Sequence[Wanted], Sequence[int]], Any],
+    ) -> Callable[[str], Any] | None:
+        """As `LocalCounterStore.events`; None: there is another store, and `take()` is as quick."""
+        if self._own is None and isinstance(self.store, LocalCounterStore):
+            return self.store.events(counter, seconds, wanted_of, refused)
+        return None
+
     def add(self, places: Sequence[Wanted]) -> None:
         """Take places that have no limit. They count at once, and may be given back before the store has answered."""
         if self._own is None:
@@ -332,6 +344,9 @@ class LookingCounting:
     def one_event(self, counter: str, limit: int, seconds: float) -> Callable[[str], Count]:
         """As `Counting.one_event`, but nothing is taken."""
         return partial(_one_event, self, counter, limit, seconds)
+
+    def events(self, *_: object) -> None:
+        """Nothing is quicker than `take()`."""
 
     def add(self, places: Sequence[Wanted]) -> None:
         """Nothing is taken."""

@@ -109,6 +109,40 @@ class LocalCounterStore(InMemoryStore):
 
         return count
 
+    def events(
+        self,
+        counter: str,
+        seconds: float,
+        wanted_of: Callable[[str], Sequence[Wanted]],
+        refused: Callable[[Sequence[Wanted], Sequence[int]], Any],
+    ) -> Callable[[str], Any]:
+        """A function that takes, for a client, the events that `wanted_of(client)` gives, one of each, which all have
+        limits, or none. It returns the count of the first; if none was taken, `refused()` of what was wanted and the
+        counts. It takes half as long as `take()`."""
+        table, now_is = self._tables[counter], self._seconds
+        max_clients = self.max_clients or math.inf
+
+        def count(client: str) -> Any:
+            now, wanted = now_is(), wanted_of(client)
+            # The first is the last, so that its window is at hand in the end.
+            for _, key, limit, _, _ in reversed(wanted):
+                window = table.get(key, _NO_WINDOW)
+                if 0 <= now - window.real < seconds:
+                    window += _ONE_EVENT
+                else:
+                    window = _new_window(window, 1, now)
+                if window.imag > limit:
+                    clients = [each.client for each in wanted]
+                    self._put_back(wanted[clients.index(key) + 1 :])
+                    return refused(wanted, self._refused(wanted))
+                table[key] = window
+                table.move_to_end(key)
+            while len(table) > max_clients:
+                table.popitem(last=False)
+            return int(window.imag)
+
+        return count
+
     def give_back(self, owner: str, taken: Iterable[Wanted]) -> None:
         """Give back what was taken. What belongs to a client that was forgotten meanwhile changes nothing."""
         self._put_back(taken)

@@ -201,6 +201,8 @@ class Connection:
     """The user name in the last AUTH."""
     value: float | None = None
     """The value that exceeded a limit, for the log."""
+    network: str = ""
+    """The network of the client that has exceeded it, for the log; "" for the client itself."""
     invalid_commands: int = 0
     rejected_recipients: int = 0
     errors: int = 0

@@ -45,7 +45,7 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE and not deferred
     if is_error or (is_junk and _too_much_junk(engine)):
         engine.errors += 1
-    engine.value = None
+    engine.value, engine.network = None, ""
     after = _closing_reply(engine)
     if after is not None:
         log(engine, replies.reason_of(after), after)
@@ -82,16 +82,19 @@ def _too_much_junk(engine: Connection) -> bool:
     return over and enforces(engine, "max_junk_commands", engine.junk, once=True)
 
 
-def enforces(engine: Connection, limit: str, value: float | None = None, *, once: bool = False) -> bool:
+def enforces(
+    engine: Connection, limit: str, value: float | None = None, *, network: str = "", once: bool = False
+) -> bool:
     """Whether `limit`, which `value` has exceeded, is enforced. If it is in dry run, False, and that is logged: only
-    the first time in a session with `once`, for limits that would have ended it."""
-    engine.value = value
+    the first time in a session with `once`, for limits that would have ended it. `network`: that of the client has
+    exceeded it, and not the client itself."""
+    engine.value, engine.network = value, network
     if limit not in engine.context.limits.dry_run:
         return True
     if not (once and limit in engine.dry_run_logged):
         engine.dry_run_logged |= {limit}
         log(engine, limit, dry_run=True)
-    engine.value = None
+    engine.value, engine.network = None, ""
     return False
 
 
@@ -128,7 +131,8 @@ def log(
         helo=engine.helo,
         tls=engine.tls,
         reply=reply,
-        limit=engine.context.limits.shown(reason),
+        network=engine.network,
+        limit=engine.context.limits.shown(reason, engine.network),
         value=engine.value,
         command=verb or unknown.decode("ascii"),
         parameter=parameter,

@@ -29,6 +29,8 @@ class Refusal:
     ip_filter: str = ""
     rule: str = ""
     """The rule of the filter that matched, in the filter's words."""
+    network: str = ""
+    """The network of the client that has exceeded the limit; "" if it is the client itself, or no limit per client."""
 
     def log(
         self, arrival: Any, events: Any, limits: Limits, *, dry_run: bool = False, value: int | None = None
@@ -43,8 +45,9 @@ class Refusal:
             listener=arrival.listener,
             ip_filter=self.ip_filter,
             rule=self.rule,
+            network=self.network,
             reply=None if dry_run else self.reply,
-            limit=limits.shown(self.reason),
+            limit=limits.shown(self.reason, self.network),
             value=self.value if value is None else value,
             hint=replies.hint_of(self.reason, arrival.peer_name),
         )
@@ -56,6 +59,6 @@ class Refusal:
         self.log(arrival, events, limits, dry_run=True)
 
 
-def refusal_of(reply: Reply, value: int | None = None) -> Refusal:
+def refusal_of(reply: Reply, value: int | None = None, network: str = "") -> Refusal:
     """The refusal with `reply`, one of the catalogue, which also gives the log reason."""
-    return Refusal(reply, replies.reason_of(reply), value)
+    return Refusal(reply, replies.reason_of(reply), value, network=network)

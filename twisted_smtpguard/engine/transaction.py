@@ -170,7 +170,7 @@ def _over_rate(
 ) -> Reply | None:
     """Refuse the command with `exceeded` if the client is above its rate over all sessions, else call `go_on`.
 
-    `count` is the client's count, which may come later. Returns the reply, or None if it comes later.
+    `count` is the answer of `ClientRate.count()`, which may come later. Returns the reply, or None if it comes later.
     """
     if is_later(count):
         then = partial(_counted, rate, exceeded, go_on, path)
@@ -179,8 +179,11 @@ def _over_rate(
     return _counted(rate, exceeded, go_on, path, engine, count)
 
 
-def _counted(rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine, count: int) -> Reply | None:
-    if count > rate.most and counts.enforces(engine, rate.name, count):
+def _counted(rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine, count: Any) -> Reply | None:
+    network = ""
+    if type(count) is not int:
+        count, network = count
+    if count > rate.most and counts.enforces(engine, rate.name, count, network=network):
         return _refused(engine, exceeded)
     return go_on(engine, path)  # type: ignore[no-any-return]
 

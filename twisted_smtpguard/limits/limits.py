@@ -18,6 +18,7 @@ import attrs
 from twisted_smtpguard.inputs.arguments import unfit
 from twisted_smtpguard.limits.units import (
     COUNT,
+    FACTOR,
     FLAG,
     NO_RATE,
     OCTETS,
@@ -30,6 +31,7 @@ from twisted_smtpguard.limits.units import (
     octets_up_to,
     one_of,
     prefix_length,
+    prefix_lengths,
 )
 from twisted_smtpguard.replies import catalogue
 
@@ -131,8 +133,19 @@ class Limits:
     """The leading bits of an IPv4 address that identify a client."""
     ipv6_client_prefix: int = prefix_length(128).bound(64, holds_from=_CONNECTION)
     """The leading bits of an IPv6 address that identify a client."""
+    ipv4_networks: tuple[int, ...] = prefix_lengths(31, "24,16").bound((), edge=(24,), holds_from=_CONNECTION)
+    """The leading bits of the networks that are held to every limit per client too, with all their IPv4 clients
+    together."""
+    ipv6_networks: tuple[int, ...] = prefix_lengths(127, "56,48").bound(
+        (), edge=(56, 48), holds_from=_CONNECTION
+    )
+    """The leading bits of the networks that are held to every limit per client too, with all their IPv6 clients
+    together."""
+    network_factor: int = FACTOR.bound(3, holds_from=_CONNECTION)
+    """How many times as much such a network may hold and do as the next narrower one, or as a client."""
     max_tracked_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
-    """Clients remembered for each limit per client; the one that was inactive for longest is forgotten first."""
+    """Clients and networks remembered for each limit per client; the one that was inactive for longest is forgotten
+    first."""
     ip_filter_timeout: float = SECONDS.bound(10, "LOCAL_ERROR_CLOSING", holds_from=_CONNECTION)
     """Time for an IP filter to answer."""
     early_talker: str = one_of("log", "refuse").limit("log", edge="refuse", holds_from="the next greeting")
@@ -265,9 +278,37 @@ class Limits:
         """The value of a limit; 0 if it is in dry run."""
         return 0 if name in self.dry_run else getattr(self, name)
 
-    def shown(self, reason: str) -> float | str | None:
-        """The `limit` of a refusal for `reason` in the log; None: no limit has that name."""
+    def networks(self, version: int) -> tuple[int, ...]:
+        """The leading bits of the networks that limit the clients of an IP version, the narrowest first. One that is
+        not wider than a client is left out."""
+        if version == 4:
+            return tuple(bits for bits in self.ipv4_networks if bits < self.ipv4_client_prefix)
+        return tuple(bits for bits in self.ipv6_networks if bits < self.ipv6_client_prefix)
+
+    def check_networks(self, name: str) -> None:
+        """ValueError: a network in the field with this name is not wider than a client, and so limits nothing."""
+        client = {"ipv4_networks": self.ipv4_client_prefix, "ipv6_networks": self.ipv6_client_prefix}.get(
+            name
+        )
+        if client is not None and any(bits >= client for bits in getattr(self, name)):
+            raise ValueError(f"prefix lengths below {client}, which is that of a client, are expected")
+
+    def times(self, key: str) -> int:
+        """How many times the allowance of a client it is that the client, or network of clients, with this key has."""
+        bits = key.partition("/")[2]
+        networks = self.networks(6 if ":" in key else 4) if bits else ()
+        return self.network_factor ** (networks.index(int(bits)) + 1) if bits and int(bits) in networks else 1
+
+    def of_client(self, name: str, key: str) -> Any:
+        """The value of a limit per client for the client, or the network of clients, with this key."""
+        return getattr(self, name) * self.times(key)
+
+    def shown(self, reason: str, network: str = "") -> float | str | None:
+        """The `limit` of a refusal for `reason` in the log, where the network of clients with this key has reached it;
+        "": one client, or all. None: no limit has that name."""
         value: float | str | Rate | None = getattr(self, reason, None)
+        if network:
+            value = self.of_client(reason, network)
         return str(value) if isinstance(value, Rate) else value
 
 

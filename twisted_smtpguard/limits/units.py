@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import attrs
@@ -92,6 +93,9 @@ class Rate:
 
     def __bool__(self) -> bool:
         return self.events > 0
+
+    def __mul__(self, factor: int) -> Rate:
+        return Rate(self.events * factor, self.seconds)
 
 
 NO_RATE = Rate(0, 0)
@@ -222,6 +226,54 @@ def prefix_length(longest: int) -> Unit[int]:
         return int(text)
 
     return Unit("bits", parse, check)
+
+
+MOST_NETWORKS = 4
+"""How many prefix lengths `prefix_lengths` takes."""
+
+
+def prefix_lengths(longest: int, example: str) -> Unit[tuple[int, ...]]:
+    """The unit of several numbers of leading bits of an address, the most bits first; none of them is `0`."""
+    expected = f"at most {MOST_NETWORKS} prefix lengths from 1 to {longest}"
+
+    def check(value: Any) -> str | None:
+        right = (
+            isinstance(value, tuple)
+            and len(value) <= MOST_NETWORKS
+            and all(type(bits) is int and 1 <= bits <= longest for bits in value)
+            and all(bits > wider for bits, wider in pairwise(value))
+        )
+        return None if right else f"must be {expected}, each below the one before"
+
+    def parse(text: str) -> tuple[int, ...]:
+        words = [] if text == "0" else [word.strip() for word in text.split(",")]
+        lengths = tuple(int(word) if re.fullmatch("[0-9]{1,3}", word) else 0 for word in words)
+        if check(lengths):
+            raise ValueError(f"{expected}, each below the one before, such as {example}, or 0 is expected")
+        return lengths
+
+    return Unit(
+        "bits",
+        parse,
+        check,
+        lambda value: ",".join(map(str, value)) or "0",
+        convert=lambda value: tuple(value) if isinstance(value, list) else () if value == 0 else value,
+    )
+
+
+def _check_factor(value: object) -> str | None:
+    right = type(value) is int and 1 <= value <= _MAX_FACTOR
+    return None if right else f"must be a whole number from 1 to {_MAX_FACTOR}"
+
+
+def _parse_factor(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or _check_factor(int(text)):
+        raise ValueError(f"a whole number from 1 to {_MAX_FACTOR} is expected")
+    return int(text)
+
+
+_MAX_FACTOR = 1000
+FACTOR = Unit("a factor", _parse_factor, _check_factor)
 
 
 def no_limit(value: float) -> float:

@@ -214,6 +214,7 @@ class Events(ServiceEvents):
         tls: str = "",
         ip_filter: str = "",
         rule: str = "",
+        network: str = "",
         reply: Reply | None = None,
         limit: float | str | None = None,
         value: float | None = None,
@@ -228,8 +229,9 @@ class Events(ServiceEvents):
         """A connection, a command or a message was refused. Only the refusal of a connection has no session.
 
         `limit` is the limit that was reached, and `value` what the client had. `dry_run`: nothing was refused, since
-        the limit is in dry run. `ip_filter` refused by its `rule`. `client_gone`: a delivery refused a message after
-        the client had disconnected. `hint` is an option that the operator may have to set.
+        the limit is in dry run. `network`: that of the client has reached it, and not the client itself. `ip_filter`
+        refused by its `rule`. `client_gone`: a delivery refused a message after the client had disconnected. `hint` is
+        an option that the operator may have to set.
         """
         counts = self.statistics
         refusals = counts.dry_run_refusals if dry_run else counts.refusals
@@ -239,7 +241,8 @@ class Events(ServiceEvents):
             self.measured.connections[listener, "refused"] += 1
         now = self._clock.seconds()
         answer = b"" if reply is None else (reply.said or reply.wire)[:KEPT]
-        row = now, peer, session, reason, command, limit, value, ip_filter, rule[:KEPT], answer, dry_run
+        what = now, peer, session, reason, command, limit, value
+        row = *what, network, ip_filter, rule[:KEPT], answer, dry_run
         self.history.refusals.add(peer, row)
         if not dry_run:
             self.history.tallies.add(peer, 0, 0, 1)
@@ -251,7 +254,7 @@ class Events(ServiceEvents):
             fields["dry_run"] = True
         if session:
             fields["session"] = session
-        fields |= said(filter=ip_filter, rule=rule)
+        fields |= said(filter=ip_filter, rule=rule, network=network)
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number

@@ -126,6 +126,7 @@ class History:
             "command",
             "limit",
             "value",
+            "network",
             "filter",
             "rule",
             "reply",

@@ -192,12 +192,12 @@ def with_own_names(families: Iterable[Metric]) -> Iterator[Metric]:
 
 
 def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
-    """The limits that are numbers. A choice of words is none."""
+    """The limits that are numbers. A choice of words, or a list of prefix lengths, is none."""
     for spec in Limits.specs():
         value = getattr(limits, spec.name)
         if isinstance(value, Rate):
             yield spec.name, value.events
-        elif not isinstance(value, str):
+        elif not isinstance(value, str | tuple):
             yield spec.name, value
 
 

@@ -49,6 +49,10 @@ class Settings:
         """Set a limit, which has the name of its option, to a value that is written as the option's, for so many
         seconds; None: until the process ends. Returns its row, with the value that it had."""
         spec, parsed = check_settable(limit, value)
+        try:
+            attrs.evolve(self._factory.limits, **{spec.name: parsed}).check_networks(spec.name)
+        except ValueError as error:
+            raise ValueError(f"--{spec.option}: {error}, not {value!r}") from None
         now = self._factory.context.seconds()
         origin, ends_at = f"set by {by} at {utc(now)}", math.inf
         if seconds is not None:

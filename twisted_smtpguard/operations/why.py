@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.admission.clients import PER_CLIENT, TOTAL, place
+from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations.rules import NAME as RULES
@@ -20,9 +20,9 @@ from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
-from twisted_smtpguard.values import Address, Wanted, unmapped
+from twisted_smtpguard.values import Address, unmapped
 
-TOTAL_PLACE = place(TOTAL, "")
+TOTAL_PLACE = total_place()
 _SPECS = {spec.name: spec for spec in Limits.specs()}
 _TIMES = ("time", "ended")
 _MAX_CHARACTERS = 60
@@ -102,21 +102,21 @@ def _demands(factory: SMTPGuardFactory) -> list[str]:
 
 
 async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
-    """What there is of each limit on clients, and when that clears."""
+    """What there is of each limit on clients, for the client and for each of its networks, and when that clears."""
     counting, limits, now = factory.counting, factory.context.limits, factory.context.seconds()
     wanted = [TOTAL_PLACE]
     for spec in Limits.specs():
-        value = getattr(limits, spec.name)
-        if value and (spec.name == PER_CLIENT or isinstance(value, Rate)):
-            wanted.append(Wanted(spec.name, key, seconds=value.seconds if isinstance(value, Rate) else 0))
+        limit = factory.clients.limit(spec.name) if _spares_trusted(spec) else None
+        if limit is not None:
+            wanted += limit.wanted(key)
     looks = counting.look(wanted)
     rows = []
     for each, (seen, left) in zip(wanted, await looks if isinstance(looks, Deferred) else looks, strict=True):
         of_all = each is TOTAL_PLACE
         row: Row = {
             "limit": _SPECS[each.counter].option,
-            "of": "all clients" if of_all else "this client",
-            "allowed": limits.shown(each.counter),
+            "of": "all clients" if of_all else "this client" if each.client == key else each.client,
+            "allowed": limits.shown(each.counter, each.client),
             "count": factory.connections if of_all and not counting.shared else seen,
             "dry_run": each.counter in limits.dry_run,
         }
@@ -146,7 +146,7 @@ def _remedies(
     elif reason == "deferred":
         yield "smtpguardctl defer off"
     elif spec is not None:
-        yield f"smtpguardctl set {spec.option} {_more(spec, getattr(limits, reason), refused)}"
+        yield f"smtpguardctl set {spec.option} {_more(limits, reason, refused)}"
         if _spares_trusted(spec):
             yield from _trust(address)
     elif "filter" in refused:
@@ -158,9 +158,10 @@ def _spares_trusted(spec: LimitSpec) -> bool:
     return spec.name == PER_CLIENT or isinstance(spec.default, Rate)
 
 
-def _more(spec: LimitSpec, value: Any, refused: Mapping[str, Any]) -> str:
-    """A value of the limit that is half as much again, and enough."""
-    count = int(refused.get("value") or 0)
+def _more(limits: Limits, name: str, refused: Mapping[str, Any]) -> str:
+    """A value of the limit that is half as much again, and enough, also for the network that has reached it."""
+    value, times = getattr(limits, name), limits.times(str(refused.get("network", "")))
+    count = -(-int(refused.get("value") or 0) // times)
     if isinstance(value, Rate):
         return str(Rate(max(count, value.events * 3 // 2), value.seconds))
     return str(max(count, value * 3 // 2))
