@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,13 @@ def test_a_second_signal_means_now(tmp_path: Path, reactor: str) -> None:
         idle.close()
         sending.close()
     assert stored(guard.maildir) == []
+
+
+def test_the_collector_of_garbage_looks_at_no_module_while_it_is_imported_or_later() -> None:
+    code = (
+        "import gc; from twisted.plugins.twisted_smtpguard import smtpguard; usual = gc.get_threshold();"
+        "full = lambda: gc.get_stats()[2]['collections']; before = full(); smtpguard.options;"
+        "print(full() - before, len(gc.get_objects()) < 1000, gc.isenabled(), gc.get_threshold() == usual)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "0 True True True\n"

@@ -1,14 +1,33 @@
 """What `twist` finds: the `smtpguard` subcommand and the reactor `uvloop`. Imports nothing that would choose a reactor,
 and little else."""
 
+import gc
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
 
 from twisted.application.reactors import Reactor
 from twisted.application.service import ServiceMaker
 
-smtpguard = ServiceMaker(
+
+class _Guard(ServiceMaker):
+    @property
+    def options(self) -> Any:
+        """Imports the guard. Hundreds of modules are no garbage: to look through them again and again, while they come,
+        would take a fifth of the start, and once they are there each full collection would hold the guard up for as
+        long."""
+        usual = gc.get_threshold()
+        # Classes of attrs leave some garbage, which is found while it is young.
+        gc.set_threshold(10_000, 1_000)
+        try:
+            return super().options
+        finally:
+            gc.freeze()
+            gc.set_threshold(*usual)
+
+
+smtpguard = _Guard(
     "twisted_smtpguard",
     "twisted_smtpguard.cli.options",
     "An SMTP service that stays up under abuse.",
