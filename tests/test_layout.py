@@ -43,7 +43,7 @@ def names_reactor(name: str) -> bool:
 
 ROOMS: dict[str, str] = {
     "__init__": "public",
-    "admission": "counters engine hooks inputs interfaces limits log replies values",
+    "admission": "counters engine hooks inputs interfaces limits log records replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers control counters delivery engine filters hooks inputs interfaces limits log metrics "
     "operations records service state tls transport workers",

@@ -294,6 +294,8 @@ def test_the_start_logs_each_filter_in_order_by_its_name_and_never_its_argument(
         (["--ip-filter", "pigeon"], "--ip-filter: there is no IP filter called 'pigeon'; known are "),
         (["--ip-filter", "networks:missing"], "--ip-filter: "),
         (["--ip-filter", "networks:bad"], "--ip-filter: "),
+        (["--known", "missing"], "--known: missing cannot be read: No such file or directory"),
+        (["--known", "bad"], "--known: bad line 1: one network is expected in a line, and nothing but "),
         (["--deny", "pest.example"], "--deny: "),
         (["--trust", "192.0.2.0/33"], "--trust: "),
         (["--profile", "Edge"], "--profile: one of base, edge is expected, not 'Edge'"),

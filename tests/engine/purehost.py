@@ -371,6 +371,22 @@ class PureClients:
         return PureRate(self, name)
 
 
+class PureKnown:
+    """Nobody is known until a mail of theirs is accepted."""
+
+    def __init__(self) -> None:
+        self.clients: set[str] = set()
+
+    def has(self, key: str, address: object) -> bool:
+        return key in self.clients
+
+    def accepted(self, key: str) -> None:
+        self.clients.add(key)
+
+    def refused(self, key: str) -> None:
+        self.clients.discard(key)
+
+
 class PureRate:
     """One of those limits. Nothing is too much."""
 
@@ -621,6 +637,7 @@ class PureGuard:
         self.events = RecordingEvents()
         self.clients = PureClients()
         self.admission = PureAdmission()
+        self.known = PureKnown()
         self.held_slots = 0
         self.released: list[Any] = []
         self.lingering = 0
@@ -638,6 +655,7 @@ class PureGuard:
             events=self.events,
             clients=self.clients,
             admission=self.admission,
+            known=self.known,
             seconds=self.clock.seconds,
             call_later=self.clock.call_later,
             stages=STAGES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 import pytest
@@ -11,7 +12,7 @@ from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from twisted_smtpguard.filters.networks import NetworksFactory, NetworksFile, NetworksFilter
+from twisted_smtpguard.filters.networks import NamedNetworks, NetworksFactory, NetworksFile, NetworksFilter
 from twisted_smtpguard.hooks import threads
 from twisted_smtpguard.interfaces import (
     PASS,
@@ -39,6 +40,51 @@ def outcome(deferred):
     if isinstance(result, Failure):
         result.raiseException()
     return result
+
+
+def test_a_file_of_networks_has_them_and_is_read_again_at_a_reload(tmp_path):
+    path = tmp_path / "known"
+    path.write_text("# our partners\n192.0.2.0/24  # the old server's\n\n2001:db8::1\n::ffff:198.51.100.1\n")
+    named = NamedNetworks(path, ManualThreads())
+    verifyObject(IPreparedReload, named)
+    there = ("192.0.2.7", "2001:db8::1", "198.51.100.1")
+    others = ("192.0.3.7", "2001:db8::2", "198.51.100.2", "::1")
+    assert [named.has(ip_address(each)) for each in (*there, *others)] == [True] * 3 + [False] * 4
+    assert named.files == {str(path): ""}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("trust 192.0.2.1", "one network is expected in a line, and nothing but a comment after 'trust'"),
+        ("192.0.2.1 192.0.2.2", "one network is expected in a line"),
+        ("192.0.2.1/24", "'192.0.2.1/24' has bits set after its prefix; 192.0.2.0/24 is expected"),
+        ("mx.example", "'mx.example' is not a network"),
+        ("192.0.2.1\x00", "neither NUL nor a CR within a line is expected"),
+        ("1" * 5000, "at most 4096 octets are expected in a line"),
+    ],
+)
+def test_a_wrong_line_of_a_file_of_networks_is_one_sentence_and_a_reload_keeps_the_old(
+    line, problem, tmp_path
+):
+    path = tmp_path / "known"
+    path.write_text(f"192.0.2.1\n{line}\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path} line 2: {problem}")):
+        NamedNetworks(path, ManualThreads())
+    path.write_text("192.0.2.1\n")
+    threads = ManualThreads()
+    named = NamedNetworks(path, threads)
+    path.write_text(f"{line}\n")
+    reloading = named.reload()
+    threads.work()
+    with pytest.raises(ValueError, match=re.escape(f"{path} line 1: {problem}")):
+        outcome(reloading)
+    assert named.has(ip_address("192.0.2.1"))
+    path.write_text("192.0.2.2\n")
+    reloading = named.reload()
+    threads.work()
+    outcome(reloading)
+    assert [named.has(ip_address(each)) for each in ("192.0.2.1", "192.0.2.2")] == [False, True]
 
 
 # Named on the command line or by an application.

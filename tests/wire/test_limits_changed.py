@@ -209,6 +209,29 @@ def _tracked(guard: Guard) -> Iterator[None]:
     assert comes(guard, "192.0.2.1") == 220
 
 
+@case({}, {"known_for": 60})
+def _known_for(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    assert message(client) == 250
+    guard.clock.advance(100)
+    assert client.protocol.engine.is_known
+    yield
+    assert not client.protocol.engine.is_known
+    assert message(guard.greeted()) == 250
+    assert client.protocol.engine.is_known
+
+
+@case({}, {"max_known_clients": 1})
+def _known_clients(guard: Guard) -> Iterator[None]:
+    clients = [guard.greeted(f"192.0.2.{n}") for n in (1, 2)]
+    for client in clients:
+        assert message(client) == 250
+        guard.clock.advance(1)
+    assert [client.protocol.engine.is_known for client in clients] == [True, True]
+    yield
+    assert [client.protocol.engine.is_known for client in clients] == [False, True]
+
+
 SLOW = SlowFilter()
 
 

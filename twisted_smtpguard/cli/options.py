@@ -328,6 +328,7 @@ def make_service(
     """Make the service from parsed options. UsageError: it cannot be made. With `trial` nothing is written, the service
     is not to be started, and logs to that logger. With `worker` it is that of a worker."""
     trying = trial is not None
+    named = settings.named_clients(options.given["known"], reactor)
     # The delivery is made last, so that a mistake elsewhere leaves no new Maildir on the disk.
     endpoints, tls_endpoints, metrics = all_endpoints(options, worker, reactor, trial=trying)
     certificate = options.certificate(reactor)
@@ -365,6 +366,9 @@ def make_service(
         **options.flags,
     )
     configure(service, options, reactor)
+    for each in named:
+        service.factory.known.is_listed = each.has
+        service.also_reload("known", "known", each)
     keep_house(reactor, service)
     if worker is not None:
         join(worker, service, metrics=bool(metrics))

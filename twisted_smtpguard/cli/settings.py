@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from twisted.application.service import IServiceCollection
 from twisted.internet.endpoints import serverFromString
@@ -20,6 +21,7 @@ from twisted_smtpguard.control.server import ControlService
 from twisted_smtpguard.control.socketfile import ControlSocketError, check_place
 from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.filters.networks import NamedNetworks
 from twisted_smtpguard.hooks.endpointfaults import why_not, wrong_string
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import parse_path
@@ -128,6 +130,15 @@ def serve_operators(
     serve_control(guard.operator, control, reactor, guard)
     if metrics:
         MetricsOfProcess(guard, metrics, names).setServiceParent(guard)
+
+
+def named_clients(given: Sequence[Setting], reactor: Any) -> list[NamedNetworks]:
+    """What the file of the last of --known names, if there is one. UsageError: the file is faulty."""
+    named = []
+    for setting in given[-1:]:
+        with setting.blamed():
+            named.append(NamedNetworks(parse_path(setting.text), reactor))
+    return named
 
 
 def parse_workers(text: str) -> int:

@@ -15,6 +15,7 @@ from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.datarate import DataRate
 from twisted_smtpguard.engine.port import Cancellable, Host
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage, StageRow
+from twisted_smtpguard.engine.timers import NO_TIMER, ChangedLimit
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Client, Path, Peer
 
@@ -31,28 +32,6 @@ HELD_BY_TURN = 1
 """The connection has used up its share of this turn of the reactor."""
 HELD_BY_OUTPUT = 2
 """So many replies wait for the client to read them that no further command is executed."""
-
-
-class _NoTimer:
-    """Stands in for a deadline where none runs."""
-
-    when = 0.0
-
-
-NO_TIMER = _NoTimer()
-
-
-class _ChangedLimit:
-    """Stands in for a deadline whose time limit has changed since it began. It runs to its end as it is; where it would
-    be extended, it begins again with the new limit. So extending a deadline stays one assignment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def _begin_again(self, when: float) -> None:
-        self._connection.set_deadline(self._connection.timed)
-
-    when = property(None, _begin_again)
 
 
 @attrs.define(eq=False, repr=False, weakref_slot=False)
@@ -158,6 +137,8 @@ class Connection:
     """The number of wrong credentials in this session."""
     messages: int = 0
     """The number of accepted messages."""
+    vouched: bool = False
+    """Whether the session's accepted mail has made its client known, so that its further mail need not."""
     recipients_accepted: int = 0
     """The number of their recipients."""
     transactions: int = 0
@@ -243,6 +224,14 @@ class Connection:
         return self.known_key
 
     @property
+    def is_known(self) -> bool:
+        """Whether mail of the client was accepted lately, or the operator has named it."""
+        peer = self.known_peer
+        address = self.host.address() if peer is None else peer.address
+        known: bool = self.context.known.has(self.key, address)
+        return known
+
+    @property
     def awaits_verdict(self) -> bool:
         """Whether the verdict on a message is pending and the session has not ended."""
         return self.pending is not None and self.pending.finishes and self.stage not in ENDED
@@ -302,7 +291,7 @@ class Connection:
     def limits_changed(self) -> None:
         """Called when the guard's limits have been swapped for others."""
         if self.timed:
-            self.timer = _ChangedLimit(self)
+            self.timer = ChangedLimit(self)
         if self.rate is not None:
             self.rate.outdated = True
 

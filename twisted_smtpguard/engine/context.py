@@ -51,6 +51,8 @@ class ServerContext:
     """`ClientLimits`: what each client may have and do."""
     admission: Any
     """`Admission`: decides whether a connection is admitted."""
+    known: Any
+    """`KnownClients`: which clients are known."""
     seconds: Callable[[], float]
     """The time of the guard's clock, in seconds."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]

@@ -11,10 +11,11 @@ from functools import partial
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, ending
-from twisted_smtpguard.engine.connection import HELD_BY_OUTPUT, HELD_BY_TURN, NO_TIMER, SHARE, Connection
+from twisted_smtpguard.engine.connection import HELD_BY_OUTPUT, HELD_BY_TURN, SHARE, Connection
 from twisted_smtpguard.engine.port import Close
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage
+from twisted_smtpguard.engine.timers import NO_TIMER
 from twisted_smtpguard.replies import Reply
 
 

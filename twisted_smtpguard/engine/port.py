@@ -9,6 +9,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from twisted_smtpguard.engine.timers import Timer
 from twisted_smtpguard.values import Address, Peer
 
 
@@ -41,13 +42,6 @@ class Cancellable(Protocol):
 
     def cancel(self) -> object:
         """Cancel the call or the answer. Raises nothing."""
-
-
-class Timer(Protocol):
-    """A running deadline."""
-
-    when: float
-    """The time of the deadline, by the guard's clock. It may be set to a later time."""
 
 
 Answered = Callable[[Any, BaseException | None], None]

@@ -253,7 +253,7 @@ def _received(engine: Engine) -> Reply | None:
         message.keep_refusal(problem)
         return problem
     if problem is not None:
-        engine.context.measured.refused(problem.code)
+        _refused(engine, problem)
         engine.reset()
         return problem
     for check in message.dry_run_checks:
@@ -312,12 +312,37 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
             late=False,
             user=None if user is None else user.name,
         )
+        if not engine.vouched:
+            engine.vouched = True
+            if _names_client(engine):
+                context.known.accepted(engine.key)
     else:
-        engine.context.measured.refused(reply.code)
+        _refused(engine, reply)
     engine.reset()
     if engine.stage in ENDED and reply.code >= 400:
         counts.log(engine, replies.reason_of(reply), reply, gone=True)
     return reply
+
+
+def _refused(engine: Engine, reply: Reply) -> None:
+    """Count a message that was refused. The client of one that is junk is not known any more."""
+    engine.context.measured.refused(reply.code)
+    if is_junk(reply) and _names_client(engine):
+        engine.vouched = False
+        engine.context.known.refused(engine.key)
+
+
+def _names_client(engine: Engine) -> bool:
+    """Whether the address is the client's: a proxy that names none would make all its clients known."""
+    peer = engine.known_peer
+    return not engine.behind_proxy or (peer is not None and peer.proxied)
+
+
+def is_junk(reply: Reply) -> bool:
+    """Whether the delivery refuses a message for what it is: by an enhanced code for policy or security (5.7.x of RFC
+    3463 3.8), or by a bare 550 or 554, as servers without enhanced codes say it. A full mailbox or an unknown recipient
+    is no fault of the sender."""
+    return reply.enhanced.startswith("5.7.") or (reply.code in (550, 554) and reply.enhanced == "5.0.0")
 
 
 def _finished_late(

@@ -1,7 +1,7 @@
 """The parser of a list of networks. Every mistake in a list is a ValueError of one sentence.
 
-A line is `allow NETWORK`, `trust NETWORK` or `deny NETWORK [reply]`. Blank lines are skipped. A comment begins with a
-`#` at the beginning of a line or after a space.
+A line is `allow NETWORK`, `trust NETWORK` or `deny NETWORK [reply]`; in a list that only names networks it is one of
+them. Blank lines are skipped. A comment begins with a `#` at the beginning of a line or after a space.
 """
 
 from __future__ import annotations
@@ -92,6 +92,16 @@ def read_table(path: str | os.PathLike[str], yield_gil: Callable[[], object] = l
     return builder.build(yield_gil)
 
 
+def read_networks(
+    path: str | os.PathLike[str], yield_gil: Callable[[], object] = lambda: None
+) -> NetworkTable:
+    """The table of the networks that the file `path` names, one on each line: its verdict on their addresses is TRUST.
+    `yield_gil` and ValueError are as for `read_table`."""
+    builder = TableBuilder()
+    _read(path, partial(_add_network, builder), yield_gil)
+    return builder.build(yield_gil)
+
+
 def find_line(
     path: str | os.PathLike[str],
     address: Address,
@@ -158,13 +168,7 @@ def _read(
 
 
 def _add(builder: TableBuilder | _LineFinder, refusals: dict[str, int], octets: bytes) -> None:
-    line = _text(octets)
-    if "#" in line:
-        line = _COMMENT.sub("", line)
-    # After this check, ordinary spaces are the only characters that `split` takes for spaces.
-    if not line.isprintable():
-        raise ValueError("control characters and spaces other than ordinary ones are not expected")
-    words = line.split(None, 2)
+    words = _words(octets)
     if not words:
         return
     keyword, *arguments = words
@@ -182,6 +186,27 @@ def _add(builder: TableBuilder | _LineFinder, refusals: dict[str, int], octets: 
     if not arguments:
         raise ValueError(f"{keyword} needs a network, such as {keyword} 192.0.2.0/24")
     builder.add(*parse_network(arguments[0]), index)
+
+
+def _add_network(builder: TableBuilder, octets: bytes) -> None:
+    words = _words(octets)
+    if len(words) > 1:
+        raise ValueError(
+            f"one network is expected in a line, and nothing but a comment after {_shown(words[0])}"
+        )
+    if words:
+        builder.add(*parse_network(words[0]), TRUSTED)
+
+
+def _words(octets: bytes) -> list[str]:
+    """The first two words of a line without its comment, and the rest."""
+    line = _text(octets)
+    if "#" in line:
+        line = _COMMENT.sub("", line)
+    # After this check, ordinary spaces are the only characters that `split` takes for spaces.
+    if not line.isprintable():
+        raise ValueError("control characters and spaces other than ordinary ones are not expected")
+    return line.split(None, 2)
 
 
 def _text(octets: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import cast
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from twisted_smtpguard.filters.networklist import find_line, parse_network, read_table
+from twisted_smtpguard.filters.networklist import find_line, parse_network, read_networks, read_table
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor, yield_gil
 from twisted_smtpguard.inputs.arguments import checked
@@ -21,7 +21,7 @@ from twisted_smtpguard.interfaces import (
     IReadsFiles,
 )
 from twisted_smtpguard.limits.units import parse_path
-from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
+from twisted_smtpguard.values import PASS, TRUST, Address, Peer, Verdict, refuse
 
 
 @implementer(IIPFilter)
@@ -77,6 +77,32 @@ class NetworksFile(ReadInThread[NetworkTable]):
 
     def _read(self) -> NetworkTable:
         return read_table(self._path, yield_gil)
+
+    def _take(self, table: NetworkTable) -> None:
+        self._table = table
+
+
+@implementer(IPreparedReload, IReadsFiles)
+class NamedNetworks(ReadInThread[NetworkTable]):
+    """The networks that the file `path` names, one on each line, with comments after a `#`. It is read at once, and
+    again at a reload, as that of a NetworksFile."""
+
+    @checked
+    def __init__(self, path: str | os.PathLike[str], reactor: ThreadedReactor) -> None:
+        super().__init__(reactor)
+        self._path = path
+        self._table = read_networks(path)
+
+    def has(self, address: Address) -> bool:
+        """Whether an address is in one of the networks."""
+        return self._table.verdict(address) is TRUST
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        return {str(self._path): ""}
+
+    def _read(self) -> NetworkTable:
+        return read_networks(self._path, yield_gil)
 
     def _take(self, table: NetworkTable) -> None:
         self._table = table

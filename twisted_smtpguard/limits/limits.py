@@ -18,6 +18,7 @@ import attrs
 from twisted_smtpguard.inputs.arguments import unfit
 from twisted_smtpguard.limits.units import (
     COUNT,
+    DAYS,
     FACTOR,
     FLAG,
     NO_RATE,
@@ -143,6 +144,10 @@ class Limits:
     together."""
     network_factor: int = FACTOR.bound(3, holds_from=_CONNECTION)
     """How many times as much such a network may hold and do as the next narrower one, or as a client."""
+    known_for: float = DAYS.bound(30 * 86400, holds_from=_AT_ONCE)
+    """Time for which a client is known after a mail of it was accepted; with 0 only those of --known are known."""
+    max_known_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
+    """Known clients remembered; the one whose last mail is oldest is forgotten first."""
     max_tracked_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
     """Clients and networks remembered for each limit per client; the one that was inactive for longest is forgotten
     first."""

@@ -67,6 +67,11 @@ def format_octets(octets: int) -> str:
     return str(octets)
 
 
+def format_days(seconds: float) -> str:
+    """A time as whole days, such as `30d`, if it is some; else in seconds."""
+    return f"{seconds // 86400:g}d" if seconds and seconds % 86400 == 0 else str(seconds)
+
+
 def _check_seconds(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "must be a number"
@@ -180,6 +185,7 @@ COUNT = Unit("a count", parse_count, _check_count)
 OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
 OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
 SECONDS = Unit("seconds", parse_seconds, _check_seconds)
+DAYS = Unit("seconds", parse_seconds, _check_seconds, format_days)
 RATE = Unit("events/seconds", parse_rate, _check_rate, convert=_rate_or_none)
 FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
 

@@ -153,8 +153,10 @@ class GuardCollector:
         factory = self._guard.factory
         text = "The limits in force; 0 is no limit. Of a rate it is the number of events."
         yield _gauge("limit", text, "name", dict(_numbers(factory.context.limits)))
-        text = "Clients that are remembered, for each limit that counts by client."
-        yield _gauge("table_clients", text, "table", factory.own_counters.sizes())
+        records = factory.known.records
+        text = "Clients that are remembered, for each limit that counts by client, and those that are known."
+        sizes = {**factory.own_counters.sizes(), records.kind: len(records)}
+        yield _gauge("table_clients", text, "table", sizes)
         if factory.counting.can_fail:
             text = "Whether the counter store can be asked: 0 while this guard counts alone."
             yield GaugeMetricFamily(f"{_PREFIX}counters_up", text, int(factory.counting.is_up))

@@ -27,6 +27,9 @@ _RISING = ("counter", "histogram")
 _ADDED = ("smtpguard_connections", "smtpguard_upstream_connections", "smtpguard_table_clients")
 """The gauges that are counts of something in each worker."""
 
+_SHARED = ((("table", "known"),),)
+"""The labels of those that are the same in all workers nevertheless."""
+
 _LEAST = ("smtpguard_tls_certificate_not_after_seconds", "smtpguard_upstream_up", "smtpguard_reload_success")
 """The gauges of which the worst counts. All others are the same in all workers."""
 
@@ -104,7 +107,7 @@ def merged(all_families: Iterable[Families]) -> Families:
             for sample, value in family.samples.items():
                 if sample not in known:
                     known[sample] = value
-                elif family.type in _RISING or name in _ADDED:
+                elif family.type in _RISING or (name in _ADDED and sample[1] not in _SHARED):
                     known[sample] += value
                 elif name in _LEAST:
                     known[sample] = min(known[sample], value)

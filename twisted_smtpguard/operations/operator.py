@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from twisted_smtpguard.operations import condition, sessions
+from twisted_smtpguard.operations import condition, sessions, standings
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.sessions import utc
@@ -169,6 +169,15 @@ class Operator:
         refusals and sessions, and what would let it in. Fires when the filters have answered."""
         return why(self._guard.factory, self.networks, address)
 
+    def known(self, address: str = "") -> Iterator[dict[str, Any]]:
+        """One row for each client that is known by its mail; with an address one row, which says whether its client is
+        known, by its mail or by a file of --known."""
+        factory = self._guard.factory
+        if not address:
+            return standings.rows(factory.known)
+        key, of_client = standings.client_at(factory.clients, address)
+        return iter([{"client": key, **standings.shown(factory.known.standing(key, of_client))}])
+
     def trace(self, network: str, seconds: float = 600) -> Trace:
         """The dialogues of clients in a network as they happen, for so many seconds: call `begin()` of what this
         returns. They hold no message data and no credentials."""
@@ -215,6 +224,15 @@ class Operator:
         row = self.networks.lift(address)
         self._changed(by, "unban", row["network"])
         return row
+
+    def forget(self, address: str, *, by: str = APPLICATION) -> dict[str, Any]:
+        """Forget that the client at an address is known by its mail."""
+        factory = self._guard.factory
+        key, _ = standings.client_at(factory.clients, address)
+        if not factory.known.forget(key):
+            raise ValueError(f"no mail of {key} was accepted lately")
+        self._changed(by, "forget", key)
+        return {"forgotten": key}
 
     def defer(self, state: str, text: str = "", *, by: str = APPLICATION) -> dict[str, Any]:
         """Refuse every MAIL with `451 4.3.2` and this text, if `state` is `on`. Sessions go on."""

@@ -142,6 +142,18 @@ _VERBS = (
         seconds=60,
     ),
     Verb(
+        "known",
+        "List the clients that are known: mail of theirs was accepted lately. With an address show whether its client "
+        "is, and until when; networks of --known are known too.",
+        (Argument("address", "ADDRESS", "An IP address, or `unix`.", required=False),),
+    ),
+    Verb(
+        "forget",
+        "Forget that a client is known, until its next mail is accepted. Whom a file of --known names stays known.",
+        (Argument("address", "ADDRESS", "An IP address, or `unix`."),),
+        changes=True,
+    ),
+    Verb(
         "trace",
         "Show the dialogues of clients in a network as they happen, for a time; message data as a count, credentials "
         "never.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,18 +15,17 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.operations import standings
 from twisted_smtpguard.operations.rules import NAME as RULES
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
-from twisted_smtpguard.values import Address, unmapped
+from twisted_smtpguard.values import Address
 
 TOTAL_PLACE = total_place()
 _SPECS = {spec.name: spec for spec in Limits.specs()}
 _TIMES = ("time", "ended")
-_MAX_CHARACTERS = 60
-"""No address with the name of an interface is longer."""
 
 Row = dict[str, Any]
 
@@ -37,36 +36,24 @@ def why(factory: SMTPGuardFactory, rules: NetworkRules, address: str) -> Deferre
     Fires with a dict of what JSON has, when the filters and the counter store have answered; their time limits bound
     that. Nothing is counted, and the delivery is not asked. ValueError: this is no address.
     """
-    return Deferred.fromCoroutine(_why(factory, rules, _parsed(address)))
-
-
-def _parsed(text: str) -> Address | None:
-    if text == "unix":
-        return None
-    try:
-        # Anything may stand in the zone of an IPv6 address, after its percent sign.
-        if len(text) <= _MAX_CHARACTERS and text.isascii() and text.isprintable():
-            return unmapped(ip_address(text))
-    except ValueError:
-        pass
-    raise ValueError(
-        f"{text[:_MAX_CHARACTERS]!r} is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix"
-    )
+    return Deferred.fromCoroutine(_why(factory, rules, standings.parsed_address(address)))
 
 
 async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address | None) -> Row:
     context = factory.context
     name = "unix" if address is None else str(address)
     outcome = await rehearse(factory, address)
-    counts = await _counts(factory, factory.clients.key_of(address))
+    key = factory.clients.key_of(address)
+    counts = await _counts(factory, key)
     refused = outcome.refused
     history = context.events.history
     answer: Row = {
         "address": name,
-        "client": factory.clients.key_of(address),
+        "client": key,
         "outcome": _outcome(refused),
         **(refused or {}),
         "trusted": outcome.trusted,
+        "known": standings.shown(factory.known.standing(key, address)),
         "replies": {
             step: said for step, said in outcome.replies.items() if step in (ARRIVAL, "MAIL", "RCPT")
         },

@@ -16,6 +16,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.admission.known import KnownClients
 from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.counters.localstore import LocalCounterStore
@@ -28,6 +29,7 @@ from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.turns import FairScheduler, ReplyBatcher
 from twisted_smtpguard.inputs.arguments import checked, unfit
 from twisted_smtpguard.interfaces import (
+    IAsksForKnownClients,
     ICounterStore,
     IDelivery,
     IIPFilter,
@@ -38,7 +40,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
-from twisted_smtpguard.records.recordtables import RecordTables
+from twisted_smtpguard.records.recordtables import KNOWN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
 from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
 from twisted_smtpguard.transport.draining import Drain
@@ -49,6 +51,7 @@ from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
+from twisted_smtpguard.values import Address
 
 _CROWDED = 0.8
 """The part of the connection cap above which there is no greet delay, because a client that waits holds a slot."""
@@ -121,10 +124,14 @@ class SMTPGuardFactory(ServerFactory):
         self.records = RecordTables(reactor.seconds)
         """What is remembered of clients after their connections have ended."""
         self.clients = ClientLimits(limits, self.counting)
+        self.known = KnownClients(limits, self.records[KNOWN], reactor.seconds)
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
         )
         self.admission = Admission(limits, self.filters, self.clients, self.deadlines.call_later, events)
+        for entry in self.filters:
+            if IAsksForKnownClients.providedBy(entry.filter):
+                IAsksForKnownClients(entry.filter).ask_for_known(self.is_known)
         self.session_times = ExpiryQueue(self.deadlines, limits.max_session_time)
         is_session_delivery = ISessionDelivery.providedBy(delivery)
         self.context = ServerContext(
@@ -134,6 +141,7 @@ class SMTPGuardFactory(ServerFactory):
             events=events,
             clients=self.clients,
             admission=self.admission,
+            known=self.known,
             seconds=reactor.seconds,
             call_later=self.deadlines.call_later,
             stages=STAGES,
@@ -188,6 +196,7 @@ class SMTPGuardFactory(ServerFactory):
         self.own_counters.set_max_clients(limits.max_tracked_clients)
         self.clients.limits = self.output_rules.limits = limits
         self.admission.set_limits(limits)
+        self.known.set_limits(limits)
         for budget in self.context.events.budgets:
             budget.set_limits(limits.max_log_lines, limits.max_log_lines_per_client)
         self.context.set_limits(limits)
@@ -203,6 +212,10 @@ class SMTPGuardFactory(ServerFactory):
                 engine.account_all = self.context.draining
             begun = [(engine.began_at, engine) for engine in sessions]
             self.session_times.restart(limits.max_session_time, begun)
+
+    def is_known(self, address: Address) -> bool:
+        """Whether the client at an address is known: a mail of it was accepted lately, or the operator has named it."""
+        return self.known.has(self.clients.key_of(address), address)
 
     def _offers_chunking(self) -> bool:
         delivery = self.context.delivery

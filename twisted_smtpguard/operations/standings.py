@@ -1,0 +1,56 @@
+"""Which clients are known, as an operator reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.admission.known import KnownClients, Standing
+from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.values import Address, unmapped
+
+_MAX_CHARACTERS = 60
+"""No address with the name of an interface is longer."""
+
+Row = dict[str, Any]
+
+
+def parsed_address(text: str) -> Address | None:
+    """Parse an address as an operator writes it; None for `unix`, which stands for UNIX sockets. ValueError: it is
+    none."""
+    if text == "unix":
+        return None
+    try:
+        # Anything may stand in the zone of an IPv6 address, after its percent sign.
+        if len(text) <= _MAX_CHARACTERS and text.isascii() and text.isprintable():
+            return unmapped(ip_address(text))
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{text[:_MAX_CHARACTERS]!r} is no address; one such as 192.0.2.1 or 2001:db8::1 is expected, or unix"
+    )
+
+
+def client_at(clients: ClientLimits, text: str) -> tuple[str, Address | None]:
+    """The key of the client at an address as an operator writes it, and the address."""
+    address = parsed_address(text)
+    return clients.key_of(address), address
+
+
+def rows(known: KnownClients) -> Iterator[Row]:
+    """One row for each client that is known by its mail."""
+    return ({"client": key, **shown(standing)} for key, standing in known.by_mail())
+
+
+def shown(standing: Standing | None) -> Row:
+    """Whether a client is known. `by` is `mail`, `file`, or "" where it is not; `until` is "" where it stays known."""
+    if standing is None:
+        return {"known": False, "by": "", "accepted": "", "until": ""}
+    return {
+        "known": True,
+        "by": "file" if standing.listed else "mail",
+        "accepted": "" if standing.accepted_at is None else utc(standing.accepted_at),
+        "until": "" if standing.until is None else utc(standing.until),
+    }
