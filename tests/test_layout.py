@@ -62,7 +62,7 @@ ROOMS: dict[str, str] = {
     "public": "admission checkers control delivery filters limits log metrics replies service tls transport upstream "
     "values",
     "reactors": "",
-    "records": "values",
+    "records": "hooks interfaces values",
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations tls transport values",
     "state": "hooks operations records values",

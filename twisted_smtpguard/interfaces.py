@@ -25,6 +25,8 @@ from twisted_smtpguard.values import (
     FilterMetric,
     Path,
     Peer,
+    Record,
+    RecordsSince,
     Refused,
     Verdict,
     Wanted,
@@ -55,6 +57,7 @@ __all__ = [
     "IMessageSink",
     "IPreparedReload",
     "IReadsFiles",
+    "IRecordStore",
     "IRelayDelivery",
     "IRelayTransaction",
     "IReloadable",
@@ -64,6 +67,8 @@ __all__ = [
     "Later",
     "Path",
     "Peer",
+    "Record",
+    "RecordsSince",
     "Refused",
     "Verdict",
     "Wanted",
@@ -211,6 +216,26 @@ class IConnectingCounterStore(ICounterStore):
     def on_connected(call: Callable[[], object]) -> None:
         """Call `call()` whenever the store has connected, before it is asked anything else: it calls `renew()`, since
         the data may have been lost. Called once by each guard, when it is made."""
+
+
+class IRecordStore(ICounterStore):
+    """A counter store that also keeps records of clients, such as bans, for all guards that share it. Optional: without
+    it each guard has records of its own.
+
+    A record has a `kind`, which is a word, and a key: the network of a client, or a digest. It is kept until its end,
+    or until there are too many of its kind. Ends are by the clock of this guard: a store of several hosts sees to it
+    that those of others are translated. Nobody waits for an answer; after an exception, or a second without an answer,
+    the same is asked again later.
+    """
+
+    def put_records(kind: str, records: Mapping[str, Record | None], only_new: bool) -> Later[None]:
+        """Keep these records, of which there are at most 100, each in place of the one with its key; None: forget that
+        one. `only_new`: change nothing where there is a record, or was one that has been forgotten."""
+
+    def records_since(kind: str, mark: str) -> Later[RecordsSince]:
+        """Answer what has been put and forgotten since the answer that had this `mark`, the earliest first, and at most
+        as much at once as does not hold up others; "": everything. What this guard has put may be in it. Called about
+        once a second."""
 
 
 class IMessageSink(Interface):

@@ -177,6 +177,20 @@ class Record(NamedTuple):
     """When it is forgotten, in seconds since 1970."""
 
 
+class RecordsSince(NamedTuple):
+    """What has changed in the records of one kind."""
+
+    records: Mapping[str, Record | None]
+    """The records that were put, by their keys; None for one that was removed."""
+    mark: str
+    """What to ask with next."""
+    more: bool
+    """Whether there is more already."""
+    anew: bool
+    """Whether these begin with the first record that there is, since the store does not know the mark that it was asked
+    with: it has lost its data, or the mark was ""."""
+
+
 @attrs.frozen
 class Verdict:
     """The verdict of an IP filter on a peer: PASS (no opinion), or TRUST or `refuse(reply)`, which decide.

@@ -56,15 +56,15 @@ class RealRedis:
         return {key: lives for key, (lives, _) in self.content().items()}
 
     def content(self) -> dict[str, tuple[int, dict[str, int]]]:
-        """As `lives()`, each with its value too: that of a number is under "", a hash has several. They are of one
-        instant."""
+        """As `lives()`, each with its value too: that of a number is under "", a hash has several, and one of
+        records has none here. They are of one instant."""
         script = """
             local all = {}
             for _, key in ipairs(redis.call('KEYS', '*')) do
                 local kind, value = redis.call('TYPE', key).ok, {}
                 if kind == 'string' then
                     value = {'', redis.call('GET', key)}
-                elseif kind == 'hash' then
+                elseif kind == 'hash' and not string.find(key, ':r:') then
                     value = redis.call('HGETALL', key)
                 end
                 all[#all + 1] = key .. '|' .. redis.call('PTTL', key) .. '|' .. table.concat(value, '|')

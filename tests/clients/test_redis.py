@@ -57,7 +57,7 @@ async def test_a_decision_is_one_command_of_one_round_trip(server: RealRedis) ->
         with Monitor(server) as monitor:
             store = await stores.open(server.url)
             server.ask("ECHO", "connected")
-            assert monitor.until("connected") == ["SCRIPT", *["EVALSHA"] * 6]
+            assert monitor.until("connected") == ["SCRIPT", *["EVALSHA"] * 9]
             wanted = [TOTAL, CLIENT, CLIENT._replace(client="192.0.2.0/24"), RATE]
             assert await store.take("me", wanted) == [1, 1, 1, 1]
             server.ask("ECHO", "taken")

@@ -294,7 +294,8 @@ async def test_a_server_that_wants_a_password_and_one_that_wants_none_are_told_a
 
 ACL = (
     "+auth +select +script|load +evalsha +time +get +set +del +mget +incrby +decrby +exists +rename +pexpire +pttl "
-    "+hget +hset +hmget +hdel +hincrby +hscan +zadd +zrem +zcount +zrangebyscore"
+    "+hget +hset +hsetnx +hmget +hdel +hexists +hincrby +hscan "
+    "+zadd +zrem +zcard +zcount +zscore +zrange +zrevrange +zrangebyscore"
 )
 
 

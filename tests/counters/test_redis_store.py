@@ -73,8 +73,12 @@ class Server:
             "give_back",
             "renew",
             "purge",
+            "put_records",
+            "put_records",
+            "records_since",
         ]
         self.say("*2\r\n:1\r\n:1\r\n:0\r\n*4\r\n:1\r\n:0\r\n:1\r\n:1000\r\n:0\r\n:1\r\n:0\r\n")
+        self.say(":0\r\n:0\r\n*3\r\n:0\r\n:0\r\n:0\r\n")
         assert self.store.connected
 
     def say(self, text: str | bytes) -> None:

@@ -51,7 +51,15 @@ _CHAPTERS = {
     ],
     "Checkers": ["CheckerUnavailable"],
     "Reloading": ["IReloadable", "IPreparedReload", "IReadsFiles"],
-    "Counting": ["ICounterStore", "IConnectingCounterStore", "Wanted", "CounterStoreUnavailable"],
+    "Counting": [
+        "ICounterStore",
+        "IConnectingCounterStore",
+        "IRecordStore",
+        "Wanted",
+        "Record",
+        "RecordsSince",
+        "CounterStoreUnavailable",
+    ],
     "What they are told": ["Peer", "Client", "Path"],
 }
 """Every public name of interfaces.py that has its own text, in the order of the page."""

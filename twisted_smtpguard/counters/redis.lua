@@ -4,6 +4,9 @@
 --   PREFIX:w:COUNTER:SECONDS:CLIENT  how many events the window has; it lives as long as the window
 --   PREFIX:o:OWNER                   a hash: how many of each place this owner holds
 --   PREFIX:leases                    a sorted set: when the lease of each owner ends, in milliseconds of Redis's clock
+--   PREFIX:r:KIND                    a hash: the records of a kind, `END +VALUE`, or `END -` for one that was removed. END is
+--                                    in milliseconds of Redis's clock. The field `=` has the time at which the hash was made.
+--   PREFIX:c:KIND, PREFIX:e:KIND     sorted sets: when each of them was changed, each at a time of its own, and when it ends
 --
 -- KEYS[1] is PREFIX:leases. ARGV[1] has words, one on each line, since arguments cost more: the verb, the owner, the
 -- length of a lease in milliseconds, and those of the verb. Names are keys without PREFIX. Of places a sum lives for three leases after its last use. A hash lives longer, since
@@ -20,6 +23,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local SUM_LIVES, HASH_LIVES = 3 * lease, 6 * lease
 local MOST = 250 -- places in one call, so that Redis is never held up for long
+local MOST_RECORDS = 100 -- in one answer, which has an end
 
 local function number(value)
     return tonumber(value) or 0
@@ -197,6 +201,77 @@ local function renew()
     return redis.call('ZCOUNT', leases, '-inf', now)
 end
 
+local function keys_of_records(kind)
+    return prefix .. 'r:' .. kind, prefix .. 'c:' .. kind, prefix .. 'e:' .. kind
+end
+
+local function forget(hash, changes, ends, names)
+    if #names > 0 then
+        redis.call('HDEL', hash, unpack(names))
+        redis.call('ZREM', changes, unpack(names))
+        redis.call('ZREM', ends, unpack(names))
+    end
+end
+
+-- Words: the kind, how many records of it there may be, 1: change none that there is; and for each record its key, the
+-- milliseconds that it lives, and `+VALUE`, or `-` to remove it. What was removed is known as such as long as the record
+-- would have lived.
+local function put_records()
+    local hash, changes, ends = keys_of_records(words[4])
+    local most, only_new = tonumber(words[5]), words[6] == '1'
+    redis.call('HSETNX', hash, '=', now)
+    local stamp = math.max(now, number(redis.call('ZREVRANGE', changes, 0, 0, 'WITHSCORES')[2]) + 1)
+    for at = 7, #words, 3 do
+        local name, end_at, value = words[at], now + words[at + 1], words[at + 2]
+        if not (only_new and redis.call('HEXISTS', hash, name) == 1) then
+            if value == '-' then
+                end_at = number(redis.call('ZSCORE', ends, name) or end_at)
+            end
+            redis.call('HSET', hash, name, string.format('%.0f %s', end_at, value))
+            redis.call('ZADD', changes, stamp, name)
+            redis.call('ZADD', ends, end_at, name)
+            stamp = stamp + 1
+        end
+    end
+    forget(hash, changes, ends, redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, MOST))
+    local surplus = math.min(redis.call('ZCARD', ends) - most, MOST)
+    if surplus > 0 then
+        forget(hash, changes, ends, redis.call('ZRANGE', ends, 0, surplus - 1))
+    end
+    local last = number(redis.call('ZREVRANGE', ends, 0, 0, 'WITHSCORES')[2])
+    for _, key in ipairs({hash, changes, ends}) do
+        redis.call('PEXPIRE', key, math.max(last - now, 0) + HASH_LIVES)
+    end
+    return 0
+end
+
+-- Words: the kind, when its hash was made, and the time of the latest change that is known. The answer has these two, 1 if
+-- there is more, and for each change the key, the milliseconds left, and `+VALUE` or `-`. It begins with the first change
+-- if the hash was made at another time.
+local function records_since()
+    local hash, changes = keys_of_records(words[4])
+    local made, since = number(redis.call('HGET', hash, '=')), tonumber(words[6])
+    if made ~= tonumber(words[5]) then
+        since = 0
+    end
+    local found = redis.call('ZRANGEBYSCORE', changes, '(' .. string.format('%.0f', since), '+inf',
+        'WITHSCORES', 'LIMIT', 0, MOST_RECORDS)
+    local names, answer = {}, {made, number(found[#found] or since), #found == 2 * MOST_RECORDS and 1 or 0}
+    for at = 1, #found, 2 do
+        names[#names + 1] = found[at]
+    end
+    local texts = #names > 0 and redis.call('HMGET', hash, unpack(names)) or {}
+    for at, name in ipairs(names) do
+        local end_at, value = string.match(texts[at] or '', '^(%d+) (.*)$')
+        if end_at then
+            answer[#answer + 1] = name
+            answer[#answer + 1] = end_at - now
+            answer[#answer + 1] = value
+        end
+    end
+    return answer
+end
+
 purge()
 if verb == 'take' then
     return take()
@@ -206,5 +281,9 @@ elseif verb == 'look' then
     return look()
 elseif verb == 'renew' then
     return renew()
+elseif verb == 'put_records' then
+    return put_records()
+elseif verb == 'records_since' then
+    return records_since()
 end
 return redis.call('ZCOUNT', leases, '-inf', now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
@@ -137,6 +138,7 @@ async def _try_out(connection: RedisConnection, prefix: str, lease: int) -> None
             connection.run_script(prefix, "give_back", owner, lease, "-", *place, *window),
             connection.run_script(prefix, "renew", owner, lease, f"{owner}.1", 1, 1),
             connection.run_script(prefix, "purge", owner, lease),
+            *_records_tried(connection, prefix, lease),
         ],
         consumeErrors=True,
     )
@@ -144,6 +146,16 @@ async def _try_out(connection: RedisConnection, prefix: str, lease: int) -> None
         await tried
     except FirstError as error:
         error.subFailure.raiseException()
+
+
+def _records_tried(connection: RedisConnection, prefix: str, lease: int) -> list[Deferred[Any]]:
+    """Records that live for a moment, and of which there may be one."""
+    put = partial(connection.run_script, prefix, "put_records", "-", lease, "try", 1)
+    return [
+        put(0, "a", 1, "+", "b", 2, "+"),
+        put(1, "a", 1, "-"),
+        connection.run_script(prefix, "records_since", "-", lease, "try", 0, 0),
+    ]
 
 
 async def _ask_sentinel(server: RedisServer, sentinel: tuple[str, int], reactor: Any) -> tuple[str, int]:

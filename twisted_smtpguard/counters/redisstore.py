@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,10 +20,17 @@ from twisted_smtpguard.counters.redisdial import connect
 from twisted_smtpguard.counters.redisrenewal import NO_NAME, Renewals
 from twisted_smtpguard.counters.redisurl import RedisServer, redis_servers
 from twisted_smtpguard.hooks.faults import at_debug, safely
-from twisted_smtpguard.interfaces import IConnectingCounterStore
-from twisted_smtpguard.values import CounterStoreUnavailable, Wanted
+from twisted_smtpguard.interfaces import IConnectingCounterStore, IRecordStore
+from twisted_smtpguard.values import CounterStoreUnavailable, Record, RecordsSince, Wanted
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
+
+MOST_RECORDS = 100_000
+"""How many records of one kind Redis keeps. Above that the one whose end comes first goes."""
+
+_NO_MARK = "-1 0"
+_HOUR_MILLISECONDS = 3_600_000
+"""How long Redis knows that a record was removed of which it has not known."""
 
 
 def redis_counter_store(text: str, reactor: object) -> RedisCounterStore:
@@ -39,7 +47,7 @@ def redis_counter_store(text: str, reactor: object) -> RedisCounterStore:
     return RedisCounterStore(servers, reactor)
 
 
-@implementer(IConnectingCounterStore)
+@implementer(IConnectingCounterStore, IRecordStore)
 class RedisCounterStore(Service):
     """A counter store in the first of `servers()` that can be used. It is a service: while it runs it is connected, or
     tries to connect again after 0.05 to 5 seconds, and calls `servers()` anew each time. `lease_seconds` is the same in
@@ -188,25 +196,51 @@ class RedisCounterStore(Service):
         may be among them or not."""
         return self._renewals.renew(owner, places).addCallback(self._purge)
 
+    # As a store of records.
+
+    def put_records(self, kind: str, records: Mapping[str, Record | None], only_new: bool) -> Deferred[None]:
+        """Keep these records. Their ends are kept by Redis's clock, so that those of the hosts do not matter."""
+        now = self._reactor.seconds()
+        words: list[object] = [kind, MOST_RECORDS, int(only_new)]
+        for key, record in records.items():
+            words += [key, *_words_of_record(record, now)]
+        return self._run("put_records", NO_NAME, *words).addCallback(lambda _: None)
+
+    def records_since(self, kind: str, mark: str) -> Deferred[RecordsSince]:
+        """Answer what has changed since the answer with this mark: 100 changes at most."""
+        known = mark or _NO_MARK
+
+        def changes(answer: Sequence[Any]) -> RecordsSince:
+            made, stamp, more, *rest = answer
+            now = self._reactor.seconds()
+            records = {rest[at]: _record(rest[at + 1], rest[at + 2], now) for at in range(0, len(rest), 3)}
+            return RecordsSince(records, f"{made} {stamp}", bool(more), made != int(known.split()[0]))
+
+        asked = self._run("records_since", NO_NAME, kind, *known.split(), fits=_are_changes)
+        return asked.addCallback(changes)
+
     def _purge(self, ended: int) -> None:
         """Have the script give back what owners hold whose lease has ended: a part in each call, and nobody waits."""
         if ended:
             self._run("purge", NO_NAME).addCallbacks(self._purge, lambda _: None)
 
-    def _run(self, verb: str, owner: str, *words: object, numbers: int = -1) -> Deferred[Any]:
-        """Run the script. Its answer is one number, or a list of `numbers` numbers unless that is -1."""
+    def _run(
+        self,
+        verb: str,
+        owner: str,
+        *words: object,
+        numbers: int = -1,
+        fits: Callable[[Any], bool] | None = None,
+    ) -> Deferred[Any]:
+        """Run the script. Its answer is one number, or a list of `numbers` numbers unless that is -1, or what `fits`
+        says."""
         connection = self._connection
         if connection is None or connection.problem:
             problem = self.problem if connection is None else f"{self.server}: {connection.problem}"
             return fail(CounterStoreUnavailable(problem))
 
         def answered(answer: Any) -> Any:
-            found = [answer] if numbers < 0 else answer
-            if (
-                isinstance(found, list)
-                and len(found) == abs(numbers)
-                and all(type(each) is int for each in found)
-            ):
+            if (fits or partial(_are_numbers, numbers))(answer):
                 return answer
             connection.fail(f"its answer to {verb} makes no sense")
             raise CounterStoreUnavailable(f"{self.server}: {connection.problem}")
@@ -221,6 +255,30 @@ class RedisCounterStore(Service):
     def _away(self, failure: Failure) -> None:
         failure.trap(RedisError)
         raise CounterStoreUnavailable(f"{self.server}: {failure.value}") from None
+
+
+def _are_numbers(numbers: int, answer: Any) -> bool:
+    found = [answer] if numbers < 0 else answer
+    return isinstance(found, list) and [*map(type, found)] == [int] * abs(numbers)
+
+
+def _are_changes(answer: Any) -> bool:
+    if not isinstance(answer, list):
+        return False
+    kinds = [*map(type, answer)]
+    return kinds[:3] == [int] * 3 and kinds[3:] == [str, int, str] * ((len(kinds) - 3) // 3)
+
+
+def _words_of_record(record: Record | None, now: float) -> tuple[int, str]:
+    """The milliseconds that a record lives, and its value, as the script has them."""
+    if record is None:
+        # It lives as long as Redis knows of it.
+        return _HOUR_MILLISECONDS, "-"
+    return max(0, round((record.end - now) * 1000)), f"+{record.value}"
+
+
+def _record(milliseconds: int, value: str, now: float) -> Record | None:
+    return Record(value[1:], now + milliseconds / 1000) if value.startswith("+") else None
 
 
 def _name(wanted: Wanted) -> str:

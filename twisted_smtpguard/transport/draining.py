@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.hooks.faults import safely
+from twisted_smtpguard.records.recordsharing import RecordSharing
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 
@@ -26,18 +27,20 @@ _LOG_SECONDS = 10
 
 class Drain:
     """The drain of one guard, which may begin again after each `reopen`. `connections` are those that are open; the
-    factory adds and removes them."""
+    factory adds and removes them. `sharing` goes on as long as `counting`."""
 
     def __init__(
         self,
         context: ServerContext,
         deadlines: Deadlines,
         counting: Counting,
+        sharing: RecordSharing | None,
         connections: Collection[SMTPGuardProtocol],
     ) -> None:
         self._context = context
         self._deadlines = deadlines
         self._counting = counting
+        self._sharing = sharing
         self._connections = connections
         self._drained: Deferred[None] | None = None
         self.grace_over = False
@@ -96,6 +99,8 @@ class Drain:
         self.grace_over = False
         self._context.draining = False
         self._counting.start()
+        if self._sharing is not None:
+            self._sharing.start()
 
     def end_now(self) -> None:
         """See `SMTPGuardFactory.end_now`."""
@@ -112,6 +117,8 @@ class Drain:
             if timer is not None and timer.active():
                 timer.cancel()
         self._counting.stop()
+        if self._sharing is not None:
+            self._sharing.stop()
         self._grace = self._last_lines = self._last_wait = self._next_log = None
 
     def _cut_off(self) -> None:

@@ -33,6 +33,7 @@ from twisted_smtpguard.interfaces import (
     ICounterStore,
     IDelivery,
     IIPFilter,
+    IRecordStore,
     IRelayDelivery,
     IRelayTransaction,
     ISessionDelivery,
@@ -40,6 +41,7 @@ from twisted_smtpguard.interfaces import (
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.records.recordsharing import RecordSharing
 from twisted_smtpguard.records.recordtables import KNOWN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
 from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
@@ -170,7 +172,10 @@ class SMTPGuardFactory(ServerFactory):
         self._slots_held = 0
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
-        self._drain = Drain(self.context, self.deadlines, self.counting, self._open)
+        sharing = None
+        if IRecordStore.providedBy(counters):
+            sharing = RecordSharing(IRecordStore(counters), self.records, reactor.callLater, events)
+        self._drain = Drain(self.context, self.deadlines, self.counting, sharing, self._open)
 
     @property
     def statistics(self) -> Statistics:
