@@ -51,7 +51,7 @@ ROOMS: dict[str, str] = {
     "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
     "engine": "inputs limits replies values",
-    "filters": "hooks inputs interfaces limits replies values",
+    "filters": "hooks inputs interfaces limits log replies values",
     "hooks": "engine values",
     "inputs": "",
     "interfaces": "replies values",
@@ -296,6 +296,7 @@ def test_events_are_made_in_few_files_to_which_the_reference_is_held() -> None:
     # A password file tells of a wrong line as a reload does, by the same event.
     assert sorted(makers) == [
         "checkers/passwordfile.py",
+        "filters/dnsbllist.py",
         "log/eventfile.py",
         "log/events.py",
         "log/serviceevents.py",

@@ -117,7 +117,7 @@ def test_a_faulty_plugin_that_is_not_used_is_no_reason_not_to_start(installed: l
     assert [entry.name for entry in asked("--deny", "192.0.2.1")] == ["deny/trust"]
 
 
-UNKNOWN = "there is no IP filter called {!r}; known are networks, plugin"
+UNKNOWN = "there is no IP filter called {!r}; known are dnsbl, networks, plugin"
 ORDER = "NAME:ARGS is expected, or in this order name=WORD:fail-open:NAME:ARGS"
 
 
@@ -251,8 +251,8 @@ def test_help_ip_filters_lists_the_built_in_ones_and_those_of_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = printed(capsys, "--help-ip-filters").splitlines()
-    assert [line.split()[0] for line in lines] == ["networks", "plugin"]
-    assert lines[1].endswith("  For tests.")
+    assert [line.split()[0] for line in lines] == ["dnsbl", "networks", "plugin"]
+    assert lines[2].endswith("  For tests.")
 
 
 def test_help_ip_filter_tells_what_may_follow_the_colon(capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,5 +316,5 @@ def test_a_mistake_is_one_sentence_and_exit_status_64(words: list[str], told: st
 def test_a_question_is_answered_and_nothing_is_started(words: list[str], tmp_path: Path) -> None:
     status, out, err = twist(*words, cwd=tmp_path)
     assert (status, err) == (0, "")
-    assert out.startswith("networks")
+    assert out.startswith(("dnsbl", "networks"))
     assert list(tmp_path.iterdir()) == []

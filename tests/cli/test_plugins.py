@@ -194,7 +194,7 @@ def test_a_factory_of_ip_filters_that_fails_is_an_error_that_names_it():
 
 def test_the_built_in_ip_filters_are_factories():
     factories = plugins.builtin_filters()
-    assert [factory.name for factory in factories] == ["networks"]
+    assert [factory.name for factory in factories] == ["networks", "dnsbl"]
     for factory in factories:
         verifyObject(IIPFilterFactory, factory)
 
@@ -203,7 +203,7 @@ def test_an_ip_filter_of_another_distribution_stands_beside_the_builtins(monkeyp
     plugin = FilterPlugin()
     installed(monkeypatch, plugin)
     factories = plugins.filter_factories()
-    assert sorted(factories) == ["networks", "plugin"]
+    assert sorted(factories) == ["dnsbl", "networks", "plugin"]
     assert factories["plugin"] is plugin
 
 

@@ -30,6 +30,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.filters.dnsbllist import DnsblNotices
 from twisted_smtpguard.inputs.escaping import escape_word
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.eventfile import EventFileNotices
@@ -61,6 +62,7 @@ class Log:
         self.notices = Notices("smtp:tcp:mx.example:25", self.clock)
         # Those of a delivery that is made by a plugin go to the one log of the process.
         self.notices._log = EventLog(self.clock.seconds, level, logger)
+        self.dnsbl_notices = DnsblNotices(self.clock.seconds, logger)
         self.file_notices = EventFileNotices("/var/log/smtpguard/events", self.clock.seconds, logger)
 
     def observe(self, event: LogEvent) -> None:
@@ -288,6 +290,17 @@ EVERY_FILE_NOTICE: dict[str, tuple[Callable[..., object], tuple[object, ...]]] =
 }
 """The same of the file of --event-log."""
 
+EVERY_DNSBL_NOTICE: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+    "dnsbl_left_out": (DnsblNotices.left_out, ("zen", "it lists 127.0.0.1, and so may list everybody")),
+    "dnsbl_back": (DnsblNotices.back, ("zen",)),
+    "dnsbl_dry_run": (
+        DnsblNotices.in_dry_run,
+        ("zen", "in this hour it would have refused 4 of 61 known clients"),
+    ),
+    "dnsbl_enforced": (DnsblNotices.enforced, ("zen",)),
+}
+"""The same of lists in the DNS."""
+
 
 def log_of(name: str) -> Log:
     """In which this event is the last one."""
@@ -298,6 +311,10 @@ def log_of(name: str) -> Log:
     if name in EVERY_FILE_NOTICE:
         method, arguments = EVERY_FILE_NOTICE[name]
         method(log.file_notices, *arguments)
+        return log
+    if name in EVERY_DNSBL_NOTICE:
+        method, arguments = EVERY_DNSBL_NOTICE[name]
+        method(log.dnsbl_notices, *arguments)
         return log
     method, arguments = EVERY_NOTICE[name]
     for _ in range(11):
@@ -311,7 +328,7 @@ def last_of(name: str) -> LogEvent:
     return log_of(name).events[-1]
 
 
-EVERY_EVENT = [*EVERY_FIELD, *EVERY_NOTICE, *EVERY_FILE_NOTICE]
+EVERY_EVENT = [*EVERY_FIELD, *EVERY_NOTICE, *EVERY_FILE_NOTICE, *EVERY_DNSBL_NOTICE]
 
 each_event = pytest.mark.parametrize("name", EVERY_EVENT)
 
@@ -332,12 +349,14 @@ def test_every_event_is_tested_here() -> None:
     assert list(EVERY_FIELD) == list(_methods(ServiceEvents) | _methods(Events))
     assert [method for method, _ in EVERY_NOTICE.values()] == list(_methods(Notices).values())
     assert [method for method, _ in EVERY_FILE_NOTICE.values()] == list(_methods(EventFileNotices).values())
+    assert [method for method, _ in EVERY_DNSBL_NOTICE.values()] == list(_methods(DnsblNotices).values())
 
 
 def test_every_event_has_its_row() -> None:
     rows = []
     methods = _methods(ServiceEvents) | _methods(Events)
-    methods |= {name: method for name, (method, _) in (EVERY_NOTICE | EVERY_FILE_NOTICE).items()}
+    notices = EVERY_NOTICE | EVERY_FILE_NOTICE | EVERY_DNSBL_NOTICE
+    methods |= {name: method for name, (method, _) in notices.items()}
     for name, method in methods.items():
         event = last_of(name)
         when = inspect.getdoc(method).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]

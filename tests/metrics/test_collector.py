@@ -28,6 +28,8 @@ from twisted_smtpguard import (
 )
 from twisted_smtpguard.counters.localstore import LocalCounterStore
 from twisted_smtpguard.engine.commands import COMMANDS
+from twisted_smtpguard.filters.dnsbl import DnsblFilter
+from twisted_smtpguard.filters.dnsblsettings import parse_dnsbl
 from twisted_smtpguard.interfaces import FilterMetric, ICounterStore, IMeasuredFilter
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector
@@ -298,7 +300,7 @@ def test_the_reference_has_every_metric_with_its_type_its_labels_and_its_words()
         behind.proxy,
         clock=behind.clock,
         tls=CertificateFiles(str(CERTIFICATE)),
-        ip_filters=[FakeFilter()],
+        ip_filters=[FakeFilter(), DnsblFilter(parse_dnsbl("bl.example"), behind.clock)],
         limits=Limits(max_connections_per_client=5),
         counters=LateStore(1),
         names=("smtp",),

@@ -15,6 +15,7 @@ from twisted_smtpguard.delivery.discard import DiscardDelivery, DiscardFactory
 from twisted_smtpguard.delivery.lmtp import LmtpFactory
 from twisted_smtpguard.delivery.maildir import MaildirFactory
 from twisted_smtpguard.delivery.smtp import SmtpFactory
+from twisted_smtpguard.filters.dnsbl import DnsblFactory
 from twisted_smtpguard.filters.networks import NetworksFactory
 from twisted_smtpguard.interfaces import (
     ICheckingDeliveryFactory,
@@ -69,7 +70,7 @@ def make_delivery(
 
 def builtin_filters() -> list[IIPFilterFactory]:
     """The IP filters that come with the guard."""
-    return [NetworksFactory()]
+    return [NetworksFactory(), DnsblFactory()]
 
 
 def filter_factories() -> dict[str, IIPFilterFactory]:

@@ -30,7 +30,12 @@ _ADDED = ("smtpguard_connections", "smtpguard_upstream_connections", "smtpguard_
 _SHARED = ((("table", "known"),),)
 """The labels of those that are the same in all workers nevertheless."""
 
-_LEAST = ("smtpguard_tls_certificate_not_after_seconds", "smtpguard_upstream_up", "smtpguard_reload_success")
+_LEAST = (
+    "smtpguard_tls_certificate_not_after_seconds",
+    "smtpguard_upstream_up",
+    "smtpguard_reload_success",
+    "smtpguard_dnsbl_list_counts",
+)
 """The gauges of which the worst counts. All others are the same in all workers."""
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
