@@ -30,10 +30,15 @@ if os.environ.get("TESTS_REACTOR") == "uvloop":
     pytest_twisted.reactor_installers["default"] = _on_uvloop
 
 
-def pytest_collection_finish() -> None:
-    """Thousands of tests are no garbage: each collection of a test, and many make one, would look through them."""
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Thousands of tests are no garbage: each collection of garbage, while they are made and later in a test, of which
+    many make one, would look through them."""
+    gc.disable()
+    yield
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -8,16 +8,30 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+# Every file is read for all of these, and so by one process.
+pytestmark = pytest.mark.xdist_group("layout")
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "twisted_smtpguard"
-MODULES = {
-    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")
-}
-each_module = pytest.mark.parametrize("name", sorted(MODULES))
+
+
+@cache
+def modules() -> Mapping[str, ast.Module]:
+    """Each file of the package. Not read where tests are only collected, which every process does that runs some."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def of_room(*rooms: str) -> list[str]:
+    """The files of these rooms."""
+    return [name for name in modules() if room_of(name) in rooms]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -110,35 +124,38 @@ def files_imported(tree: ast.AST) -> set[str]:
             candidates = [
                 f"{each}{end}" for each in (path, path.rpartition("/")[0]) for end in (".py", "/__init__.py")
             ]
-            found.add(next((each for each in candidates if each in MODULES), "__init__.py"))
+            found.add(next((each for each in candidates if each in modules()), "__init__.py"))
     return found
 
 
-GRAPH = {name: files_imported(tree) for name, tree in MODULES.items()}
+@cache
+def graph() -> Mapping[str, Collection[str]]:
+    """The files of the package that each of them imports."""
+    return {name: files_imported(tree) for name, tree in modules().items()}
 
 
-def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+def circles(imported: Mapping[str, Collection[str]]) -> list[list[str]]:
     """Each set of nodes that can all be reached from each other."""
 
     def reached(node: str) -> set[str]:
         found: set[str] = set()
-        new = set(graph[node])
+        new = set(imported[node])
         while new:
             found |= new
-            new = {other for each in new for other in graph[each]} - found
+            new = {other for each in new for other in imported[each]} - found
         return found
 
-    reach = {node: reached(node) for node in graph}
+    reach = {node: reached(node) for node in imported}
     members = {
         frozenset(other for other in reach[node] if node in reach[other])
-        for node in graph
+        for node in imported
         if node in reach[node]
     }
     return sorted(map(sorted, members))
 
 
 def test_no_file_imports_another_that_imports_it() -> None:
-    assert circles(GRAPH) == []
+    assert circles(graph()) == []
 
 
 def test_a_circle_would_be_found() -> None:
@@ -156,23 +173,23 @@ def function():
     assert files_imported(ast.parse(source)) == files
 
 
-@each_module
-def test_a_room_imports_those_that_it_may(name: str) -> None:
-    allowed = {room_of(name), *ROOMS[room_of(name)].split()}
-    assert {other for other in GRAPH[name] if room_of(other) not in allowed} == set()
+def test_a_room_imports_those_that_it_may() -> None:
+    for name, others in graph().items():
+        allowed = {room_of(name), *ROOMS[room_of(name)].split()}
+        assert {other for other in others if room_of(other) not in allowed} == set(), name
 
 
-@each_module
-def test_only_the_transport_knows_a_session(name: str) -> None:
-    room = room_of(name)
-    if room not in ("engine", "transport"):
-        known = {other for other in GRAPH[name] if room_of(other) == "engine"}
-        assert known - OF_THE_ENGINE.get(room, set()) == set()
+def test_only_the_transport_knows_a_session() -> None:
+    for name, others in graph().items():
+        room = room_of(name)
+        if room not in ("engine", "transport"):
+            known = {other for other in others if room_of(other) == "engine"}
+            assert known - OF_THE_ENGINE.get(room, set()) == set(), name
 
 
 def test_the_rooms_are_those_that_there_are_and_none_is_allowed_what_it_does_not_need() -> None:
-    needed: dict[str, set[str]] = {room_of(name): set() for name in MODULES}
-    for name, others in GRAPH.items():
+    needed: dict[str, set[str]] = {room_of(name): set() for name in modules()}
+    for name, others in graph().items():
         needed[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
     assert needed.keys() == ROOMS.keys()
     spare = {room: {*allowed.split()} - needed[room] for room, allowed in ROOMS.items()}
@@ -194,11 +211,11 @@ def test_no_room_is_allowed_what_leads_back_to_it() -> None:
 
 
 def test_at_the_top_stands_what_everybody_asks_for_and_nothing_else() -> None:
-    assert {name for name in MODULES if "/" not in name} == AT_THE_TOP
+    assert {name for name in modules() if "/" not in name} == AT_THE_TOP
 
 
 def test_no_two_modules_have_the_same_name() -> None:
-    names = [name.rpartition("/")[2] for name in MODULES if not name.endswith("__init__.py")]
+    names = [name.rpartition("/")[2] for name in modules() if not name.endswith("__init__.py")]
     assert {name for name in names if names.count(name) > 1} == set()
 
 
@@ -208,16 +225,18 @@ def lines_of(name: str) -> int:
 
 
 def test_no_file_is_long_but_the_catalogue_of_replies() -> None:
-    assert {name for name in MODULES if lines_of(name) > MOST_LINES} <= {"replies.py"}
+    assert {name for name in modules() if lines_of(name) > MOST_LINES} <= {"replies.py"}
 
 
 def test_few_files_are_so_short_that_another_could_hold_them() -> None:
-    short = [name for name in MODULES if lines_of(name) < FEW_LINES and not name.endswith("__init__.py")]
+    short = [name for name in modules() if lines_of(name) < FEW_LINES and not name.endswith("__init__.py")]
     assert len(short) <= MOST_SMALL_FILES, sorted(short)
 
 
 def test_the_plugin_for_twist_alone_imports_the_command_line() -> None:
-    assert [name for name in MODULES if room_of(name) != "cli" and "cli" in map(room_of, GRAPH[name])] == []
+    assert [
+        name for name in modules() if room_of(name) != "cli" and "cli" in map(room_of, graph()[name])
+    ] == []
     # `twist` imports it when it is chosen.
     plugins = [
         path.name for path in (ROOT / "twisted").rglob("*.py") if "twisted_smtpguard.cli" in path.read_text()
@@ -225,15 +244,10 @@ def test_the_plugin_for_twist_alone_imports_the_command_line() -> None:
     assert plugins == ["twisted_smtpguard.py"]
 
 
-def of_room(*rooms: str) -> pytest.MarkDecorator:
-    """Each file of these rooms."""
-    return pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in rooms))
-
-
-@of_room("engine")
-def test_the_engine_knows_no_clock_no_logger_no_transport_and_no_interface(name: str) -> None:
+def test_the_engine_knows_no_clock_no_logger_no_transport_and_no_interface() -> None:
     unknown = {"twisted", "zope", "time", "datetime", "logging", "warnings", "socket", "ssl", "threading"}
-    assert {imported.partition(".")[0] for imported in imports(MODULES[name])} & unknown == set()
+    for name in of_room("engine"):
+        assert {imported.partition(".")[0] for imported in imports(modules()[name])} & unknown == set(), name
 
 
 def reached(name: str) -> set[str]:
@@ -241,7 +255,7 @@ def reached(name: str) -> set[str]:
     found, new = {"__init__.py"}, {name}
     while new:
         found |= new
-        new = {other for each in new for other in GRAPH[each]} - found
+        new = {other for each in new for other in graph()[each]} - found
     return found - {"__init__.py"}
 
 
@@ -249,36 +263,32 @@ def test_the_client_side_of_smtp_knows_no_twisted_no_clock_and_no_logger() -> No
     """Nor does anything that it stands on."""
     unknown = {"twisted", "zope", "time", "logging", "socket", "ssl", "threading", "OpenSSL"}
     name = "upstream/clientengine.py"
-    assert {imported.partition(".")[0] for imported in imports(MODULES[name])} & unknown == set()
+    assert {imported.partition(".")[0] for imported in imports(modules()[name])} & unknown == set()
     assert {room_of(each) for each in reached(name)} == {"upstream", "replies", "values", "inputs"}
     of_upstream = {each for each in reached(name) if room_of(each) == "upstream"}
     assert of_upstream == {name, "upstream/refusals.py", "upstream/replyparser.py"}
     for each in of_upstream:
-        assert {imported.partition(".")[0] for imported in imports(MODULES[each])} & unknown == set()
+        assert {imported.partition(".")[0] for imported in imports(modules()[each])} & unknown == set()
 
 
-@of_room("values", "replies", "limits", "inputs")
-def test_what_the_engine_stands_on_needs_no_twisted(name: str) -> None:
-    tops = {
-        imported.partition(".")[0]
-        for node in MODULES[name].body
-        for imported in imports(node)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
-    assert tops & {"twisted", "zope"} == set()
+def test_what_the_engine_stands_on_needs_no_twisted() -> None:
+    for name in of_room("values", "replies", "limits", "inputs"):
+        tops = {
+            imported.partition(".")[0]
+            for node in modules()[name].body
+            for imported in imports(node)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert tops & {"twisted", "zope"} == set(), name
 
 
-@of_room("admission")
-def test_admission_knows_nothing_of_the_network_except_deferred_answers(name: str) -> None:
-    of_network = [each for each in imports(MODULES[name]) if each.startswith("twisted.internet")]
-    assert [each for each in of_network if not each.startswith("twisted.internet.defer.")] == []
+def test_admission_knows_nothing_of_the_network_except_deferred_answers() -> None:
+    for name in of_room("admission"):
+        of_network = [each for each in imports(modules()[name]) if each.startswith("twisted.internet")]
+        assert [each for each in of_network if not each.startswith("twisted.internet.defer.")] == [], name
 
 
-@each_module
-def test_only_events_are_logged_at_info(name: str) -> None:
-    informs = {
-        call for call in calls(MODULES[name]) if call.endswith((".info", ".emit", ".observer", "log.msg"))
-    }
+def test_only_events_are_logged_at_info() -> None:
     allowed = {
         "log/events.py": {"self._log.info"},
         "log/serviceevents.py": {"self._log.info"},
@@ -286,12 +296,14 @@ def test_only_events_are_logged_at_info(name: str) -> None:
         # What Twisted itself would log, warnings and above.
         "transport/listener.py": {"theirs.observer"},
     }
-    assert informs == allowed.get(name, set())
+    for name, tree in modules().items():
+        informs = {call for call in calls(tree) if call.endswith((".info", ".emit", ".observer", "log.msg"))}
+        assert informs == allowed.get(name, set()), name
 
 
 def test_events_are_made_in_few_files_to_which_the_reference_is_held() -> None:
     makers = [
-        name for name, tree in MODULES.items() if "twisted_smtpguard.log.eventlog.EventLog" in imports(tree)
+        name for name, tree in modules().items() if "twisted_smtpguard.log.eventlog.EventLog" in imports(tree)
     ]
     # A password file tells of a wrong line as a reload does, by the same event.
     assert sorted(makers) == [
@@ -307,45 +319,44 @@ def test_events_are_made_in_few_files_to_which_the_reference_is_held() -> None:
 WRITES = ("write", "writeSequence", "writeSomeData", "send", "sendall")
 
 
-@each_module
-def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport(name: str) -> None:
+def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport() -> None:
     # What an upstream server is told is written in one place too, and so is what an operator is, or a worker.
-    if name in (
+    writers = {
         "transport/output.py",
         "transport/turnaway.py",
         "upstream/smtpclient.py",
         "control/answering.py",
         "workers/channel.py",
-    ):
-        return
-    for call in calls(MODULES[name]):
-        receiver, _, method = call.rpartition(".")
-        if method in WRITES:
-            # Files are written to, and not transports.
-            assert room_of(name) != "transport" or receiver in ("file", "named"), call
-            assert "transport" not in receiver.lower(), call
+    }
+    for name in modules().keys() - writers:
+        for call in calls(modules()[name]):
+            receiver, _, method = call.rpartition(".")
+            if method in WRITES:
+                # Files are written to, and not transports.
+                assert room_of(name) != "transport" or receiver in ("file", "named"), (name, call)
+                assert "transport" not in receiver.lower(), (name, call)
 
 
-@of_room("engine")
-def test_the_engine_writes_to_its_host_and_to_a_message_in_few_places(name: str) -> None:
-    writes = [call for call in calls(MODULES[name]) if call.rpartition(".")[2] in WRITES]
+def test_the_engine_writes_to_its_host_and_to_a_message_in_few_places() -> None:
     allowed = {
         "engine/connection.py": {"self.host.write"},
         "engine/engine.py": {"self.host.write"},
         "engine/receiving.py": {"engine.mail.write"},
     }
-    assert set(writes) == allowed.get(name, set())
+    for name in of_room("engine"):
+        writes = {call for call in calls(modules()[name]) if call.rpartition(".")[2] in WRITES}
+        assert writes == allowed.get(name, set()), name
 
 
-@each_module
-def test_the_reactor_is_imported_nowhere_but_in_make_service(name: str) -> None:
-    found = [each for each in imports(MODULES[name]) if names_reactor(each)]
-    if name != "cli/options.py":
-        assert found == []
-        return
-    functions = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.FunctionDef)]
+def test_the_reactor_is_imported_nowhere_but_in_make_service() -> None:
+    found = {
+        name: [each for each in imports(tree) if names_reactor(each)] for name, tree in modules().items()
+    }
+    there = found.pop("cli/options.py")
+    assert {name for name, reactors in found.items() if reactors} == set()
+    functions = [node for node in ast.walk(modules()["cli/options.py"]) if isinstance(node, ast.FunctionDef)]
     (make_service,) = [node for node in functions if node.name == "makeService"]
-    assert found == [each for each in imports(make_service) if names_reactor(each)] != []
+    assert there == [each for each in imports(make_service) if names_reactor(each)] != []
 
 
 def modules_after(statement: str) -> set[str]:
@@ -356,16 +367,16 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_the_plugin_that_twist_imports_chooses_no_reactor() -> None:
-    modules = modules_after("import twisted.plugins.twisted_smtpguard")
-    assert "twisted.plugins.twisted_smtpguard" in modules
-    assert "twisted.internet.reactor" not in modules
+    imported = modules_after("import twisted.plugins.twisted_smtpguard")
+    assert "twisted.plugins.twisted_smtpguard" in imported
+    assert "twisted.internet.reactor" not in imported
 
 
 def test_importing_every_module_chooses_no_reactor() -> None:
-    names = [f"twisted_smtpguard.{name.removesuffix('.py').replace('/', '.')}" for name in sorted(MODULES)]
-    modules = modules_after(f"import {', '.join(name.removesuffix('.__init__') for name in names)}")
-    assert {name.removesuffix(".__init__") for name in names} <= modules
-    assert "twisted.internet.reactor" not in modules
+    names = [f"twisted_smtpguard.{name.removesuffix('.py').replace('/', '.')}" for name in sorted(modules())]
+    imported = modules_after(f"import {', '.join(name.removesuffix('.__init__') for name in names)}")
+    assert {name.removesuffix(".__init__") for name in names} <= imported
+    assert "twisted.internet.reactor" not in imported
 
 
 @pytest.mark.parametrize("path", ["twisted/__init__.py", "twisted/plugins/__init__.py"])
@@ -381,7 +392,7 @@ def test_the_packages_that_are_built_are_the_folders_that_there_are() -> None:
     assert sorted(setup["options"]["packages"].split()) == found
 
 
-TESTS = {path: ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*/*.py")}
+TESTS = sorted((ROOT / "tests").glob("*/*.py"))
 """With their helpers."""
 
 
@@ -402,11 +413,12 @@ def test_no_two_files_of_the_tests_have_the_same_name() -> None:
     assert {name for name in names if names.count(name) > 1} == set()
 
 
-@pytest.mark.parametrize("path", sorted(TESTS), ids=lambda path: path.stem)
-def test_a_test_takes_helpers_from_its_own_folder_or_from_those_of_all(path: Path) -> None:
+def test_a_test_takes_helpers_from_its_own_folder_or_from_those_of_all() -> None:
     folders = {each.stem: each.parent.name for each in TESTS}
-    taken = {folders.get(name.partition(".")[0], "support") for name in imports(TESTS[path])}
-    assert taken <= {path.parent.name, "support"}
+    for path in TESTS:
+        tree = ast.parse(path.read_text())
+        taken = {folders.get(name.partition(".")[0], "support") for name in imports(tree)}
+        assert taken <= {path.parent.name, "support"}, path
 
 
 def test_what_is_imported_of_others_is_required() -> None:
@@ -425,7 +437,7 @@ def test_what_is_imported_of_others_is_required() -> None:
     }
     # Twisted's own API has its types.
     brought_by["constantly"] = "Twisted[tls]"
-    imported = {name.partition(".")[0] for tree in MODULES.values() for name in imports(tree)}
+    imported = {name.partition(".")[0] for tree in modules().values() for name in imports(tree)}
     others = imported - sys.stdlib_module_names - {"twisted_smtpguard"}
     assert {brought_by.get(name, name) for name in others} == required
 
@@ -435,9 +447,9 @@ def test_all_metadata_stands_in_setup_cfg() -> None:
     assert "[project]" not in (ROOT / "pyproject.toml").read_text().splitlines()
 
 
-@each_module
-def test_no_private_name_of_pyopenssl_is_used(name: str) -> None:
+def test_no_private_name_of_pyopenssl_is_used() -> None:
     """They change with its versions. `Context.get_cert_store()` and `Connection.get_peer_cert_chain()` do not."""
     private = {"_lib", "_ffi", "_ssl", "_x509", "_pkey", "_store_ctx"}
-    used = {node.attr for node in ast.walk(MODULES[name]) if isinstance(node, ast.Attribute)}
-    assert not used & private
+    for name, tree in modules().items():
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not used & private, name

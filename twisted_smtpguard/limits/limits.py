@@ -257,7 +257,7 @@ class Limits:
 
     @dry_run.validator
     def _check_dry_run(self, _: object, names: frozenset[str]) -> None:
-        for name in sorted(names - dry_runnable(), key=str):
+        for name in sorted(names - dry_runnable(), key=str) if names else ():
             if isinstance(name, str) and name.replace("-", "_") in dry_runnable():
                 raise ValueError(
                     f"dry_run: {name!r} is written with underscores here, {name.replace('-', '_')!r}"
