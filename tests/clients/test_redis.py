@@ -48,7 +48,7 @@ async def test_the_contract_is_kept_by_two_stores(server: RealRedis) -> None:
     async with Stores() as stores:
         first = await stores.open(server.url, lease_seconds=2)
         second = await stores.open(server.url, lease_seconds=2)
-        assert await check_counter_store(first, pause, second=second) == 62
+        assert await check_counter_store(first, pause, second=second) == 114
 
 
 @pytest_twisted.ensureDeferred

@@ -53,7 +53,9 @@ class _Checks:
         await self._places()
         await self._windows()
         await self._all_or_none()
+        await self._networks()
         await self._a_crowd()
+        await self._a_crowd_of_a_network()
         await self._the_end_of_a_window()
         if self._store.lease_seconds:
             await self._the_end_of_a_lease()
@@ -101,6 +103,30 @@ class _Checks:
             [full, free, rate], [1, 1, 1], "a decision was refused for its rate, but part was taken"
         )
 
+    async def _networks(self) -> None:
+        """Of one counter a client and the networks in which it is are wanted at once, each with its own limit."""
+        for kind in (_place, _rate):
+            network, wider = kind("connections", limit=3), kind("connections", limit=5)
+            clients = [kind("connections", limit=2) for _ in range(4)]
+            for number, client in enumerate(clients[:3]):
+                await self._counts(
+                    [client, network, wider], [1, number + 1, number + 1], "a network had room for a client"
+                )
+            all_of_them = [*clients, network, wider]
+            await self._counts([clients[3], network, wider], [1, 4, 4], "a network was full")
+            await self._seen(
+                all_of_them,
+                [1, 1, 1, 0, 3, 3],
+                "a decision was refused for a network, but part of it was taken",
+            )
+            await self._counts([clients[0], wider], [2, 4], "a wider network had room for a client")
+            await self._counts([clients[0], wider], [3, 5], "a client was full")
+            await self._seen(
+                all_of_them,
+                [2, 1, 1, 0, 3, 4],
+                "a decision was refused for a client, but part of it was taken",
+            )
+
     async def _a_crowd(self) -> None:
         place, rate = _place("connections"), _rate("rate", seconds=600)
         crowd = [
@@ -112,6 +138,23 @@ class _Checks:
         taken = sum(held <= _LIMIT and events <= _LIMIT for held, events in answers)
         require(taken == _LIMIT, f"of {_CROWD} clients at once {taken} got one of {_LIMIT} places")
         await self._seen([place, rate], [_LIMIT, _LIMIT], "a crowd wanted more than there was")
+
+    async def _a_crowd_of_a_network(self) -> None:
+        network, rate = _place("connections"), _rate("rate", limit=2 * _LIMIT)
+        clients = [_place("connections", limit=1) for _ in range(_CROWD)]
+        crowd = [
+            self._take(store, owner, [client, network, rate])
+            for client, (store, owner) in zip(
+                clients, [(self._store, self._owner), (self._second, self._other)] * _CROWD, strict=False
+            )
+        ]
+        answers: Any = await gatherResults(crowd, consumeErrors=True)
+        taken = [int(held <= _LIMIT) for _, held, _ in answers]
+        require(
+            sum(taken) == _LIMIT,
+            f"of {_CROWD} clients of one network at once {sum(taken)} got one of its {_LIMIT} places",
+        )
+        await self._seen([*clients, network, rate], [*taken, _LIMIT, _LIMIT], "a network was full")
 
     async def _the_end_of_a_window(self) -> None:
         rate = _rate("rate", seconds=_WINDOW)
@@ -166,5 +209,5 @@ def _place(counter: str, client: str = "", limit: int = _LIMIT) -> Wanted:
     return Wanted(f"check_{counter}", client or _client(), limit)
 
 
-def _rate(counter: str, client: str = "", seconds: float = 600) -> Wanted:
-    return Wanted(f"check_{counter}_rate", client or _client(), _LIMIT, seconds)
+def _rate(counter: str, client: str = "", limit: int = _LIMIT, seconds: float = 600) -> Wanted:
+    return Wanted(f"check_{counter}_rate", client or _client(), limit, seconds)
