@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -87,6 +88,8 @@ class Crowd:
         self.held: Counter[str] = Counter()
         self.most = 0
         self.most_of_client = 0
+        self.most_of_network = 0
+        """Of those in an IPv4 /29."""
         self.admitted = 0
         self.refused: Counter[str] = Counter()
 
@@ -101,6 +104,8 @@ class Crowd:
             self.admitted += 1
             self.most = max(self.most, self.held.total())
             self.most_of_client = max(self.most_of_client, self.held[source])
+            near = [count for other, count in self.held.items() if _network(other) == _network(source)]
+            self.most_of_network = max(self.most_of_network, sum(near))
             await asyncio.sleep(dice.uniform(0, 0.01))
             self.held[source] -= 1
             if dice.random() < 0.5:
@@ -123,6 +128,10 @@ class Crowd:
             await asyncio.gather(*(self._visitor(admissions, random.Random(each)) for each in range(at_once)))
 
         asyncio.run(all_of_them())
+
+
+def _network(source: str) -> int:
+    return int(IPv4Address(source)) >> 3
 
 
 class Traffic:

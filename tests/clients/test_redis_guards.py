@@ -23,8 +23,13 @@ from redisstores import check_sums
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(240)]
 
-CAP, PER_CLIENT = 40, 4
-LIMITS = (f"--max-connections={CAP}", f"--max-connections-per-client={PER_CLIENT}")
+CAP, PER_CLIENT, PER_NETWORK = 40, 4, 12
+LIMITS = (
+    f"--max-connections={CAP}",
+    f"--max-connections-per-client={PER_CLIENT}",
+    "--ipv4-networks=29",
+    f"--network-factor={PER_NETWORK // PER_CLIENT}",
+)
 FULL = "421 4.7.0 Too many connections, try again later"
 FULL_OF_CLIENT = "421 4.7.0 Too many connections from your address, try again later"
 
@@ -42,9 +47,11 @@ def test_no_limit_is_ever_exceeded_and_no_seat_is_lost(
 ) -> None:
     with Guards(tmp_path, server.url, *LIMITS) as guards:
         ports = [guard.port for guard in guards.running]
-        # Few clients, so that each reaches its own limit, and enough that together they reach the cap.
-        sources = [f"127.1.0.{number}" for number in range(1, 25)]
+        # Few clients, so that each reaches its own limit and that of its network, and enough that together they reach
+        # the cap: 6 networks, two of them with one client each.
+        sources = [f"127.1.0.{number}" for number in (*range(8, 20), *range(24, 30), 32, 40)]
         admitted = rounds = 0
+        reached = False
         refused: Counter[str] = Counter()
         while admitted < admissions:
             rounds += 1
@@ -57,13 +64,17 @@ def test_no_limit_is_ever_exceeded_and_no_seat_is_lost(
                 # This machine was too busy for 50 ms: each held its own limits for a while.
                 assert crowd.most <= 3 * CAP
                 assert crowd.most_of_client <= 3 * PER_CLIENT
+                assert crowd.most_of_network <= 3 * PER_NETWORK
                 continue
             admitted += crowd.admitted
             refused += crowd.refused
             assert crowd.most <= CAP
             assert crowd.most_of_client <= PER_CLIENT
+            assert crowd.most_of_network <= PER_NETWORK
+            reached |= crowd.most_of_network == PER_NETWORK
             assert rounds < 10 or admitted, "this machine is too busy"
         assert min(refused[FULL], refused[FULL_OF_CLIENT]) > 10, "the limits were not reached"
+        assert reached, "no network reached its limit"
         assert {*refused} == {FULL, FULL_OF_CLIENT}
         eventually(lambda: held_in(server) == {}, "places are held of clients that have left")
         check_sums(server)

@@ -38,6 +38,36 @@ print(taken, most, flush=True)
 """
 
 
+OF_A_NETWORK = """
+import random, sys
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
+from twisted_smtpguard.values import Wanted
+descriptor, process, cap, rounds = map(int, sys.argv[1:])
+store = SharedCounterStore(descriptor, process)
+networks = [Wanted("c", "2001:db8::/56", cap), Wanted("c", "2001:db8::/48", 2 * cap)]
+other = [Wanted("c", "2001:db8:0:100::/56", cap), networks[1]]
+taken, most, held = 0, 0, []
+print("ready", flush=True)
+sys.stdin.readline()
+dice = random.Random(process)
+for number in range(rounds):
+    client = Wanted("c", f"2001:db8:0:{dice.randrange(8):x}::/64", 2)
+    wanted = [client, *dice.choice([networks, other])]
+    counts = store.take("me", wanted)
+    fits = all(count <= each.limit for each, count in zip(wanted, counts))
+    taken += fits
+    if fits:
+        held.append(wanted)
+    seen = store.look(wanted)
+    most = max(most, *(count - each.limit for each, (count, _) in zip(wanted, seen)))
+    if len(held) > 2 or not fits and held:
+        store.give_back("me", held.pop(dice.randrange(len(held))))
+for wanted in held:
+    store.give_back("me", wanted)
+print(taken, most, flush=True)
+"""
+
+
 @pytest.fixture
 def table() -> Iterator[int]:
     descriptor = create_table(1000, 6)
@@ -45,8 +75,8 @@ def table() -> Iterator[int]:
     os.close(descriptor)
 
 
-def worker(table: int, process: int, rounds: int) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", WORKER, *map(str, (table, process, CAP, rounds))]
+def worker(table: int, process: int, rounds: int, program: str = WORKER) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", program, *map(str, (table, process, CAP, rounds))]
     started = subprocess.Popen(
         arguments, pass_fds=[table], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -71,6 +101,21 @@ def test_processes_that_want_places_at_once_never_hold_more_than_the_cap(table: 
     rate = Wanted("connection_rate", "192.0.2.1", 0, 3600)
     assert store.look([PLACE, rate])[0] == (CAP - 1, 0)
     assert store.look([rate])[0][0] == 6000 - refused
+
+
+def test_processes_whose_clients_are_in_one_network_never_hold_more_than_any_width_may(table: int) -> None:
+    workers = [worker(table, process, 3000, OF_A_NETWORK) for process in range(3)]
+    for each in workers:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    outcomes = [tuple(map(int, each.communicate(timeout=60)[0].split())) for each in workers]
+    # Each width was full at some time, and never more than full.
+    assert max(most for _, most in outcomes) == 0
+    assert min(taken for taken, _ in outcomes) > 100
+    keys = [f"2001:db8:0:{number:x}::/64" for number in range(8)]
+    keys += ["2001:db8::/56", "2001:db8:0:100::/56", "2001:db8::/48"]
+    assert SharedCounterStore(table, 5).look([Wanted("c", key) for key in keys]) == [(0, 0)] * len(keys)
 
 
 def test_who_is_killed_keeps_neither_the_lock_nor_after_forget_a_place(table: int) -> None:
