@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_network
 from typing import Any
 
+import attrs
 import pytest
 from fakes import Conversation, FakeFilter, Guard
 from hypothesis import given
 from hypothesis import strategies as st
 from logbook import Logbook, logbook
 
-from twisted_smtpguard.admission.clients import client_key, networks_of
+from twisted_smtpguard.admission.clients import Place, client_key, networks_of
 from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.interfaces import TRUST
 from twisted_smtpguard.limits.units import Rate
@@ -245,3 +247,71 @@ def test_in_dry_run_everything_is_counted_at_every_width(limit: str) -> None:
     assert look(guard, limit, "192.0.2.1", "192.0.2.0/24", "192.0.0.0/16") == [1, 20, 20]
     assert guard.factory.statistics.dry_run_refusals == {limit: 17}
     assert guard.factory.statistics.refusals == {}
+
+
+# Memory.
+
+
+@each_limit
+def test_what_is_kept_ready_for_a_crowd_of_addresses_is_bounded(limit: str) -> None:
+    """The most that may be: four networks of addresses that are long to write."""
+    held = guard_with(limit, ipv6_networks=(60, 56, 52, 48)).factory.clients.limit(limit)
+    assert held is not None
+    keys = [f"2001:db8:{number:x}:ffff::/64" for number in range(1, 20_001)]
+    tracemalloc.start()
+    try:
+        for key in keys:
+            # A new text, as each connection has its own.
+            held.wanted("".join([key[:1], key[1:]]))
+        octets, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert octets < 2_000_000
+
+
+def test_a_place_takes_no_memory_for_its_networks() -> None:
+    """They are found again when it is given back."""
+    guard = guard_with("max_connections_per_client")
+    held = guard.factory.clients.limit("max_connections_per_client")
+    counting = guard.factory.counting
+    for each in range(5000):
+        held.wanted(f"192.0.{each >> 8}.{each & 255}")  # type: ignore[union-attr]
+    tracemalloc.start()
+    try:
+        places = [Place(counting, "192.0.2.1", (), held) for _ in range(1000)]
+        octets, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(places) == 1000
+    assert octets < 100_000
+
+
+def test_whatever_networks_are_set_meanwhile_a_connection_gives_back_all_that_it_holds() -> None:
+    limit = "max_connections_per_client"
+    guard = guard_with(limit, 50)
+    held = [guard.connect("192.0.2.1"), guard.connect("2001:db8::1")]
+
+    def counts(*clients: str) -> list[int]:
+        return look(guard, limit, *clients)
+
+    def change(**limits: Any) -> None:
+        guard.factory.set_limits(attrs.evolve(guard.factory.limits, **limits))
+
+    change(ipv4_networks=(28, 24), ipv6_networks=(40,))
+    assert counts("192.0.2.1", "192.0.2.0/28", "192.0.2.0/24", "192.0.0.0/16") == [1, 1, 1, 0]
+    assert counts("2001:db8::/64", "2001:db8::/56", "2001:db8::/48", "2001:db8::/40") == [1, 0, 0, 1]
+    change(ipv4_networks=())
+    held.append(guard.connect("192.0.2.1"))
+    assert counts("192.0.2.1", "192.0.2.0/28", "192.0.2.0/24") == [2, 0, 0]
+    change(ipv4_client_prefix=26, ipv4_networks=(24,))
+    held.append(guard.connect("192.0.2.1"))
+    assert counts("192.0.2.1", "192.0.2.0/26", "192.0.2.0/24") == [2, 1, 3]
+    # Without the limit nothing new is taken, and what is held stays counted.
+    change(max_connections_per_client=0)
+    held.append(guard.connect("192.0.2.1"))
+    change(max_connections_per_client=5, ipv6_networks=(56,))
+    assert counts("192.0.2.1", "192.0.2.0/26", "192.0.2.0/24") == [2, 2, 4]
+    assert counts("2001:db8::/64", "2001:db8::/56", "2001:db8::/40") == [1, 1, 0]
+    for client in held:
+        client.disconnect()
+    assert guard.factory.own_counters.sizes() == {limit: 0}

@@ -196,3 +196,21 @@ def test_the_longest_words_are_one_whole_line() -> None:
     client.heard()
     guard.operator.defer("on", "x" * 500)
     assert deferred(client) == f"451 4.3.2 {'x' * 500}\r\n"
+
+
+@pytest.mark.parametrize("value", ["64,48", "64", "100"])
+def test_a_network_that_is_not_wider_than_a_client_cannot_be_set(value: str) -> None:
+    guard = Operated()
+    with pytest.raises(ValueError) as refusal:
+        guard.operator.set("ipv6-networks", value)
+    expected = "prefix lengths below 64, which is that of a client, are expected"
+    assert str(refusal.value) == f"--ipv6-networks: {expected}, not '{value}'"
+    assert guard.factory.limits.ipv6_networks == ()
+
+
+def test_a_prefix_of_clients_that_is_as_wide_as_a_network_leaves_it_without_effect() -> None:
+    guard = Operated(ipv6_networks=(56, 48), max_connections_per_client=1)
+    guard.operator.set("ipv6-client-prefix", "48")
+    assert guard.operator.settings.set("ipv6-networks", "32", None, "me")["value"] == "32"
+    assert guard.operator.unset("ipv6-networks")["value"] == "56,48"
+    assert guard.factory.limits.networks(6) == ()

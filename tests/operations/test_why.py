@@ -125,6 +125,59 @@ def test_each_limit_on_the_client_is_told_with_its_count_and_when_it_clears() ->
     ]
 
 
+def test_each_network_of_the_client_is_told_with_what_it_may_and_when_it_clears() -> None:
+    guard = Operated(
+        max_connections_per_client=5,
+        message_rate=Rate(7, 3600),
+        ipv6_networks=(56, 48),
+        network_factor=2,
+    )
+    guard.greeted("2001:db8::1").say(*ENVELOPE)
+    guard.clock.advance(10)
+    guard.greeted("2001:db8:0:1::1").say(*ENVELOPE)
+    guard.greeted("2001:db8:0:100::1").say(*ENVELOPE)
+    told = [
+        (row["limit"], row["of"], row["allowed"], row["count"], row.get("clears"))
+        for row in asked(guard, "2001:db8:0:1::2")["counts"][1:]
+    ]
+    first, later = "1970-01-01T01:00:00Z", "1970-01-01T01:00:10Z"
+    assert told == [
+        ("max-connections-per-client", "this client", 5, 1, None),
+        ("max-connections-per-client", "2001:db8::/56", 10, 2, None),
+        ("max-connections-per-client", "2001:db8::/48", 20, 3, None),
+        ("message-rate", "this client", "7/3600", 1, later),
+        ("message-rate", "2001:db8::/56", "14/3600", 2, first),
+        ("message-rate", "2001:db8::/48", "28/3600", 3, first),
+    ]
+    assert [row["of"] for row in asked(guard, "unix")["counts"]] == ["all clients", *["this client"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "command"),
+    [
+        ({"max_connections_per_client": 2}, "smtpguardctl set max-connections-per-client 3"),
+        ({"connection_rate": Rate(2, 60)}, "smtpguardctl set connection-rate 3/60"),
+        ({"message_rate": Rate(1, 60)}, "smtpguardctl set message-rate 2/60"),
+    ],
+)
+def test_a_network_that_is_full_is_named_and_what_would_let_the_client_in_does(
+    limit: dict[str, Any], command: str
+) -> None:
+    guard = Operated(**limit, ipv4_networks=(24,), network_factor=2)
+    for number in range(1, 6):
+        guard.greeted(f"192.0.2.{number}").say(*ENVELOPE)
+    for _ in range(3):
+        # Looking changes nothing.
+        answer = asked(guard, "192.0.2.9")
+        assert (answer["outcome"] != "accepted", answer["network"]) == (True, "192.0.2.0/24")
+    assert answer["limit"] in (4, "4/60", "2/60")
+    assert asked(guard, "192.0.3.9")["outcome"] == "accepted"
+    assert answer["would_help"] == [command, "smtpguardctl trust 192.0.2.9 --for 1h"]
+    for each in answer["would_help"][:1]:
+        carry_out(guard, each)
+    assert asked(guard, "192.0.2.9")["outcome"] == "accepted"
+
+
 def test_a_limit_has_cleared_at_the_time_that_was_told() -> None:
     guard = Operated(connection_rate=Rate(1, 60))
     guard.connect()

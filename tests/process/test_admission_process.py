@@ -9,21 +9,18 @@ import itertools
 import os
 import re
 import select
-import shutil
 import signal
 import smtplib
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import processes
 import pytest
+from ownnetwork import run_in_own_network
 from processes import LOCAL, PATIENCE_SECONDS, Address, GuardProcess, eventually
-from programs import missing
 from rawclient import RawClient
 from test_process import has_ipv6
 
@@ -169,27 +166,10 @@ def test_the_addresses_of_one_ipv6_64_are_one_client(tmp_path: Path) -> None:
     addresses = " && ".join(
         f"ip addr add {each}/128 dev lo nodad" for each in ("2001:db8::1", *one_64, other)
     )
-    in_own_network = ["unshare", "--map-root-user", "--net", "sh", "-ec"]
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        missing("unshare or ip")
-    trial = subprocess.run([*in_own_network, f"ip link set lo up && {addresses}"], check=False)
-    if trial.returncode:
-        pytest.skip("networks cannot be made here")
-    done = subprocess.run(
-        [
-            *in_own_network,
-            f'ip link set lo up && {addresses} && exec "$@"',
-            "sh",
-            *(sys.executable, "-c", IPV6_SCRIPT, str(tmp_path), *one_64, other),
-        ],
-        env={**os.environ, "PYTHONPATH": str(Path(processes.__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
+    words = (str(tmp_path), *one_64, other)
+    first, second, third, fourth = run_in_own_network(
+        addresses, IPV6_SCRIPT, *words, seconds=PATIENCE_SECONDS
     )
-    assert done.returncode == 0, done.stderr
-    first, second, third, fourth = done.stdout.splitlines()
     assert [first[:4], second[:4], third, fourth[:4]] == [GREETED, GREETED, TOO_MANY_OF_CLIENT, GREETED]
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -41,20 +41,21 @@ def clients() -> Iterator[ExitStack]:
 class Crowd:
     """Clients that all come at once, and count themselves from their greeting to the moment at which they leave."""
 
-    def __init__(self, guard: GuardProcess, size: int) -> None:
+    def __init__(self, guard: GuardProcess, size: int, sources: Sequence[str] = ()) -> None:
         self.greeted: list[socket.socket] = []
         self.refused = 0
         self._address = guard.address
         self._begin = threading.Barrier(size)
         self._lock = threading.Lock()
-        threads = [threading.Thread(target=self._come) for _ in range(size)]
+        threads = [threading.Thread(target=self._come, args=(source,)) for source in sources or [""] * size]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    def _come(self) -> None:
+    def _come(self, source: str) -> None:
         client = socket.socket()
+        client.bind((source, 0))
         client.settimeout(PATIENCE_SECONDS)
         self._begin.wait()
         client.connect(self._address)
@@ -89,6 +90,22 @@ def test_the_cap_is_exact_over_all_workers_again_and_again(tmp_path: Path, react
                 assert not one_more.greeting.startswith("220")
             crowd.leave()
             eventually(lambda: greets(guard, CAP), "not all seats are free again")
+
+
+def test_a_network_holds_what_it_may_over_all_workers(tmp_path: Path) -> None:
+    options = ("--max-connections-per-client=2", "--ipv4-networks=24", "--network-factor=3")
+    with Workers(tmp_path, 3, *options, "--max-log-lines=0") as guard:
+        for _ in range(3):
+            sources = [f"127.0.{number % 2 + 1}.{number // 2 + 1}" for number in range(80)]
+            crowd = Crowd(guard, 80, sources)
+            near = [client.getsockname()[0].rpartition(".")[0] for client in crowd.greeted]
+            assert (near.count("127.0.1"), near.count("127.0.2")) == (6, 6)
+            crowd.leave()
+            eventually(lambda: not open_sessions(guard), "a connection has not ended")
+
+
+def open_sessions(guard: Workers) -> int:
+    return guard.count("connect") - guard.count("disconnect")
 
 
 def greets(guard: GuardProcess, number: int) -> bool:

@@ -45,7 +45,7 @@ class ClientLimits:
 class ClientLimit:
     """One of the limits per client, which holds for the client, and for each network in which it is."""
 
-    __slots__ = ("_limits", "most", "name", "networks", "seconds", "wanted")
+    __slots__ = ("_limit", "_limits", "_of_networks", "most", "name", "networks", "seconds", "wanted")
 
     def __init__(self, limits: Limits, name: str) -> None:
         self.name = name
@@ -56,20 +56,26 @@ class ClientLimit:
         self.seconds = value.seconds if isinstance(value, Rate) else 0
         self.networks = (limits.networks(4), limits.networks(6))
         """The leading bits of the networks, for each IP version."""
-        alone = partial(Wanted, name, limit=self._limit_of(""), seconds=self.seconds)
+        # In dry run the store is given no limit.
+        self._limit = 0 if name in limits.dry_run else self.most
+        self._of_networks = [
+            [self._limit * limits.network_factor**step for step, _ in enumerate(bits, 1)]
+            for bits in self.networks
+        ]
+        alone = partial(Wanted, name, limit=self._limit, seconds=self.seconds)
         self.wanted: Callable[[str], tuple[Wanted, ...]] = lambda key: (alone(key),)
         """What one more connection or event of the client with a key wants of the counter store: first for the client,
         then for its networks, the narrowest first."""
         if any(self.networks):
             self.wanted = lru_cache(_KEPT)(self._wanted_at_all_widths)
 
-    def _limit_of(self, key: str) -> int:
-        value = 0 if self.name in self._limits.dry_run else self._limits.of_client(self.name, key)
-        return value.events if isinstance(value, Rate) else value
-
     def _wanted_at_all_widths(self, key: str) -> tuple[Wanted, ...]:
-        keys = (key, *networks_of(key, *self.networks))
-        return tuple(Wanted(self.name, each, self._limit_of(each), self.seconds) for each in keys)
+        keys, limits = networks_of(key, *self.networks), self._of_networks[":" in key]
+        # A client from before the limits were changed may be wider than the narrowest network.
+        limits = limits[len(limits) - len(keys) :]
+        name, seconds = self.name, self.seconds
+        own = Wanted(name, key, self._limit, seconds)
+        return own, *[Wanted(name, each, limit, seconds) for each, limit in zip(keys, limits, strict=True)]
 
 
 class Exceeded(NamedTuple):
@@ -94,10 +100,9 @@ class ClientRate(ClientLimit):
         self.count: Callable[[str], Any] = self._count_at_all_widths
         """Counts an event of the client with a key, and returns an Answer, or a Deferred of it. An event above the
         limit, of the client or of a network, is counted nowhere, unless the limit is in dry run."""
-        limit = self._limit_of("")
         if not any(self.networks):
-            self.count = counting.one_event(name, limit, self.seconds)
-        elif limit:
+            self.count = counting.one_event(name, self._limit, self.seconds)
+        elif self._limit:
             quicker = counting.events(name, self.seconds, self.wanted, self._answer)
             self.count = quicker or self.count
 
