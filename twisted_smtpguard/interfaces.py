@@ -190,6 +190,7 @@ class ICounterStore(Interface):
 
     def take(owner: str, wanted: Sequence[Wanted]) -> Later[Sequence[int]]:
         """Take all that is wanted, or nothing if one count would exceed its limit. Called once for each decision.
+        One counter may be wanted for a client and for its networks, each with a limit of its own.
 
         The answer has the count of each, with what is wanted now, whether it was taken or not.
         """

@@ -158,7 +158,8 @@ class Wanted(NamedTuple):
     counter: str
     """The name of the limit: a field of Limits."""
     client: str
-    """The key of a client, such as `192.0.2.1` or `2001:db8::/64`; "" for the whole guard."""
+    """The key of a client, such as `192.0.2.1` or `2001:db8::/64`, or of a network of clients, such as `2001:db8::/48`;
+    "" for the whole guard."""
     limit: int = 0
     """The highest count at which it is taken; 0 for no limit."""
     seconds: float = 0

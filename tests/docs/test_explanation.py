@@ -141,7 +141,7 @@ def rows() -> list[tuple[str, str]]:
 def test_what_needs_the_edge_is_what_the_edge_changes() -> None:
     seen = set()
     for attack, needs in rows():
-        for option in re.findall(r"`--([a-z-]+)(?: \w+)?`", needs):
+        for option in re.findall(r"`--([a-z0-9-]+)(?: \w+)?`", needs):
             spec = SPECS[option]
             if f"`--{option}` is on" in needs:
                 assert spec.default, attack
