@@ -15,6 +15,7 @@ import pytest
 import pytest_twisted
 from logbook import own_events
 from loopback import Loopback, reactor
+from operated import Operated
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
@@ -317,6 +318,31 @@ def listed(tallies: Tallies, by: str) -> list[dict[str, Any]]:
     Deferred.fromCoroutine(top([], tallies, by, clock)).addCallback(found.extend)
     clock.pump([0] * 9)
     return found
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        ({}, {"2001:db8::/48": [2, 0, 0, 1], "192.0.2.0/24": [1, 1, 1, 0]}),
+        ({"ipv4_networks": (24, 16)}, {"2001:db8::/48": [2, 0, 0, 1], "192.0.0.0/16": [1, 1, 1, 0]}),
+        ({"ipv6_networks": (56,)}, {"2001:db8::/56": [1, 0, 0, 1], "2001:db8:0:100::/56": [1, 0, 0, 0]}),
+    ],
+)
+def test_top_can_list_the_networks_that_have_most(
+    networks: dict[str, Any], expected: dict[str, list[int]]
+) -> None:
+    guard = Operated(**networks)
+    client = guard.greeted("192.0.2.1")
+    assert client.codes("MAIL FROM:<a@b>", "RCPT TO:<c@d>", "DATA", "x", ".", "QUIT")[-2:] == [250, 221]
+    client.disconnect()
+    guard.connect("192.0.3.7" if "ipv4_networks" in networks else "192.0.2.2")
+    guard.greeted("2001:db8:0:1::1").say("MAIL FROM:<a@b> FROB=1")
+    guard.connect("2001:db8:0:100::1")
+    found: list[Any] = []
+    guard.operator.carry_out("top", {"of": "networks"}).addCallback(found.extend)
+    guard.clock.advance(0)
+    rows = {row["client"]: [*row.values()][1:] for row in found}
+    assert {name: rows[name] for name in expected} == expected
 
 
 def test_the_clients_that_have_most_come_first_and_those_that_have_none_not_at_all() -> None:

@@ -33,6 +33,11 @@ class ClientLimits:
         limits = self.limits
         return client_key(address, limits.ipv4_client_prefix, limits.ipv6_client_prefix)
 
+    def widest_network(self, key: str) -> str:
+        """The key of the widest network that limits the client with this key; of its /24 or /48 if none does."""
+        networks = networks_of(key, self.limits.networks(4) or (24,), self.limits.networks(6) or (48,))
+        return networks[-1] if networks else key
+
     def limit(self, name: str) -> ClientLimit | None:
         """The limit `name`, a field of Limits; None if there is no such limit."""
         return ClientLimit(self.limits, name) if getattr(self.limits, name) else None

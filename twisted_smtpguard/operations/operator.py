@@ -18,7 +18,7 @@ from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.operations.traces import Trace, Traces
-from twisted_smtpguard.operations.verbs import TOP, VERBS
+from twisted_smtpguard.operations.verbs import TOP, TOP_OF, VERBS
 from twisted_smtpguard.operations.why import timed, why
 from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
@@ -141,15 +141,20 @@ class Operator:
             "sessions": [timed(row) for row in history.sessions.latest(RECENT)],
         }
 
-    def top(self, order: str = TOP[0]) -> Deferred[Iterator[dict[str, Any]]]:
-        """One row for each of the clients that have most of `order`: `connections` that are open, `messages`,
-        `recipients` or `refusals`. They are counted as long as a client is one of the 10,000 that are remembered. Fires
-        some turns of the reactor later if there are many."""
+    def top(self, order: str = TOP[0], of: str = TOP_OF[0]) -> Deferred[Iterator[dict[str, Any]]]:
+        """One row for each of the `clients`, or of their widest `networks`, that have most of `order`: `connections`
+        that are open, `messages`, `recipients` or `refusals`. They are counted as long as a client is one of the 10,000
+        that are remembered. Fires some turns of the reactor later if there are many."""
+        if of not in TOP_OF:
+            raise ValueError(f"one of {', '.join(TOP_OF)} is expected, not {of[:40]!r}")
         if order not in TOP:
             raise ValueError(f"one of {', '.join(TOP)} is expected, not {order[:40]!r}")
         factory = self._guard.factory
         tallies, clock = factory.context.events.history.tallies, factory.deadlines.clock
-        return Deferred.fromCoroutine(sessions.top(factory.sessions(), tallies, order, clock))
+        network_of = factory.clients.widest_network if of == "networks" else None
+        return Deferred.fromCoroutine(
+            sessions.top(factory.sessions(), tallies, order, clock, network_of=network_of)
+        )
 
     def sessions(self, network: str = "") -> Iterator[dict[str, Any]]:
         """One row for each open connection whose client is in `network`; `unix` stands for UNIX sockets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from heapq import nlargest
 from ipaddress import ip_address
@@ -64,8 +64,10 @@ async def top(
     by: str,
     clock: IReactorTime,
     most: int = TOP_ROWS,
+    network_of: Callable[[str], str] | None = None,
 ) -> Iterator[dict[str, object]]:
     """The clients that have most of `by`, one of TOP, the first of them first: at most so many, and none that has none.
+    With `network_of`, which returns the network of a client, these are the networks.
 
     `tallies` has the messages, recipients and refusals of each client without those of the `sessions`, which are open.
     There may be ten thousand of each, so that this takes a part of several turns of the reactor.
@@ -73,7 +75,8 @@ async def top(
     live: dict[str, list[int]] = {}
     async for several in _slices(sessions, clock):
         for session in several:
-            counts = live.setdefault(client_of(session.peer_name), [0, 0, 0, 0])
+            client = client_of(session.peer_name)
+            counts = live.setdefault(client if network_of is None else network_of(client), [0, 0, 0, 0])
             counts[0] += 1
             counts[1] += session.messages
             counts[2] += session.recipients_accepted
@@ -82,7 +85,11 @@ async def top(
     async for some in _slices(tallies, clock):
         # Nearly all have less than the leaders, and no object is made for them.
         least = leaders[-1][1][place] if len(leaders) == most else 0
-        for client, ended in some:
+        for name, ended in some:
+            client = name
+            if network_of is not None:
+                client = network_of(name)
+                live.setdefault(client, [0, 0, 0, 0])
             if client in live:
                 live[client] = [sum(both) for both in zip(live[client], (0, *ended), strict=True)]
             elif place and ended[place - 1] > least:

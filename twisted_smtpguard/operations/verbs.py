@@ -15,6 +15,9 @@ from twisted_smtpguard.limits.units import parse_seconds
 TOP = ("connections", "messages", "recipients", "refusals")
 """What `top` can order clients by."""
 
+TOP_OF = ("clients", "networks")
+"""What `top` can list."""
+
 
 def parse_duration(text: str) -> float:
     """Parse a time such as `10m` into seconds."""
@@ -114,6 +117,15 @@ _VERBS = (
                 option=True,
                 choices=TOP,
                 parameter="order",
+            ),
+            Argument(
+                "of",
+                "|".join(TOP_OF),
+                "Whether clients are listed, or networks: the widest of --ipv4-networks and --ipv6-networks, or where "
+                "there is none a /24 and a /48. Without it clients.",
+                required=False,
+                option=True,
+                choices=TOP_OF,
             ),
         ),
     ),
