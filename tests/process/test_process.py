@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -90,6 +95,18 @@ def test_ipv6_takes_mail(tmp_path: Path) -> None:
     assert mail.received.startswith("Received: from client.example ([IPv6:::1])\n")
 
 
+@contextmanager
+def alone_on_this_host() -> Iterator[None]:
+    """There is one port 2525, and other runs of the tests may stand beside this one."""
+    directory = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+@alone_on_this_host()
 def test_without_options_it_serves_port_2525_of_this_host_alone_and_says_so_first(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
