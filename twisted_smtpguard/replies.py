@@ -285,7 +285,7 @@ AUTH_CANCELLED = _reply("501 5.7.0 Authentication cancelled", "auth_cancelled")
 AUTH_FAILED = _reply("535 5.7.8 Authentication credentials invalid", "auth_failed")
 """When: AUTH with invalid credentials."""
 AUTH_UNAVAILABLE = _reply("454 4.7.0 Temporary authentication failure", "auth_unavailable")
-"""When: AUTH, when the credentials cannot be checked now."""
+"""When: AUTH, when the credentials cannot be checked now, or the client has sent too many wrong ones."""
 TOO_MANY_AUTH_FAILURES = _reply(
     "421 4.7.0 Too many authentication failures, closing connection", "max_auth_failures"
 )

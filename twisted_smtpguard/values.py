@@ -156,10 +156,10 @@ class Wanted(NamedTuple):
     """What one decision wants of a counter store: a place, or events in a window."""
 
     counter: str
-    """The name of the limit: a field of Limits."""
+    """The name of what is counted: of a limit, which is a field of Limits, or of something that a limit looks at."""
     client: str
-    """The key of a client, such as `192.0.2.1` or `2001:db8::/64`, or of a network of clients, such as `2001:db8::/48`;
-    "" for the whole guard."""
+    """The key of a client, such as `192.0.2.1` or `2001:db8::/64`, of a network of clients, such as `2001:db8::/48`, or
+    of a user, there or anywhere; "" for the whole guard."""
     limit: int = 0
     """The highest count at which it is taken; 0 for no limit."""
     seconds: float = 0

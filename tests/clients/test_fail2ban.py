@@ -60,7 +60,8 @@ def reasons(mode: str) -> set[str]:
 
 def all_reasons() -> set[str]:
     """Every word that may stand after reason=."""
-    return {entry.reason for entry in catalogue() if entry.reason} | {"delivery_refused", "upstream_refused"}
+    named = {entry.reason for entry in catalogue() if entry.reason} | {"delivery_refused", "upstream_refused"}
+    return named | {"auth_failure_rate", "auth_failure_rate_per_user"}
 
 
 # What is written.

@@ -415,6 +415,36 @@ class PureAdmission:
         return self.answer()
 
 
+class PureAttempt:
+    """One password that a client tries."""
+
+    def __init__(self) -> None:
+        self.exceeded: tuple[Any, ...] = ()
+        self.owed = False
+        """The engine has it, and owes it an end."""
+
+    def hand_over(self) -> PureAttempt:
+        self.owed = True
+        return self
+
+    def right(self) -> None:
+        self.owed = False
+
+    wrong = withdraw = right
+
+
+class PureAttempts:
+    """Every password may be checked, unless `answer` says otherwise of an attempt, now or later."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[PureAttempt], Any] = PureAttempt.hand_over
+        self.begun: list[PureAttempt] = []
+
+    def begin(self, client: str, username: bytes, *, trusted: bool = False) -> Any:
+        self.begun.append(PureAttempt())
+        return self.answer(self.begun[-1])
+
+
 class PureHost(Host):
     """One connection: the port that its engine has its effects on, and the client at the other end."""
 
@@ -638,6 +668,7 @@ class PureGuard:
         self.clients = PureClients()
         self.admission = PureAdmission()
         self.known = PureKnown()
+        self.attempts = PureAttempts()
         self.held_slots = 0
         self.released: list[Any] = []
         self.lingering = 0
@@ -656,6 +687,7 @@ class PureGuard:
             clients=self.clients,
             admission=self.admission,
             known=self.known,
+            attempts=self.attempts,
             seconds=self.clock.seconds,
             call_later=self.clock.call_later,
             stages=STAGES,
@@ -736,6 +768,7 @@ class PureGuard:
         assert sorted(delivery.ended) == sorted(set(delivery.begun))
         assert self.held_slots == 0
         assert all(place.given_back >= 1 for place in self.admission.places)
+        assert not any(attempt.owed for attempt in self.attempts.begun)
         assert self.lingering == 0
         assert self.ages == []
         assert self.context.pending_deliveries == 0

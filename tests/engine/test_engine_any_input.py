@@ -11,8 +11,9 @@ import attrs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from purehost import FIN, REFUSAL, Later, PureDelivery, PureGuard, PureHost
+from purehost import FIN, REFUSAL, Later, PureAttempt, PureDelivery, PureGuard, PureHost
 
+from twisted_smtpguard.admission.loginattempts import Exceeded
 from twisted_smtpguard.engine import sasl
 from twisted_smtpguard.engine.stages import Stage
 
@@ -66,7 +67,7 @@ OCTETS = st.builds(
     st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=3)), max_size=6),
 )
 
-HOOKS = ("begin", "recipient", "data", "finish", "identify")
+HOOKS = ("begin", "recipient", "data", "finish", "attempt", "identify")
 OUTCOMES = ("now", "refused", "raised", "later", "later refused", "later raised", "never", "stubborn")
 """`never` and `stubborn` are answered after the end, if at all."""
 PLANS = st.dictionaries(
@@ -154,6 +155,7 @@ class Run:
             delivery_timeout=100,
             **case.limits,
         )
+        self.guard.attempts.answer = partial(decide_attempt, self.delivery)
 
     def outcome(self, hook: str) -> str:
         """What the hook does this time."""
@@ -229,6 +231,15 @@ def early(fields: dict[str, Any]) -> bool:
     return fields.get("reason") == "early_talker"
 
 
+def decide_attempt(delivery: PureDelivery, attempt: PureAttempt) -> Any:
+    """Whether a password may be checked is decided now or later. What is no answer in the plan refuses it."""
+    try:
+        return delivery.play("attempt", _NoTransaction(), attempt, attempt.hand_over)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - as the plan says
+        attempt.exceeded = (Exceeded("auth_failure_rate", "", 11),)
+        return attempt
+
+
 class _NoTransaction:
     """To log in belongs to none."""
 
@@ -293,6 +304,7 @@ class AnyOrder(RuleBasedStateMachine):
             data_rate_window=10,
         )
         self.guard.admission.answer = self.admit
+        self.guard.attempts.answer = partial(decide_attempt, self.delivery)
         self.admissions: list[Later] = []
         self.admits = "now"
 

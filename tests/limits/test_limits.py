@@ -229,7 +229,10 @@ def test_limits_to_try_are_named_as_on_the_command_line_with_a_comma_between() -
 
 @pytest.mark.parametrize("text", ["", "max-errors,", "read-timeout", "ALL", "all,max-errors"])
 def test_no_other_limit_can_be_in_dry_run(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^all, or some of bare-newline, connection-rate, .* is expected$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^all, or some of auth-failure-rate, .*bare-newline, connection-rate, .* is expected$",
+    ):
         parse_dry_run(text)
 
 

@@ -75,7 +75,13 @@ def measure(directory: Path, users: int, seconds: float, *, changing: bool) -> N
             assert reply.startswith(b"535 "), reply
             guesses += 1
 
-    options = (f"--auth=file:{path}", "--auth-without-tls", "--max-auth-failures=0", "--deliver=discard")
+    options = (
+        f"--auth=file:{path}",
+        "--auth-without-tls",
+        "--max-auth-failures=0",
+        "--auth-failure-rate=0",
+        "--deliver=discard",
+    )
     with GuardProcess(directory, *options) as guard:
         writing = written_again_and_again(path, users) if changing else nullcontext()
         with visits(guard.port, interval=0.05) as waits, writing:

@@ -23,6 +23,7 @@ class Operated(Clients):
         proxy_protocol_from: Sequence[str] = (),
         counters: Any = None,
         auth_without_tls: bool = True,
+        require_auth: bool = False,
         **limits: Any,
     ) -> None:
         clock = Clock()
@@ -36,6 +37,7 @@ class Operated(Clients):
             counters=counters,
             checkers=checkers,
             auth_without_tls=auth_without_tls,
+            require_auth=require_auth,
             proxy_protocol_from=proxy_protocol_from,
         )
         self.operator = self.service.operator

@@ -192,6 +192,15 @@ def _write_timeout() -> Operated:
 PROVOKED: dict[str, Provocation] = {
     "auth_cancelled": login("AUTH LOGIN", "*"),
     "auth_failed": login(f"AUTH PLAIN {plain()}", answer=UnauthorizedLogin()),
+    "auth_failure_rate": login(
+        *[f"AUTH PLAIN {plain()}"] * 2,
+        answer=UnauthorizedLogin(),
+        auth_failure_rate=Rate(1, 60),
+        require_auth=True,
+    ),
+    "auth_failure_rate_per_user": login(
+        *[f"AUTH PLAIN {plain()}"] * 2, answer=UnauthorizedLogin(), auth_failure_rate_per_user=Rate(1, 60)
+    ),
     "auth_required": prepared(_attributes(require_auth=True, demands=True), MAIL),
     "auth_unavailable": login(f"AUTH PLAIN {plain()}", answer=CheckerUnavailable("down")),
     "bad_arguments": dialogue("HELO"),
@@ -270,6 +279,8 @@ PROVOKED: dict[str, Provocation] = {
     "write_timeout": _write_timeout,
 }
 BESIDE_THE_CATALOGUE = {
+    "auth_failure_rate",
+    "auth_failure_rate_per_user",
     "bad_proxy_header",
     "ip_filter_timeout",
     "max_endless_line",
@@ -280,6 +291,7 @@ BESIDE_THE_CATALOGUE = {
 }
 
 STAYS = {
+    "auth_failure_rate": "deferred",
     "auth_required": "accepted",
     "connection_rate": "refused",
     "deferred": "deferred",

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from fakes import FakeFilter, SlowFilter
+from logins import Checker, plain
 from operated import Operated
+from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
@@ -453,3 +455,38 @@ def test_the_rule_of_an_operator_is_told_with_who_made_it() -> None:
     )
     assert "because" not in asked(guard, "2001:db8::1")["filters"][0]
     assert "because" not in asked(guard, "unix")["filters"][0]
+
+
+def test_wrong_passwords_are_told_with_when_they_clear_and_refuse_where_mail_needs_a_login() -> None:
+    guard = Operated(checkers=[Checker(UnauthorizedLogin())], require_auth=True, max_auth_failures=0)
+    answer = asked(guard)
+    assert (answer["outcome"], answer["replies"]["AUTH"][:3]) == ("accepted", "235")
+    guard.clock.advance(60)
+    assert guard.greeted().codes(*[f"AUTH PLAIN {plain()}"] * 12) == [535] * 10 + [454] * 2
+    answer = asked(guard)
+    (row,) = [each for each in answer["counts"] if each["limit"] == "auth-failure-rate"]
+    assert (row["count"], row["allowed"], row["clears"]) == (10, "10/600", "1970-01-01T00:11:00Z")
+    assert (answer["outcome"], answer["step"], answer["reason"]) == ("deferred", "AUTH", "auth_failure_rate")
+    assert (answer["limit"], answer["value"]) == ("10/600", 11)
+    assert answer["reply"] == "454 4.7.0 Temporary authentication failure"
+    assert answer["would_help"] == [
+        "smtpguardctl set auth-failure-rate 15/600",
+        "smtpguardctl trust 192.0.2.1 --for 1h",
+    ]
+    for command in answer["would_help"]:
+        carry_out(guard, command)
+        assert asked(guard)["outcome"] == "accepted"
+        guard.operator.set("auth-failure-rate", "10/600")
+
+
+def test_wrong_passwords_refuse_no_mail_that_needs_no_login() -> None:
+    guard = Operated(checkers=[Checker(UnauthorizedLogin())], auth_failure_rate=Rate(1, 60))
+    guard.greeted().say(*[f"AUTH PLAIN {plain()}"] * 2)
+    answer = asked(guard)
+    assert (answer["outcome"], "AUTH" in answer["replies"]) == ("accepted", False)
+
+
+def test_passwords_that_are_being_checked_are_not_waited_for() -> None:
+    guard = Operated(checkers=[Checker(Deferred())], require_auth=True, auth_failure_rate=Rate(1, 60))
+    guard.greeted().say(f"AUTH PLAIN {plain()}")
+    assert asked(guard)["outcome"] == "accepted"

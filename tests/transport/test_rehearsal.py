@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import pytest
 from fakes import FakeDelivery, FakeFilter, Guard, SlowFilter, delivery_without_nobody
+from logins import Checker, plain
+from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs
 from zope.interface import implementer
@@ -18,6 +20,7 @@ from twisted_smtpguard.filters.networks import NetworksFilter
 from twisted_smtpguard.interfaces import ICounterStore
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.log.measurements import Histogram
+from twisted_smtpguard.records.recordtables import LOGIN
 from twisted_smtpguard.replies import Reply, deferral
 from twisted_smtpguard.transport.rehearsal import Outcome, rehearse
 from twisted_smtpguard.values import PASS, TRUST, Wanted, refuse
@@ -123,6 +126,22 @@ def test_a_limit_of_the_client_refuses_as_it_would_refuse_a_connection(
     row = next(each for each in history if each["reason"] == name)
     del refused["step"]
     assert refused == {key: row[key] for key in row if key not in ("time", "address", "session")}
+
+
+def test_a_login_that_mail_needs_is_rehearsed_and_counts_nothing() -> None:
+    guard = Guard(checkers=[Checker(UnauthorizedLogin())], require_auth=True, auth_failure_rate=Rate(1, 60))
+    before = counted(guard)
+    outcome = outcome_of(guard)
+    assert outcome.refused is None
+    assert [*outcome.replies] == ["connection", "EHLO", "AUTH", "MAIL", "RCPT", "QUIT"]
+    assert counted(guard) == before
+    assert len(guard.factory.records[LOGIN]) == 0
+    guard.greeted().say(f"AUTH PLAIN {plain()}")
+    before = counted(guard)
+    outcome = outcome_of(guard)
+    assert outcome.refused is not None
+    assert (outcome.refused["step"], outcome.refused["reason"]) == ("AUTH", "auth_failure_rate")
+    assert counted(guard) == before
 
 
 def test_another_client_would_be_let_in() -> None:

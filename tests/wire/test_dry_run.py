@@ -117,6 +117,20 @@ TRIALS = {
         "421 4.7.0 Too many authentication failures, closing connection",
         "limit=2 value=2",
     ),
+    **{
+        name: Trial(
+            {
+                "checkers": [InMemoryUsernamePasswordDatabaseDontUse()],
+                "max_auth_failures": 0,
+                name: Rate(2, 60),
+            },
+            {"checkers": [InMemoryUsernamePasswordDatabaseDontUse()], "max_auth_failures": 0},
+            guess_thrice,
+            "454 4.7.0 Temporary authentication failure",
+            "limit=2/60 value=3",
+        )
+        for name in ("auth_failure_rate", "auth_failure_rate_per_user")
+    },
     "max_connections_per_client": Trial(
         {"max_connections_per_client": 1},
         {},

@@ -352,6 +352,22 @@ def _auth_failures(guard: Guard) -> Iterator[None]:
     assert client.codes(f"AUTH PLAIN {plain()}") == [535, 421]
 
 
+@case({}, {"auth_failure_rate": Rate(2, 60)})
+def _auth_failure_rate(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    assert client.codes(f"AUTH PLAIN {plain()}")[-1] == 535
+    yield
+    assert client.codes(*[f"AUTH PLAIN {plain()}"] * 2) == [535, 454]
+
+
+@case({}, {"auth_failure_rate_per_user": Rate(1, 60)})
+def _auth_failure_rate_per_user(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    assert client.codes(f"AUTH PLAIN {plain()}")[-1] == 535
+    yield
+    assert client.codes(*[f"AUTH PLAIN {plain()}"] * 2) == [535, 454]
+
+
 @case({}, {"max_command_line": 100})
 def _command_line(guard: Guard) -> Iterator[None]:
     client = guard.greeted()

@@ -64,29 +64,50 @@ def _advance(engine: Engine, mechanism: str, steps: sasl.Steps, step: Callable[[
 
 
 def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
+    """Check the credentials, unless so many of the client have been wrong that no more may be checked."""
     engine.user_tried = login.username.decode("utf-8", "backslashreplace")
+    attempt = engine.context.attempts.begin(engine.key, login.username, trusted=engine.trusted)
+    if is_later(attempt):
+        return wait_for(engine, attempt, partial(_identify, mechanism, login), _unavailable, late=_left)
+    return _identify(mechanism, login, engine, attempt)
+
+
+def _left(engine: Engine, attempt: Any, error: BaseException | None) -> None:
+    """Called when it is decided whether the credentials may be checked, and the client has left."""
+    if error is None:
+        attempt.withdraw()
+
+
+def _identify(mechanism: str, login: sasl.Login, engine: Engine, attempt: Any) -> Reply | None:
+    for exceeded in attempt.exceeded:
+        if counts.enforces(engine, exceeded.limit, exceeded.failures, network=exceeded.network):
+            engine.reason = exceeded.limit
+            return replies.AUTH_UNAVAILABLE
     identify = engine.context.identify
     assert identify is not None
     try:
         judgement = identify(login)
     except FAULTS as error:
-        return _unavailable(engine, error)
+        return _failed(attempt, engine, error)
     if is_later(judgement):
-        # There is no `late`: a judgement that comes too late is dropped.
-        return wait_for(engine, judgement, partial(_judged, mechanism), _unavailable)
-    return _judged(mechanism, engine, judgement)
+        then, failed = partial(_judged, mechanism, attempt), partial(_failed, attempt)
+        return wait_for(engine, judgement, then, failed, late=partial(_judged_late, attempt))
+    return _judged(mechanism, attempt, engine, judgement)
 
 
-def _judged(mechanism: str, engine: Engine, judgement: Any) -> Reply:
+def _judged(mechanism: str, attempt: Any, engine: Engine, judgement: Any) -> Reply:
     for failure in judgement.failures:
         log_failure(engine, failure.value)
     user = judgement.user
     if user is None and judgement.failures:
+        attempt.withdraw()
         return replies.AUTH_UNAVAILABLE
     if user is not None:
+        attempt.right()
         engine.user = user
         engine.context.events.login(engine.name, engine.peer_name, user.name, mechanism)
         return replies.AUTHENTICATED
+    attempt.wrong()
     engine.failures += 1
     limit = engine.context.limits.max_auth_failures
     if 0 < limit <= engine.failures and counts.enforces(
@@ -96,6 +117,19 @@ def _judged(mechanism: str, engine: Engine, judgement: Any) -> Reply:
         engine.value = None
         engine.closing_reply = replies.TOO_MANY_AUTH_FAILURES
     return replies.AUTH_FAILED
+
+
+def _judged_late(attempt: Any, engine: Engine, judgement: Any, error: BaseException | None) -> None:
+    """Called when the checkers have answered, and the client has left. A wrong password stays counted."""
+    if error is None and judgement.user is None and not judgement.failures:
+        attempt.wrong()
+    else:
+        attempt.withdraw()
+
+
+def _failed(attempt: Any, engine: Engine, error: BaseException) -> Reply:
+    attempt.withdraw()
+    return _unavailable(engine, error)
 
 
 def _unavailable(engine: Engine, error: BaseException) -> Reply:

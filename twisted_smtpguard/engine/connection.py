@@ -184,6 +184,8 @@ class Connection:
     """The value that exceeded a limit, for the log."""
     network: str = ""
     """The network of the client that has exceeded it, for the log; "" for the client itself."""
+    reason: str = ""
+    """The reason in the log for the reply to the last command; "" for the one that the catalogue has."""
     invalid_commands: int = 0
     rejected_recipients: int = 0
     errors: int = 0

@@ -53,6 +53,8 @@ class ServerContext:
     """`Admission`: decides whether a connection is admitted."""
     known: Any
     """`KnownClients`: which clients are known."""
+    attempts: Any
+    """`LoginAttempts`: decides whether the password of a client may be checked."""
     seconds: Callable[[], float]
     """The time of the guard's clock, in seconds."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]

@@ -29,6 +29,7 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     Each reply counts once, by its class, whether the guard or the delivery made it. A closing reply is not counted.
     """
     deferred = reply is engine.context.deferral
+    reason, engine.reason = reason or engine.reason, ""
     if reply.code >= 400:
         # The operator may have chosen the words of a deferral.
         log(engine, reason or ("deferred" if deferred else replies.reason_of(reply)), reply)
@@ -42,7 +43,8 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     is_junk, engine.is_junk = engine.is_junk, False
     engine.junk += is_junk
     # A checker that cannot judge credentials is not the client's error, and neither is an operator who defers all mail.
-    is_error = reply.code >= 400 and reply is not replies.AUTH_UNAVAILABLE and not deferred
+    excused = deferred or (reply is replies.AUTH_UNAVAILABLE and not reason)
+    is_error = reply.code >= 400 and not excused
     if is_error or (is_junk and _too_much_junk(engine)):
         engine.errors += 1
     engine.value, engine.network = None, ""

@@ -145,7 +145,8 @@ class Limits:
     network_factor: int = FACTOR.bound(3, holds_from=_CONNECTION)
     """How many times as much such a network may hold and do as the next narrower one, or as a client."""
     known_for: float = DAYS.bound(30 * 86400, holds_from=_AT_ONCE)
-    """Time for which a client is known after a mail of it was accepted; with 0 only those of --known are known."""
+    """Time for which a client is known after a mail of it was accepted, and a user where it has logged in; with 0 only
+    those of --known are known."""
     max_known_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
     """Known clients remembered; the one whose last mail is oldest is forgotten first."""
     max_tracked_clients: int = COUNT.bound(100_000, holds_from=_AT_ONCE)
@@ -180,6 +181,12 @@ class Limits:
     """Mail transactions in a session, counted at MAIL."""
     max_auth_failures: int = COUNT.limit(3)
     """Invalid credentials in a session; the last ones allowed end the session."""
+    auth_failure_rate: Rate = RATE.limit(Rate(10, 600), "AUTH_UNAVAILABLE")
+    """Wrong passwords of one client, in all its sessions; none is checked above it. A user who has logged in from a
+    client before has this rate for itself there."""
+    auth_failure_rate_per_user: Rate = RATE.limit(NO_RATE, "AUTH_UNAVAILABLE")
+    """Wrong passwords for one user, of all clients together from which it has not logged in before; none of theirs for
+    it is checked above it."""
     max_command_line: int = OCTETS.bound(2048)
     """A command line, with its CRLF. A longer one is skipped to its CRLF."""
     max_auth_line: int = OCTETS.bound(12288, "LINE_TOO_LONG")

@@ -77,7 +77,7 @@ class GuardCollector:
         factory = self._guard.factory
         statistics, measured = factory.statistics, factory.context.events.measured
         refusals = {(entry.reason, "false"): 0 for entry in replies.catalogue() if entry.reason}
-        refusals |= {(name, "true"): 0 for name in dry_runnable()}
+        refusals |= {(name, dry_run): 0 for name in dry_runnable() for dry_run in ("false", "true")}
         refusals |= {(reason, "false"): number for reason, number in statistics.refusals.items()}
         refusals |= {(reason, "true"): number for reason, number in statistics.dry_run_refusals.items()}
         text = "Refusals of connections, commands and messages, by the reason in the log."

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
+from twisted_smtpguard.admission.loginattempts import OF_CLIENT, OF_USER
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations import standings
@@ -55,7 +56,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "trusted": outcome.trusted,
         "known": standings.shown(factory.known.standing(key, address)),
         "replies": {
-            step: said for step, said in outcome.replies.items() if step in (ARRIVAL, "MAIL", "RCPT")
+            step: said for step, said in outcome.replies.items() if step in (ARRIVAL, "AUTH", "MAIL", "RCPT")
         },
         "in_dry_run": [each for each in outcome.refusals if each["dry_run"]],
         "demands": _demands(factory),
@@ -93,7 +94,10 @@ async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
     counting, limits, now = factory.counting, factory.context.limits, factory.context.seconds()
     wanted = [TOTAL_PLACE]
     for spec in Limits.specs():
-        limit = factory.clients.limit(spec.name) if _spares_trusted(spec) else None
+        if spec.name == OF_CLIENT and factory.context.identify is None:
+            # Nobody can log in here.
+            continue
+        limit = factory.clients.limit(spec.name) if _is_per_client(spec) else None
         if limit is not None:
             wanted += limit.wanted(key)
     looks = counting.look(wanted)
@@ -134,15 +138,15 @@ def _remedies(
         yield "smtpguardctl defer off"
     elif spec is not None:
         yield f"smtpguardctl set {spec.option} {_more(limits, reason, refused)}"
-        if _spares_trusted(spec):
+        if _is_per_client(spec):
             yield from _trust(address)
     elif "filter" in refused:
         yield from _past_filter(rules, address, refused, outcome)
 
 
-def _spares_trusted(spec: LimitSpec) -> bool:
-    """Whether a trusted client is exempt from the limit."""
-    return spec.name == PER_CLIENT or isinstance(spec.default, Rate)
+def _is_per_client(spec: LimitSpec) -> bool:
+    """Whether the limit is counted by client, so that a trusted one is exempt from it."""
+    return spec.name == PER_CLIENT or (isinstance(spec.default, Rate) and spec.name != OF_USER)
 
 
 def _more(limits: Limits, name: str, refused: Mapping[str, Any]) -> str:

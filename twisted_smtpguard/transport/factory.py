@@ -17,6 +17,7 @@ from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients
+from twisted_smtpguard.admission.loginattempts import LoginAttempts
 from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.counters.localstore import LocalCounterStore
@@ -42,7 +43,7 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.records.recordsharing import RecordSharing
-from twisted_smtpguard.records.recordtables import KNOWN, RecordTables
+from twisted_smtpguard.records.recordtables import KNOWN, LOGIN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
 from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
 from twisted_smtpguard.transport.draining import Drain
@@ -134,6 +135,7 @@ class SMTPGuardFactory(ServerFactory):
         for entry in self.filters:
             if IAsksForKnownClients.providedBy(entry.filter):
                 IAsksForKnownClients(entry.filter).ask_for_known(self.is_known)
+        attempts = LoginAttempts(self.clients, self.records[LOGIN], reactor.callLater, reactor.seconds)
         self.session_times = ExpiryQueue(self.deadlines, limits.max_session_time)
         is_session_delivery = ISessionDelivery.providedBy(delivery)
         self.context = ServerContext(
@@ -144,6 +146,7 @@ class SMTPGuardFactory(ServerFactory):
             clients=self.clients,
             admission=self.admission,
             known=self.known,
+            attempts=attempts,
             seconds=reactor.seconds,
             call_later=self.deadlines.call_later,
             stages=STAGES,

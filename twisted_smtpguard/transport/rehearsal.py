@@ -7,6 +7,7 @@ everything. So no rule stands here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -18,6 +19,8 @@ from zope.interface import implementer
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits, Place
+from twisted_smtpguard.admission.loginattempts import LoginAttempts
+from twisted_smtpguard.checkers.checking import Judgement, User
 from twisted_smtpguard.counters.counting import LookingCounting
 from twisted_smtpguard.engine import arrival
 from twisted_smtpguard.engine.engine import Engine
@@ -31,6 +34,8 @@ from twisted_smtpguard.limits.limits import IP_FILTER
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.history import MAX_CHARACTERS
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.records.records import Records
+from twisted_smtpguard.records.recordtables import LOGIN
 from twisted_smtpguard.replies import text_of
 from twisted_smtpguard.transport.factory import Arrival, SMTPGuardFactory
 from twisted_smtpguard.values import FAULTS, Address, Client, Path, Peer, Verdict, is_later
@@ -39,14 +44,16 @@ ARRIVAL = "connection"
 """The step before the first command."""
 
 _QUIT = ("QUIT", b"QUIT\r\n")
-_COMMANDS = (
-    ("EHLO", b"EHLO x\r\n"),
+_AUTH = ("AUTH", b"AUTH PLAIN AGEAYg==\r\n")
+"""As the user `a` with the password `b`, which are right in a rehearsal."""
+_EHLO = ("EHLO", b"EHLO x\r\n")
+_MAIL = (
     ("MAIL", b"MAIL FROM:<>\r\n"),
     ("RCPT", b"RCPT TO:<a@b>\r\n"),
     _QUIT,
 )
 """What the client says, with the name of each step, in lines so short that no limit which lets mail pass refuses them.
-It leaves when a command is refused."""
+It logs in where it has to, and leaves when a command is refused."""
 
 
 @attrs.define
@@ -73,8 +80,9 @@ class Outcome:
 def rehearse(factory: SMTPGuardFactory, address: Address | None) -> Deferred[Outcome]:
     """Rehearse a connection from this address, None for a UNIX socket, and a mail with one recipient.
 
-    It fires when the filters have answered. What a handshake, a login, or a client that sends too early would change is
-    left out, and the delivery is not asked.
+    It fires when the filters have answered. What a handshake, or a client that sends too early, would change is left
+    out, and neither the delivery nor a checker is asked. A login is one of a user who has not logged in from there
+    before.
     """
     return Deferred.fromCoroutine(_rehearse(factory, Peer(address, None, None, None)))
 
@@ -88,7 +96,7 @@ async def _rehearse(factory: SMTPGuardFactory, peer: Peer) -> Outcome:
     if turn_away is not None and factory.enforces(turn_away, Arrival(name, None, ""), witness):
         outcome.replies[ARRIVAL] = text_of(turn_away.refusal.reply)
     else:
-        host = _Host(peer, outcome)
+        host = _Host(peer, outcome, (_EHLO, *([_AUTH] if factory.context.require_auth else ()), *_MAIL))
         witness.host = host
         host.engine = _engine(factory, host, name, witness, [each.entry for each in asked])
         arrival.begin(host.engine)
@@ -114,11 +122,15 @@ def _engine(
         events=witness,
         clients=clients,
         admission=Admission(limits, entries, clients, context.call_later, witness),
+        attempts=LoginAttempts(
+            clients, Records(LOGIN, 1, context.seconds), context.call_later, context.seconds, rehearses=True
+        ),
         guard=_Guard(),
         delivery=_Delivery(),
         pending_delivery_settled=lambda: None,
         session_ended=None,
-        identify=None,
+        identify=lambda login: Judgement(User("", None)),
+        auth_without_tls=True,
         require_tls=False,
         require_auth=False,
     )
@@ -230,10 +242,10 @@ class _Host(Host):
     gone = False
     engine: Engine
 
-    def __init__(self, peer: Peer, outcome: Outcome) -> None:
+    def __init__(self, peer: Peer, outcome: Outcome, commands: Sequence[tuple[str, bytes]]) -> None:
         self._peer = peer
         self._outcome = outcome
-        self._commands = iter(_COMMANDS)
+        self._commands = iter(commands)
         self.step = ARRIVAL
         self.over: Deferred[None] = Deferred()
 
