@@ -389,6 +389,32 @@ def test_clients_that_come_during_the_first_test_wait_for_it() -> None:
     assert not [name for name in lists.names.asked if name.startswith("9.")]
 
 
+def test_nobody_waits_for_the_first_test_of_a_list_that_changes_nothing() -> None:
+    lists = Lists("bl.example*2,b2.example;threshold=2;name=bl,b2", start=False)
+    lists.put("bl.example", "192.0.2.1", answer("127.0.0.2"))
+    lists.names.silent |= {"b2.example"}
+    lists.ip_filter.startService()
+    assert lists.check("192.0.2.9") is PASS
+    assert lists.check().rule == "bl:127.0.0.2"
+
+
+def test_a_list_that_fails_a_test_while_it_is_asked_counts_nothing(log: Logbook) -> None:
+    lists = Lists("bl.example,slow.example;name=bl,slow", start=False)
+    lists.names.silent |= {"slow.example"}
+    lists.ip_filter.startService()
+    lists.names.silent |= {"bl.example"}
+    told = lists.check()
+    lists.put("bl.example", "127.0.0.2", NONE)
+    lists.names.silent.remove("bl.example")
+    lists.ip_filter.reload()
+    lists.names.tell("1.2.0.192.bl.example", answer("127.0.0.2"))
+    assert told == []
+    for name in list(lists.names.pending):
+        lists.names.tell(name, NONE)
+    assert told == [PASS]
+    assert len(log.take("dnsbl_left_out")) == 2
+
+
 def test_nobody_waits_longer_than_the_time_limit_for_the_first_test(log: Logbook) -> None:
     lists = Lists(start=False)
     lists.names.silent |= {"bl.example"}

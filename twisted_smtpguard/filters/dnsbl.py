@@ -53,10 +53,10 @@ class DnsblFilter(Service):
         notices = DnsblNotices(reactor.seconds)
         self.lists = [ListInUse(each, settings, client, reactor, notices) for each in settings.lists]
         for each in self.lists:
-            each.tested = self._tested
+            each.tested = partial(self._tested, each)
         self._is_known: Callable[[Address], bool] = lambda _: False
-        self._untested: dict[Decision, None] | None = None
-        """The decisions that wait for the first test; None before its start and after its end."""
+        self._waiting: dict[Decision, None] = {}
+        """The decisions that wait for the first test of a list."""
         self._timer: Any = None
         self._rounds = 0
 
@@ -65,7 +65,6 @@ class DnsblFilter(Service):
     def startService(self) -> None:
         super().startService()
         self._rounds = 0
-        self._untested = {}
         self._look()
 
     def stopService(self) -> None:
@@ -75,7 +74,6 @@ class DnsblFilter(Service):
             timer.cancel()
         for each in self.lists:
             each.stop()
-        self._untested = None
 
     def _look(self) -> None:
         """Test the lists: all, or those that are left out."""
@@ -99,12 +97,10 @@ class DnsblFilter(Service):
 
         return self._client.find_servers().addBoth(begin)
 
-    def _tested(self) -> None:
+    def _tested(self, tested: ListInUse) -> None:
         """A list has been tested."""
-        if self._untested is not None and not any(each.untested for each in self.lists):
-            waiting, self._untested = self._untested, None
-            for decision in waiting:
-                decision.ask()
+        for decision in list(self._waiting):
+            decision.tested(tested)
 
     def reload(self) -> Deferred[None]:
         """Find the resolvers, forget all answers, and test the lists. ValueError: the resolvers are not found."""
@@ -137,7 +133,7 @@ class DnsblFilter(Service):
         address = peer.address
         if not self.running or address is None or not is_asked_about(address):
             return PASS
-        return Decision(self, address).begin(self._untested)
+        return Decision(self, address).begin()
 
     def explain(self, peer: Peer) -> str:
         """The lists that list the client, and in brackets what is known of the others."""
@@ -150,10 +146,12 @@ class DnsblFilter(Service):
         found = f"its listing by {', '.join(listing)}" if listing else "no list has it"
         return f"{found} [{'; '.join(others)}]" if others else found
 
-    def no_longer_waits(self, decision: Decision) -> None:
-        """Called when a decision is over, which may have waited for the first test."""
-        if self._untested is not None:
-            self._untested.pop(decision, None)
+    def waits(self, decision: Decision, *, for_a_test: bool) -> None:
+        """Called with a decision that waits for the first test of a list, and when it does so no longer."""
+        if for_a_test:
+            self._waiting[decision] = None
+        else:
+            self._waiting.pop(decision, None)
 
     def decided(self, address: Address, refused: bool, answers: Mapping[ListInUse, Sequence[int]]) -> None:
         """Called with each decision. `refused`: the lists would refuse the client, were none in dry run."""
@@ -202,45 +200,58 @@ class Decision:
         self._promise: Promise[Verdict] = Promise(self._end)
         self._timer: Any = None
 
-    def begin(self, untested: dict[Decision, None] | None) -> Verdict | Promise[Verdict]:
-        """Ask the lists. If they are being tested for the first time, wait for that, as one of `untested`."""
-        if untested is None:
-            self.ask()
-            if self._promise.there:
-                return self._promise.result()
-        else:
-            untested[self] = None
-        if not self._promise.there:
-            settings, clock = self._filter.settings, self._filter.clock
-            self._timer = clock.callLater(settings.timeout, self._out_of_time)
+    def begin(self) -> Verdict | Promise[Verdict]:
+        """Ask those lists whose answers are not known. A list that has not been tested is asked after its test."""
+        for each in self._filter.lists:
+            self._look_at(each)
+        if any(each.untested for each in self._pending.values()):
+            self._filter.waits(self, for_a_test=True)
+        self._settle()
+        self._ask()
+        if self._promise.there:
+            return self._promise.result()
+        settings, clock = self._filter.settings, self._filter.clock
+        self._timer = clock.callLater(settings.timeout, self._out_of_time)
         return self._promise
 
-    def ask(self) -> None:
-        """Ask those lists whose answers are not known."""
-        for each in self._filter.lists:
-            if each.serves(self._address):
-                codes = each.asker.kept(self._address)
-                if codes is None:
-                    self._pending[each.asker] = each
-                else:
-                    self._answers[each] = codes
-        self._settle()
-        for asker in list(self._pending):
-            if not self._promise.there:
+    def _look_at(self, each: ListInUse) -> None:
+        """Take what a list has answered before, or have it asked."""
+        codes = each.asker.kept(self._address) if each.serves(self._address) else None
+        if codes is not None:
+            self._answers[each] = codes
+        elif each.untested or each.serves(self._address):
+            self._pending[each.asker] = each
+
+    def _ask(self) -> None:
+        for asker, each in list(self._pending.items()):
+            if not (self._promise.there or each.untested):
                 asker.ask(self._address, self)
+
+    def tested(self, tested: ListInUse) -> None:
+        """Called when a list has been tested, while this waits for one."""
+        if self._pending.pop(tested.asker, None) is not None:
+            self._look_at(tested)
+            self._settle()
+            if not self._promise.there and tested.asker in self._pending:
+                tested.asker.ask(self._address, self)
 
     def told(self, asker: Asker, codes: tuple[int, ...] | None) -> None:
         """Called with the answer of a list."""
-        each = self._pending.pop(asker)
-        if codes is not None:
-            self._answers[each] = codes
-        self._settle()
+        each = self._pending.pop(asker, None)
+        # A list may have failed a test meanwhile.
+        if each is not None:
+            if codes is not None:
+                self._answers[each] = codes
+            self._settle()
 
     def _settle(self) -> None:
         """Answer, if what is known decides."""
         if self._promise.there:
             return
-        enforced, all_lists = self._decided(enforced=True), self._decided(enforced=False)
+        enforced = all_lists = self._decided(self._filter.lists)
+        in_force = [each for each in self._filter.lists if each.weight < 0 or not each.in_dry_run]
+        if len(in_force) < len(self._filter.lists):
+            enforced = self._decided(in_force)
         if enforced is None or (not enforced and all_lists is None):
             return
         self._end()
@@ -253,18 +264,11 @@ class Decision:
         reply = self._filter.settings.reply(against)
         self._promise.succeed(refuse(reply, shown(listing), dry_run=not enforced))
 
-    def _decided(self, *, enforced: bool) -> bool | None:
-        """The decision of the lists; with `enforced` of those that are not in dry run."""
-        weights = [
-            each.weight
-            for each, codes in self._answers.items()
-            if codes and not (enforced and each.in_dry_run and each.weight > 0)
-        ]
-        pending = [
-            each.weight
-            for each in self._pending.values()
-            if not (enforced and each.in_dry_run and each.weight > 0)
-        ]
+    def _decided(self, lists: Sequence[ListInUse]) -> bool | None:
+        """The decision of these lists; None while it depends on answers that are still to come."""
+        answers = self._answers
+        weights = [each.weight for each in lists if answers.get(each)]
+        pending = [each.weight for each in lists if each.asker in self._pending]
         return decide(weights, pending, self._filter.settings.threshold)
 
     def _out_of_time(self) -> None:
@@ -282,7 +286,7 @@ class Decision:
             timer.cancel()
         for asker in self._pending:
             asker.give_up(self._address, self)
-        self._filter.no_longer_waits(self)
+        self._filter.waits(self, for_a_test=False)
 
 
 @implementer(IIPFilterFactory)

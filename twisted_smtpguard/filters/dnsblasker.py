@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -87,11 +88,11 @@ class Asker:
         self._troubled = troubled
         self._most_kept = MAX_KEPT // lists
         self._most_in_flight = MAX_IN_FLIGHT // lists
-        self._kept: dict[int, tuple[float, tuple[int, ...]]] = {}
+        self._kept: OrderedDict[int, tuple[float, tuple[int, ...]]] = OrderedDict()
         """Until when an answer holds, and its codes, by the number of the address; the least recently used first."""
         self._questions: dict[int, _Question] = {}
         """All that have no answer."""
-        self._waiting: dict[int, _Question] = {}
+        self._waiting: OrderedDict[int, _Question] = OrderedDict()
         """Those of them that are not on their way, the oldest first."""
         self._sending = False
         self._unanswered = 0
@@ -142,7 +143,7 @@ class Asker:
     def stop(self) -> None:
         """End all questions, of which nobody is told."""
         questions, self._questions = self._questions, {}
-        self._waiting = {}
+        self._waiting.clear()
         for each in questions.values():
             each.listeners = {}
             if each.exchange is not None:
@@ -181,7 +182,7 @@ class Asker:
             self._kept.pop(key, None)
             self._kept[key] = self._seconds() + min(max(answer.seconds, shortest), longest), codes
             if len(self._kept) > self._most_kept:
-                del self._kept[next(iter(self._kept))]
+                self._kept.popitem(last=False)
             return codes
         if outcome != NOT_ASKED:
             self._unanswered += 1

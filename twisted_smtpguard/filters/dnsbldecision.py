@@ -8,16 +8,14 @@ from ipaddress import IPv4Address, ip_address
 from typing import NamedTuple
 
 from twisted_smtpguard.filters.dnsblsettings import DnsList
-from twisted_smtpguard.filters.networklist import contains, parse_network
-from twisted_smtpguard.values import Address
+from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.filters.networktable import TRUSTED, NetworkTable, TableBuilder
+from twisted_smtpguard.values import PASS, Address
 
-_NOT_ASKED_ABOUT = [
-    parse_network(each)
-    for each in (
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
-        *("192.168.0.0/16", "::/8", "fc00::/7", "fe80::/10"),
-    )
-]
+_NOT_ASKED_ABOUT = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+    *("192.168.0.0/16", "::/8", "fc00::/7", "fe80::/10"),
+)
 """Addresses that mean nothing outside this host or its networks. Every list has 127.0.0.2 in it."""
 
 LISTED, NOT_LISTED, ERROR, TIMEOUT, NOT_ASKED = "listed", "not_listed", "error", "timeout", "not_asked"
@@ -46,9 +44,19 @@ class Answer(NamedTuple):
     """ERROR, TIMEOUT or NOT_ASKED if there is no answer, else ""."""
 
 
+def _elsewhere() -> NetworkTable:
+    builder = TableBuilder()
+    for network in _NOT_ASKED_ABOUT:
+        builder.add(*parse_network(network), TRUSTED)
+    return builder.build(lambda: None)
+
+
+_TABLE = _elsewhere()
+
+
 def is_asked_about(address: Address) -> bool:
     """Whether lists in the DNS are asked about this address."""
-    return not any(contains(network, address) for network in _NOT_ASKED_ABOUT)
+    return _TABLE.verdict(address) is PASS
 
 
 def question(address: Address, zone: str) -> str:
