@@ -60,31 +60,34 @@ ROOMS: dict[str, str] = {
     "admission": "counters engine hooks inputs interfaces limits log records replies values",
     "checkers": "engine hooks inputs interfaces limits log values",
     "cli": "admission checkers control counters delivery engine filters hooks inputs interfaces limits log metrics "
-    "operations records service state tls transport workers",
+    "operations policies policyvalues records service state tls transport workers",
     "control": "inputs operations",
     "counters": "hooks inputs interfaces tls values",
     "delivery": "engine hooks inputs interfaces limits replies upstream values",
-    "engine": "inputs limits replies values",
+    "engine": "inputs limits policyvalues replies values",
     "filters": "hooks inputs interfaces limits log replies values",
     "hooks": "engine values",
     "inputs": "",
-    "interfaces": "replies values",
+    "interfaces": "policyvalues replies values",
     "limits": "inputs replies",
     "metrics": "inputs interfaces limits log operations replies service",
     "log": "hooks inputs interfaces limits replies tls",
     "operations": "admission filters hooks interfaces limits log replies transport values",
-    "public": "admission checkers control delivery filters limits log metrics replies service tls transport upstream "
-    "values",
+    "policies": "hooks inputs interfaces policyvalues replies values",
+    "policyvalues": "inputs replies values",
+    "public": "admission checkers control delivery filters limits log metrics policies policyvalues replies "
+    "service tls transport upstream values",
     "reactors": "",
     "records": "hooks interfaces values",
     "replies": "inputs",
-    "service": "admission hooks inputs interfaces limits log operations tls transport values",
+    "service": "admission hooks inputs interfaces limits log operations policies tls transport values",
     "state": "hooks operations records values",
-    "testing": "admission delivery hooks inputs interfaces limits replies transport values",
+    "testing": "admission delivery hooks inputs interfaces limits policies policyvalues replies transport "
+    "values",
     "tls": "engine hooks inputs interfaces",
     "transport": (
-        "admission checkers counters engine filters hooks inputs interfaces limits log reactors records replies tls "
-        "values"
+        "admission checkers counters engine filters hooks inputs interfaces limits log policies reactors records "
+        "replies tls values"
     ),
     "upstream": "hooks inputs limits log replies tls values",
     "values": "inputs replies",
@@ -102,7 +105,7 @@ OF_THE_ENGINE = {
 }
 """What each room but transport may know of the engine: never a session."""
 
-AT_THE_TOP = {"__init__.py", "interfaces.py", "public.py", "replies.py", "values.py"}
+AT_THE_TOP = {"__init__.py", "interfaces.py", "policyvalues.py", "public.py", "replies.py", "values.py"}
 """Whatever else there is stands in a room."""
 
 MOST_LINES, FEW_LINES, MOST_SMALL_FILES = 400, 40, 5
@@ -272,7 +275,7 @@ def test_the_client_side_of_smtp_knows_no_twisted_no_clock_and_no_logger() -> No
 
 
 def test_what_the_engine_stands_on_needs_no_twisted() -> None:
-    for name in of_room("values", "replies", "limits", "inputs"):
+    for name in of_room("values", "policyvalues", "replies", "limits", "inputs"):
         tops = {
             imported.partition(".")[0]
             for node in modules()[name].body
@@ -320,11 +323,13 @@ WRITES = ("write", "writeSequence", "writeSomeData", "send", "sendall")
 
 
 def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport() -> None:
-    # What an upstream server is told is written in one place too, and so is what an operator is, or a worker.
+    # What an upstream server is told is written in one place too, and so is what a policy server is, an operator, or a
+    # worker.
     writers = {
         "transport/output.py",
         "transport/turnaway.py",
         "upstream/smtpclient.py",
+        "policies/policyserver.py",
         "control/answering.py",
         "workers/channel.py",
     }

@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from twisted_smtpguard.policyvalues import PolicyRequest, PolicyUnavailable, PolicyVerdict
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import (
     PASS,
@@ -33,47 +34,19 @@ from twisted_smtpguard.values import (
     refuse,
 )
 
+# fmt: off
 __all__ = [
-    "PASS",
-    "TRUST",
-    "Address",
-    "CheckerUnavailable",
-    "Client",
-    "CounterStoreUnavailable",
-    "FilterMetric",
-    "IAsksForKnownClients",
-    "ICheckableDelivery",
-    "ICheckingDeliveryFactory",
-    "IConnectingCounterStore",
-    "IConnectingDelivery",
-    "ICounterStore",
-    "IDelivery",
-    "IDeliveryFactory",
-    "IExplainingFilter",
-    "IIPFilter",
-    "IIPFilterFactory",
-    "IMailTransaction",
-    "IMeasuredFilter",
-    "IMessageSink",
-    "IPreparedReload",
-    "IReadsFiles",
-    "IRecordStore",
-    "IRelayDelivery",
-    "IRelayTransaction",
-    "IReloadable",
-    "IReportsHealth",
-    "ISelfTestingFilter",
-    "ISessionDelivery",
-    "Later",
-    "Path",
-    "Peer",
-    "Record",
-    "RecordsSince",
-    "Refused",
-    "Verdict",
-    "Wanted",
+    "PASS", "TRUST", "Address", "CheckerUnavailable", "Client", "CounterStoreUnavailable", "FilterMetric",
+    "IAsksForKnownClients", "ICheckableDelivery", "ICheckingDeliveryFactory", "IConnectingCounterStore",
+    "IConnectingDelivery", "ICounterStore", "IDelivery", "IDeliveryFactory", "IExplainingFilter",
+    "IIPFilter", "IIPFilterFactory", "IMailTransaction", "IMeasuredFilter", "IMessageSink",
+    "IPreparedReload", "IPrependingTransaction", "IReadsFiles", "IRecordStore", "IRelayDelivery",
+    "IRelayTransaction", "IReloadable", "IReportsHealth", "ISelfTestingFilter", "ISessionDelivery",
+    "ISessionPolicy", "ISessionPolicyFactory", "Later", "Path", "Peer", "PolicyRequest",
+    "PolicyUnavailable", "PolicyVerdict", "Record", "RecordsSince", "Refused", "Verdict", "Wanted",
     "refuse",
 ]
+# fmt: on
 
 T = TypeVar("T")
 Later: TypeAlias = T | Deferred[T] | Awaitable[T]
@@ -170,6 +143,39 @@ class IIPFilterFactory(Interface):
         """Called before anything listens. A ValueError is a usage error, and its text is shown to the operator.
 
         A filter that also provides twisted.application.service.IService becomes a child of the service: it is started
+        before any listener, and stopped after the last session.
+        """
+
+
+class ISessionPolicy(Interface):
+    """Judges the steps of a session: greylisting, SPF, quotas and the like."""
+
+    stages: frozenset[str] = Attribute(
+        "The stages at which it is asked, of POLICY_STAGES: connect, helo, mail, rcpt, data, end-of-data."
+    )
+
+    def check(request: PolicyRequest) -> Later[PolicyVerdict]:
+        """Called once for each step of one of its stages that the guard's own limits have let pass, in the order of
+        the policies, unless one before it has decided; and before the delivery is asked.
+
+        It must not block, and has `Limits.policy_timeout` seconds to answer, or what its PolicyEntry says. Its Deferred
+        is cancelled at the time limit, and when the session ends meanwhile. After an exception, no answer in time, or
+        an answer that is no PolicyVerdict, the client gets `451 4.3.0`, at `connect` `421 4.3.0`; with fail-open the
+        next policy is asked.
+        """
+
+
+class ISessionPolicyFactory(Interface):
+    """A plugin for `--policy-plugin NAME:ARGS` provides this and twisted.plugin.IPlugin."""
+
+    name: str = Attribute("The NAME before the colon: [a-z][a-z0-9-]*.")
+    summary: str = Attribute("One line for --help-policies.")
+    argument_format: str = Attribute("The argument after the colon, described for --help-policy NAME.")
+
+    def make_policy(argument: str, reactor: object) -> ISessionPolicy:
+        """Called before anything listens. A ValueError is a usage error, and its text is shown to the operator.
+
+        A policy that also provides twisted.application.service.IService becomes a child of the service: it is started
         before any listener, and stopped after the last session.
         """
 
@@ -275,6 +281,16 @@ class IMailTransaction(Interface):
     def abort() -> None:
         """Called at RSET, EHLO, QUIT, a disconnect, a timeout or a stop before `data()` has answered, and never after
         that. It must not raise."""
+
+
+class IPrependingTransaction(IMailTransaction):
+    """A mail transaction that can put header fields before its message. Optional: without it what policies prepend is
+    left out, and the log says so."""
+
+    def prepend(fields: Sequence[str]) -> None:
+        """Called at most once, before `data()`, with the fields in their order. Each is one line without its end,
+        `Name: value`, and has no control character but tabs. It may have UTF-8, and be longer than the 998 octets of
+        a line. They stand above the delivery's own Received field."""
 
 
 class IRelayTransaction(IMailTransaction):

@@ -18,6 +18,9 @@ from twisted_smtpguard.log.eventfile import EventFile
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.metrics.serving import MetricsService
+from twisted_smtpguard.policies.policyentry import PolicyEntry
+from twisted_smtpguard.policies.policyserver import PolicyServer
+from twisted_smtpguard.policyvalues import PolicyRequest, PolicyUnavailable, PolicyVerdict
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.service.process import ProcessService
 from twisted_smtpguard.service.service import SMTPGuardService
@@ -59,6 +62,11 @@ __all__ = [
     "PasswordFile",
     "Path",
     "Peer",
+    "PolicyEntry",
+    "PolicyRequest",
+    "PolicyServer",
+    "PolicyUnavailable",
+    "PolicyVerdict",
     "ProcessService",
     "Rate",
     "Refused",

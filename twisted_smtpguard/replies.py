@@ -307,6 +307,19 @@ RECIPIENT_RATE_EXCEEDED = _reply("450 4.7.1 Recipient rate exceeded, try again l
 NO_VALID_RECIPIENTS = _reply("554 5.5.1 No valid recipients", "no_valid_recipients")
 """When: DATA or BDAT when every recipient was refused."""
 
+# Session policies.
+
+POLICY_REFUSED = _reply("554 5.7.1 Access denied", "policy")
+"""When: a policy answers REJECT, unless it gives its own text."""
+POLICY_DEFERRED = _reply("450 4.7.1 Service unavailable", "policy")
+"""When: a policy answers DEFER, DEFER_IF_PERMIT or DEFER_IF_REJECT, unless it gives its own text."""
+POLICY_FAILED = _reply("451 4.3.0 Policy check failed, try again later", "policy_failed")
+"""When: a policy that does not fail open has not answered in time, or cannot judge."""
+POLICY_FAILED_CLOSING = _reply("421 4.3.0 Policy check failed, try again later", "policy_failed")
+"""When: the same before the greeting."""
+POLICY_MISCONFIGURED = _reply("451 4.3.5 Server configuration error", "policy_misconfigured")
+"""When: a policy server answers with an action that is not known."""
+
 # Messages.
 
 MESSAGE_TOO_LARGE = _reply("552 5.3.4 Message size exceeds fixed maximum message size", "max_message_size")

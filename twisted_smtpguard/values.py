@@ -213,13 +213,13 @@ class Verdict:
         if type(self.dry_run) is not bool or (self.dry_run and self.kind != "refuse"):
             raise ValueError(f"only a refusal is in dry run, not {self.kind!r} with dry_run={self.dry_run!r}")
         if self.kind == "refuse":
-            if not isinstance(self.reply, Reply) or not self.reply.closes or not _short(self.reply.lines):
+            if not isinstance(self.reply, Reply) or not self.reply.closes or not is_short(self.reply.lines):
                 raise ValueError(f"a connection is refused with a short 421 or 521 reply, not {self.reply!r}")
         elif self.kind not in ("pass", "trust") or self.reply is not None:
             raise ValueError(f"there is no verdict {self.kind!r} with the reply {self.reply!r}")
 
 
-def _short(lines: object) -> bool:
+def is_short(lines: object) -> bool:
     """Whether the lines of a reply are so few that they fit in about one packet: the guard does not wait until a client
     that it refuses has read them."""
     return isinstance(lines, tuple) and len(lines) <= 10 and all(isinstance(line, str) for line in lines)

@@ -16,7 +16,7 @@ from pathlib import Path
 from twisted_smtpguard import interfaces
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "twisted_smtpguard" / name for name in ("values.py", "interfaces.py")]
+SOURCES = [ROOT / "twisted_smtpguard" / name for name in ("values.py", "policyvalues.py", "interfaces.py")]
 """What interfaces.py defines, and the values that it passes on."""
 PAGE = ROOT / "docs" / "reference" / "interfaces.md"
 BEGIN = "<!-- Below: python tests/docs/interfaces_page.py -->\n"
@@ -35,6 +35,13 @@ _CHAPTERS = {
         "TRUST",
         "refuse",
     ],
+    "Session policies": [
+        "ISessionPolicy",
+        "ISessionPolicyFactory",
+        "PolicyRequest",
+        "PolicyVerdict",
+        "PolicyUnavailable",
+    ],
     "Deliveries": [
         "IDelivery",
         "IMailTransaction",
@@ -42,6 +49,7 @@ _CHAPTERS = {
         "ISessionDelivery",
         "IRelayDelivery",
         "IRelayTransaction",
+        "IPrependingTransaction",
         "IConnectingDelivery",
         "ICheckableDelivery",
         "ICheckingDeliveryFactory",

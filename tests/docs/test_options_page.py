@@ -69,6 +69,8 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
         "proxy-protocol-from": ["192.0.2.1", "unix"],
         "accept-domain": ["example.org", "/etc/smtpguard/domains"],
         "ip-filter": ["networks:a", "networks:b"],
+        "policy": ["rcpt=unix:a", "mail=tcp:127.0.0.1:1,timeout=5"],
+        "policy-plugin": ["quota:a", "fail-open:quota:b"],
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],
         "metrics": ["tcp:1", "unix:m.sock"],

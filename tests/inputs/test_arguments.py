@@ -39,6 +39,9 @@ from twisted_smtpguard import (
     PasswordFile,
     Path,
     Peer,
+    PolicyEntry,
+    PolicyRequest,
+    PolicyServer,
     ProcessService,
     Rate,
     Reply,
@@ -108,6 +111,9 @@ def good(name: str, files: FilePath) -> tuple[Any, dict[str, Any]]:
         "PasswordFile": (PasswordFile, {"path": str(files / "users"), "reactor": MemoryReactorClock()}),
         "Path": (Path, {"address": "a@b.example", "parameters": {}}),
         "Peer": (Peer, attrs.asdict(PEER, recurse=False)),
+        "PolicyEntry": (PolicyEntry, {"policy": testing.FakePolicy()}),
+        "PolicyRequest": (PolicyRequest, {"stage": "rcpt", "peer": PEER, "instance": "1"}),
+        "PolicyServer": (PolicyServer, {"endpoint": UPSTREAM, "reactor": CLOCK}),
         "ProcessService": (
             ProcessService,
             {
@@ -150,6 +156,9 @@ NOT_CALLED = {
     "FakeDelivery": "takes none",
     "SlowFilter": "takes none",
     "FakeFilter": "answers whatever a test says, which may be wrong on purpose",
+    "FakePolicy": "the same",
+    "PolicyVerdict": "its own ValueErrors: test_values_of_policies.py",
+    "PolicyUnavailable": "an exception, of any words",
     "CheckerUnavailable": "an exception, of any words",
     "Rate": "goes into Limits, which refuse it: test_limits.py",
     "Refused": "raised by a hook, where it is checked: test_transaction.py",
@@ -157,6 +166,7 @@ NOT_CALLED = {
     "refuse": "the same",
     "check_delivery": "AssertionErrors say what is wrong: test_check_delivery.py",
     "check_filter": "the same: test_check_filter.py",
+    "check_policy": "the same: test_check_policy.py",
     "check_counter_store": "the same: test_check_counter_store.py",
 }
 ANY = {

@@ -131,6 +131,7 @@ def _reject(to: Events) -> None:
         helo="mx.example",
         tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
         ip_filter="lookup",
+        policy="greylist",
         rule="192.0.2.0/24",
         network="192.0.2.0/24",
         limit=100,
@@ -157,6 +158,32 @@ def _filter_failed(to: Events) -> None:
         to.filter_failed("lookup", "192.0.2.1", "timeout", let_in=False)
     to._clock.advance(1)  # type: ignore[attr-defined]
     to.filter_failed("lookup", "192.0.2.1", "timeout", let_in=False)
+
+
+def _policy_failed(to: Events) -> None:
+    def fail() -> None:
+        to.policy_failed(
+            "greylist", "rcpt", "192.0.2.1", "unavailable", "it is away", session="7f3a01", outcome="refused"
+        )
+
+    for _ in range(11):
+        fail()
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    fail()
+
+
+def _policy_note(to: Events) -> None:
+    for _ in range(11):
+        to.policy_note("greylist", "rcpt", "192.0.2.1", "WARN look", session="7f3a01")
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.policy_note("greylist", "rcpt", "192.0.2.1", "WARN look", session="7f3a01")
+
+
+def _field_left_out(to: Events) -> None:
+    for _ in range(11):
+        to.field_left_out("7f3a01", "192.0.2.1", "it is too late", policy="spf")
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.field_left_out("7f3a01", "192.0.2.1", "it is too late", policy="spf")
 
 
 def _accept_failed(to: Events) -> None:
@@ -186,6 +213,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "ssl_endpoint": lambda to: to.ssl_endpoint("ssl:465:privateKey=guard.pem"),
     "delivering": lambda to: to.delivering("maildir:/var/mail/in"),
     "filtering": lambda to: to.filtering("networks"),
+    "policing": lambda to: to.policing("greylist", {"rcpt", "data"}),
     "dry_run": lambda to: to.dry_run({"max_errors", "connection_rate"}),
     "reloaded": lambda to: to.reloaded("networks", "ip-filter", "/etc/smtpguard/networks"),
     "reload_failed": lambda to: to.reload_failed(
@@ -233,6 +261,9 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "hangup": _hangup,
     "accept_failed": _accept_failed,
     "filter_failed": _filter_failed,
+    "policy_failed": _policy_failed,
+    "policy_note": _policy_note,
+    "field_left_out": _field_left_out,
     "login": lambda to: to.login("7f3a01", "192.0.2.1", "ann@example.org", "PLAIN"),
     "checker_failed": _checker_failed,
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),

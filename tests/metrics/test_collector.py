@@ -33,7 +33,7 @@ from twisted_smtpguard.filters.dnsblsettings import parse_dnsbl
 from twisted_smtpguard.interfaces import FilterMetric, ICounterStore, IMeasuredFilter
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.metrics.collector import GuardCollector
-from twisted_smtpguard.testing import FakeDelivery, FakeTransport
+from twisted_smtpguard.testing import FakeDelivery, FakePolicy, FakeTransport
 
 MAIL = ("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA", "Subject: x", "", ".")
 
@@ -301,6 +301,7 @@ def test_the_reference_has_every_metric_with_its_type_its_labels_and_its_words()
         clock=behind.clock,
         tls=CertificateFiles(str(CERTIFICATE)),
         ip_filters=[FakeFilter(), DnsblFilter(parse_dnsbl("bl.example"), behind.clock)],
+        policies=[FakePolicy()],
         limits=Limits(max_connections_per_client=5),
         counters=LateStore(1),
         names=("smtp",),

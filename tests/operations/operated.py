@@ -24,6 +24,7 @@ class Operated(Clients):
         counters: Any = None,
         auth_without_tls: bool = True,
         require_auth: bool = False,
+        policies: Sequence[Any] = (),
         **limits: Any,
     ) -> None:
         clock = Clock()
@@ -39,6 +40,7 @@ class Operated(Clients):
             auth_without_tls=auth_without_tls,
             require_auth=require_auth,
             proxy_protocol_from=proxy_protocol_from,
+            policies=policies,
         )
         self.operator = self.service.operator
         super().__init__(self.service.factory, clock)

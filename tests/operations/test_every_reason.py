@@ -16,7 +16,9 @@ from twisted.logger import capturedLogs
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.policyvalues import PolicyUnavailable, PolicyVerdict
 from twisted_smtpguard.replies import Reply, catalogue
+from twisted_smtpguard.testing import FakePolicy
 from twisted_smtpguard.values import CheckerUnavailable, Refused, refuse
 
 ADDRESS = "192.0.2.1"
@@ -47,6 +49,23 @@ def delivery(reply: Reply, hook: str = "begin") -> Provocation:
         guard = Operated()
         guard.delivery.answers[hook] = raises
         guard.greeted().say(MAIL, RCPT)
+        return guard
+
+    return provoke
+
+
+def policy(answer: Any, seconds: float = 0) -> Provocation:
+    """A session policy that gives or raises this, or whose answer does not come for so long."""
+
+    def check(_: object) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if seconds else answer
+
+    def provoke() -> Operated:
+        guard = Operated(policies=[FakePolicy(check)])
+        guard.greeted().say(MAIL, RCPT)
+        guard.clock.advance(seconds)
         return guard
 
     return provoke
@@ -224,6 +243,10 @@ PROVOKED: dict[str, Provocation] = {
     "ip_filter": connected(1, ip_filters=[FakeFilter(refuse(refusal(521, "Away"), "list 7"))]),
     "ip_filter_timeout": _filter_timeout,
     "lmtp_recipients": delivery(replies.TOO_MANY_LMTP_RECIPIENTS, "recipient"),
+    "policy": policy(PolicyVerdict.refuse(replies.POLICY_REFUSED, "REJECT")),
+    "policy_failed": policy(PolicyUnavailable("it is away")),
+    "policy_misconfigured": policy(PolicyUnavailable("HOLD", misconfigured=True)),
+    "policy_timeout": policy(Deferred, 11),
     "malformed_bdat": dialogue("BDAT"),
     "max_auth_failures": login(f"AUTH PLAIN {plain()}", answer=UnauthorizedLogin(), max_auth_failures=1),
     "max_command_line": dialogue("x" * 30, max_command_line=20),
@@ -286,6 +309,7 @@ BESIDE_THE_CATALOGUE = {
     "max_endless_line",
     "max_junk_commands",
     "proxy_header_timeout",
+    "policy_timeout",
     "upstream_refused",
     "write_timeout",
 }
@@ -330,7 +354,7 @@ def test_the_log_the_history_and_why_say_the_same_of_a_refusal(reason: str) -> N
     (answer,) = answers
     assert json.loads(json.dumps(answer)) == answer
     row = next(each for each in answer["recent_refusals"] if each["reason"] == reason)
-    for name in ("session", "limit", "value", "command", "filter", "rule"):
+    for name in ("session", "limit", "value", "command", "filter", "policy", "rule"):
         assert as_logged(row.get(name)) == event.get(name), name
     assert row["dry_run"] == event.get("dry_run", False)
     assert row["address"] == event["peer"] == ADDRESS

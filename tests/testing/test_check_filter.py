@@ -22,7 +22,8 @@ from twisted_smtpguard.interfaces import (
 )
 from twisted_smtpguard.replies import LOCAL_ERROR
 from twisted_smtpguard.testing import check_filter
-from twisted_smtpguard.testing.filters import AT_ONCE, PEERS
+from twisted_smtpguard.testing.filters import PEERS
+from twisted_smtpguard.testing.judging import AT_ONCE
 
 
 @implementer(IIPFilter)

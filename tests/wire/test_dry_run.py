@@ -14,6 +14,9 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted_smtpguard.interfaces import refuse
 from twisted_smtpguard.limits.limits import dry_runnable
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.policyvalues import PolicyVerdict
+from twisted_smtpguard.replies import POLICY_REFUSED
+from twisted_smtpguard.testing import FakePolicy
 
 MAIL, RCPT, NOBODY = "MAIL FROM:<a@b>", "RCPT TO:<c@d>", "RCPT TO:<nobody@d>"
 ENVELOPE = (MAIL, RCPT)
@@ -109,6 +112,13 @@ TRIALS = {
         visit,
         "421 4.7.0 Connection refused",
         "filter=FakeFilter",
+    ),
+    "policy": Trial(
+        {"policies": [FakePolicy(PolicyVerdict.refuse(POLICY_REFUSED, "REJECT"))]},
+        {},
+        visit,
+        "554 5.7.1 Access denied",
+        "policy=FakePolicy rule=REJECT",
     ),
     "max_auth_failures": Trial(
         {"checkers": [InMemoryUsernamePasswordDatabaseDontUse()], "max_auth_failures": 2},

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard import DiscardDelivery, Limits
-from twisted_smtpguard.engine.receiving import is_junk
+from twisted_smtpguard.engine.verdict import is_junk
 from twisted_smtpguard.interfaces import IAsksForKnownClients
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import PASS, Address, Refused

@@ -27,6 +27,7 @@ from twisted_smtpguard.cli.configuration import DEFAULT, Setting, explained, rea
 from twisted_smtpguard.cli.counterstore import counter_store
 from twisted_smtpguard.cli.environment import read_environment
 from twisted_smtpguard.cli.helptext import OPTIONS, ROWS, limits_table, options_of_kind, usage_text
+from twisted_smtpguard.cli.policyoptions import PolicyOption, policies_of
 from twisted_smtpguard.cli.reconfiguring import configure
 from twisted_smtpguard.cli.severalprocesses import all_endpoints, join, supervised, told_as_worker
 from twisted_smtpguard.cli.statedirectory import check_state, keep_state
@@ -131,6 +132,7 @@ class Options(usage.Options):
         self.each("listen-tls", settings.check_plain)
         self.each("accept-domain", settings.check_domain)
         self.each("proxy-protocol-from", settings.check_proxy)
+        self.each("policy", PolicyOption.parse)
         self.each("deny", parse_network)
         self.each("trust", parse_network)
         self.each("control", settings.check_control)
@@ -205,6 +207,10 @@ class Options(usage.Options):
             "help-auth-type": checker_description,
             "help-ip-filters": lambda _: plugins.table(plugins.filter_factories()),
             "help-ip-filter": lambda name: plugins.description("IP filter", name, plugins.filter_factories()),
+            "help-policies": lambda _: plugins.policies_table(),
+            "help-policy": lambda name: plugins.description(
+                "session policy", name, plugins.policy_factories()
+            ),
         }
         for option, answer in answers.items():
             if self[option] not in (None, 0):
@@ -333,6 +339,7 @@ def make_service(
     endpoints, tls_endpoints, metrics = all_endpoints(options, worker, reactor, trial=trying)
     certificate = options.certificate(reactor)
     ip_filters = options.ip_filters(reactor)
+    policies = policies_of(options.given, options.limits, reactor)
     checkers = options.each("auth", lambda text: make_checker(text, reactor))
     twist: MutableMapping[str, Any] = options.parent or {}
     counters = counter_store(options.given, reactor)
@@ -347,11 +354,14 @@ def make_service(
         events.filtering(NETWORK_RULES)
     for entry in ip_filters:
         events.filtering(plugins.shown_filter(entry))
+    for policy in policies:
+        events.policing(plugins.shown_filter(policy), policy.stages)
     service = StandaloneService(
         reactor,
         endpoints,
         delivery,
         ip_filters=ip_filters,
+        policies=policies,
         counters=counters or (worker and worker.counters),
         limits=options.limits,
         hostname=options.hostname,

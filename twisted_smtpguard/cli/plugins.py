@@ -1,4 +1,5 @@
-"""The deliveries and IP filters that `NAME:ARGS` can name: the guard's own, and those of plugins that Twisted finds.
+"""The deliveries, IP filters and session policies that `NAME:ARGS` can name: the guard's own, and those of plugins that
+Twisted finds.
 
 Every mistake, even one in a plugin of another distribution, is a ValueError whose text is a sentence for the operator.
 Nothing here is called after the guard has begun to listen.
@@ -23,21 +24,24 @@ from twisted_smtpguard.interfaces import (
     IDeliveryFactory,
     IIPFilter,
     IIPFilterFactory,
+    ISessionPolicy,
+    ISessionPolicyFactory,
 )
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.policies.policyentry import PolicyEntry
 
 _FAIL_OPEN = "fail-open"
-"""The prefix of an IP filter that lets a client pass if it cannot judge."""
+"""The prefix of an IP filter or session policy that lets a client pass if it cannot judge."""
 
 _CALLED = "name="
-"""The prefix with an IP filter's name in the log."""
+"""The prefix with the name of one in the log."""
 
 _LOG_NAME = re.compile("[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile("[a-z][a-z0-9-]*")
 
 
 F = TypeVar("F")
-"""A factory: an IDeliveryFactory or an IIPFilterFactory."""
+"""A factory: an IDeliveryFactory, an IIPFilterFactory or an ISessionPolicyFactory."""
 T = TypeVar("T")
 
 
@@ -75,21 +79,53 @@ def builtin_filters() -> list[IIPFilterFactory]:
 
 def filter_factories() -> dict[str, IIPFilterFactory]:
     """Every IP filter that `--ip-filter` can name: the guard's own, and those of other distributions."""
-    factories = by_name([*builtin_filters(), *discover(IIPFilterFactory)])
-    if _FAIL_OPEN in factories:
-        raise ValueError(
-            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which is reserved for filters "
-            "that fail open"
-        )
-    return factories
+    return _without_prefix("filters", by_name([*builtin_filters(), *discover(IIPFilterFactory)]))
 
 
 def make_filter(
     specification: str, reactor: object, factories: Mapping[str, IIPFilterFactory]
 ) -> FilterEntry:
-    """Make the IP filter for `specification`, such as `networks:/etc/smtpguard/networks`. It may begin with
-    `fail-open:`, and before that with `name=WORD:`, which is its name in the log; by default that is the name of the
-    plugin. The argument, which may contain a key, is never logged."""
+    """Make the IP filter for `specification`, such as `networks:/etc/smtpguard/networks`. The argument, which may
+    contain a key, is never logged."""
+    called, fail_open, name, argument = _prefixed(specification)
+    factory = look_up("IP filter", name, factories)
+    made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
+    return FilterEntry(made, called or name, fail_open=fail_open)
+
+
+def policy_factories() -> dict[str, ISessionPolicyFactory]:
+    """Every policy that `--policy-plugin` can name: those of other distributions."""
+    return _without_prefix("policies", by_name(discover(ISessionPolicyFactory)))
+
+
+def policies_table() -> str:
+    """The text of --help-policies."""
+    return table(policy_factories()) or "No installed distribution has a session policy for --policy-plugin."
+
+
+def make_policy(
+    specification: str, reactor: object, factories: Mapping[str, ISessionPolicyFactory]
+) -> PolicyEntry:
+    """Make the session policy for `specification`, which is written as that of an IP filter is."""
+    called, fail_open, name, argument = _prefixed(specification)
+    factory = look_up("session policy", name, factories)
+    made = _made(ISessionPolicy, factory, lambda: factory.make_policy(argument, reactor))
+    return PolicyEntry(made, called or name, fail_open=fail_open)
+
+
+def _without_prefix(kind: str, factories: dict[str, F]) -> dict[str, F]:
+    """`factories`. ValueError: one has the name of the prefix that fails open."""
+    if _FAIL_OPEN in factories:
+        raise ValueError(
+            f"the plugin {_origin(factories[_FAIL_OPEN])} has the name {_FAIL_OPEN!r}, which is reserved for {kind} "
+            "that fail open"
+        )
+    return factories
+
+
+def _prefixed(specification: str) -> tuple[str, bool, str, str]:
+    """The name in the log ("" for that of the plugin), whether it fails open, the name of the plugin, and its argument.
+    `specification` may begin with `fail-open:`, and before that with `name=WORD:`."""
     name, argument = split_specification(specification)
     called = ""
     if name.startswith(_CALLED):
@@ -104,12 +140,10 @@ def make_filter(
         name, argument = split_specification(argument)
     if not name or name.startswith(_CALLED):
         raise ValueError("NAME:ARGS is expected, or in this order name=WORD:fail-open:NAME:ARGS")
-    factory = look_up("IP filter", name, factories)
-    made = _made(IIPFilter, factory, lambda: factory.make_filter(argument, reactor))
-    return FilterEntry(made, called or name, fail_open=fail_open)
+    return called, fail_open, name, argument
 
 
-def shown_filter(entry: FilterEntry) -> str:
+def shown_filter(entry: FilterEntry | PolicyEntry) -> str:
     """The name of `entry` for the log at start, with `fail-open:` before it if it fails open."""
     return f"{_FAIL_OPEN}:{entry.name}" if entry.fail_open else entry.name
 

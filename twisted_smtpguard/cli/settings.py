@@ -23,7 +23,7 @@ from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.filters.networks import NamedNetworks
 from twisted_smtpguard.hooks.endpointfaults import why_not, wrong_string
-from twisted_smtpguard.limits.limits import dry_runnable
+from twisted_smtpguard.limits.limits import POLICY, dry_runnable
 from twisted_smtpguard.limits.units import parse_path
 from twisted_smtpguard.metrics.serving import MetricsService, PagesService, require_client
 from twisted_smtpguard.service.service import SMTPGuardService
@@ -162,8 +162,10 @@ def parse_dry_run(text: str) -> frozenset[str]:
     """Parse `max-errors,connection-rate` or `all` into the names for `Limits.dry_run`."""
     if text == "all":
         return dry_runnable()
-    names = frozenset(word.strip().replace("-", "_") for word in text.split(","))
-    if not names <= dry_runnable():
+    words = [word.strip() for word in text.split(",")]
+    # The name of a policy stays as it is.
+    names = frozenset(word if word.startswith(f"{POLICY}:") else word.replace("-", "_") for word in words)
+    if not {name for name in names if not name.startswith(f"{POLICY}:")} <= dry_runnable():
         options = ", ".join(sorted(name.replace("_", "-") for name in dry_runnable()))
         raise ValueError(f"all, or some of {options} with commas between them, is expected")
     return names

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from zope.interface import implementer
 
-from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory, IMailTransaction, IMessageSink
+from twisted_smtpguard.interfaces import (
+    IDelivery,
+    IDeliveryFactory,
+    IMailTransaction,
+    IMessageSink,
+    IPrependingTransaction,
+)
 from twisted_smtpguard.values import Client, Path
 
 
-@implementer(IMailTransaction, IMessageSink)
+@implementer(IPrependingTransaction, IMessageSink)
 class _Nothing:
     """A transaction and a sink in one. It has no state, so one object serves all sessions."""
 
     def recipient(self, recipient: Path) -> None:
+        pass
+
+    def prepend(self, fields: Sequence[str]) -> None:
         pass
 
     def data(self) -> IMessageSink:

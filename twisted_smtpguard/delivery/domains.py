@@ -185,6 +185,12 @@ class _Check:
             raise Refused(RELAY_DENIED)
         return self.original.recipient(recipient)
 
+    @property
+    def prepend(self) -> Callable[[Sequence[str]], None]:
+        """That of the original. AttributeError: it has none."""
+        original: Any = self.original
+        return original.prepend  # type: ignore[no-any-return]
+
 
 class _CheckedTransaction(_Check, proxyForInterface(IMailTransaction)):  # type: ignore[misc]
     pass

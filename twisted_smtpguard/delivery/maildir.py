@@ -30,7 +30,7 @@ from twisted_smtpguard.delivery.maildirfile import (
 )
 from twisted_smtpguard.delivery.spool import Spool, refuse_if_full
 from twisted_smtpguard.delivery.storing import StoringThreads
-from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
+from twisted_smtpguard.delivery.trace import delivered_to, prepended, received, return_path
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.threads import ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
@@ -101,7 +101,8 @@ class _MaildirSink:
     def _open(self) -> MessageFile:
         maildir, envelope, to = self._maildir, self._envelope, self._envelope.recipients
         trace = received(envelope.client, maildir._hostname, to, self._when)
-        header = b"".join([return_path(envelope.sender), *map(delivered_to, to), trace])
+        by_policies = prepended(envelope.prepended)
+        header = b"".join([return_path(envelope.sender), *map(delivered_to, to), by_policies, trace])
         while True:
             # Another process may use the same name; the next name is tried then.
             with suppress(FileExistsError):

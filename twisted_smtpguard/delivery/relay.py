@@ -13,7 +13,7 @@ from twisted_smtpguard.delivery.lookahead import DATA, Upcoming, following, goes
 from twisted_smtpguard.delivery.relayedmail import Relay, RelayedMail
 from twisted_smtpguard.delivery.relaysink import By, RelaySink
 from twisted_smtpguard.hooks.promise import Promise
-from twisted_smtpguard.interfaces import IMessageSink, IRelayTransaction, Later
+from twisted_smtpguard.interfaces import IMessageSink, IPrependingTransaction, IRelayTransaction, Later
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.upstream.clientengine import one_line
 from twisted_smtpguard.upstream.hello import Hello
@@ -25,7 +25,7 @@ from twisted_smtpguard.values import Client, Path, Refused
 T = TypeVar("T")
 
 
-@implementer(IRelayTransaction)
+@implementer(IRelayTransaction, IPrependingTransaction)
 class UpstreamTransaction(RelayedMail):
     """The hooks of a mail transaction that is carried out by the server."""
 
@@ -89,6 +89,9 @@ class UpstreamTransaction(RelayedMail):
                 lines = [line, *more]
                 self._ahead.add(lines, connection.commands(lines, self.relay.options.timeout))
         return self._ask(connection, line, answered)
+
+    def prepend(self, fields: Sequence[str]) -> None:
+        self.prepended = fields
 
     def data(self) -> Later[IMessageSink]:
         connection = self.connection

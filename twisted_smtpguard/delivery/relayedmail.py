@@ -46,6 +46,8 @@ class RelayedMail:
         self.client = client
         self.recipients: list[Path] = []
         """The accepted recipients."""
+        self.prepended: Sequence[str] = ()
+        """The header fields of session policies."""
         self._connection: Connection | None = None
         self._ahead = SentAhead()
 

@@ -10,7 +10,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.delivery.relayedmail import RelayedMail
-from twisted_smtpguard.delivery.trace import received
+from twisted_smtpguard.delivery.trace import prepended, received
 from twisted_smtpguard.hooks.promise import Promise, run
 from twisted_smtpguard.interfaces import IMessageSink, Later
 from twisted_smtpguard.replies import Reply
@@ -53,6 +53,8 @@ class RelaySink:
         if not relay.options.server_sees_client:
             # A server that sees the client's address writes its own trace fields.
             self._held = received(mail.client, relay.hostname, mail.recipients, relay.seconds())
+        if mail.prepended:
+            self._held = prepended(mail.prepended) + self._held
 
     def write(self, data: bytes) -> Deferred[None] | None:
         if self._held or len(data) < _PIECE_OCTETS:

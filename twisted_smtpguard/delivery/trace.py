@@ -1,4 +1,5 @@
-"""The trace fields that a delivery puts before a message: Return-Path, Delivered-To, Received.
+"""The trace fields that a delivery puts before a message: Return-Path, Delivered-To, those of session policies, and
+Received.
 
 Each function returns whole lines of octets with CRLF. Addresses are written as they were given, with UTF-8 and quoted
 local parts. No value can end a field early or begin another one: that would be header injection. No line has more than
@@ -29,6 +30,7 @@ _NOT_ATOM = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~-]")
 # The operator chooses the host name, so an underscore in it is no forgery.
 _NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_TLS = re.compile(r"[^A-Za-z0-9. _-]")
+_BEFORE_BLANK = re.compile(rb"(?=[ \t])")
 _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
@@ -76,6 +78,26 @@ def _origin(
         with_clause,
         _clause("id", session),
     )
+
+
+def prepended(fields: Sequence[str]) -> bytes:
+    """The header fields that session policies put before a message, which stand above Received. A field that is too
+    long for a line is folded at its blanks (RFC 5322 2.2.3), and left out if that is not enough."""
+    return b"".join([_folded(field.translate(_CONTROLS).encode("utf-8", "replace")) for field in fields])
+
+
+def _folded(field: bytes) -> bytes:
+    lines = [b""]
+    for word in _BEFORE_BLANK.split(field):
+        # No line is of nothing but blanks: it would be folded away, or taken for the end of the header.
+        if len(lines[-1]) + len(word) > _MAX_LINE_OCTETS and lines[-1].strip() and word.strip():
+            lines.append(word)
+        else:
+            lines[-1] += word
+    # A name alone on its line, or a line that cannot be folded.
+    if any(len(line) > _MAX_LINE_OCTETS for line in lines):
+        return b""
+    return b"".join([b"%b\r\n" % line for line in lines])
 
 
 def _line(octets: bytes) -> bytes:

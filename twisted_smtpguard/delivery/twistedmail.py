@@ -18,11 +18,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.delivery.trace import prepended
 from twisted_smtpguard.delivery.twistedmailview import ProtocolView, client_host
 from twisted_smtpguard.engine.hostnames import check_hostname
 from twisted_smtpguard.hooks.later import call_hook
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import IMailTransaction, IMessageSink, ISessionDelivery
+from twisted_smtpguard.interfaces import (
+    IMailTransaction,
+    IMessageSink,
+    IPrependingTransaction,
+    ISessionDelivery,
+)
 from twisted_smtpguard.replies import ENHANCED_CODE, Reply
 from twisted_smtpguard.values import FAULTS, Client, Path, Refused
 
@@ -176,7 +182,7 @@ def _is_same_user(before: Client | None, now: Client) -> bool:
     return before is not None and before.identity == now.identity and before.avatar_id is now.avatar_id
 
 
-@implementer(IMailTransaction)
+@implementer(IPrependingTransaction)
 class _Mail:
     def __init__(self, delivery: Any, helo: tuple[bytes, bytes], origin: object, session: _Session) -> None:
         self._delivery = delivery
@@ -184,6 +190,7 @@ class _Mail:
         self._origin = origin
         self._session = session
         self._recipients: list[tuple[object, Callable[[], object]]] = []
+        self._prepended: list[bytes] = []
 
     async def recipient(self, recipient: Path) -> None:
         address = b"<%b>" % recipient.address.encode()
@@ -193,6 +200,9 @@ class _Mail:
             make_message = await call_hook(self._delivery.validateTo, user)
         self._recipients.append((user, make_message))
 
+    def prepend(self, fields: Sequence[str]) -> None:
+        self._prepended = prepended(fields).split(b"\r\n")[:-1]
+
     async def data(self) -> IMessageSink:
         messages: list[Any] = []
         ask_received = self._delivery.receivedHeader
@@ -201,6 +211,8 @@ class _Mail:
                 for user, make_message in self._recipients:
                     message: Any = await _or_returned_late(call_hook(make_message), _discard)
                     messages.append(message)
+                    for line in self._prepended:
+                        message.lineReceived(line)
                     received = await call_hook(ask_received, self._helo, self._origin, [user])
                     if received:
                         message.lineReceived(received)

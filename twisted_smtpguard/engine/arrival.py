@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine import counts, policies
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import wait_for
 from twisted_smtpguard.engine.port import Close
@@ -221,18 +221,23 @@ def _ask_admission(engine: Engine) -> None:
         wait_for(engine, refusal, _decided, _not_decided, stage=Stage.ADMISSION, seconds=0)
 
 
-def _decided(engine: Engine, refusal: Any, *, at_once: bool = False) -> None:
+def _decided(engine: Engine, refusal: Any, *, at_once: bool = False, judged: bool = False) -> None:
+    """Go on when admission has decided. `judged`: policies have been asked too."""
     if refusal is not None:
         engine.refuse(refusal, at_once=at_once)
         return
+    context = engine.context
     engine.admitted = True
+    if context.policies and not judged:
+        policies.ask(engine, "connect", partial(_decided, refusal=None, at_once=at_once, judged=True))
+        return
     if not engine.trusted:
         if _refuses_early_talker(engine, at_once=at_once):
             return
-        delay = engine.context.guard.greet_delay()
+        delay = context.guard.greet_delay()
         if delay:
             engine.enter(Stage.GREET_DELAY)
-            engine.delay = engine.context.call_later(delay, partial(_end_delay, engine))
+            engine.delay = context.call_later(delay, partial(_end_delay, engine))
             return
     _let_in(engine)
 
@@ -259,7 +264,7 @@ def _refuses_early_talker(engine: Engine, *, at_once: bool = False) -> bool:
     """Refuse a client that sent input before its greeting. Returns whether it was refused. Where that is only logged,
     it is logged once. With implicit TLS the client has to send first, and is not refused."""
     octets = engine.buffer or engine.host.waiting_octets(LONGEST_BEGINNING)
-    if engine.implicit_tls or "early_talker" in engine.dry_run_logged or not octets:
+    if not octets or engine.implicit_tls or "early_talker" in engine.dry_run_logged:
         return False
     engine.dry_run_logged |= {"early_talker"}
     context = engine.context
@@ -292,9 +297,11 @@ def _let_in(engine: Engine) -> None:
 def _greet(engine: Engine) -> None:
     context = engine.context
     engine.enter(Stage.FIRST_LINE)
-    engine.name = context.guard.next_session_name()
+    guard = context.guard
+    engine.name = guard.next_session_name()
     engine.account_next = engine.account_all
-    engine.silent = engine.silent and not engine.buffer
+    if engine.silent:
+        engine.silent = not engine.buffer
     counts.log_greeting(engine)
-    context.guard.session_times.add(engine)
+    guard.session_times.add(engine)
     engine.unwritten += context.greeting.wire

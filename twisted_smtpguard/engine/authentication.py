@@ -104,7 +104,7 @@ def _judged(mechanism: str, attempt: Any, engine: Engine, judgement: Any) -> Rep
         return replies.AUTH_UNAVAILABLE
     if user is not None:
         attempt.right()
-        engine.user = user
+        engine.user, engine.mechanism = user, mechanism
         engine.context.events.login(engine.name, engine.peer_name, user.name, mechanism)
         return replies.AUTHENTICATED
     attempt.wrong()

@@ -12,7 +12,16 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import authentication, counts, grammar, lenient, receiving, transaction
+from twisted_smtpguard.engine import (
+    authentication,
+    counts,
+    grammar,
+    lenient,
+    policies,
+    receiving,
+    transaction,
+)
+from twisted_smtpguard.engine.connection import NOTHING
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.stages import ANY, Phase, Stage
 from twisted_smtpguard.inputs.arguments import derived
@@ -145,18 +154,24 @@ def _anything(argument: bytes, *_: object) -> bytes:
 # Handlers.
 
 
-def _helo(engine: Engine, name: str) -> Reply:
-    """Carry out HELO. Like EHLO it also resets the mail transaction (RFC 5321 4.1.4)."""
+def _helo(engine: Engine, name: str, *, judged: bool = False) -> Reply | None:
+    """Carry out HELO. Like EHLO it also resets the mail transaction (RFC 5321 4.1.4). `judged`: policies have been
+    asked, or need not be."""
+    if not judged and engine.context.policies:
+        return policies.ask(engine, "helo", lambda engine: _helo(engine, name, judged=True), helo=name)
     engine.helo = name
     engine.known_client = None
-    engine.offered = frozenset()
+    engine.offered = NOTHING
     engine.reset()
     return engine.context.hello
 
 
-def _ehlo(engine: Engine, name: str) -> Reply:
-    _helo(engine, name)
-    offer = engine.context.offer(engine.tls != "")
+def _ehlo(engine: Engine, name: str, *, judged: bool = False) -> Reply | None:
+    context = engine.context
+    if context.policies and not judged:
+        return policies.ask(engine, "helo", lambda engine: _ehlo(engine, name, judged=True), helo=name)
+    _helo(engine, name, judged=True)
+    offer = context.offer(engine.tls != "")
     engine.offered = offer.mail_parameters
     return offer.reply
 

@@ -20,7 +20,7 @@ from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import Client, Path, Peer
 
 _NO_SENDER = Path("", {})
-_NOTHING: frozenset[str] = frozenset()
+NOTHING: frozenset[str] = frozenset()
 _NO_RECIPIENTS: list[str] = []
 """The recipients of every session before its first MAIL, which gives the session its own list."""
 
@@ -127,10 +127,14 @@ class Connection:
     helo: str = ""
     known_client: Client | None = None
     """The `Client` that the delivery gets for messages without SMTPUTF8; None until it is first needed."""
-    offered: frozenset[str] = _NOTHING
+    offered: frozenset[str] = NOTHING
     """The MAIL parameters that the reply to EHLO has offered; none before EHLO."""
     user: Any = None
     """The user who has logged in."""
+    mechanism: str = ""
+    """The mechanism of the last AUTH that succeeded."""
+    policed: Any = None
+    """The `PolicyState`; None before a policy was first asked."""
     auth: Any = None
     """The mechanism of AUTH and its running exchange, while a response is due; else None."""
     failures: int = 0
@@ -198,7 +202,7 @@ class Connection:
     """Whether every reply passes through `account`: the service stops, or the session time is over."""
     closing_reply: Reply | None = None
     """The reply that ends the session after the next one, whatever the counts say; None for none."""
-    dry_run_logged: frozenset[str] = _NOTHING
+    dry_run_logged: frozenset[str] = NOTHING
     """Limits in dry run that have been logged in this session. One that would have ended it is logged once."""
 
     def __attrs_post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from re import Match
 from typing import Any
@@ -88,6 +88,8 @@ class ServerContext:
     """Whether MAIL is refused without TLS."""
     require_auth: bool = False
     """Whether MAIL is refused before AUTH."""
+    policies: Mapping[str, Sequence[Any]] = attrs.field(factory=dict)
+    """The `PolicyEntry`s of each stage that has any, in their order."""
     deferral: Reply | None = attrs.field(default=None, init=False)
     """The reply to every MAIL while the operator defers all mail; None: mail is taken."""
     draining: bool = False

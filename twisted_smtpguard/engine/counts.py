@@ -31,8 +31,13 @@ def account(engine: Connection, reply: Reply, reason: str) -> Reply | None:
     deferred = reply is engine.context.deferral
     reason, engine.reason = reason or engine.reason, ""
     if reply.code >= 400:
+        policed, by = engine.policed, ("", "")
+        if policed is not None and policed.decision is not None:
+            decision, policed.decision = policed.decision, None
+            if decision.reply is reply:
+                reason, by = decision.reason, (decision.policy, decision.action)
         # The operator may have chosen the words of a deferral.
-        log(engine, reason or ("deferred" if deferred else replies.reason_of(reply)), reply)
+        log(engine, reason or ("deferred" if deferred else replies.reason_of(reply)), reply, by=by)
     if reply.closes:
         # RFC 5321 3.8: within a session only a 421 announces that the server closes the connection.
         if reply.code == 421:
@@ -112,14 +117,24 @@ def refuses_pipelining(engine: Connection) -> bool:
     command = engine.command
     if command is None or not command.ends_group or engine.context.limits.unexpected_pipelining != "refuse":
         return False
+    policed = engine.policed
+    if policed is not None and policed.stage == "end-of-data" and command.verb == "DATA":
+        # What was waited for is the verdict of a policy on the whole message, after which any command may come.
+        return False
     return enforces(engine, "unexpected_pipelining", once=True)
 
 
 def log(
-    engine: Connection, reason: str, reply: Reply | None = None, *, gone: bool = False, dry_run: bool = False
+    engine: Connection,
+    reason: str,
+    reply: Reply | None = None,
+    *,
+    gone: bool = False,
+    dry_run: bool = False,
+    by: tuple[str, str] = ("", ""),
 ) -> None:
     """Log and count a refusal. `reply` is None if none could be sent, or in `dry_run`, where nothing is refused.
-    `gone`: the client has disconnected."""
+    `gone`: the client has disconnected. `by` has the name of the policy that refuses, and its action."""
     command = engine.command
     verb = command.verb if command is not None else ""
     unknown = b"" if engine.after_auth else engine.unknown
@@ -132,6 +147,8 @@ def log(
         dry_run=dry_run,
         helo=engine.helo,
         tls=engine.tls,
+        policy=by[0],
+        rule=by[1],
         reply=reply,
         network=engine.network,
         limit=engine.context.limits.shown(reason, engine.network),

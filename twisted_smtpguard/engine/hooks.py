@@ -58,12 +58,15 @@ def answer_checked(engine: Engine, reply: Any, *, refused: bool = False) -> Repl
     """A delivery's reply with an enhanced code added if it has none (RFC 2034), or LOCAL_ERROR, logged, if it is no
     Reply or its code is not allowed. `refused`: only 4xx and 5xx are allowed."""
     if not isinstance(reply, Reply) or reply.code not in (_REFUSALS if refused else _ANSWERS):
-        engine.delivery_failed(ValueError(_shown(reply)), "a hook returned a reply that is not allowed here")
+        engine.delivery_failed(
+            ValueError(shown_answer(reply)), "a hook returned a reply that is not allowed here"
+        )
         return replies.LOCAL_ERROR
     return replies.with_enhanced_code(replies.with_known_code(reply))
 
 
-def _shown(answer: Any) -> str:
+def shown_answer(answer: Any) -> str:
+    """The answer of a hook for the log, whatever it is."""
     try:
         return repr(answer)
     except Exception:  # noqa: BLE001 - __repr__ is foreign code too

@@ -103,6 +103,10 @@ class Host:
         unread. b"" where that cannot be known."""
         return b""
 
+    def cipher_bits(self) -> int:
+        """The size of the key of the TLS cipher, in bits; 0 if it is unknown."""
+        return 0
+
     def address(self) -> Address | None:
         """The IP address at the other end of the transport; None for a UNIX socket."""
         return None

@@ -27,8 +27,9 @@ class Refusal:
     reason: str
     value: int | None = None
     ip_filter: str = ""
+    policy: str = ""
     rule: str = ""
-    """The rule of the filter that matched, in the filter's words."""
+    """The rule of the filter that matched, in the filter's words, or the action of the policy."""
     network: str = ""
     """The network of the client that has exceeded the limit; "" if it is the client itself, or no limit per client."""
 
@@ -44,6 +45,7 @@ class Refusal:
             port=arrival.port,
             listener=arrival.listener,
             ip_filter=self.ip_filter,
+            policy=self.policy,
             rule=self.rule,
             network=self.network,
             reply=None if dry_run else self.reply,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import counts
+from twisted_smtpguard.engine import counts, policies
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import (
     answer_checked,
@@ -41,8 +41,9 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
         if 0 < max_octets < declared:
             engine.value = declared
             return replies.MESSAGE_TOO_LARGE
-    number = engine.transactions + 1
-    if number > context.max_messages and counts.enforces(engine, "max_messages", number):
+    if engine.transactions >= context.max_messages and counts.enforces(
+        engine, "max_messages", engine.transactions + 1
+    ):
         return replies.TOO_MANY_MESSAGES
     if context.pending_deliveries >= context.max_pending_deliveries:
         engine.value = context.pending_deliveries + 1
@@ -51,8 +52,17 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
     if rate is not None and not engine.trusted:
         count = rate.count(engine.known_key or engine.key)
         if type(count) is not int or count > rate.most:
-            return _over_rate(engine, rate, replies.MESSAGE_RATE_EXCEEDED, count, _begin, sender)
+            return _over_rate(engine, rate, replies.MESSAGE_RATE_EXCEEDED, count, _judge_sender, sender)
+    if context.policies:
+        return _judge_sender(engine, sender)
     return _begin(engine, sender)
+
+
+def _judge_sender(engine: Engine, sender: Path) -> Reply | None:
+    """Ask the policies, if there are any, and then the delivery."""
+    if not engine.context.policies:
+        return _begin(engine, sender)
+    return policies.ask(engine, "mail", lambda engine: _begin(engine, sender))
 
 
 def _begin(engine: Engine, sender: Path) -> Reply | None:
@@ -110,16 +120,28 @@ def rcpt(engine: Engine, recipient: Path) -> Reply | None:
     """Carry out RCPT: check the cap and the rate, then call the delivery's `recipient()`."""
     engine.recipient = recipient.address
     context = engine.context
-    number = len(engine.recipients) + 1
-    if number > context.max_recipients and counts.enforces(engine, "max_recipients", number):
+    if len(engine.recipients) >= context.max_recipients and counts.enforces(
+        engine, "max_recipients", len(engine.recipients) + 1
+    ):
         strict = context.limits.strict_enhanced_codes
         return replies.TOO_MANY_RECIPIENTS_STRICT if strict else replies.TOO_MANY_RECIPIENTS
     rate = context.recipient_rate
     if rate is not None and not engine.trusted:
         count = rate.count(engine.known_key or engine.key)
         if type(count) is not int or count > rate.most:
-            return _over_rate(engine, rate, replies.RECIPIENT_RATE_EXCEEDED, count, _ask, recipient)
+            return _over_rate(
+                engine, rate, replies.RECIPIENT_RATE_EXCEEDED, count, _judge_recipient, recipient
+            )
+    if context.policies:
+        return _judge_recipient(engine, recipient)
     return _ask(engine, recipient)
+
+
+def _judge_recipient(engine: Engine, recipient: Path) -> Reply | None:
+    """Ask the policies, if there are any, and then the delivery."""
+    if not engine.context.policies:
+        return _ask(engine, recipient)
+    return policies.ask(engine, "rcpt", lambda engine: _ask(engine, recipient), _refused)
 
 
 def _ask(engine: Engine, recipient: Path) -> Reply | None:
@@ -158,6 +180,8 @@ def _failed(engine: Engine, error: BaseException) -> Reply:
 def _refused(engine: Engine, reply: Reply) -> Reply:
     """Refuse a MAIL or RCPT with `reply`. After a refused first RCPT the phase is REFUSED, in which a pipelined DATA
     gets a 554 and is no invalid command (RFC 2920 3.1)."""
+    if engine.policed is not None:
+        reply = policies.softened(engine, reply)
     if reply.code >= 500:
         engine.rejected_recipients += 1
     if engine.phase is Phase.SENDER:

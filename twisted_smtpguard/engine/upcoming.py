@@ -30,6 +30,9 @@ def upcoming(engine: Connection) -> Iterable[Path | None]:
 
 def _upcoming(engine: Connection) -> Iterator[Path | None]:
     context, limits = engine.context, engine.context.limits
+    policed = engine.policed
+    if context.policies and (context.policies.get("rcpt") or (policed is not None and policed.deferrals)):
+        return
     buffer, start = engine.buffer, engine.offset
     # At MAIL the recipients are still those of the last message.
     known = 0 if engine.mail is None else len(engine.recipients) + 1
@@ -50,7 +53,8 @@ def _upcoming(engine: Connection) -> Iterator[Path | None]:
         if verb == b"DATA":
             # Octets after DATA are no message that waits for the 354, and a limit may end the session for them.
             binary = engine.sender.parameters.get("BODY") == "BINARYMIME"
-            if known and word is None and start == len(buffer) and not binary:
+            asks = context.policies.get("data")
+            if known and word is None and start == len(buffer) and not (binary or asks):
                 yield None
             return
         known += 1

@@ -42,6 +42,9 @@ PROFILES = ("base", "edge")
 IP_FILTER = "ip_filter"
 """The name of IP filters' refusals in `Limits.dry_run`. They belong to no field of Limits."""
 
+POLICY = "policy"
+"""The name of session policies' refusals there. `policy:NAME` stands for those of one policy."""
+
 
 _SOCKET_OCTETS = octets_up_to(1024**3)
 
@@ -158,6 +161,12 @@ class Limits:
     """A client that speaks before the greeting: log it, or refuse it."""
     greet_delay: float = SECONDS.bound(0, edge=2, holds_from=_CONNECTION)
     """Time from the end of all other checks to the greeting; none above 80 % of --max-connections."""
+    policy_timeout: float = SECONDS.bound(10, "POLICY_FAILED", "POLICY_FAILED_CLOSING")
+    """Time for a session policy to answer, unless it has its own."""
+    max_policy_connections: int = COUNT.bound(
+        50, "POLICY_FAILED", "POLICY_FAILED_CLOSING", holds_from=RESTART
+    )
+    """Connections to one policy server, each for one question at a time. A further question waits for one."""
     max_tls_handshakes: int = COUNT.bound(0, edge=500, holds_from=_HANDSHAKE)
     """TLS handshakes under way at once. A further one aborts the oldest, or is aborted itself while that is younger
     than a second."""
@@ -264,8 +273,11 @@ class Limits:
 
     @dry_run.validator
     def _check_dry_run(self, _: object, names: frozenset[str]) -> None:
-        for name in sorted(names - dry_runnable(), key=str) if names else ():
-            if isinstance(name, str) and name.replace("-", "_") in dry_runnable():
+        known = dry_runnable() if names else frozenset()
+        for name in sorted(names - known, key=str):
+            if isinstance(name, str) and name.startswith(f"{POLICY}:") and len(name) > len(POLICY) + 1:
+                continue
+            if isinstance(name, str) and name.replace("-", "_") in known:
                 raise ValueError(
                     f"dry_run: {name!r} is written with underscores here, {name.replace('-', '_')!r}"
                 )
@@ -326,4 +338,4 @@ class Limits:
 
 def dry_runnable() -> frozenset[str]:
     """The names that `Limits.dry_run` may contain."""
-    return frozenset({IP_FILTER, *(spec.name for spec in Limits.specs() if spec.dry_run)})
+    return frozenset({IP_FILTER, POLICY, *(spec.name for spec in Limits.specs() if spec.dry_run)})

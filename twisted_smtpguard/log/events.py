@@ -155,6 +155,29 @@ class Events(ServiceEvents):
         fields["outcome"] = "passed" if let_in else "refused"
         self._warn_of_failure("filter_failed", peer, fields)
 
+    def policy_failed(
+        self, policy: str, stage: str, peer: str, problem: str, why: str, *, session: str, outcome: str
+    ) -> None:
+        """A session policy raised an exception, did not answer in time, cannot judge (`why` has its words), or
+        gave an answer that is none.
+
+        `outcome`: `refused`, or `passed` if it is configured as fail-open or is in dry run. Limited as failures are.
+        """
+        fields: dict[str, object] = {"peer": peer, **said(session=session, policy=policy), "stage": stage}
+        fields |= {"problem": word(problem), "outcome": outcome, **said(why=why)}
+        self._warn_of_failure("policy_failed", peer, fields)
+
+    def policy_note(self, policy: str, stage: str, peer: str, text: str, *, session: str) -> None:
+        """A session policy has something for the log, as with WARN or INFO. Limited as refusals are."""
+        if self._log.informs and self._refusals.allows(peer, "policy_note", self._clock.seconds()):
+            fields: dict[str, object] = {"peer": peer, **said(session=session, policy=policy), "stage": stage}
+            self._log.info("policy_note", self._with_suppressed(fields | said(note=text), self._refusals))
+
+    def field_left_out(self, session: str, peer: str, problem: str, *, policy: str = "") -> None:
+        """A header field that a session policy has prepended was left out of a message. Limited as failures are."""
+        fields: dict[str, object] = {"peer": peer, **said(session=session, policy=policy)}
+        self._warn_of_failure("field_left_out", peer, fields, problem)
+
     def login(self, session: str, peer: str, user: str, mechanism: str) -> None:
         """A client has logged in. A failure is a `reject`."""
         fields = {"session": session, "peer": peer, "user": word(user), "mechanism": mechanism}
@@ -213,6 +236,7 @@ class Events(ServiceEvents):
         helo: str = "",
         tls: str = "",
         ip_filter: str = "",
+        policy: str = "",
         rule: str = "",
         network: str = "",
         reply: Reply | None = None,
@@ -230,8 +254,8 @@ class Events(ServiceEvents):
 
         `limit` is the limit that was reached, and `value` what the client had. `dry_run`: nothing was refused, since
         the limit is in dry run. `network`: that of the client has reached it, and not the client itself. `ip_filter`
-        refused by its `rule`. `client_gone`: a delivery refused a message after the client had disconnected. `hint` is
-        an option that the operator may have to set.
+        refused by its `rule`, or `policy` by the action in `rule`. `client_gone`: a delivery refused a message after
+        the client had disconnected. `hint` is an option that the operator may have to set.
         """
         counts = self.statistics
         refusals = counts.dry_run_refusals if dry_run else counts.refusals
@@ -242,7 +266,7 @@ class Events(ServiceEvents):
         now = self._clock.seconds()
         answer = b"" if reply is None else (reply.said or reply.wire)[:KEPT]
         what = now, peer, session, reason, command, limit, value
-        row = *what, network, ip_filter, rule[:KEPT], answer, dry_run
+        row = *what, network, ip_filter, policy, rule[:KEPT], answer, dry_run
         self.history.refusals.add(peer, row)
         if not dry_run:
             self.history.tallies.add(peer, 0, 0, 1)
@@ -254,7 +278,7 @@ class Events(ServiceEvents):
             fields["dry_run"] = True
         if session:
             fields["session"] = session
-        fields |= said(filter=ip_filter, rule=rule, network=network)
+        fields |= said(filter=ip_filter, policy=policy, rule=rule, network=network)
         for name, number in (("limit", limit), ("value", value), ("code", reply and reply.code)):
             if number is not None:
                 fields[name] = number

@@ -128,6 +128,7 @@ class History:
             "value",
             "network",
             "filter",
+            "policy",
             "rule",
             "reply",
             "dry_run",

@@ -57,6 +57,10 @@ def _of_filters() -> defaultdict[tuple[str, str], Histogram]:
     return defaultdict(lambda: Histogram(FILTER_BOUNDS))
 
 
+def _of_policies() -> defaultdict[tuple[str, str, str], Histogram]:
+    return defaultdict(lambda: Histogram(FILTER_BOUNDS))
+
+
 def _of_hooks() -> defaultdict[tuple[str, str], Histogram]:
     return defaultdict(lambda: Histogram(HOOK_BOUNDS))
 
@@ -84,6 +88,8 @@ class Measurements:
     """Accepted messages, by the time from MAIL to the verdict."""
     filters: defaultdict[tuple[str, str], Histogram] = attrs.field(factory=_of_filters, init=False)
     """Answers of IP filters, by filter and verdict. One that was given in the call took 0 seconds."""
+    policies: defaultdict[tuple[str, str, str], Histogram] = attrs.field(factory=_of_policies, init=False)
+    """Answers of session policies, by policy, stage and verdict. One that was given in the call took 0 seconds."""
     hooks: defaultdict[tuple[str, str], Histogram] = attrs.field(factory=_of_hooks, init=False)
     """Answers of the delivery's hooks, by hook and outcome, but for acceptances in the call itself."""
     counter_seconds: Histogram = attrs.field(factory=lambda: Histogram(COUNTER_BOUNDS), init=False)

@@ -37,6 +37,11 @@ class ServiceEvents:
         start-up."""
         self._log.info("filtering", {"filter": word(ip_filter)})
 
+    def policing(self, policy: str, stages: Collection[str]) -> None:
+        """A session policy will be asked at these stages, in the order of these lines. Logged once for each, at
+        start-up."""
+        self._log.info("policing", {"policy": word(policy), "stages": ",".join(sorted(stages))})
+
     def dry_run(self, limits: Collection[str]) -> None:
         """Limits are in dry run: refusals by them are counted and logged, but not enforced. Logged once, at start-up,
         and when a reload has changed which."""

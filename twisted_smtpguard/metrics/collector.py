@@ -121,6 +121,8 @@ class GuardCollector:
         yield _histogram("delivery_seconds", text, ("hook", "outcome"), hooks)
         text = "How long IP filters took to answer."
         yield _histogram("filter_seconds", text, ("filter", "verdict"), measured.filters)
+        text = "How long session policies took to answer."
+        yield _histogram("policy_seconds", text, ("policy", "stage", "verdict"), measured.policies)
         yield from self._of_filters()
 
     def _of_filters(self) -> Iterator[Metric]:

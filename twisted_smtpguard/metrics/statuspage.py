@@ -209,7 +209,9 @@ def _recent(snapshot: Row) -> str:
             _time(row["time"], today),
             row.get("address"),
             str(row.get("reason", "")) + " (dry run)" * bool(row.get("dry_run")),
-            " ".join(str(row[name]) for name in ("command", "network", "filter", "rule") if name in row),
+            " ".join(
+                str(row[name]) for name in ("command", "network", "filter", "policy", "rule") if name in row
+            ),
             f"{row['value']} of {row['limit']}" if "value" in row else str(row.get("limit", "")),
             row.get("reply"),
         )

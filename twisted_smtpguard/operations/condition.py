@@ -1,4 +1,4 @@
-"""How a guard is: why it takes no mail, and how fast its filters and its delivery answer."""
+"""How a guard is: why it takes no mail, and how fast its filters, its policies and its delivery answer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ def upstream_of(delivery: object) -> dict[str, int]:
 
 
 def rows(factory: SMTPGuardFactory) -> Iterator[dict[str, Any]]:
-    """One row for each outcome of each IP filter and of each hook of the delivery that has answered."""
+    """One row for each outcome of each IP filter, of each policy and stage, and of each hook of the delivery that has
+    answered."""
     measured = factory.context.events.measured
     of_delivery = measured.hook_seconds(factory.statistics.messages_accepted)
-    for part, histograms in (("filter", measured.filters), ("delivery", of_delivery)):
+    of_policies = {
+        (f"{name} ({stage})", verdict): histogram
+        for (name, stage, verdict), histogram in measured.policies.items()
+    }
+    parts = (("filter", measured.filters), ("policy", of_policies), ("delivery", of_delivery))
+    for part, histograms in parts:
         for (name, outcome), histogram in sorted(histograms.items()):
             if histogram.total:
                 yield {"part": part, "name": name, "outcome": outcome, **_summary(histogram)}

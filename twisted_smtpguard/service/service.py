@@ -21,11 +21,12 @@ from twisted_smtpguard.hooks.faults import safely
 from twisted_smtpguard.hooks.later import shielded, within
 from twisted_smtpguard.hooks.parts import PartsOwner
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IReloadable
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, IReloadable, ISessionPolicy
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.operations.operator import Operator
+from twisted_smtpguard.policies.policyentry import PolicyEntry
 from twisted_smtpguard.service.reloading import Part, Reloader
 from twisted_smtpguard.service.startwarnings import warn_of_setup
 from twisted_smtpguard.tls.files import CertificateFiles
@@ -55,9 +56,9 @@ class SMTPGuardService(PartsOwner):
     `reactor` provides the time. The `tls_endpoints` are plain endpoints on which the guard begins TLS before its
     greeting, with `tls`. `names` has one word for each of `endpoints` and then of `tls_endpoints`: the log has it as
     `endpoint` of a listener and as `listener` of a connection. Without `names` the log has a string that describes the
-    endpoint. The other arguments are those of SMTPGuardFactory. Filters, a counter store and a delivery that provide
-    IService are started before any listener and stopped after the last session, unless they have a parent, which does
-    so then.
+    endpoint. The other arguments are those of SMTPGuardFactory. Filters, policies, a counter store and a delivery that
+    provide IService are started before any listener and stopped after the last session, unless they have a parent,
+    which does so then.
     ValueError: one of them has another guard as its parent, or the number of `names` is wrong. The service can be
     started again after it was stopped.
     """
@@ -82,6 +83,7 @@ class SMTPGuardService(PartsOwner):
         require_tls: bool = False,
         require_auth: bool = False,
         auth_without_tls: bool = False,
+        policies: Sequence[ISessionPolicy | PolicyEntry] = (),
         names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -102,12 +104,16 @@ class SMTPGuardService(PartsOwner):
             require_tls=require_tls,
             require_auth=require_auth,
             auth_without_tls=auth_without_tls,
+            policies=policies,
         )
         self._events = self.factory.context.events
         filters = self.factory.filters
+        # One policy may have several entries.
+        named = {entry.policy: entry.name for entry in reversed(self.factory.policies)}
         self._reloader = Reloader(
             [
                 *(Part(entry.name, "ip-filter", entry.filter) for entry in filters),
+                *(Part(name, "policy-plugin", policy) for policy, name in named.items()),
                 Part("delivery", "deliver", delivery),
                 Part("certificate", "tls-certificate", tls),
                 *(Part("checker", "auth", each) for each in checkers),
@@ -135,7 +141,7 @@ class SMTPGuardService(PartsOwner):
         """The latest stop; None before the first."""
         self.operator = Operator(self)
         """What an operator may ask and change while the guard runs."""
-        for part in (counters, *(entry.filter for entry in filters), delivery):
+        for part in (counters, *(entry.filter for entry in filters), *named, delivery):
             self.adopt(part)
 
     @property

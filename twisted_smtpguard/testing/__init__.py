@@ -1,6 +1,6 @@
-"""The test kit for authors of deliveries and IP filters, and for applications that use them.
+"""The test kit for authors of deliveries, IP filters and session policies, and for applications that use them.
 
-The checks do to a delivery or a filter what a guard and its clients can do to it:
+The checks do to a delivery, a filter or a policy what a guard and its clients can do to it:
 
 async def test_delivery():
     await check_delivery(MyDelivery())
@@ -8,6 +8,10 @@ async def test_delivery():
 
 async def test_filter():
     await check_filter(MyFilter())
+
+
+async def test_policy():
+    await check_policy(MyPolicy())
 
 A Guard holds SMTP conversations in a test, without sockets and without waiting:
 
@@ -22,8 +26,9 @@ from twisted_smtpguard.testing.conversation import Clients, Conversation, Guard,
 from twisted_smtpguard.testing.counterstores import check_counter_store
 from twisted_smtpguard.testing.deliveries import check_delivery
 from twisted_smtpguard.testing.dialogues import Turn, dialogue
-from twisted_smtpguard.testing.fakes import Delivered, FakeDelivery, FakeFilter, SlowFilter
+from twisted_smtpguard.testing.fakes import Delivered, FakeDelivery, FakeFilter, FakePolicy, SlowFilter
 from twisted_smtpguard.testing.filters import check_filter
+from twisted_smtpguard.testing.policychecks import check_policy
 from twisted_smtpguard.testing.transport import FakeTransport
 
 __all__ = [
@@ -32,6 +37,7 @@ __all__ = [
     "Delivered",
     "FakeDelivery",
     "FakeFilter",
+    "FakePolicy",
     "FakeTransport",
     "Guard",
     "SlowFilter",
@@ -39,6 +45,7 @@ __all__ = [
     "check_counter_store",
     "check_delivery",
     "check_filter",
+    "check_policy",
     "codes",
     "dialogue",
 ]

@@ -16,8 +16,9 @@ from twisted.internet.task import Clock
 
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.inputs.arguments import checked
-from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter
+from twisted_smtpguard.interfaces import ICounterStore, IDelivery, IIPFilter, ISessionPolicy
 from twisted_smtpguard.limits.limits import Limits
+from twisted_smtpguard.policies.policyentry import PolicyEntry
 from twisted_smtpguard.testing.fakes import FakeDelivery
 from twisted_smtpguard.testing.transport import FakeTransport
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
@@ -58,7 +59,7 @@ class Guard(Clients):
 
     `delivery` is by default a FakeDelivery, and `clock` a new one. `limits` are fields of Limits. The other arguments
     are those of SMTPGuardFactory, except that AUTH is offered without TLS, since there is no TLS here. The test has to
-    start a delivery or filter that is a service.
+    start a delivery, filter or policy that is a service.
     """
 
     @checked
@@ -74,6 +75,7 @@ class Guard(Clients):
         checkers: Sequence[object] = (),
         auth_without_tls: bool = True,
         require_auth: bool = False,
+        policies: Sequence[ISessionPolicy | PolicyEntry] = (),
         **limits: Any,
     ) -> None:
         clock = clock or Clock()
@@ -89,6 +91,7 @@ class Guard(Clients):
             checkers=checkers,
             auth_without_tls=auth_without_tls,
             require_auth=require_auth,
+            policies=policies,
         )
         super().__init__(factory, clock)
 

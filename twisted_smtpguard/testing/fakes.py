@@ -1,7 +1,8 @@
-"""A delivery and IP filters that give the answers that a test sets, and record their calls."""
+"""A delivery, IP filters and session policies that give the answers that a test sets, and record their calls."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -9,7 +10,14 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_smtpguard.inputs.arguments import check_fields
-from twisted_smtpguard.interfaces import IDelivery, IIPFilter, IMailTransaction, IMessageSink
+from twisted_smtpguard.interfaces import (
+    IDelivery,
+    IIPFilter,
+    IMessageSink,
+    IPrependingTransaction,
+    ISessionPolicy,
+)
+from twisted_smtpguard.policyvalues import PolicyRequest, PolicyVerdict
 from twisted_smtpguard.values import PASS, Client, Path, Peer
 
 
@@ -22,6 +30,8 @@ class Delivered:
     recipients: list[Path]
     """Every recipient that the delivery was asked about, including those that the test refused."""
     octets: bytes
+    prepended: list[str] = attrs.field(factory=list)
+    """The header fields of session policies."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -55,17 +65,21 @@ class FakeDelivery:
         return self._answer("begin", FakeTransaction(self, client, sender), client, sender)
 
 
-@implementer(IMailTransaction)
+@implementer(IPrependingTransaction)
 class FakeTransaction:
     """The transaction of a FakeDelivery. The delivery's `answers` apply to its hooks."""
 
     def __init__(self, delivery: FakeDelivery, client: Client, sender: Path) -> None:
         self.delivery, self.client, self.sender = delivery, client, sender
         self.recipients: list[Path] = []
+        self.prepended: list[str] = []
 
     def recipient(self, recipient: Path) -> Any:
         self.recipients.append(recipient)
         return self.delivery._answer("recipient", None, recipient)
+
+    def prepend(self, fields: Sequence[str]) -> None:
+        self.prepended = list(fields)
 
     def data(self) -> Any:
         return self.delivery._answer("data", FakeSink(self))
@@ -88,7 +102,9 @@ class FakeSink:
 
     def finish(self) -> Any:
         txn = self.transaction
-        txn.delivery.messages.append(Delivered(txn.client, txn.sender, txn.recipients, self.octets))
+        txn.delivery.messages.append(
+            Delivered(txn.client, txn.sender, txn.recipients, self.octets, txn.prepended)
+        )
         return txn.delivery._answer("finish", None)
 
     def abort(self) -> None:
@@ -107,6 +123,21 @@ class FakeFilter:
     def check(self, peer: Peer) -> Any:
         self.peers.append(peer)
         return self.answer(peer) if callable(self.answer) else self.answer
+
+
+@implementer(ISessionPolicy)
+class FakePolicy:
+    """A session policy that gives `answer` for every request: a verdict or an awaitable. An `answer` that is callable
+    is called with the request, and may raise. `requests` has what the policy was asked."""
+
+    def __init__(self, answer: Any = None, *stages: str) -> None:
+        self.answer = PolicyVerdict.dunno() if answer is None else answer
+        self.stages = frozenset(stages or ("rcpt",))
+        self.requests: list[PolicyRequest] = []
+
+    def check(self, request: PolicyRequest) -> Any:
+        self.requests.append(request)
+        return self.answer(request) if callable(self.answer) else self.answer
 
 
 class SlowFilter(FakeFilter):

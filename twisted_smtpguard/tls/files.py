@@ -171,6 +171,11 @@ def version_and_cipher(transport: Any) -> str:
     return f"{connection.get_protocol_version_name()} {connection.get_cipher_name()}"
 
 
+def cipher_bits(transport: Any) -> int:
+    """The size of the cipher's key, in bits; 0 if it is unknown. The handshake must be complete."""
+    return getattr(transport.getHandle(), "get_cipher_bits", lambda: 0)() or 0
+
+
 def client_certificate(transport: Any) -> bytes | None:
     """The client's certificate in DER form; None if it has sent none. The handshake must be complete."""
     certificate = transport.getPeerCertificate()

@@ -38,10 +38,12 @@ from twisted_smtpguard.interfaces import (
     IRelayDelivery,
     IRelayTransaction,
     ISessionDelivery,
+    ISessionPolicy,
 )
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
+from twisted_smtpguard.policies.policyentry import PolicyEntry, by_stage, entries_of
 from twisted_smtpguard.records.recordsharing import RecordSharing
 from twisted_smtpguard.records.recordtables import KNOWN, LOGIN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
@@ -79,7 +81,8 @@ class SMTPGuardFactory(ServerFactory):
     `proxy_protocol_from` has the networks of trusted proxies, and `unix` for UNIX sockets: each connection from there
     begins with a PROXY header. `proxy_protocol_tls` believes what they report of a client's TLS.
     `checkers`, of twisted.cred, decide who may log in with AUTH: with TLS only, unless `auth_without_tls`.
-    `require_auth` refuses MAIL before AUTH, `require_tls` refuses MAIL without TLS.
+    `require_auth` refuses MAIL before AUTH, `require_tls` refuses MAIL without TLS. `policies` are asked at their
+    stages of a session, in their order; a PolicyEntry adds settings to a policy.
     """
 
     noisy = False
@@ -104,6 +107,7 @@ class SMTPGuardFactory(ServerFactory):
         require_tls: bool = False,
         require_auth: bool = False,
         auth_without_tls: bool = False,
+        policies: Sequence[ISessionPolicy | PolicyEntry] = (),
     ) -> None:
         limits = Limits() if limits is None else limits
         if tls is not None and not can_begin_tls(tls):
@@ -163,6 +167,8 @@ class SMTPGuardFactory(ServerFactory):
             require_tls=require_tls,
             require_auth=require_auth,
         )
+        self.policies = entries_of(policies)
+        self.context.policies = by_stage(self.policies)
         self.turns = FairScheduler(reactor)
         self.ends = EndWatcher()
         self.output_rules = OutputRules(self.deadlines, ReplyBatcher(reactor), limits)

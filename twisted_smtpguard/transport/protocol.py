@@ -24,7 +24,7 @@ from twisted_smtpguard.engine.stages import Stage
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.hooks.later import when_answered
 from twisted_smtpguard.hooks.turns import FairScheduler
-from twisted_smtpguard.tls.files import client_certificate, version_and_cipher
+from twisted_smtpguard.tls.files import cipher_bits, client_certificate, version_and_cipher
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines
 from twisted_smtpguard.transport.endwatcher import EndWatcher
 from twisted_smtpguard.transport.output import Output, OutputRules
@@ -198,6 +198,9 @@ class SMTPGuardProtocol(Output, RemoteEnd, LineReceiver, TimeoutMixin):
     def resume(self) -> None:
         self.factory.ends.forget(self)
         self.transport.resumeProducing()
+
+    def cipher_bits(self) -> int:
+        return cipher_bits(self.transport)
 
     def turn_away(self, line: bytes) -> None:
         turn_away(self.transport, line)

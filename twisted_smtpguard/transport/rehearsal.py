@@ -129,6 +129,7 @@ def _engine(
         delivery=_Delivery(),
         pending_delivery_settled=lambda: None,
         session_ended=None,
+        policies={},
         identify=lambda login: Judgement(User("", None)),
         auth_without_tls=True,
         require_tls=False,
