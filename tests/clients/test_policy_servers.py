@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks
 from dovecot import Dovecot
 from policyservers import PolicydSpf, Postgrey, Resolver
 from processes import GuardProcess, eventually
@@ -100,27 +101,13 @@ class TestPolicydSpf:
             assert message.count(b"Received-SPF:") == 1
 
 
-QUOTA = """
-service quota-status {{
-  executable = quota-status -p postfix
-  inet_listener {{
-    address = 127.0.0.1
-    port = {port}
-  }}
-}}
-plugin {{
-  quota_status_success = DUNNO
-  quota_status_nouser = DUNNO
-  quota_status_overquota = "552 5.2.2 Mailbox is full"
-}}
-"""
-
-
 class TestQuotaStatus:
     def test_a_mail_that_does_not_fit_is_refused_before_its_data(self, tmp_path: Path) -> None:
         port = free_port()
+        page = ROOT / "docs/how-to/use-policy-servers.md"
+        (shown,) = (block for block in blocks(page, "text") if "quota-status" in block)
         with (
-            Dovecot(QUOTA.format(port=port)),
+            Dovecot(shown.replace("12340", port)),
             GuardProcess(tmp_path, f"--policy=rcpt=inet:127.0.0.1:{port}") as guard,
         ):
             recipient = "RCPT TO:<one@example.org>"

@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 from certificates import CERTIFICATE
 from fakes import FakeFilter
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
 from twistedmail import Notebook, deliverer
 
 from twisted_smtpguard import DiscardDelivery, SMTPGuardService
+from twisted_smtpguard.testing import FakePolicy
 
 
 @attrs.frozen
@@ -54,6 +55,8 @@ def run_examples(page: Path, tmp_path: Path) -> tuple[dict[str, Any], list[SMTPG
         "portal": deliverer("portal of deliveries", Notebook()),
         "MyFilter": FakeFilter,
         "AnotherFilter": FakeFilter,
+        "MyPolicy": FakePolicy,
+        "policy_endpoint": TCP4ClientEndpoint(reactor, "127.0.0.1", 12340),
     }
     services = []
     for block in python_of(page):

@@ -22,6 +22,7 @@ RUN_BY = {
     "embedded.py": "docs/test_readme.py",
     "embedding": "process/test_composition.py",
     "ip_filter_plugin": "docs/test_ip_filter_plugin.py",
+    "policy_plugin": "docs/test_policy_plugin.py",
     "twist_plugin": "process/test_composition.py",
     "twisted_mail.py": "docs/test_twistedmail_example.py",
 }
