@@ -225,6 +225,8 @@ TOO_MANY_CONNECTIONS_OF_CLIENT = _reply(
 """When: before the greeting, for a connection above the limit per client."""
 CONNECTION_RATE_EXCEEDED = _reply("421 4.7.0 Connection rate exceeded, try again later", "connection_rate")
 """When: before the greeting, for a connection above the client's connection rate."""
+TOO_MANY_OFFENCES = _reply("421 4.7.0 Too many offences, try again later", "ban_after")
+"""When: before the greeting, for a client that is banned, or is in a network that is."""
 EARLY_TALKER = _reply("421 4.7.0 Protocol error: client spoke before the greeting", "early_talker")
 """When: input before the greeting, if the operator refuses early talkers."""
 NOT_SMTP = _reply("421 4.7.0 Not an SMTP client, closing connection", "not_smtp")

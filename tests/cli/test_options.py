@@ -20,6 +20,7 @@ from twisted.python.usage import UsageError
 
 from twisted_smtpguard.cli.options import Options, make_service
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.limits.points import OFFENCES, POINTS
 from twisted_smtpguard.limits.units import COUNT, FACTOR, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
 
 SPECS = list(Limits.specs())
@@ -41,13 +42,15 @@ def other_value(spec: LimitSpec) -> str:
     """The text of a value that is not the default."""
     if spec.unit.choices:
         return next(choice for choice in spec.unit.choices if choice != spec.default)
-    return OTHER_VALUES.get(spec.unit, "8")
+    return "expn=7" if spec.unit is OFFENCES else OTHER_VALUES.get(spec.unit, "8")
 
 
 def wrong_value(spec: LimitSpec) -> str:
     """What the operator is told of the value `abc`."""
     if spec.unit.choices:
         return f"one of {', '.join(spec.unit.choices)} is expected, not 'abc'"
+    if spec.unit is OFFENCES:
+        return f"there is no offence 'abc'; there are {', '.join(sorted(POINTS))}, not 'abc'"
     longest = 32 if spec.name.startswith("ipv4") else 128
     if spec.name in ("ipv4_networks", "ipv6_networks"):
         longest, example = (31, "24,16") if spec.name.startswith("ipv4") else (127, "56,48")

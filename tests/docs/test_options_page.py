@@ -13,6 +13,7 @@ from twisted.application.twist._options import TwistOptions
 from twisted_smtpguard.cli.helptext import OPTIONS
 from twisted_smtpguard.cli.options import _CONFIGURABLE, _REPEATABLE, Options
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.limits.points import OFFENCES
 from twisted_smtpguard.limits.units import FLAG, RATE
 
 PAGE = REFERENCE / "options.md"
@@ -29,7 +30,8 @@ def row(option: str, value: str, text: str) -> str:
 
 
 def limit_row(spec: LimitSpec, section: str) -> str:
-    value = "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
+    values = {RATE: "N/SECONDS", OFFENCES: "OFFENCE=N,..."}
+    value = values.get(spec.unit) or "|".join(spec.unit.choices) or "N"
     base, edge = spec.unit.format(spec.default), spec.unit.format(spec.edge)
     anchor = section.lower().replace(" ", "-")
     shown = code(spec.option, "" if spec.unit is FLAG else value)

@@ -433,6 +433,16 @@ class PureAttempt:
     wrong = withdraw = right
 
 
+class PureOffences:
+    """Nobody is banned, and what clients have done wrong is written down."""
+
+    def __init__(self) -> None:
+        self.committed_by: list[tuple[str, str]] = []
+
+    def committed(self, engine: Any, offence: str) -> None:
+        self.committed_by.append((engine.key, offence))
+
+
 class PureAttempts:
     """Every password may be checked, unless `answer` says otherwise of an attempt, now or later."""
 
@@ -669,6 +679,7 @@ class PureGuard:
         self.admission = PureAdmission()
         self.known = PureKnown()
         self.attempts = PureAttempts()
+        self.offences = PureOffences()
         self.held_slots = 0
         self.released: list[Any] = []
         self.lingering = 0
@@ -688,6 +699,7 @@ class PureGuard:
             admission=self.admission,
             known=self.known,
             attempts=self.attempts,
+            offences=self.offences,
             seconds=self.clock.seconds,
             call_later=self.clock.call_later,
             stages=STAGES,

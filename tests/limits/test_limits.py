@@ -127,6 +127,7 @@ EDGE = {
     "connection_rate": Rate(60, 60),
     "ipv4_networks": (24,),
     "ipv6_networks": (56, 48),
+    "ban_after": 20,
     "early_talker": "refuse",
     "greet_delay": 2,
     "max_tls_handshakes": 500,

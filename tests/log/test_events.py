@@ -30,6 +30,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.admission.bans import Ban
 from twisted_smtpguard.filters.dnsbllist import DnsblNotices
 from twisted_smtpguard.inputs.escaping import escape_word
 from twisted_smtpguard.limits.limits import Limits
@@ -186,6 +187,14 @@ def _field_left_out(to: Events) -> None:
     to.field_left_out("7f3a01", "192.0.2.1", "it is too late", policy="spf")
 
 
+def _banned(to: Events) -> None:
+    ban = Ban("192.0.2.1", 1_796_055_000.0, 1, 20, "auth_failed:15,bad_sequence:5", dry_run=True)
+    for _ in range(11):
+        to.banned("192.0.2.1", ban)
+    to._clock.advance(1)  # type: ignore[attr-defined]
+    to.banned("192.0.2.1", ban)
+
+
 def _accept_failed(to: Events) -> None:
     for _ in range(11):
         to.accept_failed("ENFILE")
@@ -268,6 +277,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "checker_failed": _checker_failed,
     "disconnect": lambda to: to.disconnect("7f3a01", "192.0.2.1", "quit", 1.5, 1),
     "reject": _reject,
+    "banned": _banned,
     "accept": lambda to: to.accept(
         "7f3a01",
         "192.0.2.1",

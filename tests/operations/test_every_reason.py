@@ -229,6 +229,7 @@ PROVOKED: dict[str, Provocation] = {
     "bad_recipient_address": dialogue(MAIL, "RCPT TO:c"),
     "bad_sender_address": dialogue("MAIL FROM:a"),
     "bad_sequence": dialogue(RCPT),
+    "ban_after": prepared(lambda guard: guard.factory.bans.ban(ADDRESS, 9, "x", dry_run=False), ban_after=9),
     "bare_newline": dialogue(*DATA, "\n", "."),
     "connection_rate": connected(2, connection_rate=Rate(1, 60)),
     "deferred": prepared(lambda guard: guard.operator.defer("on"), MAIL),
@@ -317,6 +318,7 @@ BESIDE_THE_CATALOGUE = {
 STAYS = {
     "auth_failure_rate": "deferred",
     "auth_required": "accepted",
+    "ban_after": "refused",
     "connection_rate": "refused",
     "deferred": "deferred",
     "ip_filter": "refused",

@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from twisted_smtpguard.interfaces import IRecordStore
 from twisted_smtpguard.records.recordsharing import MOST_IN_CALL, RecordSharing
-from twisted_smtpguard.records.recordtables import BAN, KNOWN, RecordTables
+from twisted_smtpguard.records.recordtables import BAN, KINDS, KNOWN, RecordTables
 from twisted_smtpguard.values import CounterStoreUnavailable, Record, RecordsSince
 
 NOW = 1_800_000_000.0
@@ -137,7 +137,7 @@ def test_a_store_is_asked_once_a_second_for_each_kind_and_not_after_a_stop() -> 
     two.store.calls.clear()
     for _ in range(40):
         two.clock.advance(0.25)
-    assert two.store.calls == ["since"] * 3 * 10
+    assert two.store.calls == ["since"] * len(KINDS) * 10
     two.first.sharing.stop()
     assert two.clock.getDelayedCalls() == []
     two.first.sharing.start()

@@ -155,6 +155,7 @@ FACTORY = [
 FACTORY_INSIDE = [
     "admission",
     "asks_for_certificates",
+    "bans",
     "build",
     "clients",
     "connection_ended",
@@ -173,6 +174,7 @@ FACTORY_INSIDE = [
     "may_linger",
     "next_session_name",
     "noisy",
+    "offences",
     "on_connection",
     "output_rules",
     "own_counters",

@@ -51,6 +51,10 @@ def visit(guard: Guard) -> str:
     return talk(guard.connect(), *ENVELOPE, "DATA", "text", ".")
 
 
+def err_and_return(guard: Guard) -> str:
+    return talk(guard.connect(), "XYZZY") + visit(guard)
+
+
 def talk(client: Conversation, *lines: str) -> str:
     """All that a client hears from its greeting to the end of these lines, each sent when the last was answered."""
     heard = client.heard()
@@ -154,6 +158,13 @@ TRIALS = {
         visit_twice,
         "421 4.7.0 Connection rate exceeded, try again later",
         "limit=1/60 value=2",
+    ),
+    "ban_after": Trial(
+        {"ban_after": 1},
+        {},
+        err_and_return,
+        "421 4.7.0 Too many offences, try again later",
+        "limit=1 value=1",
     ),
     "message_rate": Trial(
         {"message_rate": Rate(1, 60)},

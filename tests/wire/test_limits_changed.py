@@ -132,6 +132,30 @@ def _connection_rate(guard: Guard) -> Iterator[None]:
     assert comes(guard) == 421
 
 
+@case({}, {"ban_after": 3})
+def _ban_after(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    client.say(*["XYZZY"] * 5)
+    assert comes(guard) == 220
+    yield
+    # What was done before has no points.
+    client.say(*["XYZZY"] * 2)
+    assert comes(guard) == 220
+    client.say("XYZZY")
+    assert comes(guard) == 421
+
+
+@case({"ban_after": 10}, {"ban_points": {"unrecognized_command": 5}})
+def _ban_points(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    client.say(*["XYZZY"] * 4)
+    yield
+    client.say("XYZZY")
+    assert comes(guard) == 220
+    client.say("XYZZY")
+    assert comes(guard) == 421
+
+
 @case({"message_rate": Rate(5, 60)}, {"message_rate": Rate(1, 60)})
 def _message_rate(guard: Guard) -> Iterator[None]:
     client = guard.greeted()

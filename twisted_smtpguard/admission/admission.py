@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard import replies
+from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import (
     PER_CLIENT,
@@ -17,6 +18,7 @@ from twisted_smtpguard.admission.clients import (
     Place,
     total_place,
 )
+from twisted_smtpguard.admission.offences import BAN_AFTER
 from twisted_smtpguard.admission.pendingconnection import PendingConnection
 from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
@@ -36,12 +38,14 @@ class Admission:
         clients: ClientLimits,
         call_later: CallLater,
         events: Events,
+        bans: BanList,
     ) -> None:
         self.chain = FilterChain(entries, limits, call_later, events)
         self._entries = self.chain.entries
         self._clients = clients
         self._counting = clients.counting
         self._events = events
+        self._bans = bans
         self.of_all = 0
         """How many connections there were of all guards at the latest admission; 0 if they have no store together."""
         self.set_limits(limits)
@@ -63,7 +67,8 @@ class Admission:
         self._see_whether_asking_is_needed()
 
     def _see_whether_asking_is_needed(self) -> None:
-        self.asks_nothing = not (self.chain.entries or self._total or self._per_client or self._rate)
+        asked = self.chain.entries, self._total, self._per_client, self._rate, self._limits.ban_after
+        self.asks_nothing = not any(asked)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
     def count_admitted(self, connection: PendingConnection) -> None:
@@ -80,6 +85,8 @@ class Admission:
         store answers later, which the caller cancels when the client disconnects."""
         try:
             asks = self.chain.entries
+            if not asks and self._bans.are_some:
+                self._refuse_banned(connection)
             answer = start_coroutine(self._judge(connection)) if asks else self._count(connection)
         except NotAdmitted as not_admitted:
             return not_admitted.refusal
@@ -99,14 +106,35 @@ class Admission:
         async def count() -> None:
             nonlocal counted
             counted = True
+            # A filter that answers later may trust this client of a network that is banned.
+            self._refuse_banned(connection, networks=False)
             await _done(self._count(connection))
 
         trusted = await self.chain.judge(connection, count)
+        if not trusted:
+            self._refuse_banned(connection, own=not counted)
         if not counted:
             await _done(self._count(connection, trusted=trusted))
         elif trusted:
             self._uncount(connection)
         connection.trusted = trusted
+
+    def _refuse_banned(
+        self, connection: PendingConnection, *, own: bool = True, networks: bool = True
+    ) -> None:
+        """NotAdmitted: the client is banned, by its `own` ban or by that of one of its `networks`."""
+        if not (self._limits.ban_after and self._bans.are_some):
+            return
+        key, tried = connection.key, BAN_AFTER in self._limits.dry_run
+        ban = self._bans.of(key)
+        if ban is None and networks:
+            own, ban = True, self._bans.of_networks(key)
+        # A ban that was made in dry run refuses nobody when that is over.
+        if ban is None or not own or (ban.dry_run and not tried):
+            return
+        if connection.names_client and not connection.is_known:
+            refusal = refusal_of(replies.TOO_MANY_OFFENCES, ban.points, ban.key if ban.is_of_network else "")
+            refusal.enforce(self._events, self._limits, connection, BAN_AFTER)
 
     def _uncount(self, connection: PendingConnection) -> None:
         """Undo the count of a connection against the limits of its client, which turned out to be trusted."""

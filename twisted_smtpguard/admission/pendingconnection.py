@@ -35,6 +35,14 @@ class PendingConnection(Protocol):
         """The key of the client, for the limits per client."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether the client is known."""
+
+    @property
+    def names_client(self) -> bool:
+        """Whether the address is that of the client, and not of a proxy that has named none."""
+
+    @property
     def gone(self) -> bool:
         """Whether the connection has ended or was refused."""
 

@@ -9,7 +9,11 @@ from importlib.resources import files
 
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.limits.limits import IP_FILTER, Limits, LimitSpec
+from twisted_smtpguard.limits.points import OFFENCES
 from twisted_smtpguard.limits.units import FLAG, RATE
+
+_VALUES = {RATE.name: "N/SECONDS", OFFENCES.name: "OFFENCE=N,..."}
+"""The placeholders of values that are no numbers and no words."""
 
 ROWS = configparser.ConfigParser(interpolation=None)
 ROWS.read_string(files(__package__).joinpath("options.ini").read_text("utf-8"))
@@ -78,7 +82,7 @@ def _entry(option: str, value: str, text: str, width: int) -> str:
 
 
 def _limit_entry(spec: LimitSpec, width: int) -> str:
-    value = "N/SECONDS" if spec.unit is RATE else "|".join(spec.unit.choices) or "N"
+    value = _VALUES.get(spec.unit.name) or "|".join(spec.unit.choices) or "N"
     default, edge = map(spec.unit.format, (spec.default, spec.edge))
     defaults = f"default: {default}" if edge == default else f"default: {default}; edge: {edge}"
     text = f"{spec.help} ({spec.unit.name}; {defaults})"

@@ -238,6 +238,12 @@ class Connection:
         return known
 
     @property
+    def names_client(self) -> bool:
+        """Whether the address is that of the client, and not of a proxy that has named none, as for its own checks."""
+        peer = self.known_peer
+        return not self.behind_proxy or (peer is not None and peer.proxied)
+
+    @property
     def awaits_verdict(self) -> bool:
         """Whether the verdict on a message is pending and the session has not ended."""
         return self.pending is not None and self.pending.finishes and self.stage not in ENDED

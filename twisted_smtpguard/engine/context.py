@@ -55,6 +55,8 @@ class ServerContext:
     """`KnownClients`: which clients are known."""
     attempts: Any
     """`LoginAttempts`: decides whether the password of a client may be checked."""
+    offences: Any
+    """`Offences`: counts what clients do wrong; None: nothing is counted."""
     seconds: Callable[[], float]
     """The time of the guard's clock, in seconds."""
     call_later: Callable[[float, Callable[[], object]], Cancellable]

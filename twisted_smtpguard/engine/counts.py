@@ -8,7 +8,11 @@ from __future__ import annotations
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine.connection import Connection
 from twisted_smtpguard.engine.stages import IN_TRANSACTION
+from twisted_smtpguard.limits.points import REJECTED_RECIPIENT
 from twisted_smtpguard.replies import Reply
+
+_OF_DELIVERY = ("delivery_refused", "upstream_refused")
+"""The reasons of refusals that are not the guard's."""
 
 
 def invalid(engine: Connection, reply: Reply) -> Reply:
@@ -161,6 +165,17 @@ def log(
         client_gone=gone,
         hint=replies.hint_of(reason, engine.peer_name),
     )
+    if not dry_run:
+        # The delivery's own refusal of a recipient may be for any reason; whatever else it refuses is no offence.
+        rejected = verb == "RCPT" and reason in _OF_DELIVERY and reply is not None and reply.code >= 500
+        offend(engine, REJECTED_RECIPIENT if rejected else reason)
+
+
+def offend(engine: Connection, offence: str) -> None:
+    """Count what a client has done wrong, if it is an offence, and not that of all clients in its network."""
+    offences = engine.context.offences
+    if offences is not None and not engine.network:
+        offences.committed(engine, offence)
 
 
 def log_without_reply(engine: Connection, reason: str) -> None:
@@ -174,6 +189,7 @@ def log_without_reply(engine: Connection, reason: str) -> None:
         limit=engine.context.limits.shown(reason),
         value=engine.value,
     )
+    offend(engine, reason)
 
 
 def log_greeting(engine: Connection, *, counted: bool = False) -> None:

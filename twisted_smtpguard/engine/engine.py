@@ -322,6 +322,8 @@ class Engine(Connection):
         if self.place is not None:
             self.place.give_back()
         refusal.log(self, self.context.events, self.context.limits)
+        self.network = refusal.network
+        counts.offend(self, refusal.reason)
         line = refusal.reply.wire
         if self.implicit_tls and not self.secure:
             # No reply can be sent before the handshake.

@@ -65,7 +65,8 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
         )
         if not engine.vouched:
             engine.vouched = True
-            if _names_client(engine):
+            # A proxy that names no client would make all its clients known.
+            if engine.names_client:
                 context.known.accepted(engine.key)
     else:
         message_refused(engine, reply)
@@ -78,15 +79,9 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
 def message_refused(engine: Engine, reply: Reply) -> None:
     """Count a message that was refused. The client of one that is junk is not known any more."""
     engine.context.measured.refused(reply.code)
-    if is_junk(reply) and _names_client(engine):
+    if is_junk(reply) and engine.names_client:
         engine.vouched = False
         engine.context.known.refused(engine.key)
-
-
-def _names_client(engine: Engine) -> bool:
-    """Whether the address is the client's: a proxy that names none would make all its clients known."""
-    peer = engine.known_peer
-    return not engine.behind_proxy or (peer is not None and peer.proxied)
 
 
 def is_junk(reply: Reply) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from twisted_smtpguard.inputs.arguments import unfit
+from twisted_smtpguard.limits.points import OFFENCES, POINTS
 from twisted_smtpguard.limits.units import (
     COUNT,
     DAYS,
@@ -147,6 +148,12 @@ class Limits:
     together."""
     network_factor: int = FACTOR.bound(3, holds_from=_CONNECTION)
     """How many times as much such a network may hold and do as the next narrower one, or as a client."""
+    ban_after: int = COUNT.limit(0, edge=20, holds_from=_CONNECTION)
+    """Points of a client within 10 minutes at which it is banned: for 10 minutes, and twice as long each time that it
+    is banned again within a week, up to a day. A network is banned when 5 different clients of it are."""
+    ban_points: tuple[tuple[str, int], ...] = OFFENCES.bound((), holds_from="the next offence")
+    """What offences cost, in place of the points of the table of offences, such as early_talker=10,expn=0; an offence
+    of no points leads to no ban."""
     known_for: float = DAYS.bound(30 * 86400, holds_from=_AT_ONCE)
     """Time for which a client is known after a mail of it was accepted, and a user where it has logged in; with 0 only
     those of --known are known."""
@@ -302,6 +309,10 @@ class Limits:
         """The value of a limit; 0 if it is in dry run."""
         return 0 if name in self.dry_run else getattr(self, name)
 
+    def points(self) -> dict[str, int]:
+        """The points of each offence that has some."""
+        return {name: points for name, points in {**POINTS, **dict(self.ban_points)}.items() if points}
+
     def networks(self, version: int) -> tuple[int, ...]:
         """The leading bits of the networks that limit the clients of an IP version, the narrowest first. One that is
         not wider than a client is left out."""
@@ -331,7 +342,8 @@ class Limits:
         """The `limit` of a refusal for `reason` in the log, where the network of clients with this key has reached it;
         "": one client, or all. None: no limit has that name."""
         value: float | str | Rate | None = getattr(self, reason, None)
-        if network:
+        # For a ban of a network its clients have reached the limit.
+        if network and reason != "ban_after":
             value = self.of_client(reason, network)
         return str(value) if isinstance(value, Rate) else value
 

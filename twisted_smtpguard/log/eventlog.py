@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -218,6 +219,15 @@ def item(text: str) -> str:
     """`text` as an item of a comma-separated list. A comma in it is escaped: a quoted local part may contain one
     (RFC 5321 4.1.2)."""
     return word(text).replace(",", "\\x2c")
+
+
+_LAST_SECOND = 253_402_300_799
+"""The last one of the year 9999, after which no time can be shown."""
+
+
+def utc(seconds: float) -> str:
+    """A time, in seconds since 1970, as `2026-11-30T15:48:45Z`. One after the year 9999 is shown as the end of that."""
+    return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def counted(count: int, thing: str) -> str:

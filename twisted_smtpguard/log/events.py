@@ -8,7 +8,7 @@ against both files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
@@ -25,6 +25,7 @@ from twisted_smtpguard.log.eventlog import (
     place,
     said,
     short_word,
+    utc,
     word,
     words_of_reply,
 )
@@ -293,6 +294,22 @@ class Events(ServiceEvents):
             fields["client_gone"] = True
         fields |= said(helo=helo, tls=encryption(tls)) | place(port, listener) | said(hint=hint)
         self._log.info("reject", self._with_suppressed(fields, self._refusals))
+
+    def banned(self, peer: str, ban: Any) -> None:
+        """A client or a network has been banned, for what the client of `peer` has done last. In dry run it refuses
+        nobody. Limited as refusals are.
+
+        `ban` is a Ban."""
+        kind = "network" if ban.is_of_network else "client"
+        self.measured.bans[kind, "true" if ban.dry_run else "false"] += 1
+        if not self._log.informs or not self._refusals.allows(peer, "banned", self._clock.seconds()):
+            return
+        fields: dict[str, object] = {"peer": peer}
+        if ban.dry_run:
+            fields["dry_run"] = True
+        fields |= {"client": ban.key, "points": ban.points, "offences": word(ban.reasons)}
+        fields |= {"times": ban.times, "until": utc(ban.until)}
+        self._log.info("banned", self._with_suppressed(fields, self._refusals))
 
     def accept(
         self,

@@ -80,6 +80,8 @@ class Measurements:
     command."""
     messages: defaultdict[str, int] = attrs.field(factory=lambda: defaultdict(int), init=False)
     """Messages that were not accepted, by outcome: rejected, deferred or aborted."""
+    bans: defaultdict[tuple[str, str], int] = attrs.field(factory=_counts, init=False)
+    """Bans that were made, by whether of a client or a network, and whether in dry run."""
     handshakes: defaultdict[tuple[str, str], int] = attrs.field(factory=_counts, init=False)
     """TLS handshakes by version (`none` where none was agreed on) and outcome."""
     session_seconds: Histogram = attrs.field(factory=lambda: Histogram(SESSION_BOUNDS), init=False)

@@ -82,6 +82,11 @@ class GuardCollector:
         refusals |= {(reason, "true"): number for reason, number in statistics.dry_run_refusals.items()}
         text = "Refusals of connections, commands and messages, by the reason in the log."
         yield _counter("refusals", text, ("reason", "dry_run"), refusals)
+        text = "Bans that were made, of clients or of networks."
+        bans = {(kind, dry_run): 0 for kind in ("client", "network") for dry_run in ("false", "true")}
+        yield _counter("bans", text, ("of", "dry_run"), {**bans, **measured.bans})
+        text = "Clients and networks that are banned now; in dry run those that would be."
+        yield GaugeMetricFamily(f"{_PREFIX}bans", text, len(factory.bans))
         text = "Replies to commands."
         by_code = {(verb, str(code)): number for (verb, code), number in measured.replies.items()}
         yield _counter("replies", text, ("command", "code"), by_code)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.log.eventlog import utc
 
 ASKED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "status": ("status", {}),

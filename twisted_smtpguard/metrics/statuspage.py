@@ -128,6 +128,7 @@ def _now(snapshot: Row, status: Row) -> str:
             f"{counts['connections_refused']:,} before the greeting",
         ),
         ("TLS handshakes", f"{status['tls_handshakes']:,}", f"{status['lingering']:,} connections linger"),
+        ("Banned", f"{status.get('bans', 0):,}", "clients and networks, for their offences"),
         ("Failures", f"{counts['failures']:,}", "unexpected exceptions"),
     ]
     if upstream:

@@ -11,7 +11,7 @@ import attrs
 
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import RESTART
-from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.log.eventlog import utc
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
 _SPECS = {spec.option: spec for spec in Limits.specs()}

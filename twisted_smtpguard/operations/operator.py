@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from twisted_smtpguard.log.eventlog import utc
 from twisted_smtpguard.operations import condition, sessions, standings
 from twisted_smtpguard.operations.limitsettings import Settings
 from twisted_smtpguard.operations.rules import NetworkRules
-from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.operations.traces import Trace, Traces
 from twisted_smtpguard.operations.verbs import TOP, TOP_OF, VERBS
 from twisted_smtpguard.operations.why import timed, why
@@ -123,6 +123,7 @@ class Operator:
             "sessions": statistics.live_connections,
             "lingering": factory.lingering,
             "tls_handshakes": len(factory.context.handshakes),
+            "bans": len(factory.bans),
             "upstream": condition.upstream_of(factory.context.delivery),
             "statistics": statistics.snapshot(),
         }
@@ -183,6 +184,10 @@ class Operator:
         key, of_client = standings.client_at(factory.clients, address)
         return iter([{"client": key, **standings.shown(factory.known.standing(key, of_client))}])
 
+    def bans(self) -> Iterator[dict[str, Any]]:
+        """One row for each client or network that is banned for its offences."""
+        return standings.ban_rows(self._guard.factory.bans.rows())
+
     def trace(self, network: str, seconds: float = 600) -> Trace:
         """The dialogues of clients in a network as they happen, for so many seconds: call `begin()` of what this
         returns. They hold no message data and no credentials."""
@@ -225,10 +230,21 @@ class Operator:
         return row
 
     def unban(self, address: str, *, by: str = APPLICATION) -> dict[str, Any]:
-        """Lift the deny that an operator, or a program such as fail2ban, has made for one address."""
-        row = self.networks.lift(address)
-        self._changed(by, "unban", row["network"])
-        return row
+        """Lift the ban of the client at an address, with those of its networks, and the deny that an operator, or a
+        program such as fail2ban, has made for the address. `lifted` has whose bans have ended."""
+        factory = self._guard.factory
+        row: dict[str, Any] = {}
+        problem = ""
+        try:
+            row = self.networks.lift(address)
+        except ValueError as error:
+            problem = str(error)
+        lifted = standings.unban(factory.bans, factory.offences, factory.clients, address)
+        # Elsewhere the bans may have ended a moment before, since all share them.
+        if problem and not lifted and not self.told_elsewhere:
+            raise ValueError(f"no ban holds for it, and {problem}")
+        self._changed(by, "unban", *dict.fromkeys((row.get("network", address), *lifted)))
+        return {**row, "lifted": lifted}
 
     def forget(self, address: str, *, by: str = APPLICATION) -> dict[str, Any]:
         """Forget that the client at an address is known by its mail."""

@@ -13,7 +13,7 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.filters.networklist import contains, parse_network
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
 from twisted_smtpguard.interfaces import IExplainingFilter
-from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.log.eventlog import utc
 from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
 
 NAME = "deny/trust"
@@ -104,7 +104,7 @@ class NetworkRules:
         over = self._configured.get(key)
         if over is not None and over.verb == "deny" != verb:
             raise ValueError(
-                f"{_text(key)} is denied by {over.origin}, which wins over a rule for the same network"
+                f"{network_text(key)} is denied by {over.origin}, which wins over a rule for the same network"
             )
         ends_at = math.inf if seconds is None else now + seconds
         self._rules[key] = _Rule(verb, by, ends_at, configured=False)
@@ -117,7 +117,7 @@ class NetworkRules:
         self._drop_ended()
         rule = self._rules.pop(key, None)
         if rule is None:
-            raise ValueError(f"no operator has made a rule for {_text(key)}")
+            raise ValueError(f"no operator has made a rule for {network_text(key)}")
         self._make_table()
         return _row(key, rule)
 
@@ -125,14 +125,14 @@ class NetworkRules:
         """Remove the deny of an operator, or of a program such as fail2ban, for one address. Returns its row."""
         rule = self._rules.get(parse_network(address))
         if rule is None or rule.verb != "deny":
-            raise ValueError(f"no operator has denied {_text(parse_network(address))}")
+            raise ValueError(f"no operator has denied {network_text(parse_network(address))}")
         return self.remove(address)
 
     def exported(self) -> list[list[Any]]:
         """The rules of operators, for `restore` of another process: of each its verb, network, end and maker."""
         self._drop_ended()
         return [
-            [rule.verb, _text(key), None if rule.ends_at == math.inf else rule.ends_at, rule.origin]
+            [rule.verb, network_text(key), None if rule.ends_at == math.inf else rule.ends_at, rule.origin]
             for key, rule in self._rules.items()
         ]
 
@@ -184,7 +184,8 @@ def _length(key: Network) -> int:
     return key[2]
 
 
-def _text(key: Network) -> str:
+def network_text(key: Network) -> str:
+    """A network as `client_key` writes it: `192.0.2.0/24`, or an address alone."""
     bits, start, length = key
     octets = start.to_bytes(bits // 8, "big")
     network = ip_network((octets, length))
@@ -194,7 +195,7 @@ def _text(key: Network) -> str:
 def _row(key: Network, rule: _Rule) -> dict[str, Any]:
     until = "restart" if rule.ends_at == math.inf else utc(rule.ends_at)
     return {
-        "network": _text(key),
+        "network": network_text(key),
         "rule": rule.verb,
         "until": "" if rule.configured else until,
         "from": rule.origin,

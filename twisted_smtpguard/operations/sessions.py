@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from heapq import nlargest
 from ipaddress import ip_address
 from itertools import islice
@@ -13,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from twisted_smtpguard.filters.networklist import contains, parse_network
-from twisted_smtpguard.log.eventlog import encryption, word
+from twisted_smtpguard.log.eventlog import encryption, utc, word
 from twisted_smtpguard.log.history import client_of
 from twisted_smtpguard.operations.verbs import TOP
 
@@ -24,9 +23,6 @@ ITEMS_A_TURN = 500
 """How many connections or clients are looked at in one turn of the reactor, which takes less than a millisecond."""
 
 _Item = TypeVar("_Item")
-
-_LAST_SECOND = 253_402_300_799
-"""The last one that a datetime can hold."""
 
 
 class LiveSession(Protocol):
@@ -41,11 +37,6 @@ class LiveSession(Protocol):
     user: Any
     messages: int
     recipients_accepted: int
-
-
-def utc(seconds: float) -> str:
-    """A time, in seconds since 1970, as `2026-11-30T15:48:45Z`. One after the year 9999 is shown as the end of that."""
-    return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def rows(sessions: Iterable[LiveSession], network: str = "") -> Iterator[dict[str, object]]:

@@ -1,14 +1,18 @@
-"""Which clients are known, as an operator reads it."""
+"""Which clients are known, and which are banned, as an operator reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
+from twisted_smtpguard.admission.bans import Ban, BanList
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients, Standing
-from twisted_smtpguard.operations.sessions import utc
+from twisted_smtpguard.admission.offences import Offences
+from twisted_smtpguard.filters.networklist import parse_network
+from twisted_smtpguard.log.eventlog import utc, word
+from twisted_smtpguard.operations.rules import network_text
 from twisted_smtpguard.values import Address, unmapped
 
 _MAX_CHARACTERS = 60
@@ -42,6 +46,30 @@ def client_at(clients: ClientLimits, text: str) -> tuple[str, Address | None]:
 def rows(known: KnownClients) -> Iterator[Row]:
     """One row for each client that is known by its mail."""
     return ({"client": key, **shown(standing)} for key, standing in known.by_mail())
+
+
+def ban_rows(bans: Iterable[Ban]) -> Iterator[Row]:
+    """One row for each ban, of a client or of a network. `because` has the offences, with the points of each."""
+    return (
+        {
+            "banned": ban.key,
+            "until": utc(ban.until),
+            "times": ban.times,
+            "points": None if ban.is_of_network else ban.points,
+            "because": f"{ban.points} of its clients are banned" if ban.is_of_network else word(ban.reasons),
+            "dry_run": ban.dry_run,
+        }
+        for ban in bans
+    )
+
+
+def unban(bans: BanList, offences: Offences, clients: ClientLimits, text: str) -> list[str]:
+    """Lift the ban of the client at an address, with its points, and those of its networks; or that of a network.
+    Returns the keys of those that were banned."""
+    key = network_text(parse_network(text)) if "/" in text else client_at(clients, text)[0]
+    lifted = [*bans.lift(key)]
+    offences.forgive(key)
+    return lifted
 
 
 def shown(standing: Standing | None) -> Row:

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from twisted_smtpguard.hooks.faults import safely
-from twisted_smtpguard.operations.sessions import Network, utc
+from twisted_smtpguard.log.eventlog import utc
+from twisted_smtpguard.operations.sessions import Network
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.tap import GUARD, Tap

@@ -166,6 +166,11 @@ _VERBS = (
         changes=True,
     ),
     Verb(
+        "bans",
+        "List the clients and networks that are banned for what they have done, until when, for the how-manieth time, "
+        "and for which offences.",
+    ),
+    Verb(
         "trace",
         "Show the dialogues of clients in a network as they happen, for a time; message data as a count, credentials "
         "never.",
@@ -234,8 +239,9 @@ _VERBS = (
     ),
     Verb(
         "unban",
-        "Lift the deny that an operator, or a program such as fail2ban, has made for one address.",
-        (Argument("address", "ADDRESS", "The address, as in `rules`."),),
+        "Lift the ban of an address, with those of its networks, and the deny that an operator, or a program such as "
+        "fail2ban, has made for it. It begins anew: no points, and no longer ban the next time.",
+        (Argument("address", "ADDRESS", "The address, as in `bans` or `rules`."),),
         changes=True,
     ),
     Verb(

@@ -14,12 +14,13 @@ from twisted.internet.defer import Deferred
 
 from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
 from twisted_smtpguard.admission.loginattempts import OF_CLIENT, OF_USER
+from twisted_smtpguard.admission.offences import BAN_AFTER, points_of
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.log.eventlog import utc
 from twisted_smtpguard.operations import standings
 from twisted_smtpguard.operations.rules import NAME as RULES
 from twisted_smtpguard.operations.rules import NetworkRules
-from twisted_smtpguard.operations.sessions import utc
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
 from twisted_smtpguard.values import Address
@@ -55,6 +56,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         **(refused or {}),
         "trusted": outcome.trusted,
         "known": standings.shown(factory.known.standing(key, address)),
+        "bans": [*standings.ban_rows(factory.bans.holding(key))],
         "replies": {
             step: said for step, said in outcome.replies.items() if step in (ARRIVAL, "AUTH", "MAIL", "RCPT")
         },
@@ -92,7 +94,7 @@ def _demands(factory: SMTPGuardFactory) -> list[str]:
 async def _counts(factory: SMTPGuardFactory, key: str) -> list[Row]:
     """What there is of each limit on clients, for the client and for each of its networks, and when that clears."""
     counting, limits, now = factory.counting, factory.context.limits, factory.context.seconds()
-    wanted = [TOTAL_PLACE]
+    wanted = [TOTAL_PLACE, *([points_of(key)] if limits.ban_after else [])]
     for spec in Limits.specs():
         if spec.name == OF_CLIENT and factory.context.identify is None:
             # Nobody can log in here.
@@ -136,6 +138,8 @@ def _remedies(
         yield "smtpguardctl resume"
     elif reason == "deferred":
         yield "smtpguardctl defer off"
+    elif reason == BAN_AFTER:
+        yield f"smtpguardctl unban {address}"
     elif spec is not None:
         yield f"smtpguardctl set {spec.option} {_more(limits, reason, refused)}"
         if _is_per_client(spec):

@@ -151,6 +151,15 @@ class RecordSharing:
         return within(_LOOK_SECONDS, self._call_later, shielded(call_hook(hook)))
 
 
+def record_sharing(
+    store: object, tables: RecordTables, call_later: Callable[..., Any], events: Events
+) -> RecordSharing | None:
+    """The sharing of `tables` in a counter store; None: it keeps no records, or there is none."""
+    if not IRecordStore.providedBy(store):
+        return None
+    return RecordSharing(IRecordStore(store), tables, call_later, events)
+
+
 def _changed_records(
     table: Records, records: Mapping[str, Record | None]
 ) -> Iterable[tuple[str, Record | None]]:

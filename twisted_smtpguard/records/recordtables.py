@@ -10,11 +10,11 @@ from typing import NamedTuple
 from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Record
 
-KNOWN, BAN, LOGIN = "known", "ban", "login"
-"""The kinds: clients whose mail was accepted, clients and networks that are or were banned, and from where a user has
-logged in."""
+KNOWN, BAN, FORMER_BAN, LOGIN = "known", "ban", "former_ban", "login"
+"""The kinds: clients whose mail was accepted; clients and networks that are banned, and how often they were; and from
+where a user has logged in."""
 
-KINDS = (KNOWN, BAN, LOGIN)
+KINDS = (KNOWN, BAN, FORMER_BAN, LOGIN)
 
 MOST_RECORDS = 100_000
 """How many records there are of each kind, unless a table is told another number."""

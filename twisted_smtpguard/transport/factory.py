@@ -14,10 +14,12 @@ from twisted.internet.protocol import ServerFactory
 
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.admission import Admission
+from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients
 from twisted_smtpguard.admission.loginattempts import LoginAttempts
+from twisted_smtpguard.admission.offences import Offences
 from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.counters.localstore import LocalCounterStore
@@ -34,7 +36,6 @@ from twisted_smtpguard.interfaces import (
     ICounterStore,
     IDelivery,
     IIPFilter,
-    IRecordStore,
     IRelayDelivery,
     IRelayTransaction,
     ISessionDelivery,
@@ -44,8 +45,8 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.policies.policyentry import PolicyEntry, by_stage, entries_of
-from twisted_smtpguard.records.recordsharing import RecordSharing
-from twisted_smtpguard.records.recordtables import KNOWN, LOGIN, RecordTables
+from twisted_smtpguard.records.recordsharing import record_sharing
+from twisted_smtpguard.records.recordtables import BAN, FORMER_BAN, KNOWN, LOGIN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
 from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
 from twisted_smtpguard.transport.draining import Drain
@@ -135,7 +136,11 @@ class SMTPGuardFactory(ServerFactory):
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters
         )
-        self.admission = Admission(limits, self.filters, self.clients, self.deadlines.call_later, events)
+        self.bans = BanList(limits, self.records[BAN], self.records[FORMER_BAN], reactor.seconds)
+        self.offences = Offences(limits, self.bans, self.counting, events)
+        self.admission = Admission(
+            limits, self.filters, self.clients, self.deadlines.call_later, events, self.bans
+        )
         for entry in self.filters:
             if IAsksForKnownClients.providedBy(entry.filter):
                 IAsksForKnownClients(entry.filter).ask_for_known(self.is_known)
@@ -151,6 +156,7 @@ class SMTPGuardFactory(ServerFactory):
             admission=self.admission,
             known=self.known,
             attempts=attempts,
+            offences=self.offences,
             seconds=reactor.seconds,
             call_later=self.deadlines.call_later,
             stages=STAGES,
@@ -181,9 +187,7 @@ class SMTPGuardFactory(ServerFactory):
         self._slots_held = 0
         self._open: set[SMTPGuardProtocol] = set()
         self._lingering = 0
-        sharing = None
-        if IRecordStore.providedBy(counters):
-            sharing = RecordSharing(IRecordStore(counters), self.records, reactor.callLater, events)
+        sharing = record_sharing(counters, self.records, reactor.callLater, events)
         self._drain = Drain(self.context, self.deadlines, self.counting, sharing, self._open)
 
     @property
@@ -211,6 +215,8 @@ class SMTPGuardFactory(ServerFactory):
         self.clients.limits = self.output_rules.limits = limits
         self.admission.set_limits(limits)
         self.known.set_limits(limits)
+        self.bans.set_limits(limits)
+        self.offences.set_limits(limits)
         for budget in self.context.events.budgets:
             budget.set_limits(limits.max_log_lines, limits.max_log_lines_per_client)
         self.context.set_limits(limits)

@@ -121,10 +121,11 @@ def _engine(
         context,
         events=witness,
         clients=clients,
-        admission=Admission(limits, entries, clients, context.call_later, witness),
         attempts=LoginAttempts(
             clients, Records(LOGIN, 1, context.seconds), context.call_later, context.seconds, rehearses=True
         ),
+        admission=Admission(limits, entries, clients, context.call_later, witness, factory.bans),
+        offences=None,
         guard=_Guard(),
         delivery=_Delivery(),
         pending_delivery_settled=lambda: None,
@@ -337,6 +338,8 @@ class _Enquiry:
     place: Place | None = None
     key: str = ""
     gone: bool = False
+    is_known: bool = False
+    names_client: bool = True
 
 
 def _shown(text: str) -> str:

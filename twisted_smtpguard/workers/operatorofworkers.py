@@ -21,9 +21,12 @@ from twisted_smtpguard.workers.channel import Message
 from twisted_smtpguard.workers.supervisor import Supervisor
 from twisted_smtpguard.workers.workerprocess import STARTING, WorkerGoneError, WorkerProcess
 
-_OF_ONE = frozenset({"limits", "rules"})
+_OF_ONE = frozenset({"limits", "rules", "known", "bans"})
 _CHANGES = frozenset({"set", "unset", "deny", "trust", "allow", "remove", "unban", "defer"})
 """What all workers do in the same way. One of them is asked first: where it refuses nothing has changed."""
+
+_CHANGES_RECORDS = frozenset({"forget"})
+"""What changes records alone, which one worker tells to all others."""
 
 Arguments = Mapping[str, object]
 
@@ -53,6 +56,8 @@ class OperatorOfWorkers:
         return Deferred.fromCoroutine(self._carried_out(verb, arguments, by))
 
     async def _carried_out(self, verb: str, arguments: Arguments, by: str) -> Any:
+        if verb in _CHANGES_RECORDS:
+            return (await self._ask_first(verb, arguments, by))["done"]
         if verb in _CHANGES:
             return await self._change(verb, arguments, by)
         if verb in merging.MERGED:
