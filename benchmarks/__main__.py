@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from . import compared, encrypted, growth, handshakes, maildir, memory, proxied, report
+from . import compared, encrypted, growth, handshakes, maildir, memory, proxied, report, workers
 from .options import PROCESSOR_TIME, parse
 from .peers import AIOSMTPD, PEERS, PICKED, SINK
 from .plot import svg
@@ -98,6 +98,11 @@ def tables(options: Namespace) -> Iterator[Table]:
         "Messages that are on the disk",
         list(maildir.COLUMNS),
         rows(("MAILDIR", lambda: [maildir.rate(known[GUARD_MAILDIR], rounds, options.scale)])),
+    )
+    yield Table(
+        "Two workers",
+        list(workers.COLUMNS),
+        rows(("WORKERS", lambda: workers.rows(options.python, loads, rounds))),
     )
     yield Table(
         "Under TLS",

@@ -59,6 +59,13 @@ GROWTH = 1.3
 what differs from one run to the next."""
 
 
+WORKERS = 1.1
+"""Processor time of all processes of a guard with two workers for a mail, as a multiple of that with one."""
+
+WORKERS_SHARE = 0.6
+"""Of the mails, that of the worker that has more of them."""
+
+
 def judge_ratios(key: str, guard: str, ratios: Mapping[str, float]) -> list[Verdict]:
     """`ratios` of the guard of that name to other servers in the workload `key`."""
     bounds = {other: of[key] for other, of in RATIOS.get(guard, {}).items() if key in of}

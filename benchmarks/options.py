@@ -19,6 +19,7 @@ KEYS = (
     "DEFAULTS",
     "LOG",
     "MAILDIR",
+    "WORKERS",
     "TLS",
     "HANDSHAKES",
     "PROXY",
@@ -34,11 +35,11 @@ QUICK_SCALE = 0.2
 DESCRIPTION = """What the guard costs, beside other servers in the same run, and whether that is within its bounds.
 Exit status 0; 1 if --judge is given and a bound is missed; 3 if a reply or a count was not as it must be."""
 
-ROWS = """Rows: W1 to W5, W7, W8 processor time; W6 idle connections; MEMORY of large messages and of clients that
-hold a session; LATENCY beside idle connections; DEFAULTS, without the protections; LOG, an event at info; MAILDIR, on
-the disk; TLS, beside the same in clear; HANDSHAKES, full ones and resumed sessions, beside other servers; PROXY, mail
-that goes on to an upstream server, beside other proxies; PROXYMEMORY, of a large one; GROWTH, the cost at N and at
-10 N; LOAD, the same with a slower load."""
+ROWS = """Rows: W1 to W5, W7, W8 processor time; W6 idle connections; MEMORY of large messages and of clients that hold
+a session; LATENCY beside idle connections; DEFAULTS, without the protections; LOG, an event at info; MAILDIR,
+on the disk; WORKERS, two beside one; TLS, beside the same in clear; HANDSHAKES, full ones and resumed
+sessions, beside other servers; PROXY, mail that goes on to an upstream server, beside other proxies;
+PROXYMEMORY, of a large one; GROWTH, the cost at N and at 10 N; LOAD, the same with a slower load."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

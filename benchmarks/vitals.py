@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SUPPORT = Path(__file__).parent.parent / "tests" / "support"
@@ -25,6 +27,7 @@ __all__ = [
     "octets_a_session",
     "pin",
     "raise_descriptor_limit",
+    "unpinned",
 ]
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -75,9 +78,26 @@ def _fields(process: Path) -> list[str]:
         return []
 
 
+_pins = [True]
+"""Whether a process is kept to one core; the last is in force."""
+
+
 def pin(core: int) -> None:
     """Keep this process to one core: 0 is that of the servers, 1 that of the load. What is measured does not wander."""
-    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]} if _pins[-1] else CORES)
+
+
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """While the block runs, whatever is started has all cores, and so has this process, which then has that of the load
+    again."""
+    _pins.append(False)
+    try:
+        pin(1)
+        yield
+    finally:
+        _pins.pop()
+        pin(1)
 
 
 def raise_descriptor_limit() -> int:

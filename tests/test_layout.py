@@ -91,7 +91,7 @@ ROOMS: dict[str, str] = {
     ),
     "upstream": "hooks inputs limits log replies tls values",
     "values": "inputs replies",
-    "workers": "counters hooks log metrics operations records service values",
+    "workers": "counters hooks log metrics operations reactors records service values",
 }
 """What each room may import. docs/explanation/architecture.md has it as a table."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from twisted_smtpguard.counters import sharedmemory
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
 from twisted_smtpguard.values import Wanted
 
@@ -175,3 +176,40 @@ def test_a_full_bucket_forgets_who_holds_no_place_before_who_holds_one() -> None
 def test_a_number_that_no_process_may_have_is_refused(table: int) -> None:
     with pytest.raises(ValueError, match="process: a number below 6 is expected, not 6"):
         SharedCounterStore(table, 6)
+
+
+def test_the_time_is_read_with_the_lock_since_a_window_would_begin_after_it_otherwise(
+    table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def seconds() -> float:
+        happened.append("time")
+        return 1.0
+
+    def lockf(_: int, operation: int) -> None:
+        happened.append("unlocked" if operation == sharedmemory.fcntl.LOCK_UN else "locked")
+
+    store = SharedCounterStore(table, 0, seconds)
+    monkeypatch.setattr(sharedmemory.fcntl, "lockf", lockf)
+    wanted = [Wanted("connection_rate", "192.0.2.1", 5, 60)]
+    for act in (store.take, store.give_back):
+        act("me", wanted)
+        assert happened == ["locked", "time", "unlocked"]
+        happened.clear()
+
+
+def test_a_lock_that_another_process_has_for_long_is_waited_for(
+    table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def lockf(_: int, operation: int) -> None:
+        tried.append(operation)
+        if operation & sharedmemory.fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    store = SharedCounterStore(table, 0)
+    monkeypatch.setattr(sharedmemory.fcntl, "lockf", lockf)
+    assert store.take("me", [PLACE]) == [1]
+    assert tried[-2:] == [sharedmemory.fcntl.LOCK_EX, sharedmemory.fcntl.LOCK_UN]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PATIENCE_SECONDS, TWIST, eventually
+from processes import PATIENCE_SECONDS, eventually
 from programs import missing
 from rawclient import RawClient
 from stored import stored, unfinished
-from workers import Workers
+from workers import Workers, told
 
 import twisted_smtpguard
 
@@ -32,20 +31,6 @@ MARK, NEW_MARK = "ESMTP ready", "ESMTP ready, of the second build"
 def clients() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
-
-
-def told(directory: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
-    """The rows that `smtpguardctl` tells, or the one object; where it fails, its sentence."""
-    command = [
-        str(TWIST.with_name("smtpguardctl")),
-        "--json",
-        "--socket",
-        str(directory / "control.sock"),
-        *words,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=False)
-    assert done.returncode == status, (done.stdout, done.stderr)
-    return [{"error": done.stderr}] if status else [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def asked(directory: Path, count: int, *options: str, **more: Any) -> Workers:

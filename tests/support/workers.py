@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from processes import GuardProcess, eventually
+from processes import PATIENCE_SECONDS, TWIST, GuardProcess, eventually
 
 
 class Workers(GuardProcess):
@@ -54,3 +56,17 @@ class Workers(GuardProcess):
     def count(self, event: str) -> int:
         """How many events of a name the log has."""
         return sum(bool(re.search(rf"#\w+\] {event}\b", line)) for line in self.lines)
+
+
+def told(directory: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    """The rows that `smtpguardctl` tells, or the one object; where it fails, its sentence."""
+    command = [
+        str(TWIST.with_name("smtpguardctl")),
+        "--json",
+        "--socket",
+        str(directory / "control.sock"),
+        *words,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=False)
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return [{"error": done.stderr}] if status else [json.loads(line) for line in done.stdout.splitlines()]

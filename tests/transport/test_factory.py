@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 from typing import Any
 
@@ -11,6 +12,10 @@ from fakes import Conversation, Guard, codes
 from logbook import logbook
 from loopback import Loopback
 from twisted.internet.address import IPv4Address, UNIXAddress
+
+from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
+from twisted_smtpguard.transport.turnaway import TurnAway
+from twisted_smtpguard.values import Wanted
 
 FULL = "421 4.7.0 Too many connections, try again later\r\n"
 
@@ -51,6 +56,27 @@ def test_a_slot_is_held_from_accept_before_anything_is_said() -> None:
     guard = Guard(max_connections=1)
     guard.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
     assert guard.connect().heard() == FULL
+
+
+def test_a_cap_that_other_processes_have_filled_turns_away_at_accept_as_ones_own_connections_do() -> None:
+    table = create_table(100, 2)
+    own, other = (SharedCounterStore(table, process) for process in range(2))
+    others = [Wanted("max_connections", "", 0, events=3)]
+    guard = Guard(counters=own, max_connections=3)
+    tried = Guard(counters=own, max_connections=3, dry_run={"max_connections"})
+    other.take("", others)
+    with logbook() as log:
+        assert isinstance(guard.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)), TurnAway)
+        (event,) = log.take("reject")
+        assert "reason=max_connections limit=3 value=4" in event
+        # In dry run it is told once.
+        assert codes(tried.connect().heard()) == [220]
+        assert len(log.take("reject")) == 1
+    other.give_back("", others)
+    assert codes(guard.connect().heard()) == [220]
+    own.close()
+    other.close()
+    os.close(table)
 
 
 def test_clients_of_a_unix_socket_count_too() -> None:

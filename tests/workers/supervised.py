@@ -121,6 +121,7 @@ class Supervised:
     def close(self) -> None:
         self.supervisor._store.close()
         os.close(self.supervisor._table)
+        os.close(self.supervisor._loads)
 
 
 @contextmanager

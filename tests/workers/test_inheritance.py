@@ -8,7 +8,15 @@ import socket
 import pytest
 
 from twisted_smtpguard.workers.channel import first_message
-from twisted_smtpguard.workers.inheritance import LISTENERS, VARIABLE, VERSION, Inheritance, inherited
+from twisted_smtpguard.workers.inheritance import (
+    LISTENERS,
+    LOADS,
+    TABLE,
+    VARIABLE,
+    VERSION,
+    Inheritance,
+    inherited,
+)
 
 TOLD = Inheritance(number=3, part=0, parts=2, families=())
 
@@ -37,8 +45,8 @@ def test_a_worker_of_another_version_ends_with_a_sentence(monkeypatch: pytest.Mo
 
 
 def test_each_descriptor_has_its_place() -> None:
-    assert TOLD.descriptors(20, 21, [22, 23]) == {
-        **{0: 0, 1: 1, 2: 2, 3: 20, 4: 21},
+    assert TOLD.descriptors(20, (21, 24), [22, 23]) == {
+        **{0: 0, 1: 1, 2: 2, 3: 20, TABLE: 21, LOADS: 24},
         **{LISTENERS: 22, LISTENERS + 1: 23},
     }
 

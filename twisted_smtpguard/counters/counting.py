@@ -66,8 +66,11 @@ class Counting:
         self.seconds = reactor.seconds
         self.store: ICounterStore = own if store is None else store
         self._own: LocalCounterStore | SharedCounterStore | None = own
+        self.held_by_all: Callable[[str], int] = own.held_by_all
+        """As that of the store, if it knows at once."""
         if isinstance(self.store, InMemoryStore):
             self._own = None
+            self.held_by_all = self.store.held_by_all
         self._events = events
         self._settled = settled
         self._away_since: float | None = None

@@ -20,6 +20,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 
 from zope.interface import implementer
@@ -41,6 +42,8 @@ _CLIENTS = 24
 """Where the header has the number of clients in the table."""
 _TIME, _NUMBER, _PLACE = struct.Struct("=d"), struct.Struct("=Q"), struct.Struct("=I")
 _TIMES = struct.Struct(f"={_WAYS}d")
+_TRIES = 20
+"""How often the lock is tried before a process falls asleep to wait for it: for some 30 µs."""
 _FLOCK = struct.Struct("@hhqqi4x")
 """The C structure `flock`: the kind of a lock, whence, its start, its length, and the process that has it."""
 
@@ -76,45 +79,63 @@ class SharedCounterStore(InMemoryStore):
         self._row = struct.Struct(f"={self._processes}I")
         self._bucket_octets = _PLACES + _WAYS * self._row.size
         self._seconds = seconds
+        # A client asks several times in a session, and every one for the place of all connections.
+        self._bucket = lru_cache(maxsize=1024)(self._bucket_of)
 
     def take(self, owner: str, wanted: Sequence[Wanted]) -> list[int]:
         """Take all that is wanted, or nothing, and return the counts."""
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        buckets = [self._bucket(each.counter, each.client) for each in wanted]
+        self._acquire()
         try:
+            # A time from before another process had the lock could be before the beginning of a window.
             now = self._seconds()
-            counts = []
-            fits = True
-            found = [self._find(each.counter, each.client) for each in wanted]
-            for (_, _, limit, seconds, events), (_, bucket, way) in zip(wanted, found, strict=True):
-                held = 0
-                if way >= 0:
-                    held = (
-                        self._window(bucket, way, seconds, now)[0]
-                        if seconds
-                        else sum(self._held(bucket, way))
-                    )
-                counts.append(held + events)
-                if 0 < limit < held + events:
-                    fits = False
-            for each, (key, bucket, way) in zip(wanted, found, strict=True):
-                if fits:
+            counts, fits = self._count(wanted, buckets, now)
+            if fits:
+                for each, (bucket, key) in zip(wanted, buckets, strict=True):
                     self._add(each, key, bucket, now)
-                elif way >= 0:
-                    _TIME.pack_into(self._memory, bucket + _USED + 8 * way, now)
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return counts
 
+    def _acquire(self) -> None:
+        """Take the lock."""
+        # Whoever has it gives it back sooner than this process would have fallen asleep and been woken.
+        for _ in range(_TRIES):
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+
+    def _count(
+        self, wanted: Sequence[Wanted], buckets: Sequence[tuple[int, bytes]], now: float
+    ) -> tuple[list[int], bool]:
+        """The counts with what is wanted, and whether they are within their limits. Whoever asks is remembered."""
+        counts = []
+        fits = True
+        for (_, _, limit, seconds, events), (bucket, key) in zip(wanted, buckets, strict=True):
+            way, held = self._way(bucket, key), 0
+            if way >= 0:
+                held = self._window(bucket, way, seconds, now)[0] if seconds else sum(self._held(bucket, way))
+                _TIME.pack_into(self._memory, bucket + _USED + 8 * way, now)
+            counts.append(held + events)
+            if 0 < limit < held + events:
+                fits = False
+        return counts, fits
+
     def give_back(self, owner: str, taken: Iterable[Wanted]) -> None:
         """Give back what was taken. What belongs to a client that was forgotten meanwhile changes nothing."""
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        found = [(each, *self._bucket(each.counter, each.client)) for each in taken]
+        self._acquire()
         try:
-            for counter, client, _, seconds, events in taken:
-                _, bucket, way = self._find(counter, client)
+            now = self._seconds()
+            for (_, _, _, seconds, events), bucket, key in found:
+                way = self._way(bucket, key)
                 if way < 0:
                     continue
                 if seconds:
-                    count, _ = self._window(bucket, way, seconds, self._seconds())
+                    count, _ = self._window(bucket, way, seconds, now)
                     _NUMBER.pack_into(self._memory, bucket + _EVENTS + 8 * way, max(0, count - events))
                 else:
                     self._change_places(bucket, way, -events)
@@ -124,10 +145,11 @@ class SharedCounterStore(InMemoryStore):
     def look(self, wanted: Iterable[Wanted]) -> list[tuple[int, float]]:
         """Return the count of each, and the seconds after which its window ends."""
         seen = []
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        self._acquire()
         try:
             for counter, client, _, seconds, _ in wanted:
-                _, bucket, way = self._find(counter, client)
+                bucket, key = self._bucket(counter, client)
+                way = self._way(bucket, key)
                 if way < 0:
                     seen.append((0, 0.0))
                 elif seconds:
@@ -137,6 +159,13 @@ class SharedCounterStore(InMemoryStore):
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return seen
+
+    def held_by_all(self, counter: str) -> int:
+        """How many places all processes hold of a counter that has no clients."""
+        # It does not wait for the lock, so that a flood that is refused does not hold up those that are not.
+        bucket, key = self._bucket(counter, "")
+        way = self._way(bucket, key)
+        return sum(self._held(bucket, way)) if way >= 0 else 0
 
     def renew(self, owner: str, places: Mapping[tuple[str, str], int]) -> None:
         """Never called: places end when they are given back, or when their process ends."""
@@ -184,15 +213,16 @@ class SharedCounterStore(InMemoryStore):
         self._memory.close()
         os.close(self._lock)
 
-    # All of these are called with the lock.
-
-    def _find(self, counter: str, client: str) -> tuple[bytes, int, int]:
-        """The key of a client, the offset of its bucket, and its number in the bucket; -1: it is not there."""
+    def _bucket_of(self, counter: str, client: str) -> tuple[int, bytes]:
+        """The offset of a client's bucket, and its key."""
         key = blake2b(f"{counter} {client}".encode(), digest_size=_KEY_OCTETS, key=self._secret).digest()
-        bucket = _HEADER_OCTETS + int.from_bytes(key[:8], "big") % self._buckets * self._bucket_octets
-        return key, bucket, self._way(bucket, key)
+        bucket = int.from_bytes(key[:8], "big") % self._buckets
+        return _HEADER_OCTETS + bucket * self._bucket_octets, key
+
+    # All of these are called with the lock, where it is not said otherwise.
 
     def _way(self, bucket: int, key: bytes) -> int:
+        """The number of a client in its bucket; -1: it is not there."""
         keys = self._memory[bucket : bucket + _USED]
         at = keys.find(key)
         while at % _KEY_OCTETS and at >= 0:

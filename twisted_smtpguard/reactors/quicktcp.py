@@ -91,12 +91,15 @@ class QuickPort(tcp.Port):
     """A TCP port whose connections have a QuickServer as their transport."""
 
     transport = QuickServer
+    most_admitted = _ACCEPTS_A_TURN
+    """The most connections in one turn of the reactor that are not closed at once."""
 
     def doRead(self) -> None:
         """Called by the reactor when connections wait to be accepted."""
         listening: Any = self.socket
         # What accept() of the socket calls too. That converts family and type to enums for each connection.
         accept, family = listening._accept, int(listening.family)
+        admitted = 0
         for _ in range(_ACCEPTS_A_TURN):
             try:
                 descriptor, client = accept()
@@ -107,11 +110,14 @@ class QuickPort(tcp.Port):
                 super().doRead()
                 return
             try:
-                self._begin(socket.socket(family, _STREAM, 0, descriptor), client)
+                admitted += self._begin(socket.socket(family, _STREAM, 0, descriptor), client)
             except Exception:  # noqa: BLE001 - the other connections must still be accepted
                 _log.failure("A connection could not begin")
+            if admitted >= self.most_admitted:
+                return
 
-    def _begin(self, connection: socket.socket, client: tuple[Any, ...]) -> None:
+    def _begin(self, connection: socket.socket, client: tuple[Any, ...]) -> bool:
+        """Give a connection to its protocol, and return whether it goes on."""
         if len(client) == 4 and client[3]:
             # Python reports the scope of a link-local address as a number only.
             name = socket.getnameinfo(client, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
@@ -119,12 +125,13 @@ class QuickPort(tcp.Port):
         protocol: Any = self.factory.buildProtocol(self._buildAddr(client))  # type: ignore[union-attr]
         if protocol is None:
             connection.close()
-            return
+            return False
         end_accepted = getattr(protocol, "end_accepted", None)
         if end_accepted is not None:
             end_accepted(connection)
-            return
+            return False
         number = self.sessionno
         self.sessionno = number + 1
         transport = self.transport(connection, protocol, client, self, number, self.reactor)
         protocol.makeConnection(transport)
+        return True

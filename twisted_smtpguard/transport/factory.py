@@ -16,7 +16,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.admission.clients import ClientLimits
+from twisted_smtpguard.admission.clients import TOTAL, ClientLimits
 from twisted_smtpguard.admission.known import KnownClients
 from twisted_smtpguard.admission.loginattempts import LoginAttempts
 from twisted_smtpguard.admission.offences import Offences
@@ -248,7 +248,7 @@ class SMTPGuardFactory(ServerFactory):
         if not limits.greet_delay:
             return 0
         held = max(self._slots_held, of_all or self.admission.of_all)
-        crowded = 0 < limits.enforced("max_connections") * _CROWDED < held
+        crowded = 0 < limits.enforced(TOTAL) * _CROWDED < held
         return 0 if crowded else limits.greet_delay
 
     def next_session_name(self) -> str:
@@ -285,13 +285,19 @@ class SMTPGuardFactory(ServerFactory):
         """What turns away a connection that comes now, since the guard stops or has as many as it may; else None."""
         if self._drain.begun:
             return self._stopping
-        return self._full if 0 < self.context.limits.max_connections <= self._slots_held else None
+        return self._full if 0 < self.context.limits.max_connections <= self._held_now() else None
+
+    def _held_now(self) -> int:
+        """How many connections count against the cap, those of other processes too where that is known at once. In dry
+        run those are counted at admission."""
+        enforced = self.context.limits.enforced(TOTAL)
+        return max(self._slots_held, self.counting.held_by_all(TOTAL) if enforced else 0)
 
     def enforces(self, turn_away: TurnAway, arrival: Arrival, events: Events) -> bool:
         """Log to `events` that a connection is turned away. Returns False if that is only logged, in dry run."""
         limits, capped = self.context.limits, turn_away is self._full
-        dry_run = capped and "max_connections" in limits.dry_run
-        value = self._slots_held + 1 if capped else None
+        dry_run = capped and TOTAL in limits.dry_run
+        value = self._held_now() + 1 if capped else None
         turn_away.refusal.log(arrival, events, limits, dry_run=dry_run, value=value)
         return not dry_run
 

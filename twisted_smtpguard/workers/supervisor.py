@@ -24,6 +24,7 @@ from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.operations.changes import NO_CHANGES
 from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.service.process import ProcessSignals
+from twisted_smtpguard.workers.accepting import create_loads
 from twisted_smtpguard.workers.inheritance import Inheritance
 from twisted_smtpguard.workers.listening import Listened, Listeners
 from twisted_smtpguard.workers.merging import Counts, of_ended, summed
@@ -77,6 +78,7 @@ class Supervisor(MultiService):
         self._listeners = Listeners(listened)
         self._table = create_table(max_clients, 2 * count)
         self._store = SharedCounterStore(self._table, 0)
+        self._loads = create_loads(2 * count)
         self._ended: Counts = {}
         self._waits: dict[int, float] = {}
         """How long the latest worker of each part had to wait for its start."""
@@ -277,7 +279,8 @@ class Supervisor(MultiService):
         told = Inheritance(number, part, self.count, self._listeners.families)
         worker = WorkerProcess(self._reactor, self, told, self.records)
         try:
-            worker.start(self._command, os.environ, self._table, self._listeners.descriptors, self.changes)
+            memory = (self._table, self._loads)
+            worker.start(self._command, os.environ, memory, self._listeners.descriptors, self.changes)
         except OSError:
             self.events.failure(Failure(), "starting a worker")
             # In a restart the old one goes on.

@@ -26,8 +26,9 @@ from twisted_smtpguard.log.eventlog import in_every_event
 from twisted_smtpguard.operations.changes import changes_of, make_changes
 from twisted_smtpguard.operations.verbs import VERBS
 from twisted_smtpguard.service.service import SMTPGuardService
+from twisted_smtpguard.workers.accepting import InheritedEndpoint, Loads
 from twisted_smtpguard.workers.channel import METRICS, Channel, Message, first_message, open_channel
-from twisted_smtpguard.workers.inheritance import CHANNEL, LISTENERS, TABLE, Inheritance, InheritedEndpoint
+from twisted_smtpguard.workers.inheritance import CHANNEL, LISTENERS, LOADS, TABLE, Inheritance
 from twisted_smtpguard.workers.recordlink import RECORDS, RecordLink, take_all
 
 _ROWS_A_TURN = 100
@@ -57,11 +58,12 @@ class Worker:
         """Which part it has, and of how many, of what the workers divide between them."""
         self.counters = SharedCounterStore(TABLE, told.number - 1)
         """The counters, which all workers share."""
+        self._loads = Loads(LOADS, told.number - 1)
 
     def endpoints(self, plain: int) -> tuple[list[InheritedEndpoint], list[InheritedEndpoint]]:
         """The endpoints, of which the first `plain` are those of --listen, and the rest those of --listen-tls."""
         made = [
-            InheritedEndpoint(self._reactor, descriptor, family)
+            InheritedEndpoint(self._reactor, descriptor, family, self._loads)
             for descriptor, family in enumerate(self._told.families, LISTENERS)
         ]
         return made[:plain], made[plain:]
@@ -76,6 +78,7 @@ class Worker:
             raise SystemExit("the supervisor of this worker is gone") from None
         except ValueError as error:
             raise SystemExit(f"this worker cannot begin with what operators have changed: {error}") from error
+        self._loads.connections = lambda: guard.factory.connections
         WorkerService(self._reactor, guard, CHANNEL, metrics).setServiceParent(guard)
 
 

@@ -93,7 +93,7 @@ class WorkerProcess(ProcessProtocol):
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        table: int,
+        memory: Sequence[int],
         listeners: Sequence[int],
         state: Any,
     ) -> None:
@@ -106,7 +106,7 @@ class WorkerProcess(ProcessProtocol):
                 command[0],
                 command,
                 self.told.environment(environment),
-                childFDs=self.told.descriptors(theirs.fileno(), table, listeners),
+                childFDs=self.told.descriptors(theirs.fileno(), memory, listeners),
             )
         open_channel(self._reactor, ours.detach(), self._channel)
         self._channel.send(state)
