@@ -27,7 +27,7 @@ __all__ = [
     "octets_a_session",
     "pin",
     "raise_descriptor_limit",
-    "unpinned",
+    "sharing",
 ]
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -78,26 +78,23 @@ def _fields(process: Path) -> list[str]:
         return []
 
 
-_pins = [True]
-"""Whether a process is kept to one core; the last is in force."""
+_shared: list[int] = []
+"""How many cores the servers and the load share. The last is in force; where there is none, each has one of its own."""
 
 
 def pin(core: int) -> None:
-    """Keep this process to one core: 0 is that of the servers, 1 that of the load. What is measured does not wander."""
-    os.sched_setaffinity(0, {CORES[core % len(CORES)]} if _pins[-1] else CORES)
+    """Keep this thread to one core: 0 is that of the servers, 1 that of the load. What is measured does not wander."""
+    os.sched_setaffinity(0, CORES[: _shared[-1]] if _shared else {CORES[core % len(CORES)]})
 
 
 @contextmanager
-def unpinned() -> Iterator[None]:
-    """While the block runs, whatever is started has all cores, and so has this process, which then has that of the load
-    again."""
-    _pins.append(False)
+def sharing(cores: int) -> Iterator[None]:
+    """While the block runs, the load is on the first of these cores, as many as there are of the servers."""
+    _shared.append(cores)
     try:
-        pin(1)
         yield
     finally:
-        _pins.pop()
-        pin(1)
+        _shared.pop()
 
 
 def raise_descriptor_limit() -> int:

@@ -1,4 +1,5 @@
-"""What a mail costs two workers, beside one: processor time of all processes, and how the mails are shared."""
+"""What a mail costs two workers on two cores, beside one on one core: processor time of all processes, and how the
+mails are shared. The load is on the same cores, and twice as much for two."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -18,30 +19,37 @@ from .load import Load, Sent
 from .measure import Entry, measure
 from .rows import Row, Verdict
 from .servers import PROTECTIONS, START_SECONDS, Kind, Server, Wrong, guard, running
-from .vitals import unpinned
+from .vitals import CORES, pin, sharing
 from .workloads import Workload
 
 KEYS = ("W1", "W2", "W5")
 ONE, TWO = "one worker", "two workers"
 COLUMNS = (ONE, TWO)
 _CONTROL = "control.sock"
+_ON_CORES = f"""
+import os, sys
+os.sched_setaffinity(0, {CORES}[:int(sys.argv[1])])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _LIMITS = {"default limits": (), "all limits": PROTECTIONS}
 
 
 def rows(python: str, workloads: Mapping[str, Workload], rounds: int) -> list[Row]:
     """Each workload with the default limits and with all of them."""
-    with unpinned():
-        return [
-            _row(python, workloads[key], f"{workloads[key].name}, {limits}", protections, rounds)
-            for limits, protections in _LIMITS.items()
-            for key in KEYS
-        ]
+    return [
+        _row(python, workloads[key], f"{workloads[key].name}, {limits}", protections, rounds)
+        for limits, protections in _LIMITS.items()
+        for key in KEYS
+    ]
 
 
 def _row(python: str, workload: Workload, name: str, protections: tuple[str, ...], rounds: int) -> Row:
     def kind(workers: int, level: str) -> Kind:
         options = (f"--workers={workers}", f"--control={_CONTROL}")
-        return guard(COLUMNS[workers - 1], python, *options, level=level, protections=protections)
+        made = guard(COLUMNS[workers - 1], python, *options, level=level, protections=protections)
+        return attrs.evolve(
+            made, command=lambda *how: [python, "-c", _ON_CORES, str(workers), *made.command(*how)]
+        )
 
     entries = [
         Entry(each, kind(workers, "warn"), from_several(workload.load, workers, python))
@@ -65,7 +73,8 @@ def _row(python: str, workload: Workload, name: str, protections: tuple[str, ...
 
 
 def from_several(load: Load, workers: int, python: str) -> Load:
-    """`load` as many times at once as there are workers, so that each has as much to do as one worker alone."""
+    """`load` as many times at once as there are workers, so that each has as much to do as one worker alone, and on the
+    same cores."""
 
     @contextmanager
     def several(server: Server) -> Iterator[object]:
@@ -74,12 +83,18 @@ def from_several(load: Load, workers: int, python: str) -> Load:
             sends = [stack.enter_context(load(server)) for _ in range(workers)]
 
             def send() -> Sent:
-                sent = [attrs.astuple(each) for each in threads.map(lambda each: each(), sends)]
+                with sharing(workers):
+                    sent = [attrs.astuple(each) for each in threads.map(_pinned, sends)]
                 return Sent(*map(sum, zip(*sent, strict=True)))
 
             yield send
 
     return several
+
+
+def _pinned(send: Callable[[], Sent]) -> Sent:
+    pin(1)
+    return send()
 
 
 def _wait_until_ready(server: Server, workers: int, python: str) -> None:

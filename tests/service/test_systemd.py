@@ -26,7 +26,7 @@ from commandline import parsed
 from documents import ROOT, blocks
 from fakes import FakeDelivery
 from loopback import reactor
-from processes import PATIENCE_SECONDS, TWIST, GuardProcess, command
+from processes import PATIENCE_SECONDS, TWIST, GuardProcess, command, eventually
 from programs import run
 from rawclient import RawClient, deliver
 from stored import stored
@@ -34,6 +34,7 @@ from test_process_service import handlers as handlers  # noqa: PLC0414 - a fixtu
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.logger import LogEvent, globalLogPublisher
+from workers import told
 
 from twisted_smtpguard.service.process import StandaloneService
 from twisted_smtpguard.service.systemd import notify, watchdog_seconds
@@ -295,6 +296,29 @@ def test_a_socket_that_is_handed_over_takes_mail(
         assert guard.address == listener.getsockname()
         assert deliver(guard.address) == "250 2.0.0 Message accepted"
     assert len(stored(guard.maildir)) == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--workers=2",)], ids=["one process", "workers"])
+def test_after_a_drain_it_listens_again_on_a_socket_that_was_handed_over(
+    tmp_path: Path, listener: socket.socket, options: tuple[str, ...]
+) -> None:
+    def state() -> str:
+        return str(told(tmp_path, "status")[0]["state"])
+
+    with GuardProcess(
+        tmp_path,
+        f"--control={tmp_path / 'control.sock'}",
+        *options,
+        listen=("systemd:domain=INET:index=0",),
+        twist=handing_over(tmp_path, listener),
+        descriptors=[listener.fileno()],
+    ) as guard:
+        eventually(lambda: state() == "listening", "it does not listen")
+        for _ in range(2):
+            told(tmp_path, "drain")
+            eventually(lambda: state() == "drained", "it is not drained")
+            told(tmp_path, "resume")
+            assert deliver(guard.address) == "250 2.0.0 Message accepted"
 
 
 def test_a_client_that_connects_between_a_stop_and_the_next_start_waits_and_is_served(

@@ -12,6 +12,7 @@ from supervised import FakeProcess, Supervised, status, supervised
 
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
 from twisted_smtpguard.values import Wanted
+from twisted_smtpguard.workers.workerprocess import START_SECONDS
 
 
 def test_each_worker_has_its_number_and_its_part() -> None:
@@ -69,6 +70,19 @@ def test_one_that_answers_nothing_for_long_is_killed_and_one_that_answers_is_not
                 alive.tells(answer=number, done=status())
         assert hung.signals[:1] == [signal.SIGKILL]
         assert alive.signals == []
+
+
+def test_one_that_is_not_ready_long_after_its_start_is_killed() -> None:
+    with supervised(2, ready=False) as it:
+        late, ready = it.processes
+        ready.ready()
+        for _ in range(START_SECONDS + 1):
+            assert late.signals == []
+            it.reactor.advance(1)
+            for number in [message["ask"] for message in ready.told if "ask" in message]:
+                ready.tells(answer=number, done=status())
+        assert late.signals == [signal.SIGKILL]
+        assert ready.signals == []
 
 
 def test_counts_are_summed_also_of_those_that_have_ended() -> None:

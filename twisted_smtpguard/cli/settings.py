@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import IServiceCollection
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.cli.counterstore import has_password
@@ -46,6 +47,18 @@ def check_plain(text: str) -> None:
         raise ValueError(f"a plain endpoint such as tcp:465 is expected, not {text!r}")
 
 
+class PassedEndpoint(AdoptedStreamServerEndpoint):
+    """An endpoint on a socket that systemd has passed. It may listen again after a drain, since the socket stays open:
+    whoever connects meanwhile waits."""
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Accept connections from now on."""
+        listening: Deferred[IListeningPort] = AdoptedStreamServerEndpoint(
+            self.reactor, os.dup(self.fileno), self.addressFamily
+        ).listen(factory)
+        return listening
+
+
 def endpoint(text: str, reactor: object, *, trial: bool) -> IStreamServerEndpoint:
     """Make the endpoint for a string. The path of a `unix:` endpoint may begin with `~`. `trial`: it will not be
     listened on."""
@@ -56,6 +69,8 @@ def endpoint(text: str, reactor: object, *, trial: bool) -> IStreamServerEndpoin
             kind, place = "tcp", "0"
         path = parse_path(place) if kind == "unix" else place
         endpoint: IStreamServerEndpoint = serverFromString(reactor, f"{kind}{colon}{path}")
+        if type(endpoint) is AdoptedStreamServerEndpoint:
+            endpoint = PassedEndpoint(endpoint.reactor, endpoint.fileno, endpoint.addressFamily)
     except Exception as error:  # parsers, which may be plugins, raise what they like
         raise ValueError(wrong_string(text, error)) from error
     return endpoint

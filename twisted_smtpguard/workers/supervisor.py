@@ -9,7 +9,6 @@ worker that dies is replaced, and its places are free at once.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore, create_table
-from twisted_smtpguard.hooks.later import shielded, within
+from twisted_smtpguard.hooks.later import shielded
 from twisted_smtpguard.hooks.parts import stop_parts
 from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.operations.changes import NO_CHANGES
@@ -32,9 +31,6 @@ from twisted_smtpguard.workers.workerprocess import READY, RETIRING, STARTING, W
 
 SOON_SECONDS = 10
 """A worker that dies so soon after its start is replaced later and later."""
-
-START_SECONDS = 120
-"""How long a restart waits for a new worker."""
 
 SIGNAL = "signal"
 """Who asks, where a signal does."""
@@ -253,13 +249,7 @@ class Supervisor(MultiService):
         new = self.start_worker(part)
         if new is None:
             raise ValueError("no worker can be started, which the log explains; the others go on")
-        try:
-            await within(START_SECONDS, self._reactor.callLater, new.readied)
-        except TimeoutError:
-            new.signal(signal.SIGKILL)
-            raise ValueError(
-                f"worker {new.number} was not ready in {START_SECONDS} seconds; the others go on"
-            ) from None
+        await new.readied
         for old in self._of_part(part):
             if old is not new:
                 old.retire()

@@ -26,6 +26,9 @@ ASK_SECONDS = 1
 HUNG_SECONDS = 30
 """A worker that is ready and answers nothing for so long is killed."""
 
+START_SECONDS = 120
+"""A worker that is not ready so long after its start is killed."""
+
 HOLDING_LOOKS = 5
 """A worker is killed that answers nothing while so many looks, one a second, find it with the lock of the counters: all
 others wait for it."""
@@ -79,7 +82,8 @@ class WorkerProcess(ProcessProtocol):
         self._tables = tables
         self._records: RecordLink | None = None
         self.readied: Deferred[None] = Deferred()
-        """Fires when it accepts connections. Fails with WorkerGoneError: it has ended before that."""
+        """Fires when it accepts connections. Fails with WorkerGoneError: it has ended before that, or was not ready in
+        time."""
         self._questions: dict[int, _Question] = {}
         self._asked = 0
         self._is_asked = False
@@ -112,6 +116,7 @@ class WorkerProcess(ProcessProtocol):
         self._channel.send(state)
         self._records = RecordLink(self._reactor, self._channel, self._tables)
         self._records.send_all()
+        self._watch()
 
     def connectionMade(self) -> None:
         self.pid = self.transport.pid
@@ -193,12 +198,13 @@ class WorkerProcess(ProcessProtocol):
         how = f"status:{status}" if number is None else f"signal:{signal.Signals(number).name}"
         self._owner.worker_ended(self, how)
         if not self.readied.called:
-            self.readied.addErrback(lambda _: None)
-            self.readied.errback(
-                WorkerGoneError(f"worker {self.number} has ended before it was ready, by {how}")
-            )
+            self._fail_to_start(f"has ended before it was ready, by {how}")
         for question in questions.values():
             question.answer.errback(Failure(WorkerGoneError(f"worker {self.number} has ended, ask again")))
+
+    def _fail_to_start(self, why: str) -> None:
+        self.readied.addErrback(lambda _: None)
+        self.readied.errback(WorkerGoneError(f"worker {self.number} {why}"))
 
     def _received(self, message: Message) -> None:
         self._heard_at, self._held = self._reactor.seconds(), 0
@@ -211,7 +217,7 @@ class WorkerProcess(ProcessProtocol):
             self.last_metrics = message["metrics"]
         else:
             self.status = message["ready"]
-            if self.state == STARTING:
+            if self.state == STARTING and not self.readied.called:
                 self.state = READY
                 self._owner.worker_ready(self)
                 self.readied.callback(None)
@@ -242,6 +248,11 @@ class WorkerProcess(ProcessProtocol):
     def _look(self) -> None:
         """Ask for its status, and kill it if it has answered nothing for too long, as where its reactor hangs."""
         self._timer = self._reactor.callLater(ASK_SECONDS, self._look)
+        if self.state == STARTING:
+            if self._reactor.seconds() - self.began_at > START_SECONDS and not self.readied.called:
+                self._fail_to_start(f"was not ready in {START_SECONDS} seconds")
+                self.signal(signal.SIGKILL)
+            return
         self._held = self._held + 1 if self._owner.holds_lock(self) else 0
         if self._reactor.seconds() - self._heard_at > HUNG_SECONDS or self._held >= HOLDING_LOOKS:
             self.signal(signal.SIGKILL)
