@@ -85,6 +85,27 @@ def test_one_that_is_not_ready_long_after_its_start_is_killed() -> None:
         assert ready.signals == []
 
 
+def test_an_outage_of_the_counter_store_is_one_event_each_way_for_all_workers() -> None:
+    with supervised(3) as it:
+        first, second, third = it.processes
+        for process in (second, first, third):
+            process.tells(alone="no answer in 50 ms")
+            it.reactor.advance(1)
+        second.tells(alone=None)
+        first.tells(alone=None)
+        assert it.names[3:] == ["counters_away"]
+        it.end(third)
+        assert [name for name in it.names if name.startswith("counters")] == [
+            "counters_away",
+            "counters_back",
+        ]
+        (back,) = [event for event in it.events if event["event"] == "counters_back"]
+        assert back["seconds"] == 3
+        # One that has not lost it.
+        first.tells(alone=None)
+        assert it.names.count("counters_back") == 1
+
+
 def test_counts_are_summed_also_of_those_that_have_ended() -> None:
     with supervised(2, ready=False) as it:
         it.processes[0].ready(messages_accepted=3, live_connections=2)

@@ -48,6 +48,15 @@ class Worker:
         return [json.loads(line) for line in self.reactor.transport.value().splitlines()]
 
 
+def test_the_supervisor_is_told_when_the_counter_store_is_lost_and_when_it_is_back() -> None:
+    worker = Worker()
+    worker.reactor.transport.clear()
+    worker.service.counters_away("no answer in 50 ms")
+    worker.service.counters_back(2.5)
+    told = [json.loads(line) for line in worker.reactor.transport.value().splitlines()]
+    assert told == [{"alone": "no answer in 50 ms"}, {"alone": None}]
+
+
 def test_a_change_is_answered_with_all_that_is_in_force() -> None:
     worker = Worker()
     (answer,) = worker.hears(

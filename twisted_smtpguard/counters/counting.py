@@ -72,6 +72,9 @@ class Counting:
             self._own = None
             self.held_by_all = self.store.held_by_all
         self._events = events
+        self.outages: Any = events
+        """Who is told when the store is lost and when it is back: instead of the events it may be whoever speaks for
+        several processes."""
         self._settled = settled
         self._away_since: float | None = None
         self._told_away = False
@@ -204,7 +207,7 @@ class Counting:
 
     def _tell_away(self, failure: Failure) -> None:
         self._told_away = True
-        self._events.counters_away(safe_str(failure.value) or type(failure.value).__name__)
+        self.outages.counters_away(safe_str(failure.value) or type(failure.value).__name__)
         if not failure.check(CounterStoreUnavailable, TimeoutError):
             self._events.failure(failure, "the counter store failed")
 
@@ -247,7 +250,7 @@ class Counting:
         seconds, self._away_since = self.seconds() - self._away_since, None
         if self._told_away:
             self._told_away = False
-            self._events.counters_back(seconds)
+            self.outages.counters_back(seconds)
         # What was decided since the question was sent is handed over too.
         self._cancel_next()
         self._renew()

@@ -14,6 +14,7 @@ The supervisor asks, and the worker answers. Any number of questions may be open
     {"answer": 7, "rows": […], "lost": 3}                     so many rows before these were left out
     {"answer": 7, "done": {…}, "state": …}                    the end of the answer; after a change what is in force
     {"answer": 7, "error": "…"}                               refused, by this sentence
+    {"alone": "…"}                                            its counter store is away, for this reason; null: is back
     {"last": {…}, "metrics": {…}}                             the status at the end, and the metrics if there are any
 
 In both directions, without an answer:

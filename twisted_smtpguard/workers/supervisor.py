@@ -83,6 +83,9 @@ class Supervisor(MultiService):
         self._emptied: Deferred[None] | None = None
         """Fires when the last worker has ended; None: none is to end."""
         self._restarting = False
+        self._alone: set[WorkerProcess] = set()
+        """The workers whose counter store is away."""
+        self._alone_since = 0.0
         self._waiting: list[Deferred[None]] = []
         """Who waits until all workers accept connections."""
         self._signals = ProcessSignals(reactor, [self], self._restart_by_signal)
@@ -294,6 +297,7 @@ class Supervisor(MultiService):
     def worker_ended(self, worker: WorkerProcess, how: str) -> None:
         """Called when the process of a worker has ended."""
         del self.workers[worker.number]
+        self.worker_alone(worker, None)
         self._store.forget(worker.number - 1)
         self.on_worker_ended(worker)
         if worker.status:
@@ -306,6 +310,19 @@ class Supervisor(MultiService):
         if not self._of_part(part) and part not in self._starts:
             self._replace(part, seconds)
         self._see_whether_all_have_ended()
+
+    def worker_alone(self, worker: WorkerProcess, problem: str | None) -> None:
+        """Called when the counter store of a worker is away, for this reason; None: it is back, or the worker has
+        ended. The log has one event when the first worker loses it, and one when the last has it again."""
+        if problem is not None:
+            if not self._alone:
+                self._alone_since = self._reactor.seconds()
+                self.events.counters_away(problem)
+            self._alone.add(worker)
+        elif worker in self._alone:
+            self._alone.remove(worker)
+            if not self._alone:
+                self.events.counters_back(self._reactor.seconds() - self._alone_since)
 
     def holds_lock(self, worker: WorkerProcess) -> bool:
         """Whether a worker has the lock of the table at this instant, for which the others wait."""

@@ -79,7 +79,9 @@ class Worker:
         except ValueError as error:
             raise SystemExit(f"this worker cannot begin with what operators have changed: {error}") from error
         self._loads.connections = lambda: guard.factory.connections
-        WorkerService(self._reactor, guard, CHANNEL, metrics).setServiceParent(guard)
+        service = WorkerService(self._reactor, guard, CHANNEL, metrics)
+        guard.factory.counting.outages = service
+        service.setServiceParent(guard)
 
 
 class WorkerService(Service):
@@ -125,6 +127,14 @@ class WorkerService(Service):
             self._channel.close()
         self._records.close()
         return shielded(self._closed)
+
+    def counters_away(self, problem: str) -> None:
+        """Called when the counter store is lost. The supervisor logs it once for all workers."""
+        self._channel.send({"alone": problem})
+
+    def counters_back(self, seconds: float) -> None:
+        """Called when the counter store is back."""
+        self._channel.send({"alone": None})
 
     def _tell_ready(self) -> None:
         if self._guard.ready and not self._told:

@@ -48,6 +48,7 @@ class Owner(Protocol):
 
     def worker_ready(self, worker: WorkerProcess) -> None: ...
     def worker_ended(self, worker: WorkerProcess, how: str) -> None: ...
+    def worker_alone(self, worker: WorkerProcess, problem: str | None) -> None: ...
     def holds_lock(self, worker: WorkerProcess) -> bool: ...
 
 
@@ -212,6 +213,8 @@ class WorkerProcess(ProcessProtocol):
             self._answered(message)
         elif RECORDS in message:
             self._tables.make(changes_in(message))
+        elif "alone" in message:
+            self._owner.worker_alone(self, message["alone"])
         elif "last" in message:
             self.status = message["last"]
             self.last_metrics = message["metrics"]
