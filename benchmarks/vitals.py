@@ -89,7 +89,7 @@ def pin(core: int) -> None:
 
 @contextmanager
 def sharing(cores: int) -> Iterator[None]:
-    """While the block runs, the load is on the first of these cores, as many as there are of the servers."""
+    """While the block runs, what is pinned is kept to the first so many cores."""
     _shared.append(cores)
     try:
         yield

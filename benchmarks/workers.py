@@ -1,5 +1,5 @@
-"""What a mail costs two workers on two cores, beside one on one core: processor time of all processes, and how the
-mails are shared. The load is on the same cores, and twice as much for two."""
+"""What a mail costs two workers on two cores, beside one: processor time of all processes, and how the mails are
+shared. The load is on the same cores, and twice as much for two."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from .workloads import Workload
 KEYS = ("W1", "W2", "W5")
 ONE, TWO = "one worker", "two workers"
 COLUMNS = (ONE, TWO)
+_CORES = 2
 _CONTROL = "control.sock"
 _ON_CORES = f"""
 import os, sys
-os.sched_setaffinity(0, {CORES}[:int(sys.argv[1])])
-os.execv(sys.argv[2], sys.argv[2:])
+os.sched_setaffinity(0, {CORES[:_CORES]})
+os.execv(sys.argv[1], sys.argv[1:])
 """
 _LIMITS = {"default limits": (), "all limits": PROTECTIONS}
 
@@ -47,9 +48,7 @@ def _row(python: str, workload: Workload, name: str, protections: tuple[str, ...
     def kind(workers: int, level: str) -> Kind:
         options = (f"--workers={workers}", f"--control={_CONTROL}")
         made = guard(COLUMNS[workers - 1], python, *options, level=level, protections=protections)
-        return attrs.evolve(
-            made, command=lambda *how: [python, "-c", _ON_CORES, str(workers), *made.command(*how)]
-        )
+        return attrs.evolve(made, command=lambda *how: [python, "-c", _ON_CORES, *made.command(*how)])
 
     entries = [
         Entry(each, kind(workers, "warn"), from_several(workload.load, workers, python))
@@ -73,8 +72,8 @@ def _row(python: str, workload: Workload, name: str, protections: tuple[str, ...
 
 
 def from_several(load: Load, workers: int, python: str) -> Load:
-    """`load` as many times at once as there are workers, so that each has as much to do as one worker alone, and on the
-    same cores."""
+    """`load` as many times at once as there are workers, so that each has as much to do as one worker alone. It
+    is on the cores of the server."""
 
     @contextmanager
     def several(server: Server) -> Iterator[object]:
@@ -83,7 +82,7 @@ def from_several(load: Load, workers: int, python: str) -> Load:
             sends = [stack.enter_context(load(server)) for _ in range(workers)]
 
             def send() -> Sent:
-                with sharing(workers):
+                with sharing(_CORES):
                     sent = [attrs.astuple(each) for each in threads.map(_pinned, sends)]
                 return Sent(*map(sum, zip(*sent, strict=True)))
 

@@ -20,6 +20,7 @@ from benchmarks.proxied import columns, missing
 from benchmarks.proxies import PROXIES
 from benchmarks.servers import Kind, Wrong, _guard_counts, reactor_missing, running
 from benchmarks.vitals import Family
+from benchmarks.workers import largest_share
 
 pytestmark = pytest.mark.xdist_group("load")
 
@@ -116,7 +117,18 @@ def test_a_full_handshake_has_bounds_beside_other_servers() -> None:
     assert judged == {name: there if name == "ECDSA P-256, full handshake" else {} for name in HANDSHAKES}
 
 
-SLOW_ROWS = ["MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
+def stopped(**counts: int) -> str:
+    return "\x1e" + json.dumps({"event": "stopped", **counts}) + "\n"
+
+
+def test_the_share_of_a_worker_is_of_what_all_workers_have_counted() -> None:
+    log = stopped(worker=1, messages_accepted=30) + stopped(worker=2, messages_accepted=70)
+    assert largest_share("no record\n" + log + stopped(messages_accepted=100), "messages_accepted") == 0.7
+    with pytest.raises(Wrong, match="have counted no messages_accepted"):
+        largest_share(stopped(messages_accepted=100), "messages_accepted")
+
+
+SLOW_ROWS = ["WORKERS", "MEMORY,LATENCY", "DEFAULTS,LOG,MAILDIR", "GROWTH"]
 
 
 class TestWithPostfix:
