@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_smtpguard.delivery.trace import delivered_to, received, return_path
+from twisted_smtpguard.delivery.trace import delivered_to, prepended, received, return_path
 from twisted_smtpguard.interfaces import Client, Path, Peer
 
 PEER = Peer(IPv4Address("192.0.2.1"), 4000, None, None, tls=False, proxied=False)
@@ -201,3 +201,34 @@ def test_an_address_that_is_too_long_for_its_line_is_left_out() -> None:
     assert len(longest.split(b"\r\n")[2]) == 998
     too_long = received(CLIENT, "mx.example", [long_address(998 - 7)], WHEN)
     assert too_long == received(CLIENT, "mx.example", [], WHEN)
+
+
+def test_prepended_fields_are_lines_in_their_order():
+    assert prepended([]) == b""
+    assert prepended(["X-A: 1", "X-B: gr\u00fcn"]) == "X-A: 1\r\nX-B: gr\u00fcn\r\n".encode()
+
+
+def test_no_prepended_field_begins_another():
+    """The guard has checked them, and still: what looks like an end of a line becomes a question mark."""
+    assert prepended(["X: a\r\nBcc: eve@example.org\0"]) == b"X: a??Bcc: eve@example.org?\r\n"
+
+
+def test_a_long_field_is_folded_at_blanks_and_reads_the_same():
+    value = " ".join(["word" * 20] * 60)
+    octets = prepended([f"X-Long: {value}", "X-B: 2"])
+    lines = octets.split(b"\r\n")
+    assert all(len(line) <= 998 for line in lines)
+    assert all(line[:1] == b" " for line in lines[1:-2])
+    assert octets.replace(b"\r\n ", b" ") == f"X-Long: {value}\r\nX-B: 2\r\n".encode()
+
+
+@pytest.mark.parametrize("field", [f"X: {'y' * 999}", f"X: a {'y' * 1000} b"])
+def test_a_field_that_cannot_be_folded_is_left_out(field):
+    assert prepended([field, "X-B: 2"]) == b"X-B: 2\r\n"
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 400)), max_size=40))
+def test_no_line_of_a_folded_field_is_blank_or_too_long(parts):
+    octets = prepended(["X:" + "".join(" " * blanks + "y" * letters for blanks, letters in parts) + "z"])
+    assert octets.endswith(b"\r\n")
+    assert all(line.strip() and len(line) <= 998 for line in octets.split(b"\r\n")[:-1])

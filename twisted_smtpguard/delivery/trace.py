@@ -30,7 +30,7 @@ _NOT_ATOM = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~-]")
 # The operator chooses the host name, so an underscore in it is no forgery.
 _NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_TLS = re.compile(r"[^A-Za-z0-9. _-]")
-_BEFORE_BLANK = re.compile(rb"(?=[ \t])")
+_BEFORE_WORD = re.compile(rb"(?=[ \t][^ \t])")
 _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
@@ -87,14 +87,14 @@ def prepended(fields: Sequence[str]) -> bytes:
 
 
 def _folded(field: bytes) -> bytes:
-    lines = [b""]
-    for word in _BEFORE_BLANK.split(field):
-        # No line is of nothing but blanks: it would be folded away, or taken for the end of the header.
-        if len(lines[-1]) + len(word) > _MAX_LINE_OCTETS and lines[-1].strip() and word.strip():
+    first, *words = _BEFORE_WORD.split(field)
+    lines = [first]
+    for word in words:
+        # Each has something but blanks in it: a line of blanks would end the header.
+        if len(lines[-1]) + len(word) > _MAX_LINE_OCTETS:
             lines.append(word)
         else:
             lines[-1] += word
-    # A name alone on its line, or a line that cannot be folded.
     if any(len(line) > _MAX_LINE_OCTETS for line in lines):
         return b""
     return b"".join([b"%b\r\n" % line for line in lines])
