@@ -18,6 +18,8 @@ from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.interfaces import CounterStoreUnavailable, ICounterStore, IExplainingFilter
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.operations.verbs import VERBS
+from twisted_smtpguard.policies.policyentry import PolicyEntry
+from twisted_smtpguard.testing import FakePolicy
 from twisted_smtpguard.values import PASS, TRUST, Peer, refuse
 
 ADDRESS = "192.0.2.1"
@@ -490,3 +492,32 @@ def test_passwords_that_are_being_checked_are_not_waited_for() -> None:
     guard = Operated(checkers=[Checker(Deferred())], require_auth=True, auth_failure_rate=Rate(1, 60))
     guard.greeted().say(f"AUTH PLAIN {plain()}")
     assert asked(guard)["outcome"] == "accepted"
+
+
+def test_policies_are_told_and_not_asked() -> None:
+    grey, spf = FakePolicy(None, "rcpt", "mail"), FakePolicy(None, "connect")
+    guard = Operated(
+        ip_filters=[FakeFilter(TRUST)],
+        policies=[
+            PolicyEntry(grey, "grey", strangers_only=True, fail_open=True),
+            PolicyEntry(spf, "spf\x1b"),
+        ],
+        dry_run=frozenset({"policy:grey"}),
+    )
+    assert asked(guard)["policies"] == [
+        {
+            "policy": "grey",
+            "stages": ["mail", "rcpt"],
+            "asks_this_client": False,
+            "fail_open": True,
+            "dry_run": True,
+        },
+        {
+            "policy": "spf\\x1b",
+            "stages": ["connect"],
+            "asks_this_client": True,
+            "fail_open": False,
+            "dry_run": False,
+        },
+    ]
+    assert grey.requests == spf.requests == []

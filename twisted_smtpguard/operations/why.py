@@ -15,12 +15,14 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
 from twisted_smtpguard.admission.loginattempts import OF_CLIENT, OF_USER
 from twisted_smtpguard.admission.offences import BAN_AFTER, points_of
-from twisted_smtpguard.limits.limits import Limits, LimitSpec
+from twisted_smtpguard.inputs.escaping import escape_text
+from twisted_smtpguard.limits.limits import POLICY, Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.log.eventlog import utc
 from twisted_smtpguard.operations import standings
 from twisted_smtpguard.operations.rules import NAME as RULES
 from twisted_smtpguard.operations.rules import NetworkRules
+from twisted_smtpguard.policyvalues import POLICY_STAGES
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 from twisted_smtpguard.transport.rehearsal import ARRIVAL, Outcome, rehearse
 from twisted_smtpguard.values import Address
@@ -65,6 +67,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "greet_delay_seconds": factory.greet_delay(counts[0]["count"]),
         "is_proxy": factory.proxies is not None and factory.proxies.has(address),
         "filters": outcome.filters,
+        "policies": list(_policies(factory, trusted=outcome.trusted)),
         "counts_alone": factory.counting.is_away,
         "counts": counts,
         "problems": outcome.problems,
@@ -74,6 +77,19 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
     }
     answer.pop("dry_run", None)
     return answer
+
+
+def _policies(factory: SMTPGuardFactory, *, trusted: bool) -> Iterator[Row]:
+    """The session policies in their order. None is asked: a greylist would take the question for a first try."""
+    dry_run = factory.context.limits.dry_run
+    for entry in factory.policies:
+        yield {
+            "policy": escape_text(entry.name),
+            "stages": [stage for stage in POLICY_STAGES if stage in entry.stages],
+            "asks_this_client": not (trusted and entry.strangers_only),
+            "fail_open": entry.fail_open,
+            "dry_run": not dry_run.isdisjoint((POLICY, f"{POLICY}:{entry.name}")),
+        }
 
 
 def _outcome(refused: Mapping[str, object] | None) -> str:
