@@ -135,7 +135,7 @@ def queries() -> list[str]:
     of_dashboard = [target["expr"] for panel in panels for target in panel["targets"]]
     assert len(of_dashboard) > len(panels) > 15
     of_alerts = re.findall(r"expr: (?:\|\n((?: {10}.*\n)+)|(.+)\n)", (PROMETHEUS / "alerts.yml").read_text())
-    assert len(of_alerts) == 11
+    assert len(of_alerts) == 12
     of_how_to = re.findall(r"(?m)^\| [^|]*\? \| `(.*)` \|$", HOW_TO.read_text())
     assert len(of_how_to) == 6
     return [*of_dashboard, *(several or one for several, one in of_alerts), *of_how_to]

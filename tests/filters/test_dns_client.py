@@ -13,6 +13,7 @@ import pytest_twisted
 from nameserver import NOTHING, NXDOMAIN, REFUSED, SERVFAIL, NameServer, Said, lists
 from shell import free_port
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from twisted_smtpguard.filters.dnsbl import DnsblFilter
 from twisted_smtpguard.filters.dnsbldecision import ERROR, TIMEOUT, Answer
@@ -160,6 +161,19 @@ async def test_an_answer_that_does_not_fit_is_asked_for_by_tcp(server: NameServe
     answer = await asked(client_of((server.host, server.port)))
     assert len(answer.addresses) == 100
     assert server.by_tcp == [NAME]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tcp_connection_ends_with_its_answer(server: NameServer) -> None:
+    from twisted.internet import reactor
+
+    server.answering = lambda _: HUNDRED
+    server.keeps_open = True
+    client = client_of((server.host, server.port))
+    for _ in range(2):
+        assert len((await asked(client)).addresses) == 100
+    while server.left < 2:
+        await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
 
 
 @pytest_twisted.ensureDeferred

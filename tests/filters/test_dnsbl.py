@@ -375,6 +375,15 @@ def test_a_list_that_answers_nothing_any_more_is_tested_at_once(log: Logbook) ->
     assert log.take("dnsbl_left_out") == left_out("it does not answer: no answer in time")
 
 
+def test_one_test_of_a_list_goes_on_at_a_time() -> None:
+    lists = Lists(start=False)
+    lists.names.silent |= {"bl.example"}
+    lists.ip_filter.startService()
+    for _ in range(10):
+        lists.ip_filter.reload()
+    assert len(lists.names.asked) == 4
+
+
 def test_clients_that_come_during_the_first_test_wait_for_it() -> None:
     lists = Lists(start=False)
     lists.put("bl.example", "192.0.2.1", answer("127.0.0.2"))
@@ -487,7 +496,8 @@ def test_a_list_in_dry_run_is_enforced_again_after_a_good_hour(log: Logbook) -> 
 
 
 def test_an_allow_list_never_goes_to_dry_run(log: Logbook) -> None:
-    lists = Lists("bl.example*2,ok.example*-1;name=bl,ok")
+    # It is asked first, since it would not be waited for.
+    lists = Lists("ok.example*-1,bl.example*2;name=ok,bl")
     lists.ip_filter.ask_for_known(lambda _: True)
     for i in range(10):
         lists.put("bl.example", f"198.51.0.{i}", answer("127.0.0.2"))

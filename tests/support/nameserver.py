@@ -133,6 +133,10 @@ class NameServer:
         """What it says by TCP, if that is something else."""
         self.tcp = True
         """Whether it answers by TCP."""
+        self.keeps_open = False
+        """Whether it leaves the end of a TCP connection to whoever has asked."""
+        self.left = 0
+        """How many of those have ended it."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._udp = socket.socket(family, socket.SOCK_DGRAM)
         self._listener = socket.socket(family, socket.SOCK_STREAM)
@@ -237,3 +241,5 @@ class NameServer:
             framed = struct.pack("!H", len(whole)) + whole
             for at in range(0, len(framed), 700):
                 stream.sendall(framed[at : at + 700])
+            if self.keeps_open and stream.recv(1) == b"":
+                self.left += 1
