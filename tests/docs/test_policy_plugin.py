@@ -75,6 +75,9 @@ def test_twist_finds_describes_and_makes_it(template: Path) -> None:
         template, *twist, "--policy-plugin=name=q:fail-open:user-quota:5/60", "--deliver=discard", "--check"
     )
     assert "no mistake" in told
+    # Its argument may have a key in it.
+    assert "name=q:fail-open:user-quota" in told
+    assert "5/60" not in told
 
 
 def test_the_folders_that_belong_to_twisted_have_no_init() -> None:

@@ -133,6 +133,22 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, option: str, told: st
     assert told in line
 
 
+def test_a_check_tells_of_servers_that_are_not_there(tmp_path: Path) -> None:
+    with RecordingPolicy() as policy:
+        words = [
+            f"--policy=rcpt=tcp:127.0.0.1:{policy.port}",
+            f"--policy=rcpt=unix:{tmp_path}/none,name=grey",
+        ]
+        words += [f"--policy=data=unix:{tmp_path}/none", "--deliver=discard", "--check"]
+        done = subprocess.run(
+            command(*words), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stdout.splitlines() if "cannot be reached" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith("warning: grey: the policy server cannot be reached: ")
+
+
 def test_a_dry_run_of_a_policy_that_there_is_not_is_a_mistake(tmp_path: Path) -> None:
     words = command("--policy=rcpt=unix:/x,name=grey", "--dry-run=policy:gray")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

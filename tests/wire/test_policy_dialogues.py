@@ -470,6 +470,17 @@ class TestRequest:
         instances = [each.instance for each in policy.requests if each.stage not in ("connect", "helo")]
         assert [instances.count(each) for each in dict.fromkeys(instances)] == [4, 4, 4]
 
+    @pytest.mark.parametrize("stages", [STAGES, STAGES[1:]])
+    def test_it_begins_with_the_id_of_the_session(self, stages: tuple[str, ...]) -> None:
+        policy = FakePolicy(DUNNO, *stages)
+        mail(guard(policy).greeted())
+        of_session = [each for each in policy.requests if each.stage != "connect"]
+        assert of_session[0].session != ""
+        assert {each.instance.rpartition(".")[0] for each in of_session} == {of_session[0].session}
+        assert len({each.instance for each in policy.requests if each.stage == "connect"}) == (
+            "connect" in stages
+        )
+
     def test_a_refused_mail_has_its_own_instance(self) -> None:
         policy = FakePolicy(NO, "mail")
         client = guard(policy).greeted()

@@ -23,6 +23,7 @@ from twisted_smtpguard.filters.networks import NetworksFactory
 from twisted_smtpguard.hooks.later import answer_of
 from twisted_smtpguard.inputs.escaping import escape_text
 from twisted_smtpguard.interfaces import ICheckableDelivery, ISelfTestingFilter
+from twisted_smtpguard.policies.policyserver import PolicyServer
 from twisted_smtpguard.service.service import SMTPGuardService
 from twisted_smtpguard.service.startwarnings import warn_of_setup, warnings_of_process
 from twisted_smtpguard.tls.doubts import OUT_OF_TIME, described
@@ -75,6 +76,12 @@ async def check(
                 missing = await answer_of(ISelfTestingFilter(entry.filter).self_test())
             if missing:
                 warnings.append(escape_text(f"{entry.name}: {missing}"))
+    tested = {entry.policy: entry.name for entry in reversed(service.factory.policies)}
+    for policy, name in tested.items():
+        if isinstance(policy, PolicyServer):
+            missing = await policy.self_test()
+            if missing:
+                warnings.append(escape_text(f"{name}: {missing}"))
     answers, away = await check_counters(service.factory.counting.store)
     lines += ["", answers] if answers else []
     warnings += [escape_text(away)] if away else []
@@ -89,9 +96,10 @@ def _shown(setting: Setting) -> str:
         return shown_delivery(setting.text)
     if setting.option == "counters":
         return shown_counters(setting.text)
-    if setting.option == "ip-filter" and (found := _FILTER.fullmatch(setting.text)):
-        # The argument of another filter may have a key in it.
-        return setting.text if found[2] == NetworksFactory.name else found[1]
+    if setting.option in ("ip-filter", "policy-plugin") and (found := _FILTER.fullmatch(setting.text)):
+        # The argument of another filter, or of a policy, may have a key in it.
+        ours = setting.option == "ip-filter" and found[2] == NetworksFactory.name
+        return setting.text if ours else found[1]
     return setting.text
 
 

@@ -102,9 +102,13 @@ def ask(
 ) -> Reply | None:
     """Ask the policies of a stage about the step that the session is at, then `go_on` or `refuse`. Returns the reply,
     or None if it comes later. `helo` is the name that is judged at `helo`."""
-    state = engine.policed
+    state, asked = engine.policed, engine.context.policies.get(stage)
     if state is None:
+        if stage == "connect" and not asked:
+            return go_on(engine)
         state = engine.policed = PolicyState(engine.name or engine.context.guard.next_session_name())
+    # Before the greeting the session has no name.
+    state.name = engine.name or state.name
     state.stage = stage
     if stage == "mail":
         state.messages += 1
@@ -112,7 +116,7 @@ def ask(
     elif stage == "helo":
         state.forget("helo")
     state.if_reject = None
-    if not engine.context.policies.get(stage) and not (stage == "rcpt" and state.deferrals):
+    if not asked and not (stage == "rcpt" and state.deferrals):
         return go_on(engine)
     return _Inquiry(engine, state, stage, go_on, refuse, helo).advance(engine)
 

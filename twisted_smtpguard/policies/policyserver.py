@@ -29,6 +29,9 @@ from twisted_smtpguard.policyvalues import POLICY_STAGES, PolicyRequest, PolicyU
 IDLE_SECONDS = 300
 """How long a connection that is not needed is kept, as by Postfix."""
 
+SELF_TEST_SECONDS = 5
+"""How long `--check` waits for the server."""
+
 MAX_WAITING = 10_000
 """How many questions may wait for a connection. One more fails at once."""
 
@@ -148,6 +151,18 @@ class PolicyServer(Service):
         asked = _Question(question(request), self)
         self._serve(asked)
         return asked.answer
+
+    async def self_test(self) -> str:
+        """ "" if the server accepts a connection now, else a sentence about why it does not. Called by `--check`."""
+        connecting: Deferred[Any] = self._endpoint.connect(Factory.forProtocol(Protocol))
+        connecting.addTimeout(SELF_TEST_SECONDS, self._reactor)
+        try:
+            protocol = await connecting
+        except Exception as error:  # noqa: BLE001 - whatever an endpoint raises
+            why = Failure(error).getErrorMessage() or "it does not answer"
+            return f"the policy server cannot be reached: {why}"
+        protocol.transport.abortConnection()
+        return ""
 
     def stopService(self) -> None:
         """Close every connection, and fail what waits."""
