@@ -289,6 +289,19 @@ class TestLater:
         assert codes(heard) == [220, 250, 250, 250, 354, 250, 250]
         assert len(asked) == 6
 
+    def test_a_coroutine_answers_as_a_deferred_does(self) -> None:
+        waits: Deferred[Any] = Deferred()
+
+        async def check(request: Any) -> PolicyVerdict:
+            await waits
+            return NO
+
+        client = guard(FakePolicy(check)).greeted()
+        client.say(MAIL)
+        assert client.say(RCPT) == ""
+        waits.callback(None)
+        assert codes(client.heard()) == [554]
+
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_client_that_leaves_has_its_question_cancelled_and_nothing_is_delivered(
         self, stage: str

@@ -33,8 +33,8 @@ def _begin(engine: Engine, behind_proxy: bool, tls_has_begun: bool) -> None:
         engine.implicit_tls = True
         if not _begin_handshake(engine):
             return
-    engine.behind_proxy = behind_proxy
     if behind_proxy:
+        engine.behind_proxy = True
         engine.enter(Stage.PROXY_HEADER)
         engine.advance()
     else:
