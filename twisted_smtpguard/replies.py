@@ -396,6 +396,9 @@ LOCAL_ERROR = _reply("451 4.3.0 Internal error, try again later", "internal_erro
 """When: an unexpected error in a mail transaction."""
 LOCAL_ERROR_CLOSING = _reply("421 4.3.0 Internal error, try again later", "internal_error")
 """When: an unexpected error outside a mail transaction."""
+MADE_ROOM = _reply("421 4.3.2 Server busy, closing idle connection", "made_room")
+"""When: another client comes, all its seats are taken, and the session of a stranger has been idle for 5 seconds or
+more."""
 SHUTTING_DOWN = _reply("421 4.3.2 Server shutting down", "shutdown")
 """When: the service stops."""
 SERVICE_DEFERRED = _reply("451 4.3.2 Service temporarily unavailable", "deferred")

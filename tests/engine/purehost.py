@@ -367,6 +367,9 @@ class PureClients:
     def key_of(self, address: object) -> str:
         return str(address)
 
+    def widest_network(self, key: str) -> str:
+        return key
+
     def rate(self, name: str) -> PureRate:
         return PureRate(self, name)
 

@@ -12,7 +12,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.cli.settings import parse_dry_run
 from twisted_smtpguard.limits import limits as limits_module
 from twisted_smtpguard.limits.limits import Limits, LimitSpec, dry_runnable
-from twisted_smtpguard.limits.units import NO_RATE, Rate
+from twisted_smtpguard.limits.units import NO_RATE, Part, Rate
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -123,6 +123,7 @@ def test_the_defaults_are_those_of_the_base_profile(field: str, value: object) -
 
 EDGE = {
     "max_connections": 2000,
+    "reserved_connections": Part(20, percent=True),
     "max_connections_per_client": 20,
     "connection_rate": Rate(60, 60),
     "ipv4_networks": (24,),

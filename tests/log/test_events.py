@@ -245,6 +245,7 @@ EVERY_FIELD: dict[str, Callable[[Events], object]] = {
     "open_relay": lambda to: to.open_relay("SmtpDelivery"),
     "counters_away": lambda to: to.counters_away("no answer in 50 ms"),
     "counters_back": lambda to: to.counters_back(2.5),
+    "stress": lambda to: to.stress(400, 500, begins=True),
     "draining": lambda to: to.draining(3, 1),
     "operator": lambda to: to.operator("uid:1000", "end", ["7f3a01"]),
     "state_restored": lambda to: to.state_restored("/var/lib/smtpguard", 1, 2, 300),

@@ -95,6 +95,8 @@ def with_everything(text: str) -> dict[str, Any]:
             **status,
             **numbers,
             "deferring": False,
+            "stress": True,
+            "reserved_connections": 100,
             "listening": {text: text},
             "max_connections": 1_000_000,
             "upstream": {text: 1},

@@ -165,6 +165,14 @@ def _shutdown() -> Operated:
     return guard
 
 
+def _made_room() -> Operated:
+    guard = Operated(max_connections=1)
+    guard.greeted()
+    guard.clock.advance(5)
+    guard.greeted("198.51.100.1").disconnect()
+    return guard
+
+
 def _ended_by_operator() -> Operated:
     guard = Operated()
     guard.operator.end(guard.greeted().protocol.engine.name)
@@ -251,6 +259,7 @@ PROVOKED: dict[str, Provocation] = {
     "malformed_bdat": dialogue("BDAT"),
     "max_auth_failures": login(f"AUTH PLAIN {plain()}", answer=UnauthorizedLogin(), max_auth_failures=1),
     "max_command_line": dialogue("x" * 30, max_command_line=20),
+    "made_room": _made_room,
     "max_connections": connected(2, max_connections=1),
     "max_connections_per_client": connected(2, max_connections_per_client=1),
     "max_endless_line": dialogue("x" * 200, max_command_line=20, max_endless_line=100),

@@ -183,6 +183,7 @@ FACTORY_INSIDE = [
     "proxies",
     "records",
     "release",
+    "seating",
     "session_times",
     "sessions",
     "socket_buffers",

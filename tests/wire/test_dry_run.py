@@ -110,6 +110,13 @@ TRIALS = {
         "421 4.7.0 Too many connections, try again later",
         "limit=1 value=2",
     ),
+    "reserved_connections": Trial(
+        {"max_connections": 5, "reserved_connections": 4},
+        {"max_connections": 5},
+        visit_twice,
+        "421 4.7.0 Too many connections, try again later",
+        "limit=4 value=2",
+    ),
     "ip_filter": Trial(
         {"ip_filters": [FakeFilter(refuse())]},
         {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -83,6 +84,8 @@ def test_the_greeting_comes_after_two_seconds() -> None:
 
 def test_above_80_percent_of_the_cap_there_is_no_greet_delay() -> None:
     guard = edge()
+    # The last fifth of the seats is for those who are known.
+    guard.factory.known.is_listed = lambda address: address >= IPv4Address("198.51.32.0")
     clients = [guard.connect(f"198.51.{number // 50}.{number % 50}") for number in range(2001)]
     assert [client.heard() for client in clients] == [
         *[""] * 1600,

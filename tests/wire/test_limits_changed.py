@@ -109,6 +109,18 @@ def _cap(guard: Guard) -> Iterator[None]:
     assert comes(guard) == 220
 
 
+@case({"max_connections": 10}, {"reserved_connections": 8})
+def _reserve(guard: Guard) -> Iterator[None]:
+    clients = [guard.connect() for _ in range(3)]
+    yield
+    assert [client.codes("NOOP")[-1] for client in clients] == [250] * 3
+    assert comes(guard) == 421
+    clients.pop().disconnect()
+    assert comes(guard) == 421
+    clients.pop().disconnect()
+    assert comes(guard) == 220
+
+
 @case({}, {"max_connections_per_client": 2})
 def _cap_of_a_client(guard: Guard) -> Iterator[None]:
     clients = [guard.connect() for _ in range(3)]
@@ -535,6 +547,15 @@ def _read_timeout(guard: Guard) -> Iterator[None]:
     assert says(drips, 280) == says(waits, 0) == []
     assert says(drips, 10.1) == [421]
     assert codes(waits.heard()) == [421]
+
+
+@case({"max_connections": 1}, {"stress_read_timeout": 10})
+def _stress_read_timeout(guard: Guard) -> Iterator[None]:
+    client = guard.greeted()
+    guard.clock.advance(1)
+    yield
+    assert says(client, 8.9) == []
+    assert says(client, 0.3) == [421]
 
 
 @case({"write_timeout": 300}, {"write_timeout": 10})

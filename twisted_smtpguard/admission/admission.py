@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -11,15 +12,10 @@ from twisted.python.failure import Failure
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
-from twisted_smtpguard.admission.clients import (
-    PER_CLIENT,
-    TOTAL,
-    ClientLimits,
-    Place,
-    total_place,
-)
+from twisted_smtpguard.admission.clients import PER_CLIENT, ClientLimits, Place, total_place
 from twisted_smtpguard.admission.offences import BAN_AFTER
 from twisted_smtpguard.admission.pendingconnection import PendingConnection
+from twisted_smtpguard.admission.seats import RESERVED, TOTAL, SeatKeeper, Seats
 from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.engine.refusal import NotAdmitted, Refusal, refusal_of
 from twisted_smtpguard.hooks.later import CallLater, start_coroutine
@@ -39,6 +35,7 @@ class Admission:
         call_later: CallLater,
         events: Events,
         bans: BanList,
+        seating: SeatKeeper,
     ) -> None:
         self.chain = FilterChain(entries, limits, call_later, events)
         self._entries = self.chain.entries
@@ -46,8 +43,7 @@ class Admission:
         self._counting = clients.counting
         self._events = events
         self._bans = bans
-        self.of_all = 0
-        """How many connections there were of all guards at the latest admission; 0 if they have no store together."""
+        self._seating = seating
         self.set_limits(limits)
 
     def ask_first(self, entry: FilterEntry | None) -> None:
@@ -60,14 +56,25 @@ class Admission:
         self._limits = self.chain.limits = limits
         self._rate = self._clients.rate("connection_rate")
         self._per_client = self._clients.limit(PER_CLIENT)
+        self._seats = seats = Seats(limits)
         self._total: tuple[Wanted, ...] = ()
+        self._total_of_strangers: tuple[Wanted, ...] = ()
         if self._counting.shared and limits.max_connections:
             self._total = (total_place(limits.enforced(TOTAL)),)
+            of_strangers = 0 if seats.of_strangers == math.inf else int(seats.of_strangers)
+            self._total_of_strangers = (total_place(of_strangers),)
         self._some_are_tried = not limits.dry_run.isdisjoint(_REPLIES)
         self._see_whether_asking_is_needed()
 
     def _see_whether_asking_is_needed(self) -> None:
-        asked = self.chain.entries, self._total, self._per_client, self._rate, self._limits.ban_after
+        asked = (
+            self.chain.entries,
+            self._total,
+            self._per_client,
+            self._rate,
+            self._limits.ban_after,
+            self._seats.tried < self._seats.all,
+        )
         self.asks_nothing = not any(asked)
         """Whether every client is admitted without asking a filter or the counter store, and none is trusted."""
 
@@ -143,11 +150,17 @@ class Admission:
         if self._rate is not None:
             self._counting.give_back(self._rate.wanted(connection.key))
 
-    def _count(self, connection: PendingConnection, *, trusted: bool = False) -> Deferred[None] | None:
-        """Take a place of all connections and, unless the client is trusted, those of the client, and count it against
-        its rate. Returns a Deferred if the store answers later. NotAdmitted, at once or later: the connection exceeds a
-        limit, and nothing was taken."""
-        wanted, total, per_client = self._total, self._total, None
+    def _count(
+        self, connection: PendingConnection, *, trusted: bool = False, room_made: bool = False
+    ) -> Deferred[None] | None:
+        """Take a seat and, unless the client is trusted, the places of the client, and count it against its rate.
+        Returns a Deferred if the store answers later. NotAdmitted, at once or later: the connection exceeds a limit,
+        and nothing was taken. `room_made`: a session has just ended for it."""
+        favoured = trusted or (self._seats.matter and connection.may_use_reserve)
+        total = self._total if favoured or room_made else self._total_of_strangers
+        if room_made and self._seating.imagined and self._limits.enforced(TOTAL):
+            total = (total_place(self._limits.max_connections + self._seating.imagined),)
+        wanted, per_client = total, None
         if not trusted:
             per_client, rate, key = self._per_client, self._rate, connection.key
             if per_client is not None:
@@ -155,13 +168,16 @@ class Admission:
             if rate is not None:
                 wanted += rate.wanted(key)
         if not wanted:
+            self._take_seat(connection, favoured, wanted)
             return None
         place = Place(self._counting, connection.key, total, per_client)
+        again = None if room_made else partial(self._count, connection, trusted=trusted, room_made=True)
         counts = self._counting.take(wanted)
         if isinstance(counts, Deferred):
-            return counts.addCallback(partial(self._counted, connection, wanted, place, self._limits))
-        self._counted(connection, wanted, place, self._limits, counts)
-        return None
+            return counts.addCallback(
+                partial(self._counted, connection, wanted, place, self._limits, favoured, again)
+            )
+        return self._counted(connection, wanted, place, self._limits, favoured, again, counts)
 
     def _counted(
         self,
@@ -169,19 +185,27 @@ class Admission:
         wanted: Sequence[Wanted],
         place: Place,
         limits: Limits,
+        favoured: bool,
+        again: Callable[[], Deferred[None] | None] | None,
         counts: Sequence[int],
-    ) -> None:
+    ) -> Deferred[None] | None:
         """Called with the answer of the store. `place` has been taken if all fits. `limits` are those by which it was
-        asked: they may have changed."""
+        asked: they may have changed. `again` asks once more, when room has been made."""
+        of_all = wanted[0].counter == TOTAL
         if fits(wanted, counts):
-            if wanted[0].counter == TOTAL:
-                self.of_all = counts[0]
+            if of_all:
+                self._seating.found(counts[0])
             connection.place = place
             if connection.gone:
                 place.give_back()
                 raise CancelledError
+            self._take_seat(connection, favoured, wanted, counts[0] if of_all else None)
             if not self._some_are_tried:
-                return
+                return None
+        elif of_all and counts[0] > wanted[0].limit > 0:
+            self._seating.found(counts[0] - 1)
+            if again and fits(wanted[1:], counts[1:]) and self._make_room(connection, favoured):
+                return again()
         told = ""
         for each, count in zip(wanted, counts, strict=True):
             name, most = each.counter, each.limit
@@ -195,15 +219,48 @@ class Admission:
             if count > most:
                 told = name
                 network = "" if each.client in ("", connection.key) else each.client
-                refusal = refusal_of(_REPLIES[name], count, network)
-                refusal.enforce(self._events, limits, connection, name)
+                if name == TOTAL and most < limits.max_connections >= count:
+                    name = RESERVED
+                _refusal(name, count, network).enforce(self._events, limits, connection, name)
+        return None
+
+    def _make_room(self, connection: PendingConnection, favoured: bool) -> bool:
+        """End an idle session for a connection. Returns whether its seat is free now."""
+        stranger = not (favoured or connection.may_use_reserve)
+        return self._seating.make_room(connection.widest_network if stranger else "")
+
+    def _take_seat(
+        self,
+        connection: PendingConnection,
+        favoured: bool,
+        taken: Sequence[Wanted],
+        of_all: int | None = None,
+    ) -> None:
+        """Give a connection its seat for good, if there is one for it. `taken` is what it has taken of the counter
+        store, and `of_all` the number of connections of all guards that count together. NotAdmitted: there is none."""
+        seats, seating = self._seats, self._seating
+        if not (connection.seated or self._counting.shared):
+            most = seats.all if favoured else seats.of_strangers
+            if seating.taken > most and not self._make_room(connection, favoured):
+                # Its place is given back when it is refused.
+                self._counting.give_back([each for each in taken if each.seconds])
+                raise NotAdmitted(_refusal(TOTAL if seating.taken > seats.all else RESERVED, seating.taken))
+        connection.seated = True
+        count = seating.taken if of_all is None else of_all
+        if count > seats.tried and not favoured:
+            _refusal(RESERVED, count).enforce(self._events, self._limits, connection, RESERVED)
 
 
 _REPLIES = {
     TOTAL: replies.TOO_MANY_CONNECTIONS,
+    RESERVED: replies.TOO_MANY_CONNECTIONS,
     PER_CLIENT: replies.TOO_MANY_CONNECTIONS_OF_CLIENT,
     "connection_rate": replies.CONNECTION_RATE_EXCEEDED,
 }
+
+
+def _refusal(name: str, value: int, network: str = "") -> Refusal:
+    return Refusal(_REPLIES[name], name, value, network=network)
 
 
 async def _done(answer: Deferred[None] | None) -> None:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from twisted.internet.defer import Deferred
 
+from twisted_smtpguard.admission.seats import TOTAL
 from twisted_smtpguard.counters.counting import Counting, LookingCounting
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import Rate
 from twisted_smtpguard.values import Address, Wanted
 
-TOTAL, PER_CLIENT = "max_connections", "max_connections_per_client"
-"""The counters of the places that a connection takes."""
+PER_CLIENT = "max_connections_per_client"
+"""The counter of the places of one client."""
 
 _KEPT = 1024
 """For so many clients the networks are kept, since making them takes longer than counting in them."""

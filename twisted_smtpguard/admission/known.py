@@ -29,8 +29,9 @@ class Standing(NamedTuple):
 
 
 class KnownClients:
-    """The known clients of a guard. `records` has those that are known by their mail, with the time of the mail as
-    their value. `seconds` returns the time, in seconds since 1970."""
+    """The known clients of a guard. `records` has those that are known by their mail. The value of a record is for how
+    long, in seconds: its end is by the clock of whoever has it, and so is then the time of the mail. `seconds` returns
+    the time, in seconds since 1970."""
 
     def __init__(self, limits: Limits, records: Records, seconds: Callable[[], float]) -> None:
         self.records = records
@@ -69,7 +70,7 @@ class KnownClients:
         now, seconds = self._seconds(), self._seconds_known
         record = self.records.get(key)
         if seconds and (record is None or now - _accepted_at(record) >= min(_RENEWAL_SECONDS, seconds / 2)):
-            self.records.put(key, str(int(now)), now + seconds)
+            self.records.put(key, f"{seconds:.0f}", now + seconds)
 
     def refused(self, key: str) -> None:
         """Called when the delivery has refused a mail of a client as junk."""
@@ -96,5 +97,5 @@ class KnownClients:
 
 
 def _accepted_at(record: Record) -> float:
-    """The time in a record. Another program may have written it: then it is long past."""
-    return float(record.value) if record.value.isdecimal() else 0.0
+    """When the mail of a record was accepted. Another program may have written it: then that is long past."""
+    return record.end - float(record.value) if record.value.isdecimal() else 0.0

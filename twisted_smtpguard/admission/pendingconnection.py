@@ -26,6 +26,17 @@ class PendingConnection(Protocol):
     place: Place | None
     """Its place among the connections that the client may have at once."""
 
+    seated: bool
+    """Whether it has its seat for good."""
+
+    @property
+    def may_use_reserve(self) -> bool:
+        """Whether it may have a seat that is reserved, if it is not trusted."""
+
+    @property
+    def widest_network(self) -> str:
+        """The key of the widest network in which the client is and that limits it, or of the client."""
+
     @property
     def peer(self) -> Peer:
         """The peer that filters are asked about."""

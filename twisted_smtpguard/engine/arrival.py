@@ -62,6 +62,8 @@ def take_proxy_header(engine: Engine) -> bool:
         tls = engine.implicit_tls or header.tls != ""
         peer = engine.known_peer = Peer(*header.client, *header.server, tls=tls, proxied=True)
         engine.peer_name, engine.port = str(peer.address), peer.port
+        # Somebody may have asked for that of the proxy meanwhile.
+        engine.known_key = engine.known_network = ""
     _identified(engine)
     return True
 
@@ -211,7 +213,7 @@ def _ask_admission(engine: Engine) -> None:
     engine.enter(Stage.ADMISSION)
     admission = engine.context.admission
     try:
-        refusal = None if admission.asks_nothing else admission.decide(engine)
+        refusal = None if admission.asks_nothing and engine.seated else admission.decide(engine)
     except BaseException as error:  # noqa: BLE001 - a bug of ours must not admit anybody
         _not_decided(engine, error, at_once=at_once)
         return

@@ -11,13 +11,13 @@ from typing import Any
 
 import attrs
 
-from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.datarate import DataRate
-from twisted_smtpguard.engine.port import Cancellable, Host
+from twisted_smtpguard.engine.port import Cancellable
 from twisted_smtpguard.engine.stages import ENDED, IN_TRANSACTION, Phase, Stage, StageRow
+from twisted_smtpguard.engine.standing import ClientStanding
 from twisted_smtpguard.engine.timers import NO_TIMER, ChangedLimit
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import Client, Path, Peer
+from twisted_smtpguard.values import Client, Path
 
 _NO_SENDER = Path("", {})
 NOTHING: frozenset[str] = frozenset()
@@ -35,12 +35,9 @@ HELD_BY_OUTPUT = 2
 
 
 @attrs.define(eq=False, repr=False, weakref_slot=False)
-class Connection:
+class Connection(ClientStanding):
     """One connection and its session. Its effects go to `host`; `peer_name` is the client's name in the log."""
 
-    context: ServerContext
-    host: Host
-    peer_name: str
     port: int | None = None
     """The client's port; None for a UNIX socket."""
     listener: str = ""
@@ -92,15 +89,9 @@ class Connection:
     # The client and its admission.
     behind_proxy: bool = False
     """Whether the connection comes from a trusted proxy, and so begins with a PROXY header."""
-    silent: bool = False
-    """Whether the connection is the proxy's own, such as a health check, and has sent nothing yet."""
     beginning: bytes = b""
     """Empty lines that have been answered and may be the beginning of an unexpected PROXY header."""
-    known_peer: Peer | None = None
-    known_key: str = ""
     admitted: bool = False
-    trusted: bool = False
-    """Whether an IP filter trusts the client."""
     place: Any = None
     """The `Place` of this connection among those that its client may have at once."""
     tls: str = ""
@@ -113,6 +104,9 @@ class Connection:
     """The call that ends the greet delay, while it runs."""
     refused: bool = False
     """Whether the connection was refused before its greeting. That has been logged."""
+    seated: bool = True
+    """Whether the connection has its seat for good. Above the seats of strangers it has one until it is decided whether
+    it may."""
     holds_slot: bool = True
     """Whether the connection counts against `Limits.max_connections`."""
     grace_over: bool = False
@@ -212,32 +206,6 @@ class Connection:
     # Properties.
 
     @property
-    def peer(self) -> Peer:
-        """The peer, for filters and deliveries. It costs a system call and so is made when it is first needed."""
-        if self.known_peer is None:
-            self.known_peer = self.host.peer()
-        return self.known_peer
-
-    @property
-    def key(self) -> str:
-        """The key of the client, for the limits per client."""
-        if not self.known_key:
-            peer = self.known_peer
-            address = self.host.address() if peer is None else peer.address
-            key = self.context.clients.key_of(address)
-            # One text for both saves memory: a single address is its own key.
-            self.known_key = self.peer_name if key == self.peer_name else key
-        return self.known_key
-
-    @property
-    def is_known(self) -> bool:
-        """Whether mail of the client was accepted lately, or the operator has named it."""
-        peer = self.known_peer
-        address = self.host.address() if peer is None else peer.address
-        known: bool = self.context.known.has(self.key, address)
-        return known
-
-    @property
     def names_client(self) -> bool:
         """Whether the address is that of the client, and not of a proxy that has named none, as for its own checks."""
         peer = self.known_peer
@@ -272,6 +240,20 @@ class Connection:
         return self.name != "" and not (busy or self.stage in ENDED)
 
     @property
+    def is_over_time(self) -> bool:
+        """Whether the session has lasted for as long as it may."""
+        return 0 < self.limits.max_session_time <= self.context.seconds() - self.began_at
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the client sent its last whole command; None if the session cannot be ended for another now: it is not
+        idle, or its last reply could not be sent at once."""
+        if not self.idle or self.busy or self.held or self.timer is NO_TIMER or not self.host.idle:
+            return None
+        since: float = self.timer.when - self.time_limit
+        return since
+
+    @property
     def is_full(self) -> bool:
         """Whether the untaken input has reached `Limits.max_input_buffer`. Under TLS also whether the client does not
         read: TLS answers some input itself, such as KeyUpdate (RFC 8446 4.6.3), and would do so without end."""
@@ -297,11 +279,23 @@ class Connection:
             # The handshake deadline of a TLS endpoint keeps running during admission and the greet delay.
             return
         self.timed = timeout
-        self.time_limit = self.context.timeouts[timeout]
+        self.time_limit = self.timeouts[timeout]
         self.timer = self.host.deadline(self.time_limit) or NO_TIMER
+
+    def time_limits_changed(self, soonest: float) -> None:
+        """Called when stress begins or ends. The deadline that runs moves with its time limit, which for a stranger has
+        become shorter or longer, but not to a time before `soonest`."""
+        limit = self.timeouts[self.timed]
+        if limit != self.time_limit:
+            due = self.timer.when + limit - self.time_limit
+            self.set_deadline(self.timed)
+            if limit and self.timer is not NO_TIMER and self.timer.when > due:
+                seconds = max(due, soonest) - self.context.seconds()
+                self.timer = self.host.deadline(seconds) or NO_TIMER
 
     def limits_changed(self) -> None:
         """Called when the guard's limits have been swapped for others."""
+        self.known_network = ""
         if self.timed:
             self.timer = ChangedLimit(self)
         if self.rate is not None:

@@ -94,6 +94,8 @@ class ServerContext:
     """The `PolicyEntry`s of each stage that has any, in their order."""
     deferral: Reply | None = attrs.field(default=None, init=False)
     """The reply to every MAIL while the operator defers all mail; None: mail is taken."""
+    stressed: bool = attrs.field(default=False, init=False)
+    """Whether the guard is in stress, so that strangers are held to `stress_limits`."""
     draining: bool = False
     """Whether the service is stopping, so that commands are refused."""
     pending_deliveries: int = 0
@@ -110,6 +112,9 @@ class ServerContext:
     """The delivery's `begin()`."""
     timeouts: dict[str, float] = derived(lambda self: _timeouts(self.limits))
     """The time limit for each `StageRow.timeout`, in seconds; 0 for none."""
+    stress_limits: Limits = derived(lambda self: self.limits.in_stress())
+    stress_timeouts: dict[str, float] = derived(lambda self: _timeouts(self.stress_limits))
+    """`timeouts` for strangers in stress."""
     # Without a limit on command lines the whole line is kept in memory, so the bound on endless lines applies.
     max_line: int = derived(lambda self: self.limits.max_command_line or self.limits.max_endless_line)
     """The longest command line in octets, its CRLF included; 0 for no limit."""

@@ -9,6 +9,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine.connection import Connection
 from twisted_smtpguard.engine.stages import IN_TRANSACTION
 from twisted_smtpguard.limits.points import REJECTED_RECIPIENT
+from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
 
 _OF_DELIVERY = ("delivery_refused", "upstream_refused")
@@ -71,7 +72,7 @@ def _closing_reply(engine: Connection) -> Reply | None:
             engine.value = engine.failures
         return engine.closing_reply
     if not engine.trusted:
-        limits = engine.context.limits
+        limits = engine.limits
         for limit, count, reply in (
             ("max_invalid_commands", engine.invalid_commands, replies.TOO_MANY_INVALID_COMMANDS),
             ("max_rejected_recipients", engine.rejected_recipients, replies.TOO_MANY_REJECTED_RECIPIENTS),
@@ -88,7 +89,7 @@ def _closing_reply(engine: Connection) -> Reply | None:
 
 
 def _too_much_junk(engine: Connection) -> bool:
-    limit = engine.context.limits.max_junk_commands
+    limit = engine.limits.max_junk_commands
     over = 0 < limit < engine.junk and not engine.trusted
     return over and enforces(engine, "max_junk_commands", engine.junk, once=True)
 
@@ -155,7 +156,7 @@ def log(
         rule=by[1],
         reply=reply,
         network=engine.network,
-        limit=engine.context.limits.shown(reason, engine.network),
+        limit=engine.limits.shown(reason, engine.network),
         value=engine.value,
         command=verb or unknown.decode("ascii"),
         parameter=parameter,
@@ -173,7 +174,10 @@ def log(
 
 def offend(engine: Connection, offence: str) -> None:
     """Count what a client has done wrong, if it is an offence, and not that of all clients in its network."""
-    offences = engine.context.offences
+    offences, limits = engine.context.offences, engine.context.limits
+    if offence == "max_errors" and engine.errors < no_limit(limits.max_errors):
+        # It is stress that has ended the session so soon.
+        return
     if offences is not None and not engine.network:
         offences.committed(engine, offence)
 
@@ -186,7 +190,7 @@ def log_without_reply(engine: Connection, reason: str) -> None:
         reason,
         port=engine.port,
         listener=engine.listener,
-        limit=engine.context.limits.shown(reason),
+        limit=engine.limits.shown(reason),
         value=engine.value,
     )
     offend(engine, reason)

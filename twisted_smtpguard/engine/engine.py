@@ -166,6 +166,12 @@ class Engine(Connection):
         if self.idle and counts.enforces(self, "max_session_time", once=True):
             self.input(self.hang_up, replies.SESSION_TOO_LONG)
 
+    def stress_time_over(self) -> None:
+        """Called when the session has lasted for as long as that of a stranger may in stress. Its client may have
+        become known since."""
+        if self.is_stranger:
+            self.time_over()
+
     def data_too_slow(self) -> None:
         """End the session: its message data has come below the minimum rate."""
         if counts.enforces(self, "min_data_rate", once=True):

@@ -68,6 +68,9 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
             # A proxy that names no client would make all its clients known.
             if engine.names_client:
                 context.known.accepted(engine.key)
+                if context.stressed:
+                    # It is no stranger any more, and has the time of others.
+                    engine.account_all = context.draining or engine.is_over_time
     else:
         message_refused(engine, reply)
     engine.reset()

@@ -25,9 +25,11 @@ from twisted_smtpguard.limits.units import (
     NO_RATE,
     OCTETS,
     OCTETS_A_SECOND,
+    PART,
     RATE,
     RESTART,
     SECONDS,
+    Part,
     Rate,
     Unit,
     octets_up_to,
@@ -45,6 +47,15 @@ IP_FILTER = "ip_filter"
 
 POLICY = "policy"
 """The name of session policies' refusals there. `policy:NAME` stands for those of one policy."""
+
+
+STRESS_ERRORS, STRESS_JUNK_COMMANDS, STRESS_SESSION_SECONDS = 1, 1, 60
+"""What strangers may do in stress at most, beside `stress_read_timeout`."""
+
+
+def _sooner(limit: float, other: float) -> Any:
+    """The smaller of two limits, where 0 means no limit."""
+    return min(limit, other) if limit and other else limit or other
 
 
 _SOCKET_OCTETS = octets_up_to(1024**3)
@@ -126,6 +137,10 @@ class Limits:
     # Admission.
     max_connections: int = COUNT.limit(0, edge=2000, holds_from=_CONNECTION)
     """Connections at once over all listeners, from accept to the end of the connection."""
+    reserved_connections: Part = PART.limit(
+        Part(0), "TOO_MANY_CONNECTIONS", edge=Part(20, percent=True), holds_from=_CONNECTION
+    )
+    """The last part of --max-connections, such as 20% or 400, which only known and trusted clients may take."""
     max_connections_per_client: int = COUNT.limit(0, edge=20, holds_from=_CONNECTION)
     """Connections at once of one client."""
     connection_rate: Rate = RATE.limit(NO_RATE, edge=Rate(60, 60), holds_from=_CONNECTION)
@@ -245,6 +260,9 @@ class Limits:
     # Time.
     read_timeout: float = SECONDS.bound(300)
     """Time for one whole command; in message data, for the next whole line or 1,024 octets."""
+    stress_read_timeout: float = SECONDS.bound(30, holds_from=_AT_ONCE)
+    """The read timeout of strangers in stress, if it is shorter than theirs otherwise; with 0 stress does not shorten
+    it. Stress begins at 80 % of --max-connections, and ends below 60 %."""
     write_timeout: float = SECONDS.bound(300, holds_from="the next reply")
     """Time for the client to read any of the waiting replies. Then the connection is aborted."""
     min_data_rate: int = OCTETS_A_SECOND.limit(0, edge=500, holds_from=_MESSAGE)
@@ -313,6 +331,17 @@ class Limits:
         """The points of each offence that has some."""
         return {name: points for name, points in {**POINTS, **dict(self.ban_points)}.items() if points}
 
+    def in_stress(self) -> Limits:
+        """The limits of strangers while the guard is in stress. None of them is wider than without it, and one that is
+        in dry run stays there."""
+        return attrs.evolve(
+            self,
+            read_timeout=_sooner(self.read_timeout, self.stress_read_timeout),
+            max_errors=_sooner(self.max_errors, STRESS_ERRORS),
+            max_junk_commands=_sooner(self.max_junk_commands, STRESS_JUNK_COMMANDS),
+            max_session_time=_sooner(self.max_session_time, STRESS_SESSION_SECONDS),
+        )
+
     def networks(self, version: int) -> tuple[int, ...]:
         """The leading bits of the networks that limit the clients of an IP version, the narrowest first. One that is
         not wider than a client is left out."""
@@ -341,11 +370,11 @@ class Limits:
     def shown(self, reason: str, network: str = "") -> float | str | None:
         """The `limit` of a refusal for `reason` in the log, where the network of clients with this key has reached it;
         "": one client, or all. None: no limit has that name."""
-        value: float | str | Rate | None = getattr(self, reason, None)
+        value: float | str | Rate | Part | None = getattr(self, reason, None)
         # For a ban of a network its clients have reached the limit.
         if network and reason != "ban_after":
             value = self.of_client(reason, network)
-        return str(value) if isinstance(value, Rate) else value
+        return str(value) if isinstance(value, Rate | Part) else value
 
 
 def dry_runnable() -> frozenset[str]:

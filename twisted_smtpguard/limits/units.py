@@ -126,6 +126,42 @@ def _check_rate(value: object) -> str | None:
     return None
 
 
+@attrs.frozen
+class Part:
+    """A part of a whole: `number` of it, or with `percent` so many hundredths."""
+
+    number: int
+    percent: bool = False
+
+    def of(self, whole: int) -> int:
+        """The part of `whole`, rounded down, and never more than that."""
+        return min(whole, whole * self.number // 100 if self.percent else self.number)
+
+    def __str__(self) -> str:
+        return f"{self.number}%" if self.percent else str(self.number)
+
+    def __bool__(self) -> bool:
+        return self.number > 0
+
+
+def parse_part(text: str) -> Part:
+    """Parse `20%` or `100`."""
+    number, percent, rest = text.partition("%")
+    try:
+        part = Part(parse_count(number), percent == "%")
+        if rest or _check_part(part):
+            raise ValueError
+    except ValueError:
+        raise ValueError("a part such as 20%, or a whole number such as 100, is expected") from None
+    return part
+
+
+def _check_part(value: object) -> str | None:
+    if not isinstance(value, Part) or _check_count(value.number) or not isinstance(value.percent, bool):
+        return "must be a Part such as Part(20, percent=True), or a whole number"
+    return "must be 100% or less" if value.percent and value.number > 100 else None
+
+
 NEXT_COMMAND = "the next command"
 
 RESTART = "a restart"
@@ -181,12 +217,18 @@ def _rate_or_none(value: Rate | Literal[0]) -> Rate:
     return NO_RATE if type(value) is int and not value else value  # type: ignore[return-value]
 
 
+def _part(value: Any) -> Any:
+    """The part for a field of Limits, where a whole number stands for so many."""
+    return Part(value) if type(value) is int else value
+
+
 COUNT = Unit("a count", parse_count, _check_count)
 OCTETS = Unit("octets", parse_octets, _check_count, format_octets)
 OCTETS_A_SECOND = Unit("octets a second", parse_octets, _check_count, format_octets)
 SECONDS = Unit("seconds", parse_seconds, _check_seconds)
 DAYS = Unit("seconds", parse_seconds, _check_seconds, format_days)
 RATE = Unit("events/seconds", parse_rate, _check_rate, convert=_rate_or_none)
+PART = Unit("a part or a count", parse_part, _check_part, convert=_part)
 FLAG = Unit("yes or no", parse_flag, _check_flag, lambda value: "yes" if value else "no")
 
 

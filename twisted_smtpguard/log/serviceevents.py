@@ -107,6 +107,16 @@ class ServiceEvents:
         remark = "the limits apply to the clients of all guards again"
         self._log.warn("counters_back", {"seconds": round(seconds, 3)}, remark=remark)
 
+    def stress(self, connections: float, cap: int, *, begins: bool) -> None:
+        """Stress begins, since 80 % of the cap are taken, or ends, since less than 60 % are. In stress strangers have
+        less time and fewer errors. `connections` are those of all guards that count together. Each worker tells of
+        it."""
+        remark = (
+            "strangers have less time from now on" if begins else "strangers have their usual limits again"
+        )
+        state = "begins" if begins else "ends"
+        self._log.warn("stress", {"state": state, "connections": connections, "cap": cap}, remark=remark)
+
     def draining(self, sessions: int, verdicts: int) -> None:
         """The guard admits nobody, and waits for sessions and verdicts. Logged at once, then every 10 seconds.
 

@@ -22,7 +22,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import FilterMetric, IMeasuredFilter, IReportsHealth
 from twisted_smtpguard.limits.limits import Limits, dry_runnable
-from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.limits.units import Part, Rate
 from twisted_smtpguard.log.measurements import Histogram
 from twisted_smtpguard.service.service import SMTPGuardService
 
@@ -61,6 +61,8 @@ class GuardCollector:
         factory = self._guard.factory
         text = "Open connections, by their stage."
         yield _gauge("connections", text, "state", factory.connections_by_stage())
+        text = "Whether the guard is in stress, so that strangers have less time and fewer errors."
+        yield GaugeMetricFamily(f"{_PREFIX}stress", text, int(factory.context.stressed))
         measured = factory.context.events.measured
         # What has not happened yet is 0, so that the first time is an increase.
         named = {(name, outcome): 0 for name in self._guard.listener_names for outcome in _OUTCOMES}
@@ -158,7 +160,10 @@ class GuardCollector:
 
     def _limits(self) -> Iterator[Metric]:
         factory = self._guard.factory
-        text = "The limits in force; 0 is no limit. Of a rate it is the number of events."
+        text = (
+            "The limits in force; 0 is no limit. Of a rate it is the number of events, of a part of the connections "
+            "their number."
+        )
         yield _gauge("limit", text, "name", dict(_numbers(factory.context.limits)))
         records = factory.known.records
         text = "Clients that are remembered, for each limit that counts by client, and those that are known."
@@ -206,6 +211,8 @@ def _numbers(limits: Limits) -> Iterator[tuple[str, float]]:
         value = getattr(limits, spec.name)
         if isinstance(value, Rate):
             yield spec.name, value.events
+        elif isinstance(value, Part):
+            yield spec.name, value.of(limits.max_connections)
         elif not isinstance(value, str | tuple):
             yield spec.name, value
 

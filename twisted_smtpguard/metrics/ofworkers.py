@@ -36,6 +36,7 @@ _LEAST = (
     "smtpguard_reload_success",
     "smtpguard_dnsbl_list_counts",
 )
+_MOST = ("smtpguard_stress",)
 """The gauges of which the worst counts. All others are the same in all workers."""
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -116,6 +117,8 @@ def merged(all_families: Iterable[Families]) -> Families:
                     known[sample] += value
                 elif name in _LEAST:
                     known[sample] = min(known[sample], value)
+                elif name in _MOST:
+                    known[sample] = max(known[sample], value)
     return result
 
 

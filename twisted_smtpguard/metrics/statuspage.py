@@ -108,6 +108,8 @@ def _state(status: Row) -> str:
         return f'<p class="state bad">{_text(problem or "It is not known how the guard is")}</p>'
     if status.get("deferring"):
         return '<p class="state warn">Listening; every MAIL is deferred</p>'
+    if status.get("stress"):
+        return '<p class="state warn">Listening, in stress: strangers have less time and fewer errors</p>'
     return '<p class="state good">Listening, takes mail</p>'
 
 

@@ -120,6 +120,8 @@ class Operator:
             "listening": dict(self._guard.addresses),
             "connections": factory.connections,
             "max_connections": limits.max_connections,
+            "reserved_connections": limits.reserved_connections.of(limits.max_connections),
+            "stress": factory.context.stressed,
             "sessions": statistics.live_connections,
             "lingering": factory.lingering,
             "tls_handshakes": len(factory.context.handshakes),

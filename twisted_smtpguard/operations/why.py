@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.admission.clients import PER_CLIENT, total_place
 from twisted_smtpguard.admission.loginattempts import OF_CLIENT, OF_USER
 from twisted_smtpguard.admission.offences import BAN_AFTER, points_of
+from twisted_smtpguard.admission.seats import RESERVED
 from twisted_smtpguard.inputs.escaping import escape_text
 from twisted_smtpguard.limits.limits import POLICY, Limits, LimitSpec
 from twisted_smtpguard.limits.units import Rate
@@ -57,6 +58,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         "outcome": _outcome(refused),
         **(refused or {}),
         "trusted": outcome.trusted,
+        "stress": context.stressed,
         "known": standings.shown(factory.known.standing(key, address)),
         "bans": [*standings.ban_rows(factory.bans.holding(key))],
         "replies": {
@@ -64,7 +66,7 @@ async def _why(factory: SMTPGuardFactory, rules: NetworkRules, address: Address 
         },
         "in_dry_run": [each for each in outcome.refusals if each["dry_run"]],
         "demands": _demands(factory),
-        "greet_delay_seconds": factory.greet_delay(counts[0]["count"]),
+        "greet_delay_seconds": factory.greet_delay(),
         "is_proxy": factory.proxies is not None and factory.proxies.has(address),
         "filters": outcome.filters,
         "policies": list(_policies(factory, trusted=outcome.trusted)),
@@ -156,6 +158,9 @@ def _remedies(
         yield "smtpguardctl defer off"
     elif reason == BAN_AFTER:
         yield f"smtpguardctl unban {address}"
+    elif reason == RESERVED:
+        yield "smtpguardctl set reserved-connections 0"
+        yield from _trust(address)
     elif spec is not None:
         yield f"smtpguardctl set {spec.option} {_more(limits, reason, refused)}"
         if _is_per_client(spec):

@@ -168,14 +168,22 @@ def _began_at(begun: tuple[float, Any]) -> float:
     return begun[0]
 
 
+def _time_over(each: Any) -> None:
+    each.time_over()
+
+
 class ExpiryQueue:
-    """Calls `time_over()` of each object `seconds` after it was added, unless it was removed. 0 seconds: never.
+    """Calls `time_over()` of each object, or `tell` with it, `seconds` after it was added, unless it was removed. 0
+    seconds: never.
 
     The one that was added first is always the next to expire, so a single deadline serves thousands of sessions.
     """
 
-    def __init__(self, deadlines: Deadlines, seconds: float) -> None:
+    def __init__(
+        self, deadlines: Deadlines, seconds: float, tell: Callable[[Any], object] = _time_over
+    ) -> None:
         self._deadlines = deadlines
+        self._tell = tell
         self._seconds = seconds
         self._ends: dict[Any, float] = {}
         """The time at which each object expires, the earliest first."""
@@ -219,6 +227,6 @@ class ExpiryQueue:
         self._wait_for_next()
         for each in over:
             try:
-                each.time_over()
+                self._tell(each)
             except Exception:  # noqa: BLE001 - the other objects must still be told
                 _log.failure("A session whose time is over could not be ended")

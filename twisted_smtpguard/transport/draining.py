@@ -119,6 +119,7 @@ class Drain:
         self._counting.stop()
         if self._sharing is not None:
             self._sharing.stop()
+        self._context.guard.seating.stop()
         self._grace = self._last_lines = self._last_wait = self._next_log = None
 
     def _cut_off(self) -> None:

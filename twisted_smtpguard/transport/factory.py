@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.admission.admission import Admission
 from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterEntry
-from twisted_smtpguard.admission.clients import TOTAL, ClientLimits
+from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients
 from twisted_smtpguard.admission.loginattempts import LoginAttempts
 from twisted_smtpguard.admission.offences import Offences
+from twisted_smtpguard.admission.seats import RESERVED, TOTAL
 from twisted_smtpguard.checkers.checking import Checkers
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.counters.localstore import LocalCounterStore
@@ -48,19 +50,19 @@ from twisted_smtpguard.policies.policyentry import PolicyEntry, by_stage, entrie
 from twisted_smtpguard.records.recordsharing import record_sharing
 from twisted_smtpguard.records.recordtables import BAN, FORMER_BAN, KNOWN, LOGIN, RecordTables
 from twisted_smtpguard.tls.files import can_begin_tls
-from twisted_smtpguard.transport.deadlines import Deadlines, ExpiryQueue
+from twisted_smtpguard.transport.deadlines import Deadlines
 from twisted_smtpguard.transport.draining import Drain
 from twisted_smtpguard.transport.endwatcher import EndWatcher
 from twisted_smtpguard.transport.output import OutputRules
-from twisted_smtpguard.transport.peers import peer_name
+from twisted_smtpguard.transport.peers import peer_address, peer_name
 from twisted_smtpguard.transport.protocol import SMTPGuardProtocol
 from twisted_smtpguard.transport.proxynetworks import ProxyNetworks
+from twisted_smtpguard.transport.seating import Seating
 from twisted_smtpguard.transport.socketbuffers import SocketBuffers
 from twisted_smtpguard.transport.turnaway import SilentTurnAway, TurnAway
 from twisted_smtpguard.values import Address
 
-_CROWDED = 0.8
-"""The part of the connection cap above which there is no greet delay, because a client that waits holds a slot."""
+_SILENT = SilentTurnAway()
 
 
 class Arrival(NamedTuple):
@@ -87,6 +89,7 @@ class SMTPGuardFactory(ServerFactory):
     """
 
     noisy = False
+    _lingering = 0
     on_connection: Callable[[SMTPGuardProtocol], object] | None = None
     """Called with each new connection, while there are traces."""
 
@@ -138,14 +141,15 @@ class SMTPGuardFactory(ServerFactory):
         )
         self.bans = BanList(limits, self.records[BAN], self.records[FORMER_BAN], reactor.seconds)
         self.offences = Offences(limits, self.bans, self.counting, events)
+        self.seating = Seating(limits, self.deadlines, self.counting, events, self.sessions)
         self.admission = Admission(
-            limits, self.filters, self.clients, self.deadlines.call_later, events, self.bans
+            limits, self.filters, self.clients, self.deadlines.call_later, events, self.bans, self.seating
         )
         for entry in self.filters:
             if IAsksForKnownClients.providedBy(entry.filter):
                 IAsksForKnownClients(entry.filter).ask_for_known(self.is_known)
         attempts = LoginAttempts(self.clients, self.records[LOGIN], reactor.callLater, reactor.seconds)
-        self.session_times = ExpiryQueue(self.deadlines, limits.max_session_time)
+        self.session_times = self.seating.session_times
         is_session_delivery = ISessionDelivery.providedBy(delivery)
         self.context = ServerContext(
             limits=limits,
@@ -175,18 +179,17 @@ class SMTPGuardFactory(ServerFactory):
         )
         self.policies = entries_of(policies)
         self.context.policies = by_stage(self.policies)
+        self.seating.context = self.context
         self.turns = FairScheduler(reactor)
         self.ends = EndWatcher()
         self.output_rules = OutputRules(self.deadlines, ReplyBatcher(reactor), limits)
         self.socket_buffers = SocketBuffers(limits.socket_send_buffer, limits.socket_receive_buffer)
-        self._silent = SilentTurnAway()
         self._full = TurnAway(replies.TOO_MANY_CONNECTIONS)
+        self._reserved = TurnAway(replies.TOO_MANY_CONNECTIONS, RESERVED)
         self._stopping = TurnAway(replies.SHUTTING_DOWN)
         self._session_prefix = secrets.token_hex(4)
         self._session_numbers = count(1)
-        self._slots_held = 0
         self._open: set[SMTPGuardProtocol] = set()
-        self._lingering = 0
         sharing = record_sharing(counters, self.records, reactor.callLater, events)
         self._drain = Drain(self.context, self.deadlines, self.counting, sharing, self._open)
 
@@ -199,7 +202,7 @@ class SMTPGuardFactory(ServerFactory):
     @property
     def connections(self) -> int:
         """The number of connections that hold a slot of `Limits.max_connections`."""
-        return self._slots_held
+        return self.seating.taken
 
     @property
     def limits(self) -> Limits:
@@ -230,10 +233,10 @@ class SMTPGuardFactory(ServerFactory):
             for engine in sessions:
                 # Those whose time was over before are told again, if it still is.
                 engine.account_all = self.context.draining
-            begun = [(engine.began_at, engine) for engine in sessions]
-            self.session_times.restart(limits.max_session_time, begun)
+            self.session_times.restart(limits.max_session_time, sessions)
+        self.seating.set_limits(limits)
 
-    def is_known(self, address: Address) -> bool:
+    def is_known(self, address: Address | None) -> bool:
         """Whether the client at an address is known: a mail of it was accepted lately, or the operator has named it."""
         return self.known.has(self.clients.key_of(address), address)
 
@@ -241,15 +244,10 @@ class SMTPGuardFactory(ServerFactory):
         delivery = self.context.delivery
         return not IRelayDelivery.providedBy(delivery) or IRelayDelivery(delivery).chunking
 
-    def greet_delay(self, of_all: int = 0) -> float:
-        """The seconds from admission to the greeting, at this time; 0 for none. `of_all` is the number of connections
-        of all guards that count together; by default what the latest admission has found."""
-        limits = self.context.limits
-        if not limits.greet_delay:
-            return 0
-        held = max(self._slots_held, of_all or self.admission.of_all)
-        crowded = 0 < limits.enforced(TOTAL) * _CROWDED < held
-        return 0 if crowded else limits.greet_delay
+    def greet_delay(self) -> float:
+        """The seconds from admission to the greeting, at this time; 0 for none, as in stress: a client that waits holds
+        a seat. The one with which stress begins waits: there is no delay above 80 % of the cap."""
+        return 0 if self.seating.is_crowded else self.context.limits.greet_delay
 
     def next_session_name(self) -> str:
         """Return a session name for the log that no other session has, in this process or another."""
@@ -266,13 +264,18 @@ class SMTPGuardFactory(ServerFactory):
     def build(self, addr: IAddress | None, listener: str, *, implicit_tls: bool = False) -> Any:
         """As `buildProtocol`, for a connection to the listener with this name. `implicit_tls`: TLS comes before the
         greeting."""
-        turn_away = self.turned_away()
-        if turn_away is not None:
-            arrival = Arrival(peer_name(addr), getattr(addr, "port", None), listener)
-            if self.enforces(turn_away, arrival, self.context.events):
-                return self._silent if implicit_tls else turn_away
+        seating, seated = self.seating, True
+        if seating.held >= seating.seats.looked_at_from or self._drain.begun:
+            late = implicit_tls and self.asks_for_certificates
+            turn_away = self.turned_away(partial(peer_address, addr), late=late)
+            seated = seating.held < seating.seats.of_strangers
+            if turn_away is not None:
+                arrival = Arrival(peer_name(addr), getattr(addr, "port", None), listener)
+                if self.enforces(turn_away, arrival, self.context.events):
+                    return _SILENT if implicit_tls else turn_away
         protocol = SMTPGuardProtocol(self, addr, listener, implicit_tls=implicit_tls)
-        self._slots_held += 1
+        protocol.engine.seated = seated
+        seating.take()
         self._open.add(protocol)
         if self.on_connection is not None:
             # An exception here would leave the slot taken, since the transport never begins.
@@ -281,23 +284,42 @@ class SMTPGuardFactory(ServerFactory):
             )
         return protocol
 
-    def turned_away(self) -> TurnAway | None:
-        """What turns away a connection that comes now, since the guard stops or has as many as it may; else None."""
+    def turned_away(self, address: Callable[[], Address | None], *, late: bool = False) -> TurnAway | None:
+        """What turns away a connection that comes now; None: nothing, or admission decides. `address` returns its
+        address, and is called only if that matters. `late`: a TLS handshake comes before admission, too long for a seat
+        that it may not have."""
         if self._drain.begun:
             return self._stopping
-        return self._full if 0 < self.context.limits.max_connections <= self._held_now() else None
+        taken, seats = self.seating.held, self.seating.seats
+        if taken < seats.of_strangers:
+            return self._full if taken >= seats.tried_cap else None
+        if taken < seats.all and self._may_use_reserve(address, late=late):
+            return None
+        # Where the store answers later, the connection would be one too many until then.
+        if not late and self.seating.may_make_room and (taken < seats.all or not self.counting.can_fail):
+            of_client = address()
+            if self.proxies is None or not self.proxies.has(of_client):
+                network = self.clients.widest_network(self.clients.key_of(of_client))
+                if self.seating.could_make_room("" if self.is_known(of_client) else network):
+                    return None
+        return self._full if taken >= seats.all else self._reserved
 
-    def _held_now(self) -> int:
-        """How many connections count against the cap, those of other processes too where that is known at once. In dry
-        run those are counted at admission."""
-        enforced = self.context.limits.enforced(TOTAL)
-        return max(self._slots_held, self.counting.held_by_all(TOTAL) if enforced else 0)
+    def _may_use_reserve(self, address: Callable[[], Address | None], *, late: bool) -> bool:
+        """Whether a connection may turn out to be from a client that is known or trusted. Of a proxy's that is known as
+        soon as its header has come."""
+        if self.admission.chain.entries and not late:
+            return True
+        if self.proxies is None and not self.known.are_some:
+            return False
+        of_client = address()
+        proxied = self.proxies is not None and self.proxies.has(of_client)
+        return proxied or self.is_known(of_client)
 
     def enforces(self, turn_away: TurnAway, arrival: Arrival, events: Events) -> bool:
         """Log to `events` that a connection is turned away. Returns False if that is only logged, in dry run."""
-        limits, capped = self.context.limits, turn_away is self._full
-        dry_run = capped and TOTAL in limits.dry_run
-        value = self._held_now() + 1 if capped else None
+        limits, capped = self.context.limits, turn_away is not self._stopping
+        dry_run = turn_away is self._full and TOTAL in limits.dry_run
+        value = self.seating.held + 1 if capped else None
         turn_away.refusal.log(arrival, events, limits, dry_run=dry_run, value=value)
         return not dry_run
 
@@ -313,7 +335,7 @@ class SMTPGuardFactory(ServerFactory):
 
     def release(self, engine: Engine) -> None:
         """Give back a connection's slot: our side is being shut down, or the connection is gone. Called once."""
-        self._slots_held -= 1
+        self.seating.give_back()
 
     def connection_ended(self, protocol: SMTPGuardProtocol, *, lingered: bool) -> None:
         """Forget a connection that is gone. Called once. `lingered`: it was counted by `may_linger`."""

@@ -64,6 +64,11 @@ class RemoteEnd(Host):
         return b""
 
 
+def peer_address(peer: IAddress | None) -> Address | None:
+    """The IP address of a peer; None for a UNIX socket."""
+    return _split(peer)[0]
+
+
 _OF_TCP = (address.IPv4Address, address.IPv6Address)
 
 

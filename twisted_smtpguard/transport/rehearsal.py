@@ -38,6 +38,7 @@ from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.records.recordtables import LOGIN
 from twisted_smtpguard.replies import text_of
 from twisted_smtpguard.transport.factory import Arrival, SMTPGuardFactory
+from twisted_smtpguard.transport.seating import Seating
 from twisted_smtpguard.values import FAULTS, Address, Client, Path, Peer, Verdict, is_later
 
 ARRIVAL = "connection"
@@ -92,7 +93,7 @@ async def _rehearse(factory: SMTPGuardFactory, peer: Peer) -> Outcome:
     witness = _Witness(factory, outcome)
     name = "unix" if peer.address is None else str(peer.address)
     asked = [_Asked(entry, witness) for entry in factory.admission.chain.entries]
-    turn_away = factory.turned_away()
+    turn_away = factory.turned_away(lambda: peer.address)
     if turn_away is not None and factory.enforces(turn_away, Arrival(name, None, ""), witness):
         outcome.replies[ARRIVAL] = text_of(turn_away.refusal.reply)
     else:
@@ -117,6 +118,7 @@ def _engine(
     """The engine of a connection that is not counted, logged or delivered anywhere."""
     context, limits = factory.context, factory.context.limits
     clients = ClientLimits(limits, LookingCounting(factory.counting))
+    seating = _LookingSeating(factory.seating)
     rehearsed = attrs.evolve(
         context,
         events=witness,
@@ -124,7 +126,7 @@ def _engine(
         attempts=LoginAttempts(
             clients, Records(LOGIN, 1, context.seconds), context.call_later, context.seconds, rehearses=True
         ),
-        admission=Admission(limits, entries, clients, context.call_later, witness, factory.bans),
+        admission=Admission(limits, entries, clients, context.call_later, witness, factory.bans, seating),
         offences=None,
         guard=_Guard(),
         delivery=_Delivery(),
@@ -137,7 +139,10 @@ def _engine(
         require_auth=False,
     )
     rehearsed.defer(context.deferral)
-    return Engine(rehearsed, host, name)
+    rehearsed.stressed = context.stressed
+    engine = Engine(rehearsed, host, name)
+    engine.seated = seating.taken <= factory.seating.seats.of_strangers
+    return engine
 
 
 def _ask_alone(factory: SMTPGuardFactory, asked: _Asked, peer: Peer, name: str) -> Deferred[None]:
@@ -283,6 +288,22 @@ class _Host(Host):
         self.engine.take_turn()
 
 
+class _LookingSeating:
+    """The seats of a guard with one more connection, which takes none."""
+
+    imagined = 1
+
+    def __init__(self, seating: Seating) -> None:
+        self._seating = seating
+        self.taken = seating.taken + 1
+
+    def found(self, of_all: int) -> None:
+        pass
+
+    def make_room(self, network: str) -> bool:
+        return self._seating.could_make_room(network)
+
+
 class _Guard:
     """Stands in for the factory: nothing is counted."""
 
@@ -340,6 +361,9 @@ class _Enquiry:
     gone: bool = False
     is_known: bool = False
     names_client: bool = True
+    seated: bool = True
+    may_use_reserve: bool = False
+    widest_network: str = ""
 
 
 def _shown(text: str) -> str:

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
-from twisted_smtpguard.engine.refusal import refusal_of
+from twisted_smtpguard.engine.refusal import Refusal, refusal_of
 from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.transport.peers import has_unread
@@ -22,9 +22,9 @@ _DONE = Failure(ConnectionDone())
 class TurnAway(Protocol):
     """The protocol of every connection that is refused with `reply` at accept. One object serves them all."""
 
-    def __init__(self, reply: Reply) -> None:
-        self.refusal = refusal_of(reply)
-        """The refusal for the log, made once for all connections."""
+    def __init__(self, reply: Reply, reason: str = "") -> None:
+        self.refusal = Refusal(reply, reason) if reason else refusal_of(reply)
+        """The refusal for the log, made once for all connections. Its reason is `reason`, or that of the catalogue."""
 
     def makeConnection(self, transport: Any) -> None:
         """Send the reply and close at once: nothing else uses the connection that would need a turn of the reactor."""

@@ -41,6 +41,7 @@ def status_of(statuses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **first,
         **{name: sum(each[name] for each in statuses) for name in _SUMS},
+        "stress": any(each.get("stress") for each in statuses),
         "upstream": summed(each.get("upstream", {}) for each in statuses),
         "problem": next(filter(None, (each.get("problem") for each in statuses)), ""),
     }

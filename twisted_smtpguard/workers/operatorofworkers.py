@@ -22,6 +22,8 @@ from twisted_smtpguard.workers.supervisor import Supervisor
 from twisted_smtpguard.workers.workerprocess import STARTING, WorkerGoneError, WorkerProcess
 
 _OF_ONE = frozenset({"limits", "rules", "known", "bans"})
+_BY_ONE = frozenset({"forget"})
+"""What one worker does, and all others know within a turn, since it is a record."""
 _CHANGES = frozenset({"set", "unset", "deny", "trust", "allow", "remove", "unban", "defer"})
 """What all workers do in the same way. One of them is asked first: where it refuses nothing has changed."""
 
@@ -51,6 +53,8 @@ class OperatorOfWorkers:
             return getattr(self._supervisor, verb)(by)
         if verb == "trace":
             return _Traces(self._first_and_others(), arguments, by)
+        if verb in _BY_ONE:
+            return self._ask_first(verb, arguments, by).addCallback(lambda answer: answer["done"])
         if verb in _OF_ONE:
             return self._ask_first(verb, arguments, by).addCallback(lambda answer: iter(answer["rows"]))
         return Deferred.fromCoroutine(self._carried_out(verb, arguments, by))
