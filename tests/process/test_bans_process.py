@@ -28,6 +28,12 @@ def errs(guard: GuardProcess, source: str, times: int = 3) -> None:
             assert client.ask("XYZZY").startswith("500 ")
 
 
+def does(socket: Path, verb: str, **arguments: str) -> dict[str, Any]:
+    *_, last = ask(str(socket), VERBS[verb], arguments)
+    done: dict[str, Any] = last["done"]
+    return done
+
+
 def rows(socket: Path, verb: str = "bans") -> list[dict[str, Any]]:
     return [row for answer in ask(str(socket), VERBS[verb], {}) for row in answer.get("rows", ())]
 
@@ -51,14 +57,12 @@ def test_a_ban_holds_after_kill_9_until_its_end_and_is_lifted_for_good(
     before = {row["banned"]: row for row in rows(socket)}
     for source in before:
         eventually(lambda source=source: on_disk(state, source), f"the ban of {source} is not on the disk")
-    ask(str(socket), VERBS["deny"], {"network": "192.0.2.1", "for": "1h"})
     guard.kill()
     with GuardProcess(tmp_path, *options) as again:
         assert greeting(again, "127.0.0.2") == BANNED
         eventually(lambda: answered(socket), "no worker becomes ready")
         assert {row["banned"]: row for row in rows(socket)} == before
-        (lifted,) = ask(str(socket), VERBS["unban"], {"address": "127.0.0.2"})
-        assert lifted["lifted"] == ["127.0.0.2"]
+        assert does(socket, "unban", address="127.0.0.2")["lifted"] == ["127.0.0.2"]
         eventually(lambda: greeting(again, "127.0.0.2").startswith("220 "), "it is refused")
         assert greeting(again, "127.0.0.3") == BANNED
     with GuardProcess(tmp_path, *options) as last:
@@ -85,9 +89,9 @@ def test_points_and_bans_are_those_of_all_workers_and_of_one_that_is_started_lat
         for number in (1, 2):
             with guard.alone(number):
                 assert greeting(guard, "127.0.0.2") == BANNED
-        ask(str(socket), VERBS["restart"], {})
+        does(socket, "restart")
         assert greeting(guard, "127.0.0.2") == BANNED
-        ask(str(socket), VERBS["unban"], {"address": "127.0.0.2"})
+        does(socket, "unban", address="127.0.0.2")
         for number in sorted(guard.pids):
             with guard.alone(number):
                 eventually(lambda: greeting(guard, "127.0.0.2").startswith("220 "), "it is refused")
