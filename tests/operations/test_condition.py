@@ -11,7 +11,8 @@ from zope.interface import implementer
 
 from twisted_smtpguard import FilterEntry
 from twisted_smtpguard.interfaces import IReportsHealth
-from twisted_smtpguard.testing import FakeFilter
+from twisted_smtpguard.policies.policyentry import PolicyEntry
+from twisted_smtpguard.testing import FakeFilter, FakePolicy
 
 ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 
@@ -19,7 +20,8 @@ ENVELOPE = b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@guard.example>\r\n"
 @pytest_twisted.ensureDeferred
 async def test_each_hook_and_filter_tells_how_fast_it_answers() -> None:
     filters = [FilterEntry(FakeFilter(), name="slow")]
-    guard = Loopback(options={"ip_filters": filters})
+    policies = [PolicyEntry(FakePolicy(), "grey")]
+    guard = Loopback(options={"ip_filters": filters, "policies": policies})
     guard.start()
     client = await guard.greeted()
     await client.says(ENVELOPE)
@@ -44,6 +46,7 @@ async def test_each_hook_and_filter_tells_how_fast_it_answers() -> None:
         "within_seconds": 0.025,
     }
     assert rows["filter", "slow", "timeout"]["within_seconds"] is None
+    assert rows["policy", "grey (rcpt)", "dunno"]["answers"] == 1
     assert rows["delivery", "recipient", "ok"]["answers"] == 1
     assert ("delivery", "finish", "ok") not in rows
     await guard.close()

@@ -64,7 +64,7 @@ def page_of(snapshot: Row) -> str:
         _part("workers", "Workers", _workers(status["workers"])) if status.get("workers") else "",
         '<div class="pair"><div>',
         _part("reasons", "Refusals by reason", _reasons(status)),
-        _part("hooks", "Filters and delivery", _hooks(snapshot)),
+        _part("hooks", "Filters, policies and delivery", _hooks(snapshot)),
         "</div>",
         _part("top", "Busiest clients", _top(snapshot)),
         "</div>",

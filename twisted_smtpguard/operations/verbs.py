@@ -142,8 +142,9 @@ _VERBS = (
     ),
     Verb(
         "hooks",
-        "List how often and how fast each IP filter and each hook of the delivery has answered since the start, by "
-        "outcome. At least 95 of 100 answers came in `within_seconds`; it is empty if that is longer than is measured.",
+        "List how often and how fast each IP filter, session policy and hook of the delivery has answered since the "
+        "start, by outcome. At least 95 of 100 answers came in `within_seconds`; it is empty if that is longer than is "
+        "measured.",
     ),
     Verb(
         "why",
