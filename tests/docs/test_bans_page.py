@@ -53,6 +53,7 @@ BLAMELESS = {
     "shutdown",
     "deferred",
     "ended_by_operator",
+    "made_room",
     "max_tls_handshakes",
     "out_of_descriptors",
     # What the operator's policies decide, and their servers.
