@@ -377,6 +377,8 @@ class PureClients:
 class PureKnown:
     """Nobody is known until a mail of theirs is accepted."""
 
+    is_listed = None
+
     def __init__(self) -> None:
         self.clients: set[str] = set()
 

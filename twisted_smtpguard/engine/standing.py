@@ -49,10 +49,14 @@ class ClientStanding:
     @property
     def is_known(self) -> bool:
         """Whether mail of the client was accepted lately, or the operator has named it."""
-        peer = self.known_peer
-        address = self.host.address() if peer is None else peer.address
-        known: bool = self.context.known.has(self.key, address)
-        return known
+        known, key = self.context.known, self.key
+        address = None
+        if known.is_listed is not None:
+            # To parse it takes longer than all else.
+            peer = self.known_peer
+            address = self.host.address() if peer is None else peer.address
+        found: bool = known.has(key, address)
+        return found
 
     @property
     def is_stranger(self) -> bool:
