@@ -501,6 +501,16 @@ class TestRequest:
             client.say(MAIL)
         assert len({each.instance for each in policy.requests}) == 3
 
+    def test_it_tells_of_stress(self) -> None:
+        policy = FakePolicy(DUNNO, "mail")
+        of = guard(policy, max_connections=10)
+        clients = [of.greeted() for _ in range(8)]
+        clients[0].say(MAIL)
+        for client in clients[3:]:
+            client.disconnect()
+        clients[1].say(MAIL)
+        assert [each.stress for each in policy.requests] == [True, False]
+
     def test_it_has_the_user_and_how_the_client_has_logged_in(self, checker: Any) -> None:
         policy = FakePolicy(DUNNO, "mail")
         client = Guard(policies=[policy], checkers=[checker]).greeted()

@@ -320,4 +320,5 @@ def _request(engine: Engine, state: PolicyState, stage: str, helo: str) -> Polic
         tls=engine.tls,
         tls_bits=engine.host.cipher_bits() if engine.secure else 0,
         trusted=engine.trusted,
+        stress=engine.context.stressed,
     )
