@@ -17,7 +17,7 @@ from programs import missing
 from shell import free_port
 
 _MASTER = """\
-127.0.0.1:{port} inet n - n - {smtpd} smtpd
+{servers}
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 tlsmgr unix - - n 1000? 1 tlsmgr
@@ -35,6 +35,11 @@ virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 postlog unix-dgram n - n - 1 postlogd
 """
+
+_SMTPD = "127.0.0.1:{port} inet n - n - {smtpd} smtpd"
+_POSTSCREEN = """\
+127.0.0.1:{port} inet n - n - 1 postscreen
+smtpd pass - - n - {smtpd} smtpd"""
 
 _MAIN = """\
 compatibility_level = 3.6
@@ -77,9 +82,9 @@ def postfix_missing() -> bool:
 
 class Postfix:
     """It runs while the block runs. Mail for user@example.org goes into `box`; what `settings` add wins.
-    `smtpd_processes`: as many clients as it serves at once, if not thirty."""
+    `smtpd_processes`: as many clients as it serves at once, if not thirty. `postscreen` comes before them."""
 
-    def __init__(self, *settings: str, smtpd_processes: int | None = None) -> None:
+    def __init__(self, *settings: str, smtpd_processes: int | None = None, postscreen: bool = False) -> None:
         postfix_missing()
         # pytest's own directories are for their owner only, and Postfix is several users.
         self.root = Path(tempfile.mkdtemp(prefix="smtpguard-postfix-"))
@@ -95,7 +100,11 @@ class Postfix:
         main = _MAIN.format(root=self.root, uid=user.pw_uid, gid=user.pw_gid, setgid="postdrop")
         (self.root / "etc" / "main.cf").write_text(main + "".join(f"{setting}\n" for setting in settings))
         (self.root / "etc" / "master.cf").write_text(
-            _MASTER.format(port=self.port, smtpd=smtpd_processes or "-")
+            _MASTER.format(
+                servers=(_POSTSCREEN if postscreen else _SMTPD).format(
+                    port=self.port, smtpd=smtpd_processes or "-"
+                )
+            )
         )
 
     @property
