@@ -14,16 +14,20 @@ from typing import TypeAlias, TypeVar
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from twisted_smtpguard.authinterfaces import ISaslExchange, ISaslMechanisms
 from twisted_smtpguard.policyvalues import PolicyRequest, PolicyUnavailable, PolicyVerdict
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import (
     PASS,
     TRUST,
     Address,
+    Challenge,
     CheckerUnavailable,
     Client,
     CounterStoreUnavailable,
     FilterMetric,
+    LoggedIn,
+    LoginClient,
     Path,
     Peer,
     Record,
@@ -36,14 +40,14 @@ from twisted_smtpguard.values import (
 
 # fmt: off
 __all__ = [
-    "PASS", "TRUST", "Address", "CheckerUnavailable", "Client", "CounterStoreUnavailable", "FilterMetric",
-    "IAsksForKnownClients", "ICheckableDelivery", "ICheckingDeliveryFactory", "IConnectingCounterStore",
-    "IConnectingDelivery", "ICounterStore", "IDelivery", "IDeliveryFactory", "IExplainingFilter",
-    "IIPFilter", "IIPFilterFactory", "IMailTransaction", "IMeasuredFilter", "IMessageSink",
+    "PASS", "TRUST", "Address", "Challenge", "CheckerUnavailable", "Client", "CounterStoreUnavailable",
+    "FilterMetric", "IAsksForKnownClients", "ICheckableDelivery", "ICheckingDeliveryFactory",
+    "IConnectingCounterStore", "IConnectingDelivery", "ICounterStore", "IDelivery", "IDeliveryFactory",
+    "IExplainingFilter", "IIPFilter", "IIPFilterFactory", "IMailTransaction", "IMeasuredFilter", "IMessageSink",
     "IPreparedReload", "IPrependingTransaction", "IReadsFiles", "IRecordStore", "IRelayDelivery",
-    "IRelayTransaction", "IReloadable", "IReportsHealth", "ISelfTestingFilter", "ISessionDelivery",
-    "ISessionPolicy", "ISessionPolicyFactory", "Later", "Path", "Peer", "PolicyRequest",
-    "PolicyUnavailable", "PolicyVerdict", "Record", "RecordsSince", "Refused", "Verdict", "Wanted",
+    "IRelayTransaction", "IReloadable", "IReportsHealth", "ISaslExchange", "ISaslMechanisms", "ISelfTestingFilter",
+    "ISessionDelivery", "ISessionPolicy", "ISessionPolicyFactory", "Later", "LoggedIn", "LoginClient", "Path", "Peer",
+    "PolicyRequest", "PolicyUnavailable", "PolicyVerdict", "Record", "RecordsSince", "Refused", "Verdict", "Wanted",
     "refuse",
 ]
 # fmt: on

@@ -119,6 +119,45 @@ class Client:
 
 
 @attrs.frozen
+class LoginClient:
+    """The client that logs in, as a mechanism sees it."""
+
+    peer: Peer
+    session: str
+    """The id of the session in the log."""
+    tls: str = ""
+    """The TLS version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`; "" without TLS."""
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@attrs.frozen
+class Challenge:
+    """An exchange goes on: the client is sent these octets, and asked for its next response."""
+
+    octets: bytes = b""
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@attrs.frozen
+class LoggedIn:
+    """An exchange has ended, and the client has logged in."""
+
+    user: str
+    """The name of the user, for the log and for deliveries."""
+    avatar_id: object = attrs.field(default=None, eq=False, repr=False)
+    """What deliveries get as `Client.avatar_id`."""
+    final: bytes = b""
+    """What the client is to be sent besides, such as the proof of a server that it knows the password too."""
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@attrs.frozen
 class Path:
     """The address of a MAIL or RCPT command, with its parameters."""
 

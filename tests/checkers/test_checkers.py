@@ -99,9 +99,10 @@ def test_each_checker_that_is_listed_lets_in_only_users_with_the_password(
     users.write_text("ann:pw\n")
     ways = {"file": f"file:{users}", "memory": "memory:bob:x:ann:pw", "unix": "unix"}
     names = listed(capsys)
-    assert sorted(names) == sorted(ways), "one that is listed is logged in through here"
-    for name in names:
-        guard = guard_with(ways[name])
+    # Dovecot is logged in through in tests/clients/test_dovecot_auth.py.
+    assert sorted(names) == sorted([*ways, "dovecot"]), "one that is listed is logged in through here"
+    for name, way in ways.items():
+        guard = guard_with(way)
         assert (tried(guard, "ann", "pw"), tried(guard, "ann", "no"), tried(guard, "eve", "pw")) == (
             YES,
             NO,
@@ -187,7 +188,7 @@ def test_where_unix_cannot_work_it_says_why(
         monkeypatch.setitem(sys.modules, missing, None)
         why = f"this Python has no module {missing}, which Python 3.13 removed"
     assert problem_of("unix").startswith(f"--auth: unix: {why}")
-    assert f"unix    Not here: {why}" in printed(capsys, "--help-auth")
+    assert f"unix     Not here: {why}" in printed(capsys, "--help-auth")
     assert f"It cannot be used here: {why}" in printed(capsys, "--help-auth-type", "unix")
 
 
@@ -298,7 +299,7 @@ def test_a_factory_of_another_distribution_is_listed_and_made(
     assert tried(guard_with("house:ann=pw"), "ann", "pw") == YES
     assert "o-so-secret" not in problem_of("house:o-so-secret")
     assert mistake("--help-auth-type", "x") == (
-        "--help-auth-type: one of file, house, memory, unix is expected, not 'x'"
+        "--help-auth-type: one of dovecot, file, house, memory, unix is expected, not 'x'"
     )
 
 

@@ -1,5 +1,5 @@
-"""Debian's Dovecot as an LMTP server, with its own configuration and mailboxes. Nothing of the machine's own is
-touched."""
+"""Debian's Dovecot as an LMTP server, or for logins, with its own configuration and mailboxes. Nothing of the machine's
+own is touched."""
 
 from __future__ import annotations
 
@@ -54,10 +54,46 @@ protocol lmtp {{
 """
 
 
-class Dovecot:
-    """It runs while the block runs, with mailboxes for one@example.org and two@example.org of 1 MB each."""
+_LOGINS = """\
+base_dir = {root}/run
+state_dir = {root}/state
+log_path = {root}/log
+protocols =
+ssl = no
+auth_mechanisms = plain login scram-sha-256 external anonymous
+auth_ssl_username_from_cert = yes
+auth_failure_delay = 0
+passdb {{
+  driver = checkpassword
+  args = {root}/down
+  username_filter = down
+}}
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN {root}/users
+}}
+userdb {{
+  driver = passwd-file
+  args = {root}/users
+}}
+service auth {{
+  unix_listener {root}/auth.sock {{
+    mode = 0666
+  }}
+}}
+"""
+_DOWN = """\
+#!/bin/sh
+exit 111
+"""
+"""As programs of this interface say that they cannot tell now."""
 
-    def __init__(self, extra: str = "") -> None:
+
+class Dovecot:
+    """It runs while the block runs, with mailboxes for one@example.org and two@example.org of 1 MB each. With `logins`
+    it is asked by others who may log in: `ann` with `correct-horse`, but it can never tell of `down`."""
+
+    def __init__(self, extra: str = "", *, logins: bool = False) -> None:
         path = f"{os.environ['PATH']}:/usr/sbin"
         self._program = shutil.which("dovecot", path=path)
         if self._program is None or not Path("/usr/lib/dovecot/lmtp").exists() or os.geteuid() != 0:
@@ -65,12 +101,16 @@ class Dovecot:
         self.root = Path(tempfile.mkdtemp(prefix="smtpguard-dovecot-"))
         self.root.chmod(0o755)
         self.port = free_port()
-        self.socket = self.root / "lmtp.sock"
+        self.socket = self.root / ("auth.sock" if logins else "lmtp.sock")
         (self.root / "mail").mkdir()
         (self.root / "mail").chmod(0o777)
         users = [f"{name}@example.org:{{PLAIN}}x:8:8::{self.root}/home/{name}::" for name in ("one", "two")]
+        users.append(f"ann:{{PLAIN}}correct-horse:8:8::{self.root}/home/ann::")
         (self.root / "users").write_text("\n".join(users) + "\n")
-        (self.root / "conf").write_text(_CONFIGURATION.format(root=self.root, port=self.port) + extra)
+        (self.root / "down").write_text(_DOWN)
+        (self.root / "down").chmod(0o755)
+        configuration = _LOGINS if logins else _CONFIGURATION
+        (self.root / "conf").write_text(configuration.format(root=self.root, port=self.port) + extra)
 
     @property
     def log(self) -> str:
@@ -82,6 +122,11 @@ class Dovecot:
         return [path.read_bytes() for path in sorted(folder.glob("*"))] if folder.exists() else []
 
     def __enter__(self) -> Dovecot:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, for the first time or again."""
         assert self._program is not None
         self._process = subprocess.Popen(
             [self._program, "-F", "-c", str(self.root / "conf")],
@@ -94,7 +139,12 @@ class Dovecot:
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return self
+
+    def stop(self) -> None:
+        """Stop it, with its connections."""
+        self._process.terminate()
+        self._process.wait(PATIENCE_SECONDS)
+        self.socket.unlink(missing_ok=True)
 
     def _listens(self) -> bool:
         assert self._process.poll() is None, (self.root / "out").read_text() + self.log

@@ -16,7 +16,10 @@ from pathlib import Path
 from twisted_smtpguard import interfaces
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "twisted_smtpguard" / name for name in ("values.py", "policyvalues.py", "interfaces.py")]
+SOURCES = [
+    ROOT / "twisted_smtpguard" / name
+    for name in ("values.py", "policyvalues.py", "authinterfaces.py", "interfaces.py")
+]
 """What interfaces.py defines, and the values that it passes on."""
 PAGE = ROOT / "docs" / "reference" / "interfaces.md"
 BEGIN = "<!-- Below: python tests/docs/interfaces_page.py -->\n"
@@ -57,7 +60,14 @@ _CHAPTERS = {
         "IDeliveryFactory",
         "Refused",
     ],
-    "Checkers": ["CheckerUnavailable"],
+    "Checkers": [
+        "ISaslMechanisms",
+        "ISaslExchange",
+        "LoginClient",
+        "Challenge",
+        "LoggedIn",
+        "CheckerUnavailable",
+    ],
     "Reloading": ["IReloadable", "IPreparedReload", "IReadsFiles"],
     "Counting": [
         "ICounterStore",

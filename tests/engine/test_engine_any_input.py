@@ -111,6 +111,7 @@ class Judgement:
 
     user: User | None
     failures: tuple[Any, ...] = ()
+    final: bytes = b""
 
 
 @attrs.frozen

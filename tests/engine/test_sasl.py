@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine.sasl import MECHANISMS, Login, decode_initial, decode_response, parse_auth
+from twisted_smtpguard.engine.sasl import (
+    MECHANISMS,
+    Login,
+    claimed_user,
+    decode_initial,
+    decode_response,
+    parse_auth,
+)
 from twisted_smtpguard.interfaces import Refused
 from twisted_smtpguard.replies import Reply
 
@@ -143,3 +150,26 @@ def test_a_star_cancels_but_not_in_the_command() -> None:
     with pytest.raises(Refused) as refusal:
         decode_initial(b"*")
     assert refusal.value.reply is replies.BAD_AUTH_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response", "user"),
+    [
+        ("SCRAM-SHA-256", b"n,,n=ann,r=fyko", b"ann"),
+        ("SCRAM-SHA-1", b"y,a=bob,n=a=2Cn=3Dn,r=x", b"a,n=n"),
+        ("SCRAM-SHA-256", b"p=tls-unique,,n=ann,r=x", b"ann"),
+        ("SCRAM-SHA-256", b"c=biws,r=x,p=y", b""),
+        ("OAUTHBEARER", b"n,a=ann@example.org,\1host=x\1auth=Bearer t\1\1", b"ann@example.org"),
+        ("OAUTHBEARER", b"n,,\1auth=Bearer t\1\1", b""),
+        ("XOAUTH2", b"user=ann@example.org\1auth=Bearer t\1\1", b"ann@example.org"),
+        ("EXTERNAL", b"ann", b"ann"),
+        ("EXTERNAL", b"", b""),
+        ("EXTERNAL", None, b""),
+        ("X-OTHER", b"n,,n=ann,r=x", b""),
+        ("SCRAM-SHA-256", b"n,,n=" + b"a" * 5000 + b",r=x", b""),
+    ],
+)
+def test_who_wants_to_log_in_is_found_in_the_messages_of_other_mechanisms(
+    mechanism: str, response: bytes | None, user: bytes
+) -> None:
+    assert claimed_user(mechanism, response) == user

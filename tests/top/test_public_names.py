@@ -76,6 +76,7 @@ PUBLIC = {
 }
 INTERFACES = [
     "Address",
+    "Challenge",
     "CheckerUnavailable",
     "Client",
     "CounterStoreUnavailable",
@@ -102,11 +103,15 @@ INTERFACES = [
     "IRelayTransaction",
     "IReloadable",
     "IReportsHealth",
+    "ISaslExchange",
+    "ISaslMechanisms",
     "ISelfTestingFilter",
     "ISessionDelivery",
     "ISessionPolicy",
     "ISessionPolicyFactory",
     "Later",
+    "LoggedIn",
+    "LoginClient",
     "PASS",
     "Path",
     "Peer",

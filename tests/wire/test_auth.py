@@ -686,7 +686,7 @@ def test_so_is_what_is_wrong_with_a_checker_but_no_password(checker: str, proble
 
 
 def test_questions_about_checkers_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\nmemory  A colon-separated list" in printed(capsys, "--help-auth")
+    assert "\nmemory   A colon-separated list" in printed(capsys, "--help-auth")
     assert "`user:password`" in printed(capsys, "--help-auth-type", "file")
     assert mistake("--help-auth-type", "x").startswith("--help-auth-type: one of ")
 

@@ -5,7 +5,7 @@ A checker gets the user's name and password as octets, as in Twisted, or as text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import Any
 
@@ -14,10 +14,12 @@ from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword,
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr
 
 from twisted_smtpguard.engine.sasl import Login
 from twisted_smtpguard.hooks.later import call_hook, start_coroutine
-from twisted_smtpguard.values import FAULTS
+from twisted_smtpguard.interfaces import ISaslMechanisms
+from twisted_smtpguard.values import FAULTS, Challenge, LoggedIn, LoginClient, Refused
 
 
 @attrs.frozen
@@ -38,16 +40,42 @@ class Judgement:
     failures: Sequence[Failure] = ()
     """The failures of checkers that could not judge. If there is no user either, it is unknown whether the credentials
     are valid."""
+    final: bytes = b""
+    """What the client is to be sent besides."""
 
 
 class Checkers:
     """Asks each checker in its order until one accepts the credentials. ValueError: a checker takes no passwords."""
 
     def __init__(self, checkers: Sequence[Any]) -> None:
+        self._sasl = [each for each in checkers if ISaslMechanisms.providedBy(each)]
+        self._checkers: list[_AskedMechanisms | _AskedChecker] = []
         for checker in checkers:
-            if not takes_passwords(checker):
+            if ISaslMechanisms.providedBy(checker):
+                self._checkers.append(_AskedMechanisms(checker))
+            elif takes_passwords(checker):
+                self._checkers.append(_AskedChecker(checker))
+            else:
                 raise ValueError(f"checkers: {checker!r} does not check user names with passwords")
-        self._checkers = tuple(_AskedChecker(checker) for checker in checkers)
+
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """What a ServerContext has of them."""
+        identify = self.identify if self._checkers else None
+        return {"identify": identify, "mechanisms": self.mechanisms, "begin_exchange": self.begin}
+
+    def mechanisms(self, certified: bool) -> Sequence[str]:
+        """The mechanisms of AUTH, for a client that has shown a certificate or has not."""
+        own = ("PLAIN", "LOGIN") if any(each.takes_passwords for each in self._checkers) else ()
+        if not self._sasl:
+            return own
+        others = [name for each in self._sasl for name in each.mechanisms if name not in ("PLAIN", "LOGIN")]
+        return tuple(dict.fromkeys([*own, *(name for name in others if certified or name != "EXTERNAL")]))
+
+    def begin(self, mechanism: str, client: LoginClient) -> ExchangeWithJudgement:
+        """Begin an exchange by one of the mechanisms, other than PLAIN and LOGIN."""
+        checker = next(each for each in self._sasl if mechanism in each.mechanisms)
+        return ExchangeWithJudgement(checker.begin(mechanism, client))
 
     def identify(self, login: Login) -> Judgement | Deferred[Judgement]:
         """The verdict on the credentials; a Deferred if a checker answers later. If one cannot judge, the next is
@@ -61,7 +89,7 @@ class Checkers:
         failures: list[Failure] = []
         for checker in self._checkers:
             try:
-                avatar_id = await checker.avatar_id(login)
+                avatar_id, name = await checker.avatar_of(login)
             except UnauthorizedLogin:
                 continue
             except CancelledError:
@@ -70,10 +98,60 @@ class Checkers:
             except FAULTS:
                 failures.append(Failure())
                 continue
-            name = avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
             text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
             return Judgement(User(text, avatar_id), failures)
         return Judgement(None, failures)
+
+
+class ExchangeWithJudgement:
+    """An exchange of an ISaslMechanisms, whose end is a judgement."""
+
+    def __init__(self, exchange: Any) -> None:
+        self._exchange = exchange
+        self.abort: Callable[[], object] = exchange.abort
+
+    def respond(self, response: bytes | None) -> Any:
+        """The Challenge or the Judgement; a Deferred if it comes later. Raises what the exchange does, except that a
+        wrong password is a judgement."""
+        return start_coroutine(self._respond(response))
+
+    async def _respond(self, response: bytes | None) -> Challenge | Judgement:
+        try:
+            outcome = await call_hook(self._exchange.respond, response)
+        except UnauthorizedLogin:
+            return Judgement()
+        if isinstance(outcome, Challenge):
+            return outcome
+        if not isinstance(outcome, LoggedIn):
+            raise TypeError(f"{safe_repr(outcome)} is no Challenge and no LoggedIn")
+        return Judgement(User(outcome.user, outcome.avatar_id), (), outcome.final)
+
+
+class _AskedMechanisms:
+    """A checker that does PLAIN itself."""
+
+    def __init__(self, checker: Any) -> None:
+        self._checker = checker
+
+    @property
+    def takes_passwords(self) -> bool:
+        return "PLAIN" in self._checker.mechanisms
+
+    async def avatar_of(self, login: Login) -> tuple[object, bytes | str]:
+        if not self.takes_passwords:
+            raise UnauthorizedLogin
+        client = login.client
+        assert client is not None, "the engine gives it"
+        exchange = self._checker.begin("PLAIN", client)
+        try:
+            outcome = await call_hook(exchange.respond, b"\0".join((b"", login.username, login.password)))
+        except Refused:
+            # It does not even take such a password, so it is none of its users'.
+            raise UnauthorizedLogin from None
+        if not isinstance(outcome, LoggedIn):
+            exchange.abort()
+            raise TypeError(f"{safe_repr(outcome)} is no LoggedIn")
+        return outcome.avatar_id, outcome.user
 
 
 _WRONG_KIND = (TypeError, AttributeError, LookupError, UnicodeError)
@@ -122,7 +200,14 @@ class _AskedChecker:
         self._keeps_text: bool | None = None
         """Whether the checker stores text; None while that is unknown."""
 
-    async def avatar_id(self, login: Login) -> object:
+    takes_passwords = True
+
+    async def avatar_of(self, login: Login) -> tuple[object, bytes | str]:
+        """The checker's answer, and the user's name. Raises as `_avatar_id`."""
+        avatar_id = await self._avatar_id(login)
+        return avatar_id, avatar_id if isinstance(avatar_id, bytes | str) and avatar_id else login.username
+
+    async def _avatar_id(self, login: Login) -> object:
         """The checker's answer. UnauthorizedLogin: it does not know the user, or the password is wrong. Any other
         exception is a failure of the checker, which cannot judge.
         """

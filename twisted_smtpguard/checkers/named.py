@@ -15,6 +15,7 @@ from twisted.cred import strcred
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 
 from twisted_smtpguard.checkers.checking import takes_passwords
+from twisted_smtpguard.checkers.dovecot import DovecotAuth
 from twisted_smtpguard.checkers.passwordfile import PasswordFile
 from twisted_smtpguard.checkers.unixusers import UnixUsers, why_unusable
 from twisted_smtpguard.limits.units import parse_path
@@ -137,6 +138,23 @@ def _expected(name: str, argument_format: str) -> ValueError:
     return ValueError(f"{name}: the argument after the colon must be: {argument_format}")
 
 
+def _make_dovecot(argument: str, reactor: Any) -> DovecotAuth:
+    """Users log in against Dovecot, or another server of its authentication protocol (versions
+    1.1 and later). The argument is an endpoint, as a rule unix:/run/dovecot/auth-client: a
+    socket that Dovecot's `service auth` has for others. Besides PLAIN and LOGIN the mechanisms
+    are offered that the server has, such as SCRAM-SHA-256 and OAUTHBEARER. EXTERNAL is offered
+    to clients with a certificate (--tls-client-authorities).
+
+    One connection is kept for all logins. While the server cannot be reached, or says that its
+    failure is temporary, AUTH is answered with 454.
+    """
+    try:
+        return DovecotAuth(argument.strip(), reactor)
+    except (ValueError, TypeError, LookupError):
+        raise _expected("dovecot", _DOVECOT_FORMAT) from None
+
+
+_DOVECOT_FORMAT = "An endpoint such as unix:/run/dovecot/auth-client or tcp:127.0.0.1:12345."
 _FILE_FORMAT = "The path of a file with a line user:password for each user."
 _MEMORY_FORMAT = "A colon-separated list (name:password:...), none of them empty."
 _UNIX_FORMAT = "Nothing."
@@ -145,6 +163,7 @@ _UNIX_FORMAT = "Nothing."
 def _builtin() -> dict[str, _Builtin]:
     """The checkers that come with the guard, by name."""
     return {
+        "dovecot": _Builtin(_DOVECOT_FORMAT, _make_dovecot),
         "file": _Builtin(_FILE_FORMAT, _make_file),
         "memory": _Builtin(_MEMORY_FORMAT, _make_memory),
         "unix": _Builtin(_UNIX_FORMAT, _make_unix, why_unusable()),

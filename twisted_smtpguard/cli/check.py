@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel
 from twisted.python.failure import Failure
 
+from twisted_smtpguard.checkers.dovecot import DovecotAuth
 from twisted_smtpguard.cli.configuration import Setting
 from twisted_smtpguard.cli.counterstore import check_counters, shown_counters
 from twisted_smtpguard.cli.helptext import OPTIONS, in_columns
@@ -76,12 +77,13 @@ async def check(
                 missing = await answer_of(ISelfTestingFilter(entry.filter).self_test())
             if missing:
                 warnings.append(escape_text(f"{entry.name}: {missing}"))
-    tested = {entry.policy: entry.name for entry in reversed(service.factory.policies)}
-    for policy, name in tested.items():
-        if isinstance(policy, PolicyServer):
-            missing = await policy.self_test()
+    servers: dict[Any, str] = {part: "" for part in service if isinstance(part, DovecotAuth)}
+    servers |= {entry.policy: f"{entry.name}: " for entry in reversed(service.factory.policies)}
+    for server, name in servers.items():
+        if isinstance(server, DovecotAuth | PolicyServer):
+            missing = await server.self_test()
             if missing:
-                warnings.append(escape_text(f"{name}: {missing}"))
+                warnings.append(escape_text(f"{name}{missing}"))
     answers, away = await check_counters(service.factory.counting.store)
     lines += ["", answers] if answers else []
     warnings += [escape_text(away)] if away else []

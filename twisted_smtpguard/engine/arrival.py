@@ -168,7 +168,7 @@ def _secured(engine: Engine, tls: str, certificate: bytes | None) -> None:
         return
     if engine.name:
         # What the client sent in clear is forgotten (RFC 3207 4.2), but the counts of the session stay.
-        engine.user = engine.auth = engine.known_client = None
+        engine.user = engine.known_client = None
         engine.helo = ""
         engine.offered = frozenset()
         engine.reset()

@@ -11,17 +11,23 @@ from functools import partial
 from typing import Any
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.engine import counts, sasl
+from twisted_smtpguard.engine import counts, ending, sasl
 from twisted_smtpguard.engine.engine import Engine
 from twisted_smtpguard.engine.hooks import wait_for
 from twisted_smtpguard.engine.port import Expired
 from twisted_smtpguard.engine.stages import Phase, Stage
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import FAULTS, CheckerUnavailable, Refused, is_later
+from twisted_smtpguard.values import FAULTS, Challenge, CheckerUnavailable, LoginClient, Refused, is_later
 
 
 class WithheldError(Exception):
     """Replaces a checker's exception in the log, because its message may contain the password."""
+
+
+def is_certified(engine: Engine) -> bool:
+    """Whether the client has shown a certificate."""
+    peer = engine.known_peer
+    return peer is not None and peer.certificate is not None
 
 
 def auth(engine: Engine, argument: bytes) -> Reply | None:
@@ -34,79 +40,134 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
         return counts.invalid(engine, replies.BAD_SEQUENCE)
     if not (engine.tls or context.auth_without_tls):
         return replies.ENCRYPTION_REQUIRED
-    if mechanism not in sasl.MECHANISMS:
+    if mechanism not in context.mechanisms(is_certified(engine)):
         return replies.UNKNOWN_MECHANISM
     engine.known_client = None
-    steps = sasl.MECHANISMS[mechanism](sasl.decode_initial(initial))
-    return _advance(engine, mechanism, steps, partial(next, steps))
+    response = sasl.decode_initial(initial)
+    begin = sasl.PasswordExchange if mechanism in sasl.MECHANISMS else context.begin_exchange
+    try:
+        exchange = begin(mechanism, _client_of(engine))
+    except FAULTS as error:
+        return _unavailable(engine, error)
+    return _advance(engine, _Exchange(mechanism, exchange), response)
 
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
     """Take the line with the response to a challenge. Returns the reply, or None if it comes later."""
-    (mechanism, steps), engine.auth = engine.auth, None
     try:
         response = sasl.decode_response(line)
     except Refused as refused:
+        ending.drop_exchange(engine)
         return refused.reply
-    return _advance(engine, mechanism, steps, partial(steps.send, response))
+    exchange, engine.auth = engine.auth, None
+    return _advance(engine, exchange, response)
 
 
-def _advance(engine: Engine, mechanism: str, steps: sasl.Steps, step: Callable[[], bytes]) -> Reply | None:
-    try:
-        challenge = step()
-    except StopIteration as end:
-        return _check(engine, mechanism, end.value)
-    except Refused as refused:
-        return refused.reply
-    engine.auth = mechanism, steps
+class _Exchange:
+    """An exchange that goes on."""
+
+    __slots__ = ("abort", "final", "mechanism", "respond", "user")
+
+    def __init__(self, mechanism: str, exchange: Any) -> None:
+        self.mechanism = mechanism
+        self.respond: Callable[[bytes | None], Any] = exchange.respond
+        self.abort: Callable[[], object] = exchange.abort
+        self.user = b""
+        """As whom the client wants to log in, as far as it is known."""
+        self.final: Any = None
+        """The judgement, if the client has logged in and only has to take note of what it was sent."""
+
+
+def _client_of(engine: Engine) -> LoginClient:
+    return LoginClient(engine.peer, engine.name, engine.tls)
+
+
+def _advance(engine: Engine, exchange: _Exchange, response: bytes | None) -> Reply | None:
+    if exchange.final is not None:
+        return replies.BAD_AUTH_RESPONSE if response else _logged_in(engine, exchange, exchange.final)
+    ask = partial(exchange.respond, response)
+    if exchange.mechanism in sasl.MECHANISMS:
+        try:
+            outcome = ask()
+        except Refused as refused:
+            return refused.reply
+        if isinstance(outcome, Challenge):
+            return _challenge(engine, exchange, outcome.octets)
+        exchange.user = outcome.username
+        identify = engine.context.identify
+        assert identify is not None
+        ask = partial(identify, outcome)
+    else:
+        exchange.user = exchange.user or sasl.claimed_user(exchange.mechanism, response)
+    return _try(engine, exchange, ask)
+
+
+def _challenge(engine: Engine, exchange: _Exchange, octets: bytes) -> Reply:
+    engine.auth = exchange
     engine.enter(Stage.AUTH_RESPONSE)
-    return replies.challenge(b64encode(challenge).decode("ascii"))
+    return replies.challenge(b64encode(octets).decode("ascii"))
 
 
-def _check(engine: Engine, mechanism: str, login: sasl.Login) -> Reply | None:
-    """Check the credentials, unless so many of the client have been wrong that no more may be checked."""
-    engine.user_tried = login.username.decode("utf-8", "backslashreplace")
-    attempt = engine.context.attempts.begin(engine.key, login.username, trusted=engine.trusted)
+def _try(engine: Engine, exchange: _Exchange, ask: Callable[[], Any]) -> Reply | None:
+    """Ask about what the client has sent, unless so much of it was wrong that no more may be checked."""
+    engine.user_tried = exchange.user.decode("utf-8", "backslashreplace")
+    attempt = engine.context.attempts.begin(engine.key, exchange.user, trusted=engine.trusted)
+    then = partial(_ask, exchange, ask)
     if is_later(attempt):
-        return wait_for(engine, attempt, partial(_identify, mechanism, login), _unavailable, late=_left)
-    return _identify(mechanism, login, engine, attempt)
+        return wait_for(engine, attempt, then, partial(_not_tried, exchange), late=partial(_left, exchange))
+    return then(engine, attempt)
 
 
-def _left(engine: Engine, attempt: Any, error: BaseException | None) -> None:
+def _not_tried(exchange: _Exchange, engine: Engine, error: BaseException) -> Reply:
+    _abort(engine, exchange)
+    return _unavailable(engine, error)
+
+
+def _left(exchange: _Exchange, engine: Engine, attempt: Any, error: BaseException | None) -> None:
     """Called when it is decided whether the credentials may be checked, and the client has left."""
+    _abort(engine, exchange)
     if error is None:
         attempt.withdraw()
 
 
-def _identify(mechanism: str, login: sasl.Login, engine: Engine, attempt: Any) -> Reply | None:
+def _abort(engine: Engine, exchange: _Exchange) -> None:
+    engine.auth = exchange
+    ending.drop_exchange(engine)
+
+
+def _ask(exchange: _Exchange, ask: Callable[[], Any], engine: Engine, attempt: Any) -> Reply | None:
     for exceeded in attempt.exceeded:
         if counts.enforces(engine, exceeded.limit, exceeded.failures, network=exceeded.network):
+            _abort(engine, exchange)
             engine.reason = exceeded.limit
             return replies.AUTH_UNAVAILABLE
-    identify = engine.context.identify
-    assert identify is not None
     try:
-        judgement = identify(login)
+        outcome = ask()
     except FAULTS as error:
         return _failed(attempt, engine, error)
-    if is_later(judgement):
-        then, failed = partial(_judged, mechanism, attempt), partial(_failed, attempt)
-        return wait_for(engine, judgement, then, failed, late=partial(_judged_late, attempt))
-    return _judged(mechanism, attempt, engine, judgement)
+    if is_later(outcome):
+        then, failed = partial(_judged, exchange, attempt), partial(_failed, attempt)
+        return wait_for(engine, outcome, then, failed, late=partial(_judged_late, attempt))
+    return _judged(exchange, attempt, engine, outcome)
 
 
-def _judged(mechanism: str, attempt: Any, engine: Engine, judgement: Any) -> Reply:
-    for failure in judgement.failures:
+def _judged(exchange: _Exchange, attempt: Any, engine: Engine, outcome: Any) -> Reply:
+    """Called with a Challenge, or with the judgement."""
+    if isinstance(outcome, Challenge):
+        attempt.withdraw()
+        return _challenge(engine, exchange, outcome.octets)
+    for failure in outcome.failures:
         log_failure(engine, failure.value)
-    user = judgement.user
-    if user is None and judgement.failures:
+    if outcome.user is not None:
+        attempt.right()
+        if outcome.final:
+            # The client answers with an empty line, and is then told that it has logged in (RFC 4954 4).
+            exchange.final = outcome
+            return _challenge(engine, exchange, outcome.final)
+        return _logged_in(engine, exchange, outcome)
+    if outcome.failures:
         attempt.withdraw()
         return replies.AUTH_UNAVAILABLE
-    if user is not None:
-        attempt.right()
-        engine.user, engine.mechanism = user, mechanism
-        engine.context.events.login(engine.name, engine.peer_name, user.name, mechanism)
-        return replies.AUTHENTICATED
     attempt.wrong()
     engine.failures += 1
     limit = engine.context.limits.max_auth_failures
@@ -119,9 +180,16 @@ def _judged(mechanism: str, attempt: Any, engine: Engine, judgement: Any) -> Rep
     return replies.AUTH_FAILED
 
 
-def _judged_late(attempt: Any, engine: Engine, judgement: Any, error: BaseException | None) -> None:
+def _logged_in(engine: Engine, exchange: _Exchange, judgement: Any) -> Reply:
+    engine.user, engine.mechanism = judgement.user, exchange.mechanism
+    engine.context.events.login(engine.name, engine.peer_name, judgement.user.name, exchange.mechanism)
+    return replies.AUTHENTICATED
+
+
+def _judged_late(attempt: Any, engine: Engine, outcome: Any, error: BaseException | None) -> None:
     """Called when the checkers have answered, and the client has left. A wrong password stays counted."""
-    if error is None and judgement.user is None and not judgement.failures:
+    challenge = isinstance(outcome, Challenge)
+    if error is None and not challenge and outcome.user is None and not outcome.failures:
         attempt.wrong()
     else:
         attempt.withdraw()
@@ -129,7 +197,7 @@ def _judged_late(attempt: Any, engine: Engine, judgement: Any, error: BaseExcept
 
 def _failed(attempt: Any, engine: Engine, error: BaseException) -> Reply:
     attempt.withdraw()
-    return _unavailable(engine, error)
+    return error.reply if isinstance(error, Refused) else _unavailable(engine, error)
 
 
 def _unavailable(engine: Engine, error: BaseException) -> Reply:

@@ -15,6 +15,7 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import (
     authentication,
     counts,
+    ending,
     grammar,
     lenient,
     policies,
@@ -117,7 +118,8 @@ def invalid_line(engine: Engine, reply: Reply, verb: bytes = b"", line: bytes = 
     after_auth = command.verb == "AUTH" if command is not None else engine.after_auth
     # `AUTH=` and the like may have a password in them, and so may the next lines.
     engine.after_auth = after_auth or b"AUTH" in (verb or line.upper())
-    engine.auth = engine.command = None
+    ending.drop_exchange(engine)
+    engine.command = None
     engine.unknown = verb
     engine.phase_before = Phase.CONNECTED
     if engine.context.draining:
@@ -129,7 +131,7 @@ def auth_response(engine: Engine, line: bytes) -> Reply | None:
     """Carry out the line after a challenge of AUTH. Returns the reply, or None if it comes later."""
     refusal = _before(engine, engine.command)
     if refusal is not None:
-        engine.auth = None
+        ending.drop_exchange(engine)
         return refusal
     return authentication.respond(engine, line)
 
@@ -171,7 +173,7 @@ def _ehlo(engine: Engine, name: str, *, judged: bool = False) -> Reply | None:
     if context.policies and not judged:
         return policies.ask(engine, "helo", lambda engine: _ehlo(engine, name, judged=True), helo=name)
     _helo(engine, name, judged=True)
-    offer = context.offer(engine.tls != "")
+    offer = context.offer(engine.tls != "", authentication.is_certified(engine))
     engine.offered = offer.mail_parameters
     return offer.reply
 

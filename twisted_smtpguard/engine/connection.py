@@ -130,7 +130,7 @@ class Connection(ClientStanding):
     policed: Any = None
     """The `PolicyState`; None before a policy was first asked."""
     auth: Any = None
-    """The mechanism of AUTH and its running exchange, while a response is due; else None."""
+    """The exchange of AUTH, while a response is due; else None."""
     failures: int = 0
     """The number of wrong credentials in this session."""
     messages: int = 0

@@ -13,12 +13,13 @@ from twisted_smtpguard import replies
 from twisted_smtpguard.engine import grammar
 from twisted_smtpguard.engine.message import MessageRules, message_rules
 from twisted_smtpguard.engine.port import Cancellable
-from twisted_smtpguard.engine.sasl import MECHANISMS
+from twisted_smtpguard.engine.sasl import MECHANISMS, PasswordExchange
 from twisted_smtpguard.engine.stages import Stage, StageRow
 from twisted_smtpguard.inputs.arguments import derive_again, derived
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import no_limit
 from twisted_smtpguard.replies import Reply
+from twisted_smtpguard.values import LoginClient
 
 _MAX_UNWRITTEN_OCTETS = 64 * 1024
 """Replies are written at this size where `max_output_buffer` is 0: appending to more octets takes too long."""
@@ -28,8 +29,9 @@ _MAX_UNWRITTEN_OCTETS = 64 * 1024
 class Offer:
     """The reply to EHLO, and what it offers."""
 
-    made_for: tuple[frozenset[str], int, bool]
-    """What the offer depends on: the delivery's extensions, the largest message, and whether CHUNKING is offered."""
+    made_for: tuple[frozenset[str], int, bool, Sequence[str]]
+    """What the offer depends on: the delivery's extensions, the largest message, whether CHUNKING is offered, and the
+    mechanisms of AUTH."""
     reply: Reply
     mail_parameters: frozenset[str]
     """The MAIL parameters that may be used. BINARYMIME stands for BODY=BINARYMIME; DSN for RET and ENVID, and for
@@ -84,6 +86,11 @@ class ServerContext:
     """Whether the guard believes what a trusted proxy reports of its client's TLS."""
     identify: Callable[[Any], Any] | None = None
     """Called with a `Login`; returns the judgement of the checkers, now or later. None: AUTH is not offered."""
+    mechanisms: Callable[[bool], Sequence[str]] = lambda certified: tuple(MECHANISMS)
+    """Returns the mechanisms of AUTH, for a client that has shown a certificate or has not."""
+    begin_exchange: Callable[[str, LoginClient], Any] = PasswordExchange
+    """Begins an exchange by a mechanism that is none of the engine's own. It has `respond()` and `abort()`, as an
+    ISaslExchange, and ends with a judgement as `identify` does."""
     auth_without_tls: bool = False
     """Whether AUTH is allowed without TLS."""
     require_tls: bool = False
@@ -145,7 +152,7 @@ class ServerContext:
     """`ClientRate`: counts the messages of each client; None for no limit."""
     recipient_rate: Any = derived(lambda self: self.clients.rate("recipient_rate"))
     """`ClientRate`: counts the recipients of each client; None for no limit."""
-    _offers: dict[bool, Offer] = derived(lambda self: {})
+    _offers: dict[tuple[bool, bool], Offer] = derived(lambda self: {})
     _rules: Callable[[int, bool], MessageRules] = derived(
         lambda self: lru_cache(maxsize=2)(
             lambda max_message_octets, binary: message_rules(self.limits, self.max_octets, binary=binary)
@@ -181,15 +188,16 @@ class ServerContext:
         """The rules that a message has to satisfy now."""
         return self._rules(self.delivery.max_message_octets, binary)
 
-    def offer(self, tls: bool) -> Offer:
+    def offer(self, tls: bool, certified: bool = False) -> Offer:
         """The offer of EHLO now, with or without TLS. It is kept until the delivery changes its part, which is rare."""
-        made_for = (self.delivery.extensions, self.max_octets, self.offers_chunking())
-        offer = self._offers.get(tls)
+        mechanisms = self.mechanisms(certified) if self._offers_auth(tls) else ()
+        made_for = (self.delivery.extensions, self.max_octets, self.offers_chunking(), mechanisms)
+        offer = self._offers.get((tls, certified))
         if offer is None or offer.made_for != made_for:
-            offer = self._offers[tls] = Offer(
+            offer = self._offers[tls, certified] = Offer(
                 made_for,
                 replies.hello(self.hostname, self._keywords(*made_for, tls)),
-                _mail_parameters(made_for[0], auth=self._offers_auth(tls)),
+                _mail_parameters(made_for[0], auth=bool(mechanisms)),
             )
         return offer
 
@@ -205,7 +213,9 @@ class ServerContext:
     def _offers_auth(self, tls: bool) -> bool:
         return self.identify is not None and (tls or self.auth_without_tls)
 
-    def _keywords(self, extensions: frozenset[str], octets: int, chunking: bool, tls: bool) -> list[str]:
+    def _keywords(
+        self, extensions: frozenset[str], octets: int, chunking: bool, mechanisms: Sequence[str], tls: bool
+    ) -> list[str]:
         """The keywords of EHLO (RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6531; LIMITS: RFC 9422)."""
         caps = (("RCPTMAX", "max_recipients"), ("MAILMAX", "max_messages"))
         # A limit in dry run is not announced: clients that respect it would never reach it.
@@ -216,7 +226,7 @@ class ServerContext:
             f"SIZE {octets}" if octets else "SIZE",
             *(["CHUNKING"] if chunking else ()),
             *(("STARTTLS",) if self._offers_starttls(tls) else ()),
-            *((" ".join(("AUTH", *MECHANISMS)),) if self._offers_auth(tls) else ()),
+            *((" ".join(("AUTH", *mechanisms)),) if mechanisms else ()),
             *(word for word in ("8BITMIME", "BINARYMIME", "SMTPUTF8", "DSN") if word in extensions),
             *([" ".join(("LIMITS", *limits))] if limits else ()),
             "ENHANCEDSTATUSCODES",

@@ -14,7 +14,7 @@ def end(connection: Connection, stage: Stage) -> None:
     if over:
         return
     connection.buffer, connection.offset, connection.held = b"", 0, 0
-    connection.auth = None
+    drop_exchange(connection)
     if connection.handshaking:
         connection.context.handshake_over(connection, "abandoned")
     if connection.delay is not None:
@@ -45,3 +45,13 @@ def release(connection: Connection) -> None:
         if connection.place is not None:
             connection.place.give_back()
         counts.log_end(connection)
+
+
+def drop_exchange(connection: Connection) -> None:
+    """End the exchange of AUTH that goes on, if there is one. An exception is only logged."""
+    exchange, connection.auth = connection.auth, None
+    if exchange is not None:
+        try:
+            exchange.abort()
+        except BaseException as error:  # noqa: BLE001 - a plug-in's bug must not keep the rest from being released
+            connection.log_failure(error, "a login could not be aborted")

@@ -1,6 +1,7 @@
-"""The AUTH mechanisms PLAIN (RFC 4616) and LOGIN: responses in, challenges and finally credentials out.
+"""The AUTH mechanisms PLAIN (RFC 4616) and LOGIN: responses in, challenges and finally credentials out; and what is
+the same for all mechanisms.
 
-Whether the credentials are right is decided by the checkers.
+Whether the credentials are right is decided by the checkers, and so is all about other mechanisms.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeAlias
 import attrs
 
 from twisted_smtpguard import replies
-from twisted_smtpguard.values import Refused
+from twisted_smtpguard.values import Challenge, LoginClient, Refused
 
 _COMMAND = re.compile(rb"([A-Za-z0-9_-]{1,20})(?:[ \t]+(\S+))?")
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
@@ -29,6 +30,8 @@ class Login:
     password: bytes = attrs.field(repr=False)
     acts_for: bytes = b""
     """The user to act as (RFC 4616 2: authzid); b"" if the client named none."""
+    client: LoginClient | None = attrs.field(default=None, eq=False, repr=False)
+    """Who has sent them."""
 
 
 Steps: TypeAlias = Generator[bytes, bytes, Login]
@@ -94,3 +97,44 @@ def _login_of(username: bytes, password: bytes, acts_for: bytes = b"") -> Login:
 
 MECHANISMS: dict[str, Mechanism] = {"PLAIN": _plain, "LOGIN": _login}
 """The mechanisms, in the order in which EHLO offers them."""
+
+
+class PasswordExchange:
+    """An exchange by one of these mechanisms. It ends with a Login."""
+
+    def __init__(self, mechanism: str, client: LoginClient) -> None:
+        self._begin = MECHANISMS[mechanism]
+        self._client = client
+        self._steps: Steps | None = None
+
+    def respond(self, response: bytes | None) -> Challenge | Login:
+        """Take the initial response, or None, and then each response. Raises Refused if it is malformed."""
+        try:
+            if self._steps is None:
+                self._steps = self._begin(response)
+                return Challenge(next(self._steps))
+            return Challenge(self._steps.send(response or b""))
+        except StopIteration as end:
+            login: Login = end.value
+            return attrs.evolve(login, client=self._client)
+
+    def abort(self) -> None:
+        """Nothing is left of it."""
+
+
+_CLAIMS = (
+    # The names of GS2 (RFC 5801 4), as in OAUTHBEARER, whose name is the one to act as; those of SCRAM and XOAUTH2.
+    ("SCRAM-", re.compile(rb"[pny](?:=[^,]*)?,[^,]*,n=([^,]{1,1024}),")),
+    ("OAUTHBEARER", re.compile(rb"[pny](?:=[^,]*)?,a=([^,]{1,1024}),")),
+    ("XOAUTH2", re.compile(rb"user=([^\x01]{1,1024})\x01")),
+    ("EXTERNAL", re.compile(rb"([^\0]{1,1024})\Z")),
+)
+
+
+def claimed_user(mechanism: str, response: bytes | None) -> bytes:
+    """The user as whom a client wants to log in by another mechanism, if a response says so; else b""."""
+    for name, pattern in _CLAIMS:
+        match = pattern.match(response or b"") if mechanism.startswith(name) else None
+        if match is not None:
+            return match[1].replace(b"=2C", b",").replace(b"=3D", b"=")
+    return b""

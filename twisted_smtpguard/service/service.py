@@ -141,7 +141,8 @@ class SMTPGuardService(PartsOwner):
         """The latest stop; None before the first."""
         self.operator = Operator(self)
         """What an operator may ask and change while the guard runs."""
-        for part in (counters, *(entry.filter for entry in filters), *named, delivery):
+        parts = (counters, *(entry.filter for entry in filters), *named, delivery, *checkers)
+        for part in parts:
             self.adopt(part)
 
     @property

@@ -172,7 +172,7 @@ class SMTPGuardFactory(ServerFactory):
             starttls=tls is not None,
             asks_for_certificates=self.asks_for_certificates,
             proxy_tls=proxy_protocol_tls,
-            identify=Checkers(checkers).identify if checkers else None,
+            **Checkers(checkers).hooks,
             auth_without_tls=auth_without_tls,
             require_tls=require_tls,
             require_auth=require_auth,

@@ -1,0 +1,409 @@
+"""Logins against a server of Dovecot's protocol that answers, lies, hangs and comes back as a test says."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionLost
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from twisted_smtpguard.checkers.dovecot import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    MOST_REQUESTS,
+    DovecotAuth,
+    DovecotExchange,
+)
+from twisted_smtpguard.values import Challenge, CheckerUnavailable, LoggedIn, LoginClient, Peer, Refused
+
+ANN = LoginClient(Peer(ip_address("192.0.2.1"), 5, None, None), "s-1")
+HELLO = (
+    b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nMECH\tSCRAM-SHA-256\nMECH\tANONYMOUS\tanonymous\nSPID\t1\nDONE\n"
+)
+MESSAGE = b"\0ann\0o-so-secret"
+
+
+class Transport(StringTransport):
+    """It ends at once when it is aborted."""
+
+    def abortConnection(self) -> None:
+        super().abortConnection()
+        self.end()
+
+    def end(self) -> None:
+        if self.connected:
+            self.connected = False
+            self.protocol.connectionLost(Failure(ConnectionLost()))
+
+    protocol: Any = None
+
+
+class Server:
+    """The other end of the socket, and a DovecotAuth that is started."""
+
+    def __init__(self, *, started: bool = True) -> None:
+        self.reactor = MemoryReactorClock()
+        self.auth = DovecotAuth("unix:/run/dovecot/auth-client", self.reactor)
+        self.transports: list[Transport] = []
+        if started:
+            self.auth.startService()
+
+    @property
+    def dials(self) -> int:
+        return len(self.reactor.unixClients)
+
+    def accept(self, said: bytes = HELLO) -> Transport:
+        """The connection that is being made is made, and the server says this."""
+        _, factory, *_ = self.reactor.unixClients[-1]
+        transport = Transport()
+        transport.protocol = factory.buildProtocol(None)
+        transport.protocol.makeConnection(transport)
+        transport.says = transport.protocol.dataReceived  # type: ignore[attr-defined]
+        self.transports.append(transport)
+        self.say(said)
+        return transport
+
+    def refuse(self) -> None:
+        _, factory, *_ = self.reactor.unixClients[-1]
+        factory.clientConnectionFailed(None, Failure(ConnectError(string="no such file")))
+
+    def say(self, octets: bytes, *, bytewise: bool = False) -> None:
+        for piece in (octets[at : at + 1] for at in range(len(octets))) if bytewise else [octets]:
+            self.transports[-1].protocol.dataReceived(piece)
+
+    def heard(self) -> list[bytes]:
+        """The lines that the guard has sent since."""
+        transport = self.transports[-1]
+        octets = transport.value()
+        transport.clear()
+        return octets.splitlines()
+
+    def login(self, mechanism: str = "PLAIN", response: bytes | None = MESSAGE) -> Login:
+        return Login(self.auth.begin(mechanism, ANN), response)
+
+
+class Login:
+    """One login, and what has become of it."""
+
+    def __init__(self, exchange: DovecotExchange, response: bytes | None) -> None:
+        self.exchange = exchange
+        self.outcome: Any = None
+        self.respond(response)
+
+    def respond(self, response: bytes | None) -> None:
+        self.outcome = None
+        self.pending: Deferred[Any] = self.exchange.respond(response)
+        self.pending.addBoth(self._take)
+
+    def _take(self, outcome: Any) -> None:
+        self.outcome = outcome.value if isinstance(outcome, Failure) else outcome
+
+    @property
+    def problem(self) -> str:
+        assert isinstance(self.outcome, CheckerUnavailable), self.outcome
+        return str(self.outcome)
+
+
+def ready() -> Server:
+    server = Server()
+    server.accept()
+    server.heard()
+    return server
+
+
+def base64(octets: bytes) -> bytes:
+    return b64encode(octets)
+
+
+# What a server says.
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_it_greets_and_takes_what_the_server_offers(bytewise: bool) -> None:
+    server = Server()
+    assert server.auth.mechanisms == ("PLAIN",)
+    server.accept(b"")
+    assert server.heard()[0] == b"VERSION\t1\t2"
+    server.say(HELLO, bytewise=bytewise)
+    assert server.auth.mechanisms == ("PLAIN", "SCRAM-SHA-256")
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_a_password_is_right_or_wrong(bytewise: bool) -> None:
+    server = ready()
+    right, wrong = server.login(), server.login()
+    first, second = server.heard()
+    assert first.startswith(b"AUTH\t1\tPLAIN\tservice=smtp\tnologin\t")
+    assert first.endswith(b"\tresp=" + base64(MESSAGE))
+    assert second.startswith(b"AUTH\t2\t")
+    server.say(b"FAIL\t2\tuser=ann\nOK\t1\tuser=Ann@example.org\n", bytewise=bytewise)
+    assert right.outcome == LoggedIn("Ann@example.org")
+    assert right.outcome.avatar_id == b"Ann@example.org"
+    assert isinstance(wrong.outcome, UnauthorizedLogin)
+    assert server.auth.open == 0
+
+
+@pytest.mark.parametrize("words", [b"temp", b"code=temp_fail", b"user=ann\ttemp\treason=db\x01tdown"])
+def test_a_temporary_failure_cannot_be_judged(words: bytes) -> None:
+    server = ready()
+    login = server.login()
+    server.say(b"FAIL\t1\t" + words + b"\n")
+    assert login.problem.startswith("unix:/run/dovecot/auth-client: ")
+    assert ("db\\x09down" in login.problem) is (b"reason" in words)
+    assert server.auth.open == 0
+
+
+def test_an_exchange_goes_through_its_challenges() -> None:
+    server = ready()
+    login = server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t1\t" + base64(b"r=xy") + b"\n")
+    assert login.outcome == Challenge(b"r=xy")
+    server.heard()
+    login.respond(b"proof")
+    assert server.heard() == [b"CONT\t1\t" + base64(b"proof")]
+    server.say(b"OK\t1\tuser=ann\tresp=" + base64(b"v=1") + b"\n")
+    assert login.outcome == LoggedIn("ann", final=b"v=1")
+    assert server.auth.open == 0
+
+
+def test_an_ok_without_a_user_lets_nobody_in() -> None:
+    server = ready()
+    login = server.login()
+    server.say(b"OK\t1\n")
+    assert "it names no user" in login.problem
+
+
+def test_lines_that_it_does_not_know_and_answers_to_nobody_are_left_out() -> None:
+    server = ready()
+    login = server.login()
+    server.say(b"NEW\tthings\nOK\t99\tuser=eve\nCUID\t4\n\nOK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+# Servers that break the protocol.
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"220 smtp.example ESMTP\r\n",
+        b"VERSION\t2\t0\n",
+        b"VERSION\nDONE\n",
+        b"MECH\tPLAIN\nDONE\n",
+        b"x" * 70_000,
+        HELLO + b"OK\n",
+        HELLO + b"CONT\t1\t!\n",
+        HELLO + b"x" * 70_000,
+    ],
+    ids=[
+        "SMTP",
+        "version",
+        "no version",
+        "no greeting",
+        "endless",
+        "no number",
+        "no base64",
+        "endless later",
+    ],
+)
+def test_it_is_left_and_asked_again_later(said: bytes) -> None:
+    server = Server(started=False)
+    login = server.login()
+    server.auth.startService()
+    transport = server.accept(said)
+    assert transport.disconnecting
+    assert login.problem
+    assert server.auth.open == 0
+    assert server.dials == 1
+    server.reactor.advance(5)
+    assert server.dials == 2
+    server.accept()
+    login = server.login()
+    server.say(b"OK\t2\tuser=ann\nOK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+def test_many_mechanisms_are_too_many() -> None:
+    server = Server()
+    server.accept(
+        b"VERSION\t1\t2\n" + b"".join(b"MECH\tX%d\n" % number for number in range(5000)) + b"DONE\n"
+    )
+    assert len(server.auth.mechanisms) == 100
+
+
+# Servers that are away, or slow.
+
+
+def test_a_server_that_is_not_there_is_told_and_tried_again_ever_more_seldom() -> None:
+    server = Server()
+    login = server.login()
+    server.refuse()
+    assert login.problem == "unix:/run/dovecot/auth-client: An error occurred while connecting: no such file"
+    delays = []
+    for _ in range(12):
+        before, dials = server.reactor.seconds(), server.dials
+        while server.dials == dials:
+            server.reactor.advance(0.1)
+        delays.append(round(server.reactor.seconds() - before, 1))
+        server.refuse()
+    assert delays[0] < 0.5
+    assert delays[-1] == pytest.approx(5, abs=0.2)
+
+
+def test_a_login_does_not_wait_for_the_next_attempt() -> None:
+    server = Server()
+    server.refuse()
+    login = server.login()
+    assert server.dials == 2
+    server.accept()
+    server.say(b"OK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+    server.reactor.advance(100)
+    assert server.dials == 2
+
+
+def test_it_works_without_being_started() -> None:
+    server = Server(started=False)
+    login = server.login()
+    server.accept()
+    server.say(b"OK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+def test_logins_that_come_meanwhile_share_one_connection() -> None:
+    server = Server()
+    logins = [server.login() for _ in range(20)]
+    server.accept()
+    server.say(b"".join(b"OK\t%d\tuser=ann\n" % number for number in range(1, 21)))
+    assert [login.outcome for login in logins] == [LoggedIn("ann")] * 20
+    assert server.dials == 1
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_server_that_says_nothing_is_given_up(accepted: bool) -> None:
+    server = Server()
+    login = server.login()
+    if accepted:
+        server.accept(b"VERSION\t1\t2\n")
+    server.reactor.advance(CONNECT_SECONDS)
+    assert login.problem.endswith(": no answer in 5 seconds")
+    assert server.auth.open == 0
+
+
+def test_a_server_that_hangs_is_left_and_one_that_is_slow_with_one_login_is_not() -> None:
+    server = ready()
+    slow, quick = server.login(), server.login()
+    server.say(b"OK\t2\tuser=ann\n")
+    server.reactor.advance(ANSWER_SECONDS)
+    assert slow.problem.endswith(": no answer in 30 seconds")
+    assert server.heard()[-1] == b"CANCEL\t1"
+    assert not server.transports[-1].disconnecting
+    assert quick.outcome == LoggedIn("ann")
+    server.login()
+    server.reactor.advance(ANSWER_SECONDS)
+    assert server.transports[-1].disconnecting
+
+
+def test_logins_that_are_waiting_when_the_connection_is_lost_cannot_be_judged_and_later_ones_can() -> None:
+    server = ready()
+    waiting, between = server.login(), server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t2\t\n")
+    server.transports[-1].end()
+    assert waiting.problem.endswith(": the connection was lost")
+    between.respond(b"proof")
+    assert between.problem.endswith(": the connection was lost")
+    assert server.auth.open == 0
+    later = server.login()
+    server.accept()
+    server.say(b"OK\t1\tuser=ann\n")
+    assert later.outcome == LoggedIn("ann")
+
+
+# Clients that leave, send too much, or are too many.
+
+
+def test_a_client_that_leaves_cancels_its_request() -> None:
+    server = ready()
+    login, other = server.login(), server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t2\t\n")
+    login.pending.cancel()
+    other.exchange.abort()
+    other.exchange.abort()
+    assert isinstance(login.outcome, CancelledError)
+    assert server.heard()[-2:] == [b"CANCEL\t1", b"CANCEL\t2"]
+    assert server.auth.open == 0
+    server.say(b"OK\t1\tuser=ann\nOK\t2\tuser=ann\n")
+
+
+def test_a_client_that_leaves_before_there_is_a_connection_is_forgotten() -> None:
+    server = Server()
+    login = server.login()
+    login.pending.cancel()
+    server.accept()
+    assert server.heard()[2:] == []
+    assert server.auth.open == 0
+
+
+def test_a_response_that_is_longer_than_the_server_takes_is_refused_and_harms_nobody() -> None:
+    server = ready()
+    login = server.login("PLAIN", b"\0ann\0" + b"x" * 9000)
+    assert isinstance(login.outcome, Refused)
+    assert server.auth.open == 0
+    other = server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t2\t\n")
+    other.respond(b"x" * 9000)
+    assert isinstance(other.outcome, Refused)
+    assert server.heard()[-1] == b"CANCEL\t2"
+    assert not server.transports[-1].disconnecting
+
+
+def test_the_number_of_logins_is_bounded() -> None:
+    server = ready()
+    logins = [server.login() for _ in range(MOST_REQUESTS)]
+    with pytest.raises(CheckerUnavailable, match="1000 logins are waiting already"):
+        server.login()
+    logins[0].pending.cancel()
+    server.login()
+
+
+# Starts and stops.
+
+
+def test_a_stop_ends_the_connection_and_what_waits() -> None:
+    server = ready()
+    login = server.login()
+    server.auth.stopService()
+    assert login.problem.endswith(": the guard stops")
+    assert server.transports[-1].disconnecting
+    server.reactor.advance(100)
+    assert server.dials == 1
+    server.auth.startService()
+    assert server.dials == 2
+
+
+def test_a_stop_while_it_is_connecting_ends_that() -> None:
+    server = Server()
+    login = server.login()
+    server.auth.stopService()
+    assert login.problem
+    server.reactor.advance(100)
+    assert server.dials == 1
+    assert server.reactor.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "nonsense:x", "unix"])
+def test_what_is_no_endpoint_is_told(endpoint: str) -> None:
+    with pytest.raises((ValueError, TypeError, IndexError)):
+        DovecotAuth(endpoint, MemoryReactorClock())
+
+
+def test_no_password_is_in_a_repr() -> None:
+    server = ready()
+    login = server.login()
+    assert "o-so-secret" not in repr(vars(login.exchange))
