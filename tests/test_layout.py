@@ -73,7 +73,8 @@ ROOMS: dict[str, str] = {
     "limits": "inputs replies",
     "metrics": "inputs interfaces limits log operations replies service",
     "log": "hooks inputs interfaces limits replies tls",
-    "operations": "admission filters hooks inputs interfaces limits log policyvalues replies transport values",
+    "operations": "admission filters hooks inputs interfaces limits log policyvalues records replies transport "
+    "values",
     "policies": "hooks inputs interfaces policyvalues replies values",
     "policyvalues": "inputs replies values",
     "public": "admission checkers control delivery filters limits log metrics policies policyvalues replies "

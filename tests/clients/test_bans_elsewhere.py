@@ -10,8 +10,12 @@ from programs import proxied
 from rawclient import RawClient
 from redisserver import RealRedis
 
+from twisted_smtpguard.control.command import ask
+from twisted_smtpguard.operations.verbs import VERBS
+
 pytestmark = pytest.mark.clients
 
+DENIED = "421 4.7.0 Connection refused"
 BANNED = "421 4.7.0 Too many offences, try again later"
 BANS = ("--ban-after=3", "--deliver=discard:", "--max-invalid-commands=0")
 
@@ -78,9 +82,28 @@ def test_two_guards_on_one_redis_count_and_ban_together(tmp_path: Path) -> None:
                 eventually(lambda guard=guard: greeting(guard.address, "127.0.0.2") == BANNED, "not banned")
             told = [sum(" banned " in line for line in guard.lines) for guard in (one, two)]
             assert told == [0, 1]
-            # A guard that starts later knows it too, and one goes on with it while Redis is away.
-            server.signal_stop() if hasattr(server, "signal_stop") else server.kill()
+            # The bans go on while Redis is away, and one that has lost its data is given them, for a guard that starts
+            # later.
+            server.kill()
             assert greeting(one.address, "127.0.0.2") == BANNED
             server.start()
             with GuardProcess(folders[1], *options) as three:
                 eventually(lambda: greeting(three.address, "127.0.0.2") == BANNED, "not banned")
+
+
+def test_what_an_operator_denies_for_a_time_at_one_host_is_denied_at_all(tmp_path: Path) -> None:
+    with RealRedis() as server:
+        folders = [tmp_path / name for name in ("one", "two")]
+        for each in folders:
+            each.mkdir()
+        sockets = [each / "control" for each in folders]
+        guards = [
+            GuardProcess(folder, "--deliver=discard:", f"--counters={server.url}", f"--control={socket}")
+            for folder, socket in zip(folders, sockets, strict=True)
+        ]
+        with guards[0] as one, guards[1] as two:
+            list(ask(str(sockets[0]), VERBS["deny"], {"network": "127.0.0.2", "for": "1h"}))
+            assert greeting(one.address, "127.0.0.2") == DENIED
+            eventually(lambda: greeting(two.address, "127.0.0.2") == DENIED, "it is not denied elsewhere")
+            list(ask(str(sockets[1]), VERBS["remove"], {"network": "127.0.0.2"}))
+            eventually(lambda: greeting(one.address, "127.0.0.2").startswith("220 "), "it is denied still")

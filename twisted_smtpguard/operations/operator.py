@@ -20,6 +20,7 @@ from twisted_smtpguard.operations.rules import NetworkRules
 from twisted_smtpguard.operations.traces import Trace, Traces
 from twisted_smtpguard.operations.verbs import TOP, TOP_OF, VERBS
 from twisted_smtpguard.operations.why import timed, why
+from twisted_smtpguard.records.recordtables import RULE
 from twisted_smtpguard.replies import deferral, text_of
 from twisted_smtpguard.transport.factory import SMTPGuardFactory
 
@@ -77,6 +78,7 @@ class Operator:
         """The limits in force."""
         self.networks = NetworkRules(factory.context.seconds, factory.admission.ask_first)
         """The networks that are denied, trusted or allowed."""
+        self.networks.share(factory.records[RULE], factory.context.hostname)
         self._traces = Traces(factory)
         self.context = factory.context
         self.told_elsewhere = False
@@ -227,7 +229,13 @@ class Operator:
 
     def remove(self, network: str, *, by: str = APPLICATION) -> dict[str, Any]:
         """Remove the rule that an operator has made for a network."""
-        row = self.networks.remove(network)
+        try:
+            row = self.networks.remove(network)
+        except ValueError:
+            # Elsewhere it may have been removed a moment before, since guards share rules.
+            if not self.told_elsewhere:
+                raise
+            row = {"network": network}
         self._changed(by, "remove", row["network"])
         return row
 

@@ -12,12 +12,17 @@ from zope.interface import implementer
 from twisted_smtpguard.admission.chain import FilterEntry
 from twisted_smtpguard.filters.networklist import contains, parse_network
 from twisted_smtpguard.filters.networktable import NetworkTable, TableBuilder
+from twisted_smtpguard.inputs.escaping import escape_text
 from twisted_smtpguard.interfaces import IExplainingFilter
 from twisted_smtpguard.log.eventlog import utc
-from twisted_smtpguard.values import PASS, TRUST, Peer, Verdict, refuse
+from twisted_smtpguard.records.records import MOST_OCTETS, Records
+from twisted_smtpguard.values import PASS, TRUST, Peer, Record, Verdict, refuse
 
 NAME = "deny/trust"
 """The filter's name in the log."""
+
+_LAST_END = 1e11
+"""No rule that is shared ends later, which is in some thousand years."""
 
 MAX_RULES = 10_000
 """The most rules of operators at once. A rule costs less than a kilobyte, and each change makes the table anew."""
@@ -57,7 +62,17 @@ class NetworkRules:
         self._in_force: dict[Network, _Rule] = {}
         self._table = TableBuilder().build(lambda: None)
         self._next_end = math.inf
+        """When the table has to be made again."""
         self._asked = False
+        self._records: Records | None = None
+        self._host = ""
+
+    def share(self, records: Records, host: str) -> None:
+        """Share the rules of operators that have an end with other guards, in `records`. There they are by somebody on
+        `host`."""
+        self._records, self._host = records, host
+        records.set_most(MAX_RULES)
+        records.on_learnt(self._learnt)
 
     def check(self, peer: Peer) -> Verdict:
         """The verdict on a client, at this time."""
@@ -108,6 +123,7 @@ class NetworkRules:
             )
         ends_at = math.inf if seconds is None else now + seconds
         self._rules[key] = _Rule(verb, by, ends_at, configured=False)
+        self._tell(key)
         self._make_table()
         return _row(key, self._rules[key])
 
@@ -118,6 +134,7 @@ class NetworkRules:
         rule = self._rules.pop(key, None)
         if rule is None:
             raise ValueError(f"no operator has made a rule for {network_text(key)}")
+        self._tell(key)
         self._make_table()
         return _row(key, rule)
 
@@ -142,6 +159,12 @@ class NetworkRules:
             parse_network(network): _Rule(verb, by, math.inf if end is None else end, configured=False)
             for verb, network, end, by in exported
         }
+        if self._records is not None:
+            # Others have them already, unless they have lost them.
+            for key in self._rules:
+                record = self._record(key)
+                if record is not None:
+                    self._records.learn(network_text(key), record)
         self._make_table()
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -149,6 +172,43 @@ class NetworkRules:
         if self._next_end <= self._seconds():
             self._make_table()
         return (_row(key, rule) for key, rule in sorted(self._in_force.items()))
+
+    def _tell(self, key: Network) -> None:
+        """Tell other guards of a rule that an operator has made or removed. They keep none that has no end."""
+        if self._records is not None:
+            record = self._record(key)
+            if record is None:
+                self._records.remove(network_text(key))
+            else:
+                self._records.put(network_text(key), *record)
+
+    def _record(self, key: Network) -> Record | None:
+        rule = self._rules.get(key)
+        if rule is None or rule.ends_at == math.inf:
+            return None
+        by = rule.origin if " on " in rule.origin else f"{rule.origin} on {self._host}"
+        # Of a name that an application has chosen there may be any number of characters.
+        return Record(f"{rule.verb} {escape_text(by)[: MOST_OCTETS - 10]}", min(rule.ends_at, _LAST_END))
+
+    def _learnt(self, network: str, record: Record | None) -> None:
+        """Called with each rule that an operator of another guard has made, or removed. The table is made when the next
+        client comes, since there may be many."""
+        try:
+            key = parse_network(network)
+            verb, _, by = (record.value if record is not None else "allow").partition(" ")
+            check_rule(verb, network)
+        except ValueError:
+            # Another program has written it.
+            return
+        if record is None:
+            self._rules.pop(key, None)
+        elif record == self._record(key):
+            return
+        elif key in self._rules or len(self._rules) < MAX_RULES:
+            self._rules[key] = _Rule(verb, by, record.end, configured=False)
+        self._next_end = -math.inf
+        if not self._asked:
+            self._make_table()
 
     def _drop_ended(self) -> None:
         now = self._seconds()

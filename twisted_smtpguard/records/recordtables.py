@@ -10,11 +10,14 @@ from typing import NamedTuple
 from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Record
 
-KNOWN, BAN, FORMER_BAN, LOGIN = "known", "ban", "former_ban", "login"
-"""The kinds: clients whose mail was accepted; clients and networks that are banned, and how often they were; and from
-where a user has logged in."""
+KNOWN, BAN, FORMER_BAN, LOGIN, RULE = "known", "ban", "former_ban", "login", "rule"
+"""The kinds: clients whose mail was accepted; clients and networks that are banned, and how often they were; from where
+a user has logged in; and networks that operators deny, trust or allow for a time."""
 
-KINDS = (KNOWN, BAN, FORMER_BAN, LOGIN)
+KINDS = (KNOWN, BAN, FORMER_BAN, LOGIN, RULE)
+
+OF_CLIENTS = (KNOWN, BAN, FORMER_BAN, LOGIN)
+"""Those that are kept on the disk, and that workers tell each other. What operators change reaches both by itself."""
 
 MOST_RECORDS = 100_000
 """How many records there are of each kind, unless a table is told another number."""
@@ -62,17 +65,19 @@ class RecordTables:
 
 
 class Outbox:
-    """The changes of `tables` that are to be told to others, the earliest first. Of each record there is one, the
-    latest, and of each kind at most as many as its table may have: further ones push out the earliest.
+    """The changes of `kinds` of `tables` that are to be told to others, the earliest first. Of each record there is
+    one, the latest, and of each kind at most as many as its table may have: further ones push out the earliest.
 
     `changed` is called after each change.
     """
 
-    def __init__(self, tables: RecordTables, changed: Callable[[], object]) -> None:
+    def __init__(
+        self, tables: RecordTables, changed: Callable[[], object], kinds: Sequence[str] = KINDS
+    ) -> None:
         self._tables = tables
         self._changed = changed
-        self._keys: dict[str, OrderedDict[str, None]] = {kind: OrderedDict() for kind in tables.by_kind}
-        self._listens = [table.on_change(partial(self._note, kind)) for kind, table in tables.by_kind.items()]
+        self._keys: dict[str, OrderedDict[str, None]] = {kind: OrderedDict() for kind in kinds}
+        self._listens = [tables[kind].on_change(partial(self._note, kind)) for kind in kinds]
 
     def close(self) -> None:
         """Note no more changes."""
@@ -108,7 +113,8 @@ class Outbox:
     def add_all(self) -> None:
         """Put everything into it that the tables have, as for somebody who has lost it."""
         for change in self._tables.changes():
-            self._add(change.kind, change.key)
+            if change.kind in self._keys:
+                self._add(change.kind, change.key)
 
     def _note(self, kind: str, key: str, _: Record | None) -> None:
         self._add(kind, key)

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.records.records import checked_record
-from twisted_smtpguard.records.recordtables import Change, Outbox, RecordTables
+from twisted_smtpguard.records.recordtables import OF_CLIENTS, Change, Outbox, RecordTables
 from twisted_smtpguard.state.database import Database
 from twisted_smtpguard.values import Record
 
@@ -92,7 +92,7 @@ class RecordKeeper:
         self._tables = tables
         self._failed = failed
         self._told = False
-        self._outbox = Outbox(tables, self._changed)
+        self._outbox = Outbox(tables, self._changed, OF_CLIENTS)
         self._next: Any = None
         """The next batch, if it is planned. None: there is nothing to write, or a batch is being written."""
         self._writing = self._stopped = False

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from twisted_smtpguard.hooks.threads import OneThread, ThreadedReactor
 from twisted_smtpguard.operations.changes import Changes
-from twisted_smtpguard.records.recordtables import RecordTables
+from twisted_smtpguard.records.recordtables import OF_CLIENTS, RecordTables
 from twisted_smtpguard.state import keptchanges, keptrecords
 from twisted_smtpguard.state.database import Database, StateError, sentence
 from twisted_smtpguard.state.keptrecords import RecordKeeper
@@ -74,7 +74,7 @@ class StateService(Service):
         if good:
             self._take(keptchanges.changes_in(good))
         limits = sum(kind == keptchanges.LIMIT for kind, _ in good)
-        records = sum(map(len, self._records.by_kind.values()))
+        records = sum(len(self._records[kind]) for kind in OF_CLIENTS)
         if good or records:
             self._events.state_restored(self._directory, limits, len(good) - limits, records)
         self._record_keeper = RecordKeeper(

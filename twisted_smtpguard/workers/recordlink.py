@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from twisted_smtpguard.records.recordtables import Change, Outbox, RecordTables
+from twisted_smtpguard.records.recordtables import OF_CLIENTS, Change, Outbox, RecordTables
 from twisted_smtpguard.values import Record
 from twisted_smtpguard.workers.channel import Channel, Message
 
@@ -28,7 +28,7 @@ class RecordLink:
     def __init__(self, reactor: Any, channel: Channel, tables: RecordTables) -> None:
         self._reactor = reactor
         self._channel = channel
-        self._outbox = Outbox(tables, self._changed)
+        self._outbox = Outbox(tables, self._changed, OF_CLIENTS)
         self._next: Any = None
         self._marks_end = False
         channel.on_room = self._changed
