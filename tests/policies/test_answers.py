@@ -20,6 +20,7 @@ from twisted_smtpguard.replies import text_of
         ("reject", "refuse", "554 5.7.1 Access denied"),
         ("REJECT Go away", "refuse", "554 5.7.1 Go away"),
         ("REJECT 5.1.1 Go away", "refuse", "554 5.1.1 Go away"),
+        ("REJECT 5.1.1\tGo  away", "refuse", "554 5.1.1 Go  away"),
         ("REJECT 4.1.1 Go away", "refuse", "554 5.1.1 Go away"),
         ("DEFER", "refuse", "450 4.7.1 Service unavailable"),
         ("DEFER 4.2.2 full", "refuse", "450 4.2.2 full"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from scriptedserver import Policed
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
 
 from twisted_smtpguard.policies import policyserver
 from twisted_smtpguard.policies.answers import MAX_ANSWER_OCTETS
@@ -47,6 +49,20 @@ def test_connections_are_bounded_and_a_question_that_waits_is_asked_when_one_is_
         next(link for link in policed.server.links if link.protocol.question).answer()
     assert [codes(each.heard()) for each in clients] == [[250]] * 5
     assert sum(len(link.asked) for link in policed.server.links) == 5
+
+
+def test_a_question_that_waits_is_asked_when_a_connection_could_not_be_opened() -> None:
+    policed = Policed(connections=2)
+    policed.at_recipient()
+    opening: Deferred[None] = Deferred()
+    connect, policed.server.connect = policed.server.connect, lambda _: opening  # type: ignore[method-assign]
+    clients = [policed.at_recipient() for _ in range(2)]
+    policed.server.connect = connect  # type: ignore[method-assign]
+    # As by a UNIX socket whose queue is full for a moment.
+    opening.errback(ConnectError("try again"))
+    assert [len(link.asked) for link in policed.server.links] == [1, 1]
+    policed.server.links[1].answer()
+    assert [codes(each.heard()) for each in clients] == [[451], [250]]
 
 
 def test_the_wait_for_a_connection_counts_into_the_time_limit() -> None:

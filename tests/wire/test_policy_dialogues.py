@@ -398,11 +398,20 @@ def test_an_unknown_action_is_a_configuration_error() -> None:
 
 @pytest.mark.parametrize("names", [{"policy"}, {"policy:probe"}])
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("verdict", [NO, GREY, SOFT])
+@pytest.mark.parametrize("verdict", [NO, GREY])
 def test_in_dry_run_refusals_are_logged_only(names: set[str], stage: str, verdict: PolicyVerdict) -> None:
     of = guard(PolicyEntry(FakePolicy(verdict, stage), "probe"), dry_run=frozenset(names))
     assert mail(of.greeted()) == [250, 250, 354, 250]
     assert of.factory.statistics.dry_run_refusals == {"policy": 1}
+
+
+def test_in_dry_run_defer_if_reject_changes_no_refusal_and_is_none_itself() -> None:
+    of = guard(FakePolicy(SOFT), dry_run=frozenset({"policy"}))
+    client = of.greeted()
+    assert mail(client) == [250, 250, 354, 250]
+    of.delivery.answers["recipient"] = lambda _: Reply(550, "5.1.1", ("Unknown",))
+    assert mail(client) == [250, 550]
+    assert of.factory.statistics.dry_run_refusals == {}
 
 
 def test_dry_run_of_one_policy_leaves_another() -> None:

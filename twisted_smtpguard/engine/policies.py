@@ -7,6 +7,7 @@ later step needs, such as a header field to prepend, is kept in the session's `P
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from twisted_smtpguard import replies
@@ -41,20 +42,22 @@ class Decision(NamedTuple):
     """The name of the policy."""
     action: str
     """Its verdict, in its own words."""
+    strangers_only: bool = False
+    """Whether the policy is not asked about clients that have logged in."""
 
 
 class PolicyState:
     """What the policies of one session have said, as far as later steps need it."""
 
-    __slots__ = ("decision", "deferrals", "fields", "if_reject", "messages", "name", "stage")
+    __slots__ = ("decision", "deferrals", "fields", "if_reject", "name", "number", "stage")
 
     def __init__(self, name: str) -> None:
         self.name = name
         """The beginning of every `PolicyRequest.instance` of the session."""
         self.stage = ""
         """The stage that was reached last."""
-        self.messages = 0
-        """How many MAIL commands policies may have been asked about."""
+        self.number = 0
+        """Counts the HELO, EHLO and MAIL commands that policies may have been asked about."""
         self.deferrals: dict[str, Decision] = {}
         """The DEFER_IF_PERMIT of each stage before RCPT."""
         self.fields: dict[str, list[str]] = {}
@@ -66,7 +69,7 @@ class PolicyState:
 
     @property
     def instance(self) -> str:
-        return f"{self.name}.{self.messages:x}"
+        return f"{self.name}.{self.number:x}"
 
     def forget(self, *stages: str) -> None:
         """Forget what was said at these stages, since they come again."""
@@ -111,14 +114,28 @@ def ask(
     state.name = engine.name or state.name
     state.stage = stage
     if stage == "mail":
-        state.messages += 1
+        state.number += 1
         state.forget("mail", "rcpt", "data")
     elif stage == "helo":
-        state.forget("helo")
+        state.number += 1
+        # If the name is refused, the one before it still counts, and so does what was said about that.
+        refuse = partial(_restore, state, state.deferrals.pop("helo", None), state.fields.pop("helo", None))
     state.if_reject = None
     if not asked and not (stage == "rcpt" and state.deferrals):
         return go_on(engine)
     return _Inquiry(engine, state, stage, go_on, refuse, helo).advance(engine)
+
+
+def _restore(
+    state: PolicyState, deferral: Decision | None, fields: list[str] | None, engine: Engine, reply: Reply
+) -> Reply:
+    """Refuse a HELO or EHLO. What was said about the name before is kept."""
+    state.forget("helo")
+    if deferral is not None:
+        state.deferrals["helo"] = deferral
+    if fields is not None:
+        state.fields["helo"] = fields
+    return reply
 
 
 def softened(engine: Engine, reply: Reply) -> Reply:
@@ -159,7 +176,9 @@ class _Inquiry:
         self._refusal: Decision | None = None
         self._if_permit: Decision | None = None
         if stage == "rcpt":
-            self._if_permit = next(iter(state.deferrals.values()), None)
+            logged_in = engine.user is not None
+            held = (each for each in state.deferrals.values() if not (logged_in and each.strangers_only))
+            self._if_permit = next(held, None)
 
     def advance(self, engine: Engine) -> Reply | None:
         """Ask the policies that are left. Returns the reply to the step, or None if it comes later."""
@@ -220,14 +239,17 @@ class _Inquiry:
         if answer.reply is None:
             return bool(kind == "ok")
         reply = replies.with_enhanced_code(replies.with_known_code(answer.reply))
-        decision = Decision(reply, POLICY, name, answer.action or kind)
+        decision = Decision(reply, POLICY, name, answer.action or kind, self._entry.strangers_only)
         if kind == "refuse":
             return self._refuses(engine, decision)
+        if kind == "defer_if_reject":
+            # It refuses nobody, so a dry run has nothing to log.
+            if not _is_in_dry_run(engine, name):
+                self._state.if_reject = self._state.if_reject or decision
+            return False
         if self._in_dry_run(engine, decision):
             return False
-        if kind == "defer_if_reject":
-            self._state.if_reject = self._state.if_reject or decision
-        elif self._stage in _HELD:
+        if self._stage in _HELD:
             self._state.deferrals.setdefault(self._stage, decision)
         else:
             self._if_permit = self._if_permit or decision
@@ -243,7 +265,7 @@ class _Inquiry:
 
     def _in_dry_run(self, engine: Engine, decision: Decision) -> bool:
         """Whether refusals of this policy are only logged, as this one is then."""
-        if engine.context.limits.dry_run.isdisjoint((POLICY, f"{POLICY}:{decision.policy}")):
+        if not _is_in_dry_run(engine, decision.policy):
             return False
         if self._stage == "connect":
             refusal = Refusal(decision.reply, decision.reason, policy=decision.policy, rule=decision.action)
@@ -287,6 +309,10 @@ class _Inquiry:
         elif self._stage == "end-of-data" or not self._state.prepend(self._stage, verdict.text):
             problem = "it is too late" if self._stage == "end-of-data" else "there are too many"
             events.field_left_out(engine.name, engine.peer_name, problem, policy=name)
+
+
+def _is_in_dry_run(engine: Engine, policy: str) -> bool:
+    return not engine.context.limits.dry_run.isdisjoint((POLICY, f"{POLICY}:{policy}"))
 
 
 def _request(engine: Engine, state: PolicyState, stage: str, helo: str) -> PolicyRequest:

@@ -101,11 +101,11 @@ def verdict_of(action: str) -> PolicyVerdict:
 def _reply(usual: Reply, text: str, code: int = 0) -> Reply:
     """The reply with `text`, which may begin with an enhanced status code, or with the usual text. `code` replaces the
     usual one."""
-    first, _, rest = text.partition(" ")
+    first, rest = [*text.split(None, 1), "", ""][:2]
     enhanced = usual.enhanced
     if _ENHANCED.fullmatch(first):
         # A code of another class than the reply's would contradict it (RFC 2034 4).
-        enhanced, text = f"{usual.enhanced[0]}{first[1:]}", rest.strip()
+        enhanced, text = f"{usual.enhanced[0]}{first[1:]}", rest
     return Reply(code or usual.code, enhanced, (text,) if text else usual.lines)
 
 

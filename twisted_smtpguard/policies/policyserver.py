@@ -248,6 +248,8 @@ class PolicyServer(Service):
         if not self._open and not self._connecting:
             # They would only find the same, one after the other.
             self._fail_waiting(problem)
+        else:
+            self._serve_waiting()
 
     def _broken(self, failure: Failure, asked: _Question) -> None:
         """Called if the endpoint, or whoever got the answer, has raised what it should not."""
