@@ -243,8 +243,8 @@ def test_a_flood_of_refusals_fills_no_log(attack: Attack, scale: Scale) -> None:
 
 # Before the greeting.
 
-EDGE = ("--profile=edge", "--trust=127.0.0.1", "--ipv4-networks=0")
-"""The crowd's twelve networks stand for as many as it has addresses."""
+EDGE = ("--profile=edge", "--trust=127.0.0.1", "--ipv4-networks=0", "--reserved-connections=0")
+"""The crowd's twelve networks stand for as many as it has addresses, and the crowd may have all seats."""
 EARLY = b"421 4.7.0 Protocol error: client spoke before the greeting\r\n"
 
 

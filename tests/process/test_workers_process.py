@@ -78,6 +78,8 @@ def test_the_cap_is_exact_over_all_workers_again_and_again(tmp_path: Path, react
     options = (
         "--profile=edge",
         f"--max-connections={CAP}",
+        # All of the crowd are strangers.
+        "--reserved-connections=0",
         "--greet-delay=0",
         "--max-connections-per-client=0",
     )
