@@ -6,15 +6,27 @@ beside it.
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import socket
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from crowd import descriptors_for
 from crowdoutcome import HEADLINE, Outcome, Scale, besiege_senders, name_of
 from postfix import Postfix
-from processes import GuardProcess
+from processes import GuardProcess, eventually
 
-pytestmark = pytest.mark.xdist_group("load")
+from twisted_smtpguard.service import service
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses epoll and all of 127.0.0.0/8"),
+    pytest.mark.xdist_group("load"),
+]
 
 MOST_SECONDS_MORE = 1.0
 """So much longer than in quiet 99 of 100 sessions of known senders may take, as a whole."""
@@ -67,6 +79,36 @@ def test_known_senders_are_served_while_a_crowd_has_all_seats_of_strangers(tmp_p
     assert outcome.unserved == []
     assert outcome.served_in_parts == [8, 8]
     assert outcome.seconds_more("smtplib", 0.99) < MOST_SECONDS_MORE
+
+
+AT_ONCE = 1500
+"""More than those of the long form that come again at once, and fewer than the queue of a listener has room for."""
+
+
+def test_a_crowd_that_comes_again_at_once_leaves_room_in_the_queue_of_the_listener(tmp_path: Path) -> None:
+    """Who finds none there tries again after a second, known or not."""
+    if int(Path("/proc/sys/net/core/somaxconn").read_text()) < service.BACKLOG:
+        pytest.skip("the kernel of this machine cuts the queue")
+    if descriptors_for(AT_ONCE + 100) < AT_ONCE + 100:
+        pytest.skip("too few descriptors for the crowd")
+    with GuardProcess(tmp_path, "--deliver=discard:") as guard, ExitStack() as stack:
+        os.kill(guard.pid, signal.SIGSTOP)
+        stack.callback(os.kill, guard.pid, signal.SIGCONT)
+        waiting = select.epoll()
+        stack.callback(waiting.close)
+        for _ in range(AT_ONCE):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(guard.address)
+            waiting.register(client, select.EPOLLOUT | select.EPOLLONESHOT)
+        connected = 0
+
+        def look() -> bool:
+            nonlocal connected
+            connected += len(waiting.poll(0, AT_ONCE))
+            return connected == AT_ONCE
+
+        eventually(look, "not all are in the queue")
 
 
 @pytest.fixture(scope="module")
