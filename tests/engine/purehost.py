@@ -363,6 +363,7 @@ class PureClients:
 
     def __init__(self) -> None:
         self.counted: Callable[[str], Any] = lambda rate: 0
+        self.peaks = PurePeaks()
 
     def key_of(self, address: object) -> str:
         return str(address)
@@ -372,6 +373,16 @@ class PureClients:
 
     def rate(self, name: str) -> PureRate:
         return PureRate(self, name)
+
+
+class PurePeaks:
+    """Notes nothing."""
+
+    def accepted(self, key: str) -> None:
+        pass
+
+    def refused(self, key: str) -> None:
+        pass
 
 
 class PureKnown:
@@ -396,6 +407,7 @@ class PureRate:
     """One of those limits. Nothing is too much."""
 
     most = 0
+    noted: frozenset[int] = frozenset()
 
     def __init__(self, clients: PureClients, name: str) -> None:
         self._clients = clients
@@ -403,6 +415,9 @@ class PureRate:
 
     def count(self, key: str, events: int = 1) -> Any:
         return self._clients.counted(self.name)
+
+    def note(self, key: str, count: int) -> None:
+        pass
 
 
 class PureAdmission:

@@ -14,6 +14,7 @@ from twisted_smtpguard.admission.bans import BanList
 from twisted_smtpguard.admission.chain import FilterChain, FilterEntry
 from twisted_smtpguard.admission.clients import PER_CLIENT, ClientLimits, Place, total_place
 from twisted_smtpguard.admission.offences import BAN_AFTER
+from twisted_smtpguard.admission.peaks import NOTED
 from twisted_smtpguard.admission.pendingconnection import PendingConnection
 from twisted_smtpguard.admission.seats import RESERVED, TOTAL, SeatKeeper, Seats
 from twisted_smtpguard.counters.decision import fits
@@ -41,6 +42,7 @@ class Admission:
         self._entries = self.chain.entries
         self._clients = clients
         self._counting = clients.counting
+        self._note = clients.peaks.note
         self._events = events
         self._bans = bans
         self._seating = seating
@@ -53,6 +55,7 @@ class Admission:
 
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits, those of the filters too. The ClientLimits have them already."""
+        self._clients.peaks.set_limits(limits)
         self._limits = self.chain.limits = limits
         self._rate = self._clients.rate("connection_rate")
         self._per_client = self._clients.limit(PER_CLIENT)
@@ -193,8 +196,7 @@ class Admission:
         asked: they may have changed. `again` asks once more, when room has been made."""
         of_all = wanted[0].counter == TOTAL
         if fits(wanted, counts):
-            if of_all:
-                self._seating.found(counts[0])
+            self._found(wanted, counts, of_all)
             connection.place = place
             if connection.gone:
                 place.give_back()
@@ -218,11 +220,33 @@ class Admission:
                 most = limit.events if each.seconds else limit
             if count > most:
                 told = name
-                network = "" if each.client in ("", connection.key) else each.client
+                network = self._exceeded_by(connection, each, count)
                 if name == TOTAL and most < limits.max_connections >= count:
                     name = RESERVED
                 _refusal(name, count, network).enforce(self._events, limits, connection, name)
         return None
+
+    def _found(self, wanted: Sequence[Wanted], counts: Sequence[int], of_all: bool) -> None:
+        """Called with the counts when all that was wanted has been taken: of all connections, if it is `of_all`, and of
+        the client and its networks."""
+        if of_all:
+            self._seating.found(counts[0])
+        number = len(counts)
+        if number > of_all:
+            # These are the counts of the client itself, of one limit or of two.
+            first, count = wanted[of_all], counts[of_all]
+            if count in NOTED:
+                self._note(first.client, first.counter, count)
+            middle = (number + of_all) >> 1
+            if counts[middle] in NOTED and wanted[middle].client == first.client:
+                self._note(first.client, wanted[middle].counter, counts[middle])
+
+    def _exceeded_by(self, connection: PendingConnection, wanted: Wanted, count: int) -> str:
+        """The network that has exceeded a limit; "" if it is the client itself, which is noted, or all clients."""
+        if wanted.client == connection.key:
+            self._note(wanted.client, wanted.counter, count)
+            return ""
+        return wanted.client
 
     def _make_room(self, connection: PendingConnection, favoured: bool) -> bool:
         """End an idle session for a connection. Returns whether its seat is free now."""

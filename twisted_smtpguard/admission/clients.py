@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from twisted.internet.defer import Deferred
 
+from twisted_smtpguard.admission.peaks import NOTED, ClientPeaks
 from twisted_smtpguard.admission.seats import TOTAL
 from twisted_smtpguard.counters.counting import Counting, LookingCounting
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Address, Wanted
 
 PER_CLIENT = "max_connections_per_client"
@@ -23,11 +25,21 @@ _KEPT = 1024
 
 
 class ClientLimits:
-    """What the clients of a guard may have and do, by `counting`."""
+    """What the clients of a guard may have and do, by `counting`.
 
-    def __init__(self, limits: Limits, counting: Counting | LookingCounting) -> None:
+    What they have at most is noted in `peaks`. `seconds` returns the time, in seconds since 1970. `bans` has those that
+    are banned."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        counting: Counting | LookingCounting,
+        seconds: Callable[[], float],
+        bans: Records | None = None,
+    ) -> None:
         self.limits = limits
         self.counting = counting
+        self.peaks = ClientPeaks(limits, seconds, bans)
 
     def key_of(self, address: Address | None) -> str:
         """The key of the client at `address`."""
@@ -45,7 +57,9 @@ class ClientLimits:
 
     def rate(self, name: str) -> ClientRate | None:
         """The rate limit `name`, a field of Limits; None if there is no such limit."""
-        return ClientRate(self.limits, name, self.counting) if getattr(self.limits, name) else None
+        return (
+            ClientRate(self.limits, name, self.counting, self.peaks) if getattr(self.limits, name) else None
+        )
 
 
 class ClientLimit:
@@ -98,11 +112,16 @@ Answer: TypeAlias = int | Exceeded
 class ClientRate(ClientLimit):
     """One of the rate limits per client: at most `most` events in each window."""
 
-    __slots__ = ("_take", "count")
+    noted = NOTED
+    """The counts of a client that have to be noted."""
+    __slots__ = ("_peaks", "_take", "count")
 
-    def __init__(self, limits: Limits, name: str, counting: Counting | LookingCounting) -> None:
+    def __init__(
+        self, limits: Limits, name: str, counting: Counting | LookingCounting, peaks: ClientPeaks
+    ) -> None:
         super().__init__(limits, name)
         self._take = counting.take
+        self._peaks = peaks
         self.count: Callable[[str], Any] = self._count_at_all_widths
         """Counts an event of the client with a key, and returns an Answer, or a Deferred of it. An event above the
         limit, of the client or of a network, is counted nowhere, unless the limit is in dry run."""
@@ -111,6 +130,10 @@ class ClientRate(ClientLimit):
         elif self._limit:
             quicker = counting.events(name, self.seconds, self.wanted, self._answer)
             self.count = quicker or self.count
+
+    def note(self, key: str, count: int) -> None:
+        """Called at least with those counts of a client that are in `noted`, and those above the limit."""
+        self._peaks.note(key, self.name, count)
 
     def _count_at_all_widths(self, key: str) -> Answer | Deferred[Answer]:
         wanted = self.wanted(key)

@@ -73,10 +73,13 @@ class Attempt:
     not be. Only the first call has an effect."""
 
     _attempts: LoginAttempts
+    _client: str
     _login: str
     exceeded: Sequence[Exceeded] = ()
     """What it exceeds: one limit that is enforced, so that nothing is counted, or any number in dry run."""
     _taken: Sequence[Wanted] = ()
+    _failures: int = 0
+    """How many wrong passwords the client has with this one, if all that are being checked are wrong too."""
 
     def right(self) -> None:
         """Its password was right."""
@@ -85,15 +88,19 @@ class Attempt:
 
     def wrong(self) -> None:
         """Its password was wrong, and stays counted."""
+        if self._failures:
+            self._attempts.note_failures(self._client, self._failures)
         self._give_back([each for each in self._taken if each.counter == _CHECKS])
 
     def withdraw(self) -> None:
         """Its password could not be judged, or the client has left before it was."""
         self._give_back(self._taken)
 
-    def decided(self, exceeded: Sequence[Exceeded], taken: Sequence[Wanted]) -> None:
+    def decided(self, exceeded: Sequence[Exceeded], taken: Sequence[Wanted], failures: int) -> None:
         """Called once it is decided whether the password may be checked."""
-        self.exceeded, self._taken = exceeded, taken
+        self.exceeded, self._taken, self._failures = exceeded, taken, failures
+        if failures and not taken:
+            self._attempts.note_failures(self._client, failures)
 
     def _give_back(self, given: Sequence[Wanted]) -> None:
         if self._taken:
@@ -128,7 +135,7 @@ class LoginAttempts:
         cancel it if the client leaves."""
         user = digest_of(username)
         login = f"{client}#{user}"
-        attempt = Attempt(self, login)
+        attempt = Attempt(self, client, login)
         counts = [] if trusted else list(self._counts(client, user, login))
         if not counts:
             return attempt
@@ -172,12 +179,17 @@ class LoginAttempts:
                 over = enforced if count.wanted.limit else exceeded
                 over.append(Exceeded(count.limit, count.network, wrong))
         if fits(wanted, numbers):
-            attempt.decided(exceeded, wanted)
+            attempt.decided(exceeded, wanted, numbers[0] if counts[0].limit == OF_CLIENT else 0)
         elif enforced:
-            attempt.decided(enforced[:1], ())
+            of_client = enforced[0].limit == OF_CLIENT and not enforced[0].network
+            attempt.decided(enforced[:1], (), enforced[0].failures if of_client else 0)
         else:
             return self._rehearses
         return True
+
+    def note_failures(self, client: str, failures: int) -> None:
+        """Called when a client has so many wrong passwords, or would have."""
+        self._clients.peaks.note(client, OF_CLIENT, failures)
 
     def note_login(self, login: str) -> None:
         """Called when a user has logged in from a client."""

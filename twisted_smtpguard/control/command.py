@@ -172,7 +172,10 @@ def _show(answers: Iterator[dict[str, Any]], verb: Verb, *, as_json: bool) -> No
             _print(json.dumps(done))
         elif done is not None and not as_json:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-            _print(*tables.shown({} if verb.streams else done, rows, width))
+            if verb.lines is not None:
+                _print(*map(escape_text, verb.lines(rows)))
+            else:
+                _print(*tables.shown({} if verb.streams else done, rows, width))
 
 
 def _print(*lines: str) -> None:

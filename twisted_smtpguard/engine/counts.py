@@ -173,7 +173,11 @@ def log(
 
 
 def offend(engine: Connection, offence: str) -> None:
-    """Count what a client has done wrong, if it is an offence, and not that of all clients in its network."""
+    """Note that a client was refused. Count what it has done wrong, if it is an offence, and not that of all clients in
+    its network."""
+    # Of one without a key, which a filter refuses, nothing was counted.
+    if engine.known_key and not engine.trusted:
+        engine.context.clients.peaks.refused(engine.known_key)
     offences, limits = engine.context.offences, engine.context.limits
     if offence == "max_errors" and engine.errors < no_limit(limits.max_errors):
         # It is stress that has ended the session so soon.

@@ -51,8 +51,8 @@ def mail(engine: Engine, sender: Path) -> Reply | None:
     rate = context.message_rate
     if rate is not None and not engine.trusted:
         count = rate.count(engine.known_key or engine.key)
-        if type(count) is not int or count > rate.most:
-            return _over_rate(engine, rate, replies.MESSAGE_RATE_EXCEEDED, count, _judge_sender, sender)
+        if type(count) is not int or count > rate.most or count in rate.noted:
+            return _judge_count(engine, rate, replies.MESSAGE_RATE_EXCEEDED, count, _judge_sender, sender)
     if context.policies:
         return _judge_sender(engine, sender)
     return _begin(engine, sender)
@@ -128,8 +128,8 @@ def rcpt(engine: Engine, recipient: Path) -> Reply | None:
     rate = context.recipient_rate
     if rate is not None and not engine.trusted:
         count = rate.count(engine.known_key or engine.key)
-        if type(count) is not int or count > rate.most:
-            return _over_rate(
+        if type(count) is not int or count > rate.most or count in rate.noted:
+            return _judge_count(
                 engine, rate, replies.RECIPIENT_RATE_EXCEEDED, count, _judge_recipient, recipient
             )
     if context.policies:
@@ -189,7 +189,7 @@ def _refused(engine: Engine, reply: Reply) -> Reply:
     return reply
 
 
-def _over_rate(
+def _judge_count(
     engine: Engine, rate: Any, exceeded: Reply, count: Any, go_on: Any, path: Path
 ) -> Reply | None:
     """Refuse the command with `exceeded` if the client is above its rate over all sessions, else call `go_on`.
@@ -207,6 +207,8 @@ def _counted(rate: Any, exceeded: Reply, go_on: Any, path: Path, engine: Engine,
     network = ""
     if type(count) is not int:
         count, network = count
+    else:
+        rate.note(engine.known_key or engine.key, count)
     if count > rate.most and counts.enforces(engine, rate.name, count, network=network):
         return _refused(engine, exceeded)
     return go_on(engine, path)  # type: ignore[no-any-return]

@@ -71,6 +71,8 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
                 if context.stressed:
                     # It is no stranger any more, and has the time of others.
                     engine.account_all = context.draining or engine.is_over_time
+                if not engine.trusted:
+                    context.clients.peaks.accepted(engine.key)
     else:
         message_refused(engine, reply)
     engine.reset()

@@ -166,8 +166,8 @@ class GuardCollector:
         )
         yield _gauge("limit", text, "name", dict(_numbers(factory.context.limits)))
         records = factory.known.records
-        text = "Clients that are remembered, for each limit that counts by client, and those that are known."
-        sizes = {**factory.own_counters.sizes(), records.kind: len(records)}
+        text = "Clients that are remembered: for each limit that counts by client, as known, and for suggestions."
+        sizes = {**factory.own_counters.sizes(), records.kind: len(records), **factory.clients.peaks.sizes()}
         yield _gauge("table_clients", text, "table", sizes)
         if factory.counting.can_fail:
             text = "Whether the counter store can be asked: 0 while this guard counts alone."

@@ -192,6 +192,13 @@ class Operator:
         """One row for each client or network that is banned for its offences."""
         return standings.ban_rows(self._guard.factory.bans.rows())
 
+    def suggest(self) -> Deferred[Iterator[dict[str, Any]]]:
+        """One row for each limit per client that could be counted: values that would refuse 1 in 1,000 and 1 in 100,000
+        of the clients whose mail was accepted, and how many of these and of others; with the peaks from which that
+        follows. Fires some turns of the reactor later."""
+        factory = self._guard.factory
+        return Deferred.fromCoroutine(standings.suggested(factory.clients, factory.deadlines.clock))
+
     def trace(self, network: str, seconds: float = 600) -> Trace:
         """The dialogues of clients in a network as they happen, for so many seconds: call `begin()` of what this
         returns. They hold no message data and no credentials."""

@@ -1,4 +1,4 @@
-"""Which clients are known, and which are banned, as an operator reads it."""
+"""Which clients are known, which are banned, and which limits would suit them, as an operator reads it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
 from twisted_smtpguard.admission.bans import Ban, BanList
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients, Standing
 from twisted_smtpguard.admission.offences import Offences
+from twisted_smtpguard.admission.peaks import PER_CLIENT
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.log.eventlog import utc, word
+from twisted_smtpguard.operations import suggestions
 from twisted_smtpguard.operations.rules import network_text
 from twisted_smtpguard.values import Address, unmapped
 
@@ -82,3 +87,14 @@ def shown(standing: Standing | None) -> Row:
         "accepted": "" if standing.accepted_at is None else utc(standing.accepted_at),
         "until": "" if standing.until is None else utc(standing.until),
     }
+
+
+async def suggested(clients: ClientLimits, clock: IReactorTime) -> Iterator[Row]:
+    """One row for each limit per client, with values that would suit the clients. Each limit is looked at in a turn of
+    the reactor, since there may be ten thousands of clients."""
+    found = []
+    for name in PER_CLIENT:
+        peaks = clients.peaks
+        found.append(suggestions.row(clients.limits, name, peaks.of_limit(name), utc(peaks.since)))
+        await deferLater(clock, 0)
+    return iter(found)

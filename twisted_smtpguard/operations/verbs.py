@@ -7,10 +7,11 @@ command has to start fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted_smtpguard.limits.units import parse_seconds
+from twisted_smtpguard.operations import suggestions
 
 TOP = ("connections", "messages", "recipients", "refusals")
 """What `top` can order clients by."""
@@ -62,6 +63,8 @@ class Verb(NamedTuple):
     """How long a client waits for the beginning of the answer."""
     streams: bool = False
     """Whether the rows of the answer come as they happen, and are shown one by one."""
+    lines: Callable[[Sequence[Mapping[str, Any]]], Iterator[str]] | None = None
+    """Makes the lines that people are shown of the rows; None: a table."""
 
     def parameters(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The arguments of the method, from those of a request, which are texts.
@@ -170,6 +173,13 @@ _VERBS = (
         "bans",
         "List the clients and networks that are banned for what they have done, until when, for the how-manieth time, "
         "and for which offences.",
+    ),
+    Verb(
+        "suggest",
+        "Suggest values for the limits per client, from what the clients of this guard had at most: those that would "
+        "have refused 1 in 1,000 and 1 in 100,000 of the clients whose mail was accepted. The answer can be pasted "
+        "into a --config file.",
+        lines=suggestions.lines,
     ),
     Verb(
         "trace",

@@ -134,7 +134,7 @@ class SMTPGuardFactory(ServerFactory):
         self.counting = Counting(counters, own, reactor, events, self._something_ended)
         self.records = RecordTables(reactor.seconds)
         """What is remembered of clients after their connections have ended."""
-        self.clients = ClientLimits(limits, self.counting)
+        self.clients = ClientLimits(limits, self.counting, reactor.seconds, self.records[BAN])
         self.known = KnownClients(limits, self.records[KNOWN], reactor.seconds)
         self.filters = tuple(
             each if isinstance(each, FilterEntry) else FilterEntry(each) for each in ip_filters

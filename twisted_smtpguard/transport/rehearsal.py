@@ -117,7 +117,7 @@ def _engine(
 ) -> Engine:
     """The engine of a connection that is not counted, logged or delivered anywhere."""
     context, limits = factory.context, factory.context.limits
-    clients = ClientLimits(limits, LookingCounting(factory.counting))
+    clients = ClientLimits(limits, LookingCounting(factory.counting), context.seconds)
     seating = _LookingSeating(factory.seating)
     rehearsed = attrs.evolve(
         context,

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted_smtpguard.operations.operator import RECENT
 from twisted_smtpguard.operations.sessions import TOP_ROWS
+from twisted_smtpguard.operations.suggestions import merged
 from twisted_smtpguard.operations.verbs import TOP
 
 Counts = dict[str, Any]
@@ -119,11 +120,17 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _suggest(answers: Answers, _: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """The suggestions that follow from the peaks of all."""
+    return merged(row for _, answer in answers for row in answer["rows"])
+
+
 MERGED: Mapping[str, Callable[[Answers, Mapping[str, object]], Any]] = {
     "sessions": _sessions,
     "top": _top,
     "why": _why,
     "recent": _recent,
     "hooks": _hooks,
+    "suggest": _suggest,
 }
 """How the answers to a verb become one, from them and its arguments."""
