@@ -130,3 +130,11 @@ def test_the_command_lines_of_the_how_to_for_servers_are_understood() -> None:
         (entry,) = policies_of(options.given, options.limits, MemoryReactorClock())
         assert entry.stages == {"rcpt"}
         assert entry.name in ("greylist", "spf", "quota")
+
+
+def test_postgrey_listens_as_installed_where_the_how_to_has_the_guard_ask() -> None:
+    options = Path("/etc/default/postgrey")
+    if not options.exists():
+        pytest.skip("postgrey is not installed")
+    (port,) = re.findall(r'^POSTGREY_OPTS="--inet=(\d+)"$', options.read_text(), re.MULTILINE)
+    assert f"rcpt=tcp:127.0.0.1:{port},strangers-only=yes" in SERVERS.read_text()
