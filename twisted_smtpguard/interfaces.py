@@ -94,8 +94,9 @@ class IMeasuredFilter(IIPFilter):
 class IAsksForKnownClients(IIPFilter):
     """A filter that wants to know which clients the guard knows, from which mail was accepted before. Optional."""
 
-    def ask_for_known(is_known: Callable[[Address], bool]) -> None:
-        """Called once, when a guard is made, with a function that tells whether the guard knows a client now."""
+    def ask_for_known(known_client: Callable[[Address], str]) -> None:
+        """Called once, when a guard is made, with a function that returns the client at an address, such as `192.0.2.1`
+        or `2001:db8::/64`, if the guard knows it now, else ""."""
 
 
 class ISelfTestingFilter(IIPFilter):

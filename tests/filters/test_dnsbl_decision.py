@@ -200,15 +200,15 @@ def test_a_list_has_127_0_0_2_and_not_127_0_0_1(
 # Known clients.
 
 
-def clients(number: int) -> list[IPv4Address]:
-    return [IPv4Address(0xC0000200 + i) for i in range(number)]
+def clients(number: int) -> list[str]:
+    return [str(IPv4Address(0xC0000200 + i)) for i in range(number)]
 
 
 def test_three_known_clients_that_are_more_than_a_twentieth_are_too_many() -> None:
     share = KnownShare()
     for client in clients(57):
         share.add(client, False, 0)
-    refused = [IPv4Address(i) for i in range(10)]
+    refused = [str(IPv4Address(i)) for i in range(10)]
     assert [share.add(each, True, 1) for each in refused[:3]] == [False, False, False]
     assert not share.exceeded  # 3 of 60 are a twentieth.
     assert share.add(refused[3], True, 1)
@@ -221,7 +221,7 @@ def test_two_known_clients_may_well_have_a_virus() -> None:
     share = KnownShare()
     for client in clients(2):
         assert not share.add(client, True, 0)
-    assert share.add(IPv4Address(1), True, 0)
+    assert share.add("0.0.0.1", True, 0)
 
 
 def test_one_client_that_comes_again_counts_once() -> None:
@@ -251,7 +251,7 @@ def test_a_clock_that_was_set_back_begins_anew() -> None:
     share = KnownShare()
     for client in clients(2):
         share.add(client, True, 10_000)
-    assert not share.add(IPv4Address(1), True, 5)
+    assert not share.add("0.0.0.1", True, 5)
 
 
 def test_no_more_clients_are_counted_than_the_bound() -> None:

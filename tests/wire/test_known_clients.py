@@ -174,16 +174,16 @@ def test_with_no_time_no_mail_makes_anybody_known() -> None:
 class AskingFilter(FakeFilter):
     """It keeps what it is told of known clients."""
 
-    def ask_for_known(self, is_known: Callable[[Address], bool]) -> None:
-        self.is_known = is_known
+    def ask_for_known(self, known_client: Callable[[Address], str]) -> None:
+        self.known_client = known_client
 
 
 def test_a_filter_that_asks_for_it_is_told_who_is_known_now() -> None:
     asking = AskingFilter(PASS)
     guard = Guard(ip_filters=[asking])
     address, neighbour = (ip_address(each) for each in ("2001:db8::1", "2001:db8::2"))
-    assert not asking.is_known(neighbour)
+    assert asking.known_client(neighbour) == ""
     assert mail(guard.greeted(str(address))) == 250
-    assert asking.is_known(neighbour)
+    assert asking.known_client(neighbour) == "2001:db8::/64"
     guard.factory.known.forget("2001:db8::/64")
-    assert not asking.is_known(address)
+    assert asking.known_client(address) == ""

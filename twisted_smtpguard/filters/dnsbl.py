@@ -54,7 +54,7 @@ class DnsblFilter(Service):
         self.lists = [ListInUse(each, settings, client, reactor, notices) for each in settings.lists]
         for each in self.lists:
             each.tested = partial(self._tested, each)
-        self._is_known: Callable[[Address], bool] = lambda _: False
+        self._known_client: Callable[[Address], str] = lambda _: ""
         self._waiting: dict[Decision, None] = {}
         """The decisions that wait for the first test of a list."""
         self._timer: Any = None
@@ -126,8 +126,8 @@ class DnsblFilter(Service):
 
     # As an IP filter.
 
-    def ask_for_known(self, is_known: Callable[[Address], bool]) -> None:
-        self._is_known = is_known
+    def ask_for_known(self, known_client: Callable[[Address], str]) -> None:
+        self._known_client = known_client
 
     def check(self, peer: Peer) -> Verdict | Promise[Verdict]:
         address = peer.address
@@ -155,10 +155,11 @@ class DnsblFilter(Service):
 
     def decided(self, address: Address, refused: bool, answers: Mapping[ListInUse, Sequence[int]]) -> None:
         """Called with each decision. `refused`: the lists would refuse the client, were none in dry run."""
-        if self._is_known(address):
+        client = self._known_client(address)
+        if client:
             for each, codes in answers.items():
                 if each.weight > 0:
-                    each.count_known(address, refused=refused and bool(codes))
+                    each.count_known(client, refused=refused and bool(codes))
 
     @property
     def metrics(self) -> Sequence[FilterMetric]:

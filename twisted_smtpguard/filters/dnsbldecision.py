@@ -132,7 +132,7 @@ def judge_test(answers: Mapping[tuple[int, bool], Answer]) -> tuple[str, Sequenc
 
 class KnownShare:
     """Which part of the known clients a list would have refused in an hour. `most` bounds the clients that are
-    counted, each once."""
+    counted, each once, however many addresses it has: else one known client of IPv6 could switch a list off."""
 
     SECONDS = 3600.0
     LEAST = 3
@@ -142,12 +142,12 @@ class KnownShare:
         self._part = part
         self._most = most
         self._began = -math.inf
-        self._clients: dict[Address, bool] = {}
+        self._clients: dict[str, bool] = {}
         self._refused = 0
         self.exceeded = False
         """Whether the list would refuse too many."""
 
-    def add(self, client: Address, refused: bool, now: float) -> bool:
+    def add(self, client: str, refused: bool, now: float) -> bool:
         """Count a known client. Returns whether `exceeded` has changed: it becomes true as soon as there are too many,
         and false at the end of an hour in which there were not."""
         before = self.exceeded

@@ -124,7 +124,7 @@ class ListInUse:
                 exchange.cancel()
         self.asker.stop()
 
-    def count_known(self, client: Address, *, refused: bool) -> None:
+    def count_known(self, client: str, *, refused: bool) -> None:
         """Count a known client, and whether it is refused since this list lists it."""
         if self._share.add(client, refused, self._clock.seconds()):
             if self._share.exceeded:

@@ -147,7 +147,7 @@ class SMTPGuardFactory(ServerFactory):
         )
         for entry in self.filters:
             if IAsksForKnownClients.providedBy(entry.filter):
-                IAsksForKnownClients(entry.filter).ask_for_known(self.is_known)
+                IAsksForKnownClients(entry.filter).ask_for_known(self.known_client)
         attempts = LoginAttempts(self.clients, self.records[LOGIN], reactor.callLater, reactor.seconds)
         self.session_times = self.seating.session_times
         is_session_delivery = ISessionDelivery.providedBy(delivery)
@@ -236,9 +236,9 @@ class SMTPGuardFactory(ServerFactory):
             self.session_times.restart(limits.max_session_time, sessions)
         self.seating.set_limits(limits)
 
-    def is_known(self, address: Address | None) -> bool:
-        """Whether the client at an address is known: a mail of it was accepted lately, or the operator has named it."""
-        return self.known.has(self.clients.key_of(address), address)
+    def known_client(self, address: Address | None) -> str:
+        """The key of the client at an address if it is known, by mail of it or by the operator, else ""."""
+        return key if self.known.has(key := self.clients.key_of(address), address) else ""
 
     def _offers_chunking(self) -> bool:
         delivery = self.context.delivery
@@ -300,7 +300,7 @@ class SMTPGuardFactory(ServerFactory):
             of_client = address()
             if self.proxies is None or not self.proxies.has(of_client):
                 network = self.clients.widest_network(self.clients.key_of(of_client))
-                if self.seating.could_make_room("" if self.is_known(of_client) else network):
+                if self.seating.could_make_room("" if self.known_client(of_client) else network):
                     return None
         return self._full if taken >= seats.all else self._reserved
 
@@ -313,7 +313,7 @@ class SMTPGuardFactory(ServerFactory):
             return False
         of_client = address()
         proxied = self.proxies is not None and self.proxies.has(of_client)
-        return proxied or self.is_known(of_client)
+        return proxied or bool(self.known_client(of_client))
 
     def enforces(self, turn_away: TurnAway, arrival: Arrival, events: Events) -> bool:
         """Log to `events` that a connection is turned away. Returns False if that is only logged, in dry run."""
