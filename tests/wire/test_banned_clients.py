@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twisted_smtpguard.admission.bans import CLIENTS_OF_NETWORK
-from twisted_smtpguard.admission.offences import points_of
+from twisted_smtpguard.admission.offences import _MAX_TOLD, points_of
 from twisted_smtpguard.interfaces import PASS, TRUST, CheckerUnavailable, Refused
 from twisted_smtpguard.values import Record
 
@@ -361,6 +362,28 @@ def test_when_the_dry_run_is_over_its_bans_refuse_nobody() -> None:
     assert not banned(guard)
     errs(guard, 20)
     assert banned(guard)
+
+
+def test_a_ban_in_dry_run_hides_none_in_earnest_of_the_network() -> None:
+    guard = guarded(dry_run={"ban_after"}, ipv4_networks=(24,))
+    errs(guard, 20)
+    guard.factory.set_limits(attrs.evolve(guard.factory.limits, dry_run=frozenset()))
+    errs_in_network(guard, range(2, 7))
+    assert banned(guard)
+
+
+def test_which_offences_clients_have_committed_is_told_for_a_bounded_number_of_them() -> None:
+    guard = guarded(ban_after=1_000_000)
+    offences = guard.factory.offences
+    tracemalloc.start()
+    try:
+        for number in range(_MAX_TOLD + 5000):
+            offences._note(f"2001:db8:ffff:{number:x}::/64", "unrecognized_command", 1)
+        octets, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(offences._told) == _MAX_TOLD
+    assert octets / _MAX_TOLD <= 700
 
 
 # The counter store.

@@ -135,14 +135,14 @@ class Admission:
         """NotAdmitted: the client is banned, by its `own` ban or by that of one of its `networks`."""
         if not (self._limits.ban_after and self._bans.are_some):
             return
-        key, tried = connection.key, BAN_AFTER in self._limits.dry_run
-        ban = self._bans.of(key)
-        if ban is None and networks:
-            own, ban = True, self._bans.of_networks(key)
         # A ban that was made in dry run refuses nobody when that is over.
-        if ban is None or not own or (ban.dry_run and not tried):
+        tried = BAN_AFTER in self._limits.dry_run
+        ban = self._bans.of(connection.key, dry_run=tried)
+        if ban is not None and not own:
             return
-        if connection.names_client and not connection.is_known:
+        if ban is None and networks:
+            ban = self._bans.of_networks(connection.key, dry_run=tried)
+        if ban is not None and connection.names_client and not connection.is_known:
             refusal = refusal_of(replies.TOO_MANY_OFFENCES, ban.points, ban.key if ban.is_of_network else "")
             refusal.enforce(self._events, self._limits, connection, BAN_AFTER)
 

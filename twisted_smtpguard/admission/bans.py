@@ -81,17 +81,19 @@ class BanList:
         """Whether anybody may be banned. It costs next to nothing, for guards that ban nobody."""
         return self._until > self._seconds()
 
-    def of(self, key: str) -> Ban | None:
-        """The ban of the client or network with this key itself."""
+    def of(self, key: str, *, dry_run: bool = True) -> Ban | None:
+        """The ban of the client or network with this key itself; with `dry_run` one that was made in dry run too."""
         record = self._bans.get(key)
-        return None if record is None else _ban(key, record)
+        ban = None if record is None else _ban(key, record)
+        return ban if ban is None or dry_run or not ban.dry_run else None
 
-    def of_networks(self, key: str) -> Ban | None:
+    def of_networks(self, key: str, *, dry_run: bool = True) -> Ban | None:
         """The ban of the narrowest network that has the client with this key and is banned. It costs next to nothing
         while no network is banned."""
         if self._until_of_networks <= self._seconds():
             return None
-        return next(filter(None, map(self.of, networks_of(key, *self._networks))), None)
+        bans = (self.of(each, dry_run=dry_run) for each in networks_of(key, *self._networks))
+        return next(filter(None, bans), None)
 
     def holding(self, key: str) -> Iterator[Ban]:
         """The bans that hold for the client with this key: its own, and those of its networks."""
@@ -107,7 +109,7 @@ class BanList:
         made = [self._put(key, points, reasons, dry_run=dry_run)]
         for network in networks_of(key, *self._networks):
             banned = self._number_banned(network, dry_run=dry_run)
-            if banned >= CLIENTS_OF_NETWORK and self._refuses_none(network, dry_run=dry_run):
+            if banned >= CLIENTS_OF_NETWORK and self.of(network, dry_run=dry_run) is None:
                 made.append(self._put(network, banned, _OF_NETWORK, dry_run=dry_run))
         return made
 
@@ -119,13 +121,9 @@ class BanList:
             self._former.remove(each)
         return [each for each in keys if self._bans.remove(each) is not None]
 
-    def _refuses_none(self, key: str, *, dry_run: bool) -> bool:
-        ban = self.of(key)
-        return ban is None or (ban.dry_run and not dry_run)
-
     def _number_banned(self, network: str, *, dry_run: bool) -> int:
         banned = self._banned_of.get(network, ())
-        return sum(not self._refuses_none(client, dry_run=dry_run) for _, client in banned)
+        return sum(self.of(client, dry_run=dry_run) is not None for _, client in banned)
 
     def _put(self, key: str, points: int, reasons: str, *, dry_run: bool) -> Ban:
         before = self._former.get(key)

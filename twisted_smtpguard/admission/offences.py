@@ -70,8 +70,7 @@ class Offences:
         if points is None or offender.trusted or not offender.names_client:
             return
         key = offender.key
-        ban = self._bans.of(key)
-        if key == UNIX or (ban is not None and self._is_in_force(ban.dry_run)) or offender.is_known:
+        if key == UNIX or self._is_banned(key) or offender.is_known:
             return
         reasons = self._note(key, offence, points)
         counts = self._counting.take((points_of(key, points),))
@@ -95,9 +94,9 @@ class Offences:
         else:
             forgiven(looks)
 
-    def _is_in_force(self, dry_run: bool) -> bool:
-        """Whether a ban, made in dry run or not, keeps its client from giving more points, or would keep it."""
-        return not dry_run or BAN_AFTER in self._limits.dry_run
+    def _is_banned(self, key: str) -> bool:
+        """Whether a ban keeps a client out, or would in dry run."""
+        return self._bans.of(key, dry_run=BAN_AFTER in self._limits.dry_run) is not None
 
     def _note(self, key: str, offence: str, points: int) -> dict[str, int]:
         now = self._events.seconds()
@@ -111,13 +110,10 @@ class Offences:
         return reasons
 
     def _counted(self, key: str, peer: str, reasons: dict[str, int], counts: Any) -> None:
-        dry_run = BAN_AFTER in self._limits.dry_run
-        ban = self._bans.of(key)
-        if not 0 < self._limits.ban_after <= counts[0] or (
-            ban is not None and self._is_in_force(ban.dry_run)
-        ):
+        if not 0 < self._limits.ban_after <= counts[0] or self._is_banned(key):
             return
         self._told.pop(key, None)
+        dry_run = BAN_AFTER in self._limits.dry_run
         for made in self._bans.ban(key, counts[0], _text(reasons), dry_run=dry_run):
             self._events.banned(peer, made)
 

@@ -113,7 +113,8 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
     if 0 < most < options.workers:
         setting = options.given["deliver"][-1]
         raise setting.wrong(f"each of {options.workers} workers needs a connection, and there may be {most}")
-    counters = 1 + sum(spec.unit is RATE for spec in Limits.specs())
+    # The connections and the points of each client, and its rates.
+    counters = 2 + sum(spec.unit is RATE for spec in Limits.specs())
     clients = options.limits.max_tracked_clients or _CLIENTS
     command = [sys.executable, *sys.orig_argv[1:]]
     events = guard.factory.context.events
