@@ -65,6 +65,18 @@ def test_a_question_that_waits_is_asked_when_a_connection_could_not_be_opened() 
     assert [codes(each.heard()) for each in clients] == [[451], [250]]
 
 
+def test_a_crowd_that_waits_for_a_server_that_cannot_be_reached_fails_at_once() -> None:
+    policed = Policed(connections=2)
+    policed.at_recipient()
+    opening: Deferred[None] = Deferred()
+    connect, policed.server.connect = policed.server.connect, lambda _: opening  # type: ignore[method-assign]
+    clients = [policed.at_recipient() for _ in range(500)]
+    policed.server.connect = connect  # type: ignore[method-assign]
+    policed.server.reachable = False
+    opening.errback(ConnectError("refused"))
+    assert [codes(each.heard()) for each in clients] == [[451]] * 500
+
+
 def test_the_wait_for_a_connection_counts_into_the_time_limit() -> None:
     policed = Policed(connections=1, timeout=4)
     first = policed.at_recipient()

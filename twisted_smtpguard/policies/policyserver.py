@@ -144,6 +144,7 @@ class PolicyServer(Service):
         self._idle: OrderedDict[_Connection, None] = OrderedDict()
         """Those that are not used. The one that was used last is used next."""
         self._waiting: OrderedDict[_Question, None] = OrderedDict()
+        self._serving = False
         self._sweep: Any = None
         """The call that closes the connections that have not been used for long."""
 
@@ -193,9 +194,16 @@ class PolicyServer(Service):
             self._waiting[asked] = None
 
     def _serve_waiting(self) -> None:
-        while self._waiting and (self._idle or self._may_open()):
-            asked, _ = self._waiting.popitem(last=False)
-            self._serve(asked)
+        if self._serving:
+            # What is going on comes to all that wait, without a call within a call for each.
+            return
+        self._serving = True
+        try:
+            while self._waiting and (self._idle or self._may_open()):
+                asked, _ = self._waiting.popitem(last=False)
+                self._serve(asked)
+        finally:
+            self._serving = False
 
     def _may_open(self) -> bool:
         return not self._max_connections or len(self._open) + self._connecting < self._max_connections
