@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -177,6 +178,12 @@ def test_a_message_in_each_worker_is_stored_under_a_name_of_its_own_and_its_even
     assert int(stopped[0]) + int(stopped[1]) == int(stopped[2]) == 40
 
 
+def refuses(guard: Workers) -> bool:
+    """Whether nobody listens any more."""
+    with socket.socket() as client:
+        return client.connect_ex(guard.address) == errno.ECONNREFUSED
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_stop_waits_for_the_transactions_of_all_workers(
     tmp_path: Path, clients: ExitStack, number: signal.Signals
@@ -188,9 +195,7 @@ def test_a_stop_waits_for_the_transactions_of_all_workers(
             for line in ("HELO a.example", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
                 client.ask(line)
         os.kill(guard.pid, number)
-        idle = socket.socket()
-        eventually(lambda: idle.connect_ex(guard.address) != 0, "it still listens")
-        idle.close()
+        eventually(lambda: refuses(guard), "it still listens")
         for client in sending:
             assert client.ask("Subject: x\r\n\r\nx\r\n.").startswith("250")
             assert client.rest() == b"421 4.3.2 Server shutting down\r\n"

@@ -93,7 +93,7 @@ class Loads:
 
 
 class _SharedPort(tcp.Port):
-    """A port on a socket on which other processes listen too, and which it leaves open. It is stopped for good."""
+    """A port on a socket on which other processes listen too, for which it goes on. It is stopped for good."""
 
     reactor: Any
     loads: Loads
@@ -193,7 +193,8 @@ class _UnixPort(_SharedPort, _SharedUnixPort):
 
 @implementer(IStreamServerEndpoint)
 class InheritedEndpoint:
-    """An endpoint on an inherited socket. It may listen any number of times, since it leaves the socket open."""
+    """An endpoint on an inherited socket. It listens once, and closes `descriptor`: where all workers and their
+    supervisor have stopped listening, nobody has the socket any more, and clients are refused."""
 
     def __init__(self, reactor: Any, descriptor: int, family: int, loads: Loads) -> None:
         self._reactor = reactor
@@ -210,6 +211,8 @@ class InheritedEndpoint:
             port = _UnixPort._fromListeningDescriptor(self._reactor, self._descriptor, factory)
         else:
             port = _TCPPort._fromListeningDescriptor(self._reactor, self._descriptor, self._family, factory)
+        # The port has one of its own. If this one stayed open, clients would wait at a guard that stops.
+        os.close(self._descriptor)
         port.loads = self._loads
         port.startListening()
         return succeed(port)
