@@ -213,6 +213,10 @@ def test_no_prepended_field_begins_another():
     assert prepended(["X: a\r\nBcc: eve@example.org\0"]) == b"X: a??Bcc: eve@example.org?\r\n"
 
 
+def test_a_tab_in_a_prepended_field_stays():
+    assert prepended(["X-A: 1;\tb=2"]) == b"X-A: 1;\tb=2\r\n"
+
+
 def test_a_long_field_is_folded_at_blanks_and_reads_the_same():
     value = " ".join(["word" * 20] * 60)
     octets = prepended([f"X-Long: {value}", "X-B: 2"])

@@ -197,7 +197,7 @@ def test_a_delivery_that_prepends_nothing_gets_the_message_without() -> None:
 
 
 def test_the_fields_of_one_message_are_bounded() -> None:
-    field = PolicyVerdict.prepend(f"X: {'y' * 10_000}")
+    field = PolicyVerdict.prepend(f"X: {'y ' * 5_000}")
     of = guard(FakePolicy(field))
     client = of.greeted()
     client.say(MAIL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from logbook import Logbook, logbook
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 
 from twisted_smtpguard import Reply
@@ -21,6 +24,12 @@ RCPT = "RCPT TO:<b@example.org>"
 def by_name(**verdicts: PolicyVerdict) -> FakePolicy:
     """A policy that judges names in HELO."""
     return FakePolicy(lambda request: verdicts.get(request.helo, DUNNO), "helo")
+
+
+@pytest.fixture
+def log() -> Iterator[Logbook]:
+    with logbook() as book:
+        yield book
 
 
 def said(client: Conversation, *lines: str) -> list[int]:
@@ -61,6 +70,30 @@ def test_no_request_outside_a_message_has_the_instance_of_one() -> None:
             numbers[request.stage] += 1
         of.setdefault(request.instance, set()).add("helo" if request.stage == "helo" else numbers["mail"])
     assert [*of.values()] == [{"helo"}, {1}, {"helo"}, {2}, {3}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "kept", "problem"),
+    [
+        ("rcpt", [f"X: {'y' * 999}", "X-B: 2"], ["X-B: 2"], "it is too long for a line"),
+        (
+            "rcpt",
+            [f"X: {'y ' * 30_000}", f"X: {'y ' * 5_000}"],
+            [f"X: {'y ' * 30_000}"],
+            "there are too many",
+        ),
+        ("end-of-data", ["X-A: 1"], [], "it is too late"),
+    ],
+)
+def test_a_field_that_is_left_out_is_told_with_the_reason(
+    log: Logbook, stage: str, fields: list[str], kept: list[str], problem: str
+) -> None:
+    policies = [FakePolicy(PolicyVerdict.prepend(field), stage) for field in fields]
+    guard = Guard(policies=policies)
+    assert said(guard.greeted(), MAIL, RCPT, "DATA", ".")[-1] == 250
+    assert guard.delivery.messages[0].prepended == kept
+    (line,) = log.take("field_left_out")
+    assert line.endswith(f" {problem}")
 
 
 class TestAClientThatLogsIn:

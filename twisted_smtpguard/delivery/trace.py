@@ -16,10 +16,8 @@ from email.utils import format_datetime
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
+from twisted_smtpguard.inputs.fieldlines import folded, line
 from twisted_smtpguard.values import Address, Client, Path
-
-_MAX_LINE_OCTETS = 998
-"""The longest line, without its CRLF."""
 
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -30,18 +28,17 @@ _NOT_ATOM = re.compile(r"[^A-Za-z0-9!#$%&'*+/=?^_`{|}~-]")
 # The operator chooses the host name, so an underscore in it is no forgery.
 _NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_TLS = re.compile(r"[^A-Za-z0-9. _-]")
-_BEFORE_WORD = re.compile(rb"(?=[ \t][^ \t])")
 _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
 def return_path(sender: Path) -> bytes:
     """`Return-Path: <a@b>`, or `<>` for the null sender (RFC 5321 4.4). Empty if the address is too long for a line."""
-    return _line(b"Return-Path: <%b>" % _address(sender))
+    return line(b"Return-Path: <%b>" % _address(sender))
 
 
 def delivered_to(recipient: Path) -> bytes:
     """`Delivered-To: a@b` for one recipient. Empty if the address is too long for a line."""
-    return _line(b"Delivered-To: %b" % _address(recipient))
+    return line(b"Delivered-To: %b" % _address(recipient))
 
 
 def received(client: Client, hostname: str, recipients: Sequence[Path], when: float) -> bytes:
@@ -51,7 +48,7 @@ def received(client: Client, hostname: str, recipients: Sequence[Path], when: fl
     learn of the others (RFC 5321 7.2). A HELO name that is neither a domain nor an address literal could forge any
     part of the field, so the client's address is written instead.
     """
-    recipient = _line(b"\tfor <%b>;" % _address(recipients[0])) if len(recipients) == 1 else b""
+    recipient = line(b"\tfor <%b>;" % _address(recipients[0])) if len(recipients) == 1 else b""
     return b"%b%b\t%b\r\n" % (
         _origin(client.peer.address, client.helo, client.protocol, client.tls, client.session, hostname),
         b"\r\n" + recipient if recipient else b";\r\n",
@@ -81,28 +78,8 @@ def _origin(
 
 
 def prepended(fields: Sequence[str]) -> bytes:
-    """The header fields that session policies put before a message, which stand above Received. A field that is too
-    long for a line is folded at its blanks (RFC 5322 2.2.3), and left out if that is not enough."""
-    return b"".join([_folded(field.translate(_CONTROLS).encode("utf-8", "replace")) for field in fields])
-
-
-def _folded(field: bytes) -> bytes:
-    first, *words = _BEFORE_WORD.split(field)
-    lines = [first]
-    for word in words:
-        # Each has something but blanks in it: a line of blanks would end the header.
-        if len(lines[-1]) + len(word) > _MAX_LINE_OCTETS:
-            lines.append(word)
-        else:
-            lines[-1] += word
-    if any(len(line) > _MAX_LINE_OCTETS for line in lines):
-        return b""
-    return b"".join([b"%b\r\n" % line for line in lines])
-
-
-def _line(octets: bytes) -> bytes:
-    """`octets` with CRLF; empty if they are too long for a line."""
-    return b"%b\r\n" % octets if len(octets) <= _MAX_LINE_OCTETS else b""
+    """The header fields that session policies put before a message, which stand above Received."""
+    return b"".join(map(folded, fields))
 
 
 def _address(path: Path) -> bytes:

@@ -17,6 +17,7 @@ from twisted_smtpguard.engine.hooks import shown_answer, wait_for
 from twisted_smtpguard.engine.port import Cancelled, Expired
 from twisted_smtpguard.engine.refusal import Refusal
 from twisted_smtpguard.engine.stages import ENDED, Stage
+from twisted_smtpguard.inputs.fieldlines import folded
 from twisted_smtpguard.limits.limits import POLICY
 from twisted_smtpguard.policyvalues import PolicyRequest, PolicyUnavailable, PolicyVerdict
 from twisted_smtpguard.replies import Reply
@@ -77,12 +78,17 @@ class PolicyState:
             self.deferrals.pop(stage, None)
             self.fields.pop(stage, None)
 
-    def prepend(self, stage: str, field: str) -> bool:
-        """Keep a header field. Returns False if there is no room for it."""
+    def prepend(self, stage: str, field: str) -> str:
+        """Keep a header field. Returns "", or why it is left out."""
+        if stage == "end-of-data":
+            return "it is too late"
+        if not folded(field):
+            return "it is too long for a line"
         octets = sum(len(each.encode("utf-8", "replace")) for each in (*self.prepended(), field))
-        if octets <= MAX_PREPENDED_OCTETS:
-            self.fields.setdefault(stage, []).append(field)
-        return octets <= MAX_PREPENDED_OCTETS
+        if octets > MAX_PREPENDED_OCTETS:
+            return "there are too many"
+        self.fields.setdefault(stage, []).append(field)
+        return ""
 
     def prepended(self) -> list[str]:
         """The header fields for the message, in the order in which they were prepended."""
@@ -306,8 +312,9 @@ class _Inquiry:
         events, name = engine.context.events, self._entry.name
         if verdict.kind == "note":
             events.policy_note(name, self._stage, engine.peer_name, verdict.text, session=engine.name)
-        elif self._stage == "end-of-data" or not self._state.prepend(self._stage, verdict.text):
-            problem = "it is too late" if self._stage == "end-of-data" else "there are too many"
+            return
+        problem = self._state.prepend(self._stage, verdict.text)
+        if problem:
             events.field_left_out(engine.name, engine.peer_name, problem, policy=name)
 
 
