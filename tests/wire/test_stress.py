@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 from fakes import Conversation, FakeFilter, Guard, codes
 from logbook import Logbook, logbook
@@ -111,6 +112,23 @@ def test_those_whose_time_is_over_when_stress_begins_end_one_after_the_other() -
             break
     assert max(late - early for early, late in zip([0, *ended], ended, strict=False)) <= 12
     assert not guard.stressed
+
+
+def test_none_whose_time_is_over_when_stress_begins_is_left_without_a_deadline() -> None:
+    store = LocalCounterStore(0)
+    one = Crowd(counters=store, max_connections=100)
+    other = Crowd(counters=store, max_connections=100, clock=one.clock)
+    for _ in range(3):
+        other.full_of_known()
+    one.comes(8)
+    for each in one.crowd:
+        each.say(MAIL)
+    one.passes(60)
+    one.factory.set_limits(attrs.evolve(one.factory.limits, max_connections=26))
+    one.passes(6)
+    # The connections of the other keep it in stress.
+    assert one.stressed
+    assert [each.closed for each in one.crowd] == [True] * 8
 
 
 def test_a_session_that_runs_already_has_the_shorter_time_from_its_last_command_on() -> None:
@@ -259,6 +277,22 @@ def test_a_stranger_whose_mail_is_accepted_is_no_stranger_any_more() -> None:
     assert not first.closed
 
 
+def test_a_client_that_becomes_known_has_its_usual_time_at_once_in_all_its_sessions() -> None:
+    guard = Crowd()
+    guard.full_of_known()
+    guard.comes(1)
+    first, second = guard.crowd[0], guard.greeted("192.0.0.1")
+    second.say(MAIL)
+    guard.passes(20)
+    assert codes(first.say(MAIL, RCPT, "DATA", "x", "."))[-1] == 250
+    guard.passes(279)
+    assert not second.closed
+    guard.passes(2)
+    assert (second.heard(), first.closed) == (TIMEOUT, False)
+    guard.passes(20)
+    assert first.heard() == TIMEOUT
+
+
 def test_in_stress_there_is_no_greet_delay() -> None:
     guard = Crowd(greet_delay=2)
     for number in range(8):
@@ -287,6 +321,21 @@ def test_others_that_count_in_the_same_store_bring_stress_and_end_it() -> None:
     for each in (one, other):
         each.factory.drain()
     assert guard.clock.getDelayedCalls() == []
+
+
+def test_who_has_no_connection_any_more_looks_at_those_of_others_until_stress_ends() -> None:
+    store = LocalCounterStore(0)
+    one = Crowd(counters=store)
+    other = Crowd(counters=store, clock=one.clock)
+    one.comes(1)
+    other.comes(8)
+    one.passes(2)
+    one.leaves(1)
+    assert one.stressed
+    other.leaves(8)
+    one.passes(2)
+    assert not one.stressed
+    assert one.clock.getDelayedCalls() == []
 
 
 def test_a_stop_in_stress_leaves_nothing_behind() -> None:

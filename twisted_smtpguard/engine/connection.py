@@ -284,7 +284,7 @@ class Connection(ClientStanding):
 
     def time_limits_changed(self, soonest: float) -> None:
         """Called when stress begins or ends. The deadline that runs moves with its time limit, which for a stranger has
-        become shorter or longer, but not to a time before `soonest`."""
+        become shorter or longer, but not to a time before `soonest`, which is later than now."""
         limit = self.timeouts[self.timed]
         if limit != self.time_limit:
             due = self.timer.when + limit - self.time_limit

@@ -144,7 +144,13 @@ class Engine(Connection):
             ending.release(self)
 
     def timed_out(self) -> None:
-        """Called when the time limit of the stage is over."""
+        """Called when the time limit of the stage is over. A client that has become known since then has the usual one
+        of those that are no strangers, and not that of stress."""
+        timer = self.timer
+        if self.context.stressed and not self.is_stranger:
+            self.time_limits_changed(self.context.seconds() + 1)
+        if self.timer is not timer:
+            return
         self.timed = ""
         self.timer = NO_TIMER
         self.unsettled = True

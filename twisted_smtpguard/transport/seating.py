@@ -126,7 +126,7 @@ class Seating:
         """Apply the limits of stress to the sessions of strangers, or lift them."""
         context, now = self.context, self._deadlines.seconds()
         sessions = self._sessions()
-        for number, engine in enumerate(sessions):
+        for number, engine in enumerate(sessions, 1):
             engine.time_limits_changed(now + _SPREAD_SECONDS * number / len(sessions))
             # One whose time was over is told again, if it still is.
             engine.account_all = context.draining or engine.is_over_time
@@ -154,6 +154,8 @@ class Seating:
 
     def _looked(self, looks: Sequence[tuple[int, float]]) -> None:
         self.found(looks[0][0])
+        if not (self.taken or self.stress.on):
+            self.stop()
 
     # Room for newcomers.
 
