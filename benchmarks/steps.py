@@ -6,8 +6,8 @@ process behind a real socket, on Twisted's default reactor, with the edge profil
 warn; the client is another process that sends one piece and waits for its replies. Twisted's own read and turn of the
 reactor are included. Figures of another Python than 3.11 are not comparable.
 
-With `--without-reputation` nobody is known or banned, no seat is reserved, and no wider network is limited: what is
-more without it is the cost of that.
+The client is known, and another is banned. With `--without-reputation` nobody is known or banned, no seat is reserved,
+and no wider network is limited: what is more without it is the cost of that.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ def main(off: dict[str, Any]) -> None:
         hostname="guard.example.org",
         events=Events(Statistics(), reactor, limits, LogLevel.warn),
     )
+    if limits.ban_after:
+        factory.bans.ban("192.0.2.1", limits.ban_after, "early_talker", dry_run=False)
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     counter = Counter()
 

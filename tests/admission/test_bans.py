@@ -30,7 +30,7 @@ class Listed:
         self.bans = BanList(Limits(**limits), self.tables[BAN], self.tables[FORMER_BAN], self.clock.seconds)
 
     def ban(self, key: str = CLIENT, *, dry_run: bool = False) -> list[tuple[str, float, int]]:
-        """The bans that are made: of whom, for how long, for the how-manieth time."""
+        """The bans that are made: of whom, for how long, and the number of its bans with this one."""
         made = self.bans.ban(key, 25, "early_talker:25", dry_run=dry_run)
         return [(each.key, each.until - self.clock.seconds(), each.times) for each in made]
 

@@ -256,6 +256,25 @@ def test_a_known_client_is_never_banned() -> None:
     assert not banned(guard)
 
 
+def test_what_others_have_a_known_server_send_bans_it_only_once_its_latest_mail_was_refused_as_junk() -> None:
+    guard = guarded(delivery_without_nobody())
+    server = guard.greeted(CLIENT)
+    unknown_recipients = ("MAIL FROM:<>", *["RCPT TO:<nobody@d.example>"] * 20, "RSET")
+    assert server.codes(*MAIL)[-1] == 250
+    server.say(*unknown_recipients)
+    assert not banned(guard)
+    guard.delivery.answers["finish"] = refuses(550, "5.7.1")
+    assert server.codes(*MAIL)[-1] == 550
+    del guard.delivery.answers["finish"]
+    assert server.codes(*MAIL)[-1] == 250
+    server.say(*unknown_recipients)
+    assert not banned(guard)
+    guard.delivery.answers["finish"] = refuses(550, "5.7.1")
+    assert server.codes(*MAIL)[-1] == 550
+    server.say(*unknown_recipients)
+    assert banned(guard)
+
+
 def test_all_peers_on_unix_sockets_are_never_banned() -> None:
     guard = guarded()
     guard.factory.offences.committed(Unix(), "not_smtp")  # type: ignore[arg-type]

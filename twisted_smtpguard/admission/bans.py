@@ -1,4 +1,4 @@
-"""The list of bans: who is banned, until when, and for the how-manieth time.
+"""The list of bans: who is banned, until when, and how often so far.
 
 A ban ends by itself. Each further one of the same client or network is twice as long, up to a day; who was not banned
 for a week begins anew. A network is banned when several of its clients are, and a wider one when they are in several of
@@ -38,7 +38,7 @@ class Ban(NamedTuple):
     until: float
     """Its end, in seconds since 1970."""
     times: int
-    """The how-manieth ban it is: 1 is the first."""
+    """How many bans of it there have been with this one, as far as they are remembered: 1 is the first."""
     points: int
     """The points that have led to it; of a network how many of its clients are banned."""
     reasons: str

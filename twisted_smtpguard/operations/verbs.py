@@ -171,7 +171,7 @@ _VERBS = (
     ),
     Verb(
         "bans",
-        "List the clients and networks that are banned for what they have done, until when, for the how-manieth time, "
+        "List the clients and networks that are banned for what they have done, until when, how often so far, "
         "and for which offences.",
     ),
     Verb(
