@@ -127,6 +127,8 @@ class LoginClient:
     """The id of the session in the log."""
     tls: str = ""
     """The TLS version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`; "" without TLS."""
+    known: bool = False
+    """Whether the user has logged in from this client before. It is known for passwords only."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

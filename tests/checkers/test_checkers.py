@@ -97,7 +97,14 @@ def test_each_checker_that_is_listed_lets_in_only_users_with_the_password(
 ) -> None:
     users = tmp_path / "users"
     users.write_text("ann:pw\n")
-    ways = {"file": f"file:{users}", "memory": "memory:bob:x:ann:pw", "unix": "unix"}
+    hashes = tmp_path / "hashes"
+    hashes.write_text("ann:{SSHA256}/lAC46G6SKmC98Mf7HIGXRtFFUfOIpCnZrpHe/7DIYJzYWx0\n")
+    ways = {
+        "file": f"file:{users}",
+        "memory": "memory:bob:x:ann:pw",
+        "unix": "unix",
+        "passwd": f"passwd:{hashes}",
+    }
     names = listed(capsys)
     # Dovecot is logged in through in tests/clients/test_dovecot_auth.py.
     assert sorted(names) == sorted([*ways, "dovecot"]), "one that is listed is logged in through here"
@@ -299,7 +306,7 @@ def test_a_factory_of_another_distribution_is_listed_and_made(
     assert tried(guard_with("house:ann=pw"), "ann", "pw") == YES
     assert "o-so-secret" not in problem_of("house:o-so-secret")
     assert mistake("--help-auth-type", "x") == (
-        "--help-auth-type: one of dovecot, file, house, memory, unix is expected, not 'x'"
+        "--help-auth-type: one of dovecot, file, house, memory, passwd, unix is expected, not 'x'"
     )
 
 

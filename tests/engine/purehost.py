@@ -440,6 +440,7 @@ class PureAttempt:
 
     def __init__(self) -> None:
         self.exceeded: tuple[Any, ...] = ()
+        self.known = False
         self.owed = False
         """The engine has it, and owes it an end."""
 

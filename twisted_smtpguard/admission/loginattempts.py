@@ -74,7 +74,10 @@ class Attempt:
 
     _attempts: LoginAttempts
     _client: str
-    _login: str
+    login: str
+    """The key of the client and the user, among the logins."""
+    known: bool
+    """Whether the user has logged in from this client before."""
     exceeded: Sequence[Exceeded] = ()
     """What it exceeds: one limit that is enforced, so that nothing is counted, or any number in dry run."""
     _taken: Sequence[Wanted] = ()
@@ -84,7 +87,7 @@ class Attempt:
     def right(self) -> None:
         """Its password was right."""
         self.withdraw()
-        self._attempts.note_login(self._login)
+        self._attempts.note_login(self.login)
 
     def wrong(self) -> None:
         """Its password was wrong, and stays counted."""
@@ -135,20 +138,20 @@ class LoginAttempts:
         cancel it if the client leaves."""
         user = digest_of(username)
         login = f"{client}#{user}"
-        attempt = Attempt(self, client, login)
-        counts = [] if trusted else list(self._counts(client, user, login))
+        attempt = Attempt(self, client, login, self._logins.get(login) is not None)
+        counts = [] if trusted else list(self._counts(client, user, attempt))
         if not counts:
             return attempt
         queue = self._queues.get(counts[0].wanted.client)
         return start_coroutine(self._begin(attempt, counts)) if queue is None else queue.join(attempt, counts)
 
-    def _counts(self, client: str, user: str, login: str) -> Iterator[_Count]:
-        known = self._logins.get(login) is not None
+    def _counts(self, client: str, user: str, attempt: Attempt) -> Iterator[_Count]:
+        known = attempt.known
         of_client, of_user = self._clients.limit(OF_CLIENT), self._clients.limit(OF_USER)
         if of_client is not None:
             own, *of_networks = of_client.wanted(client)
             if known:
-                own, of_networks = own._replace(client=login), []
+                own, of_networks = own._replace(client=attempt.login), []
             yield _Count(OF_CLIENT, "", of_client.most, own)
             for each in of_networks:
                 yield _Count(

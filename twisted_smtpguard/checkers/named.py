@@ -16,6 +16,7 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 
 from twisted_smtpguard.checkers.checking import takes_passwords
 from twisted_smtpguard.checkers.dovecot import DovecotAuth
+from twisted_smtpguard.checkers.hashedpasswords import HashedPasswordFile
 from twisted_smtpguard.checkers.passwordfile import PasswordFile
 from twisted_smtpguard.checkers.unixusers import UnixUsers, why_unusable
 from twisted_smtpguard.limits.units import parse_path
@@ -154,6 +155,25 @@ def _make_dovecot(argument: str, reactor: Any) -> DovecotAuth:
         raise _expected("dovecot", _DOVECOT_FORMAT) from None
 
 
+def _make_hashes(argument: str, reactor: Any) -> HashedPasswordFile:
+    """Each line of the file is `user:HASH`. A line that begins with # is a comment, and empty
+    lines are skipped. What follows another colon, as in a passwd-file of Dovecot, is ignored.
+
+    A hash is one of crypt(3), as htpasswd and mkpasswd write them: bcrypt ($2y$), SHA-crypt
+    ($5$, $6$), argon2, MD5 ($1$, $apr1$), DES; or one with a scheme of Dovecot in braces, such as
+    {SSHA256}, {BLF-CRYPT}, {SHA512-CRYPT}, {ARGON2ID}, {PBKDF2}, {SCRAM-SHA-256} and {PLAIN}. A
+    user whose hash is * or begins with ! cannot log in.
+
+    A wrong line is refused at start. The file is read again when it has changed; if it has a
+    wrong line then, the old users stay in force, and the log says so. Needs the extra auth:
+    pip install twisted_smtpguard[auth].
+    """
+    if not argument.strip():
+        raise _expected("passwd", _HASHES_FORMAT)
+    return HashedPasswordFile(parse_path(argument), reactor)
+
+
+_HASHES_FORMAT = "The path of a file with a line user:HASH for each user."
 _DOVECOT_FORMAT = "An endpoint such as unix:/run/dovecot/auth-client or tcp:127.0.0.1:12345."
 _FILE_FORMAT = "The path of a file with a line user:password for each user."
 _MEMORY_FORMAT = "A colon-separated list (name:password:...), none of them empty."
@@ -166,5 +186,6 @@ def _builtin() -> dict[str, _Builtin]:
         "dovecot": _Builtin(_DOVECOT_FORMAT, _make_dovecot),
         "file": _Builtin(_FILE_FORMAT, _make_file),
         "memory": _Builtin(_MEMORY_FORMAT, _make_memory),
+        "passwd": _Builtin(_HASHES_FORMAT, _make_hashes),
         "unix": _Builtin(_UNIX_FORMAT, _make_unix, why_unusable()),
     }

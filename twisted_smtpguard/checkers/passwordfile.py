@@ -52,6 +52,7 @@ class PasswordFile(ReadInThread[_Reading]):
     """
 
     credentialInterfaces = (IUsernamePassword,)  # noqa: N815 - Twisted's name
+    _parse = staticmethod(parse_users)
 
     @checked
     def __init__(self, path: str | os.PathLike[str], reactor: _Reactor) -> None:
@@ -59,7 +60,7 @@ class PasswordFile(ReadInThread[_Reading]):
         self.path = os.fspath(path)
         self._reactor = reactor
         try:
-            self._version, users = _read(self.path)
+            self._version, users = _read(self.path, self._parse)
         except FileNotFoundError:
             raise ValueError(f"there is no file {self.path!r}") from None
         except OSError as error:
@@ -85,15 +86,15 @@ class PasswordFile(ReadInThread[_Reading]):
     def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:  # noqa: N802 - Twisted's name
         """Fires with the user's name. Fails with UnauthorizedLogin, or with CheckerUnavailable."""
         user, password = bytes(credentials.username), bytes(credentials.password)
-        return self._current_users().addCallback(_judge, user, password)
+        return self.current_users().addCallback(_judge, user, password)
 
     def _read(self) -> _Reading:
-        reading: _Reading = _read(self.path, None, yield_gil)
+        reading: _Reading = _read(self.path, self._parse, None, yield_gil)
         if isinstance(reading[1], str):
             raise FaultyFileError("auth", self.path, reading[1])
         return reading
 
-    def _current_users(self) -> Deferred[Users]:
+    def current_users(self) -> Deferred[Users]:
         """Fires with the users that the file has now. All logins that come during one look share the next look."""
         waiting: Deferred[Users] = Deferred(self._forget)
         if self._looking and self._timer is None:
@@ -113,7 +114,7 @@ class PasswordFile(ReadInThread[_Reading]):
         self._waiting, self._next = self._next, []
         self._looking = True
         self._timer = self._reactor.callLater(_SECONDS, self._time_out)
-        self._in_thread(_read, self.path, self._version, yield_gil).addBoth(self._looked)
+        self._in_thread(_read, self.path, self._parse, self._version, yield_gil).addBoth(self._looked)
 
     def _time_out(self) -> None:
         self._timer = None
@@ -165,7 +166,12 @@ def _judge(users: Users, user: bytes, password: bytes) -> bytes | tuple[()]:
     return user
 
 
-def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], object] = lambda: None) -> Any:
+def _read(
+    path: str,
+    parse: Callable[[bytes, Callable[[], object]], Any],
+    known: _Version | None = None,
+    yield_gil: Callable[[], object] = lambda: None,
+) -> Any:
     """Read the file; returns None if its version is still `known`. Called in a thread. OSError: it cannot be read, or
     is not a regular file."""
     if known is not None and _version(os.stat(path)) == known:  # noqa: PTH116 - it costs less
@@ -176,7 +182,7 @@ def _read(path: str, known: _Version | None = None, yield_gil: Callable[[], obje
     settled = abs(time.time() - status.st_mtime) > _UNSETTLED_SECONDS
     version = _version(status) if settled else None
     try:
-        return version, parse_users(octets, yield_gil)
+        return version, parse(octets, yield_gil)
     except ValueError as error:
         return version, str(error)
 

@@ -40,13 +40,20 @@ def parse_users(octets: bytes, yield_gil: Callable[[], object] = lambda: None) -
 
     ValueError names the line that is wrong, and never repeats a password. A file without users is wrong too.
     """
+    return users_of(octets, parse_line, yield_gil)
+
+
+def users_of(
+    octets: bytes, parse: Callable[[bytes], tuple[bytes, bytes] | None], yield_gil: Callable[[], object]
+) -> dict[bytes, bytes]:
+    """As `parse_users`, for lines that `parse` knows."""
     users: dict[bytes, bytes] = {}
     lines: dict[bytes, int] = {}
     for number, line in enumerate(octets.removeprefix(_BOM).split(b"\n"), 1):
         if number % _LINES_AT_ONCE == 0:
             yield_gil()
         try:
-            parsed = parse_line(line)
+            parsed = parse(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
         if parsed is None:
@@ -66,21 +73,30 @@ def parse_line(line: bytes) -> tuple[bytes, bytes] | None:
 
     ValueError says why the line is wrong.
     """
+    parted = part_line(line, _EXPECTED)
+    problem = _wrong(parted[1], _WRONG_PASSWORDS) if parted else ""
+    if problem:
+        raise ValueError(f"{_EXPECTED}, and {problem}")
+    return parted
+
+
+def part_line(line: bytes, expected: str) -> tuple[bytes, bytes] | None:
+    """The user, and what stands after the colon. None: the line is empty, or a comment. ValueError says why it is none
+    that is `expected`."""
     line = line.removesuffix(b"\r")
     if not line.strip() or line.startswith(b"#"):
         return None
-    user, colon, password = line.partition(b":")
+    user, colon, rest = line.partition(b":")
     if not colon:
-        raise ValueError(f"{_EXPECTED}, and there is no colon")
+        raise ValueError(f"{expected}, and there is no colon")
     problem = _wrong(user, _WRONG_USERS)
     try:
         user.decode()
     except UnicodeDecodeError:
         problem = problem or "the user's name is not UTF-8"
-    problem = problem or _wrong(password, _WRONG_PASSWORDS)
     if problem:
-        raise ValueError(f"{_EXPECTED}, and {problem}")
-    return user, password
+        raise ValueError(f"{expected}, and {problem}")
+    return user, rest
 
 
 def _wrong(octets: bytes, table: list[tuple[bytes, str]]) -> str:

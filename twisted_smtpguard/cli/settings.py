@@ -216,7 +216,7 @@ def secret_files(given: Mapping[str, Sequence[Setting]], config: str | None) -> 
     passwords = []
     for setting in given["auth"]:
         name, argument = split_specification(setting.text)
-        if name == "file":
+        if name in ("file", "passwd"):
             passwords.append(parse_path(argument))
         elif name == "memory" and setting.in_file and config is not None:
             passwords.append(config)

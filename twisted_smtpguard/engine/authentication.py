@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
+
 from twisted_smtpguard import replies
 from twisted_smtpguard.engine import counts, ending, sasl
 from twisted_smtpguard.engine.engine import Engine
@@ -85,18 +87,16 @@ def _client_of(engine: Engine) -> LoginClient:
 def _advance(engine: Engine, exchange: _Exchange, response: bytes | None) -> Reply | None:
     if exchange.final is not None:
         return replies.BAD_AUTH_RESPONSE if response else _logged_in(engine, exchange, exchange.final)
-    ask = partial(exchange.respond, response)
+    ask: Callable[[Any], Any] = partial(_respond, exchange, response)
     if exchange.mechanism in sasl.MECHANISMS:
         try:
-            outcome = ask()
+            outcome = exchange.respond(response)
         except Refused as refused:
             return refused.reply
         if isinstance(outcome, Challenge):
             return _challenge(engine, exchange, outcome.octets)
         exchange.user = outcome.username
-        identify = engine.context.identify
-        assert identify is not None
-        ask = partial(identify, outcome)
+        ask = partial(_identify, engine, outcome)
     else:
         exchange.user = exchange.user or sasl.claimed_user(exchange.mechanism, response)
     return _try(engine, exchange, ask)
@@ -108,7 +108,19 @@ def _challenge(engine: Engine, exchange: _Exchange, octets: bytes) -> Reply:
     return replies.challenge(b64encode(octets).decode("ascii"))
 
 
-def _try(engine: Engine, exchange: _Exchange, ask: Callable[[], Any]) -> Reply | None:
+def _respond(exchange: _Exchange, response: bytes | None, attempt: Any) -> Any:
+    return exchange.respond(response)
+
+
+def _identify(engine: Engine, login: sasl.Login, attempt: Any) -> Any:
+    identify = engine.context.identify
+    assert identify is not None
+    assert login.client is not None
+    client = attrs.evolve(login.client, known=attempt.known)
+    return identify(attrs.evolve(login, client=client))
+
+
+def _try(engine: Engine, exchange: _Exchange, ask: Callable[[Any], Any]) -> Reply | None:
     """Ask about what the client has sent, unless so much of it was wrong that no more may be checked."""
     engine.user_tried = exchange.user.decode("utf-8", "backslashreplace")
     attempt = engine.context.attempts.begin(engine.key, exchange.user, trusted=engine.trusted)
@@ -135,14 +147,14 @@ def _abort(engine: Engine, exchange: _Exchange) -> None:
     ending.drop_exchange(engine)
 
 
-def _ask(exchange: _Exchange, ask: Callable[[], Any], engine: Engine, attempt: Any) -> Reply | None:
+def _ask(exchange: _Exchange, ask: Callable[[Any], Any], engine: Engine, attempt: Any) -> Reply | None:
     for exceeded in attempt.exceeded:
         if counts.enforces(engine, exceeded.limit, exceeded.failures, network=exceeded.network):
             _abort(engine, exchange)
             engine.reason = exceeded.limit
             return replies.AUTH_UNAVAILABLE
     try:
-        outcome = ask()
+        outcome = ask(attempt)
     except FAULTS as error:
         return _failed(attempt, engine, error)
     if is_later(outcome):
