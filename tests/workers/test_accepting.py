@@ -134,7 +134,6 @@ def test_it_stands_back_when_it_has_more_than_another_which_leaves_the_next_to_t
     shared.other_has(8)
     shared.reactor.advance(STAND_BACK_SECONDS)
     assert shared.waits
-    shared.port.doRead()
     # An eighth of eight more.
     assert shared.factory.held == 8 + 1 + LEAD
 
@@ -147,8 +146,23 @@ def test_what_nobody_else_takes_it_takes_one_by_one(shared: Shared) -> None:
         assert shared.factory.held == LEAD + taken
         shared.port.doRead()
         shared.reactor.advance(STAND_BACK_SECONDS)
-        shared.port.doRead()
     assert shared.waits
+
+
+def test_it_stands_back_each_time_also_where_another_has_taken_what_it_left(shared: Shared) -> None:
+    shared.other_has(0)
+    shared.come(LEAD)
+    shared.listen()
+    for _ in range(3):
+        # Another is quicker.
+        shared.port.doRead()
+        shared.reactor.advance(STAND_BACK_SECONDS)
+        shared.come(1)
+        shared.port.doRead()
+        assert shared.factory.held == LEAD
+        shared.listening.accept()[0].close()
+        shared.reactor.advance(STAND_BACK_SECONDS)
+    assert shared.factory.held == LEAD
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -242,6 +256,13 @@ def test_on_twisteds_reactor_the_kernel_wakes_one_worker_for_a_connection(tmp_pa
     shared.come(1)
     reactor.doIteration(1)
     assert shared.factory.held == 2
+    # It has more than its share, so that another one is woken too.
+    shared.other_has(0)
+    shared.port.doRead()
+    assert shared.port not in reactor.getReaders()
+    shared.port._standing_back.reset(0)
+    reactor.runUntilCurrent()
+    assert not flags_of(reactor._poller, shared.port.fileno()) & select.EPOLLEXCLUSIVE
     shared.port.stopListening()
     reactor.doIteration(0.1)
     reactor.runUntilCurrent()

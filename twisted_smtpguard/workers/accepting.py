@@ -3,7 +3,7 @@
 A connection waits for all workers, and is lost with none of them. For each one the kernel wakes one of the workers that
 have nothing to do, on Twisted's own reactor for Linux; on others it wakes all. A worker that has taken some goes to the
 end of the queue, since the same one would always be woken first otherwise. One that has more connections than another
-takes none for a moment, so that those that stay for long are shared too.
+takes none for a moment, so that those that stay for long are shared too: the kernel wakes another one beside it.
 """
 
 # ruff: noqa: N802, N803, N815 - Twisted's own names
@@ -101,7 +101,6 @@ class _SharedPort(tcp.Port):
     most_admitted = 1
     _looking: Any = None
     _standing_back: Any = None
-    _stood_back = False
 
     def startListening(self) -> None:
         super().startListening()
@@ -119,27 +118,30 @@ class _SharedPort(tcp.Port):
         if type(self.reactor) is EPollReactor:
             poller, descriptor = self.reactor._poller, self.fileno()
             poller.unregister(descriptor)
-            poller.register(descriptor, _EXCLUSIVE)
+            # The kernel wakes all that are not exclusive, and one that is.
+            poller.register(descriptor, _EXCLUSIVE if self.loads.room() > 0 else select.EPOLLIN)
 
     def doRead(self) -> None:
         """Called when connections wait. Some of them are taken, unless others have fewer connections."""
         room = self.loads.room()
-        if room < 1 and not self._stood_back:
-            self._stood_back = True
+        if room < 1:
             self.stopReading()
             self._standing_back = self.reactor.callLater(STAND_BACK_SECONDS, self._come_back)
-            return
-        self._accept(max(1, room))
+        else:
+            self._take(room)
+
+    def _come_back(self) -> None:
+        self._standing_back = None
+        self.startReading()
+        # If nobody has taken those that wait, one is taken at least.
+        self._take(max(1, self.loads.room()))
+
+    def _take(self, most: int) -> None:
+        self._accept(most)
         if not self.disconnecting:
             self._go_last()
 
-    def _come_back(self) -> None:
-        # If nobody has taken them, one is taken at least.
-        self._standing_back = None
-        self.startReading()
-
     def _accept(self, most: int) -> None:
-        self._stood_back = False
         self.most_admitted = self.numberAccepts = min(most, QuickPort.most_admitted)
         super().doRead()
         self.loads.tell()
