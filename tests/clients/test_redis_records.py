@@ -144,9 +144,29 @@ async def test_redis_keeps_no_more_than_there_may_be_and_the_longest_stay(
         held: set[str] = set()
         found = await store.records_since(BAN, "")
         held |= set(found.records)
-        assert held == {*map(str, range(100))}
+        # The latest fifty are to be learnt by others.
+        assert held == {*map(str, (*range(50), *range(450, 500)))}
         assert int(server.ask("HLEN", "smtpguard:r:ban")) == 101
         assert int(server.ask("ZCARD", "smtpguard:c:ban")) == 100
+
+
+@pytest_twisted.ensureDeferred
+async def test_others_learn_a_record_that_is_shorter_than_all_of_a_full_table(
+    server: RealRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twisted_smtpguard.counters.redisstore.MOST_RECORDS", 100)
+    async with Guards() as guards:
+        store = await guards.open(server.url)
+        now = store._reactor.seconds()
+        await store.put_records(BAN, {f"{each}": Record("", now + 1000 + each) for each in range(100)}, False)
+        mark = (await store.records_since(BAN, "")).mark
+        for key in "abc":
+            await store.put_records(BAN, {key: Record("", now + 10)}, False)
+            found = await store.records_since(BAN, mark)
+            assert list(found.records) == [key]
+            mark = found.mark
+            # As in the guards themselves, it goes first at the next one.
+            assert int(server.ask("HLEN", "smtpguard:r:ban")) == 101
 
 
 @pytest_twisted.ensureDeferred

@@ -215,11 +215,12 @@ end
 
 -- Words: the kind, how many records of it there may be, 1: change none that there is; and for each record its key, the
 -- milliseconds that it lives, and `+VALUE`, or `-` to remove it. What was removed is known as such as long as the record
--- would have lived.
+-- would have lived. If there are too many, those go that end first, but none that this call puts: others are to learn it.
 local function put_records()
     local hash, changes, ends = keys_of_records(words[4])
     local most, only_new = tonumber(words[5]), words[6] == '1'
     redis.call('HSETNX', hash, '=', now)
+    local put = {}
     local stamp = math.max(now, number(redis.call('ZREVRANGE', changes, 0, 0, 'WITHSCORES')[2]) + 1)
     for at = 7, #words, 3 do
         local name, end_at, value = words[at], now + words[at + 1], words[at + 2]
@@ -230,13 +231,20 @@ local function put_records()
             redis.call('HSET', hash, name, string.format('%.0f %s', end_at, value))
             redis.call('ZADD', changes, stamp, name)
             redis.call('ZADD', ends, end_at, name)
+            put[name] = true
             stamp = stamp + 1
         end
     end
     forget(hash, changes, ends, redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, MOST))
     local surplus = math.min(redis.call('ZCARD', ends) - most, MOST)
     if surplus > 0 then
-        forget(hash, changes, ends, redis.call('ZRANGE', ends, 0, surplus - 1))
+        local first = {}
+        for _, name in ipairs(redis.call('ZRANGE', ends, 0, surplus + #words / 3)) do
+            if not put[name] and #first < surplus then
+                first[#first + 1] = name
+            end
+        end
+        forget(hash, changes, ends, first)
     end
     local last = number(redis.call('ZREVRANGE', ends, 0, 0, 'WITHSCORES')[2])
     for _, key in ipairs({hash, changes, ends}) do
