@@ -40,15 +40,17 @@ class Listed:
 
 def test_a_ban_holds_for_ten_minutes_and_not_a_moment_longer() -> None:
     it = Listed()
-    assert not it.bans.are_some
+    assert not it.bans.may_hold(CLIENT)
     assert it.ban() == [(CLIENT, 600, 1)]
     assert it.bans.of(CLIENT) == (CLIENT, NOW + 600, 1, 25, "early_talker:25", False)
+    assert not it.bans.may_hold("192.0.2.2")
     it.clock.advance(599.999)
     assert it.banned()
+    assert it.bans.may_hold(CLIENT)
     assert len(it.bans) == 1
     it.clock.advance(0.001)
     assert not it.banned()
-    assert (len(it.bans), [*it.bans.rows()], it.bans.are_some) == (0, [], False)
+    assert (len(it.bans), [*it.bans.rows()], it.bans.may_hold(CLIENT)) == (0, [], False)
 
 
 def test_each_return_doubles_it_up_to_a_day() -> None:
@@ -93,7 +95,9 @@ def test_a_network_is_banned_with_the_fifth_of_its_clients_and_not_by_one_that_r
         assert it.ban(f"192.0.2.{host}") == [(f"192.0.2.{host}", 600, 1)]
         it.ban(f"198.51.{host}.1")
     assert not it.banned("192.0.2.99")
+    assert not it.bans.may_hold("192.0.2.99")
     assert it.ban("192.0.2.14") == [("192.0.2.14", 600, 1), ("192.0.2.0/24", 600, 1)]
+    assert it.bans.may_hold("192.0.2.99")
     assert it.banned("192.0.2.99")
     assert it.bans.of_networks("192.0.2.99") == (
         "192.0.2.0/24",

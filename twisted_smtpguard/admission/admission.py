@@ -95,7 +95,7 @@ class Admission:
         store answers later, which the caller cancels when the client disconnects."""
         try:
             asks = self.chain.entries
-            if not asks and self._bans.are_some:
+            if not asks and self._bans.may_hold(connection.key):
                 self._refuse_banned(connection)
             answer = start_coroutine(self._judge(connection)) if asks else self._count(connection)
         except NotAdmitted as not_admitted:
@@ -133,7 +133,7 @@ class Admission:
         self, connection: PendingConnection, *, own: bool = True, networks: bool = True
     ) -> None:
         """NotAdmitted: the client is banned, by its `own` ban or by that of one of its `networks`."""
-        if not (self._limits.ban_after and self._bans.are_some):
+        if not (self._limits.ban_after and self._bans.may_hold(connection.key)):
             return
         # A ban that was made in dry run refuses nobody when that is over.
         tried = BAN_AFTER in self._limits.dry_run
@@ -163,9 +163,9 @@ class Admission:
         total = self._total if favoured or room_made else self._total_of_strangers
         if room_made and self._seating.imagined and self._limits.enforced(TOTAL):
             total = (total_place(self._limits.max_connections + self._seating.imagined),)
-        wanted, per_client = total, None
+        wanted, per_client, key = total, None, connection.key
         if not trusted:
-            per_client, rate, key = self._per_client, self._rate, connection.key
+            per_client, rate = self._per_client, self._rate
             if per_client is not None:
                 wanted += per_client.wanted(key)
             if rate is not None:
@@ -173,7 +173,7 @@ class Admission:
         if not wanted:
             self._take_seat(connection, favoured, wanted)
             return None
-        place = Place(self._counting, connection.key, total, per_client)
+        place = Place(self._counting, key, total, per_client)
         again = None if room_made else partial(self._count, connection, trusted=trusted, room_made=True)
         counts = self._counting.take(wanted)
         if isinstance(counts, Deferred):

@@ -76,10 +76,10 @@ class BanList:
     def __len__(self) -> int:
         return len(self._bans)
 
-    @property
-    def are_some(self) -> bool:
-        """Whether anybody may be banned. It costs next to nothing, for guards that ban nobody."""
-        return self._until > self._seconds()
+    def may_hold(self, key: str) -> bool:
+        """Whether a ban may hold for the client with this key. It costs little: every connection asks."""
+        now = self._seconds()
+        return self._until > now and (self._until_of_networks > now or self._bans.get(key) is not None)
 
     def of(self, key: str, *, dry_run: bool = True) -> Ban | None:
         """The ban of the client or network with this key itself; with `dry_run` one that was made in dry run too."""
@@ -88,10 +88,7 @@ class BanList:
         return ban if ban is None or dry_run or not ban.dry_run else None
 
     def of_networks(self, key: str, *, dry_run: bool = True) -> Ban | None:
-        """The ban of the narrowest network that has the client with this key and is banned. It costs next to nothing
-        while no network is banned."""
-        if self._until_of_networks <= self._seconds():
-            return None
+        """The ban of the narrowest network that has the client with this key and is banned."""
         bans = (self.of(each, dry_run=dry_run) for each in networks_of(key, *self._networks))
         return next(filter(None, bans), None)
 

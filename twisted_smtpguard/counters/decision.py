@@ -30,7 +30,7 @@ class Asker(Protocol):
 def fits(wanted: Sequence[Wanted], counts: Sequence[int]) -> bool:
     """Whether no count exceeds its limit, so that all was taken."""
     for each, count in zip(wanted, counts, strict=True):  # noqa: SIM110 - all() takes three times as many steps
-        if 0 < each.limit < count:
+        if count > each.limit > 0:
             return False
     return True
 
