@@ -9,8 +9,9 @@
 --   PREFIX:c:KIND, PREFIX:e:KIND     sorted sets: when each of them was changed, each at a time of its own, and when it ends
 --
 -- KEYS[1] is PREFIX:leases. ARGV[1] has words, one on each line, since arguments cost more: the verb, the owner, the
--- length of a lease in milliseconds, and those of the verb. Names are keys without PREFIX. Of places a sum lives for three leases after its last use. A hash lives longer, since
--- a sum without the hashes that it is the sum of could never become right again.
+-- length of a lease in milliseconds, and those of the verb. Names are keys without PREFIX. Of places a sum lives for three
+-- leases after its last use. A hash lives longer, since a sum without the hashes that it is the sum of could never become
+-- right again.
 local leases = KEYS[1]
 local prefix = string.sub(leases, 1, -7)
 local words = {}
@@ -23,7 +24,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local SUM_LIVES, HASH_LIVES = 3 * lease, 6 * lease
 local MOST = 250 -- places in one call, so that Redis is never held up for long
-local MOST_RECORDS = 100 -- in one answer, which has an end
+local MOST_IN_ANSWER = 100 -- records, since the guard takes no longer one
 
 local function number(value)
     return tonumber(value) or 0
@@ -263,8 +264,8 @@ local function records_since()
         since = 0
     end
     local found = redis.call('ZRANGEBYSCORE', changes, '(' .. string.format('%.0f', since), '+inf',
-        'WITHSCORES', 'LIMIT', 0, MOST_RECORDS)
-    local names, answer = {}, {made, number(found[#found] or since), #found == 2 * MOST_RECORDS and 1 or 0}
+        'WITHSCORES', 'LIMIT', 0, MOST_IN_ANSWER)
+    local names, answer = {}, {made, number(found[#found] or since), #found == 2 * MOST_IN_ANSWER and 1 or 0}
     for at = 1, #found, 2 do
         names[#names + 1] = found[at]
     end
