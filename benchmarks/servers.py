@@ -94,6 +94,7 @@ _BESIDE = {
         "no_connection_cap",
         "descriptors_below_cap",
         "setup_warning",
+        "stress",
         "doubtful_certificate",
     ),
     *("stopped", "reject"),

@@ -21,7 +21,7 @@ from twisted.python.usage import UsageError
 from twisted_smtpguard.cli.options import Options, make_service
 from twisted_smtpguard.limits.limits import Limits, LimitSpec
 from twisted_smtpguard.limits.points import OFFENCES, POINTS
-from twisted_smtpguard.limits.units import COUNT, FACTOR, FLAG, OCTETS, OCTETS_A_SECOND, RATE, SECONDS
+from twisted_smtpguard.limits.units import COUNT, FACTOR, FLAG, OCTETS, OCTETS_A_SECOND, PART, RATE, SECONDS
 
 SPECS = list(Limits.specs())
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -35,6 +35,7 @@ WRONG = {
     SECONDS: "a time such as 300, 1.5 or 5m is expected, not 'abc'",
     FLAG: "yes or no is expected, not 'abc'",
     FACTOR: "a whole number from 1 to 1000 is expected, not 'abc'",
+    PART: "a part such as 20%, or a whole number such as 100, is expected, not 'abc'",
 }
 
 

@@ -14,7 +14,15 @@ import attrs
 import pytest
 import pytest_twisted
 from certificates import certificate
-from fakes import Conversation, FakeFilter, FakeTransport, Guard, SlowFilter, codes, delivery_without_nobody
+from fakes import (
+    Conversation,
+    FakeFilter,
+    FakeTransport,
+    Guard,
+    SlowFilter,
+    codes,
+    delivery_without_nobody,
+)
 from logbook import logbook
 from logins import Checker, plain
 from loopback import Loopback
@@ -26,6 +34,7 @@ from twisted_smtpguard import Limits, Rate
 from twisted_smtpguard.interfaces import PASS, TRUST
 from twisted_smtpguard.limits.units import RESTART
 from twisted_smtpguard.testing.conversation import Clients
+from twisted_smtpguard.testing.fakes import FakePolicy
 from twisted_smtpguard.tls.files import CertificateFiles
 
 ENVELOPE = ("MAIL FROM:<a@b.example>", "RCPT TO:<b@c.example>")
@@ -637,6 +646,17 @@ def hung_up(guard: Guard) -> FakeTransport:
     return client.transport
 
 
+@case({"policies": [FakePolicy(lambda _: Deferred())]}, {"policy_timeout": 2})
+def _policy_timeout(guard: Guard) -> Iterator[None]:
+    early, late = guard.greeted(), guard.greeted()
+    early.say(*ENVELOPE)
+    yield
+    late.say(*ENVELOPE)
+    assert says(late, 2.1) == [451]
+    assert says(early, 7.8) == []
+    assert says(early, 0.3) == [451]
+
+
 @case({"max_invalid_commands": 1}, {"linger_timeout": 1})
 def _linger_timeout(guard: Guard) -> Iterator[None]:
     early = hung_up(guard)
@@ -697,8 +717,8 @@ def _log_lines_of_a_client(guard: Guard) -> Iterator[None]:
 
 
 OF_SOCKETS = {"max_tls_handshakes", "tls_handshake_timeout", "socket_send_buffer", "socket_receive_buffer"}
-NOT_CHANGED = {"min_free_space"}
-"""MaildirDelivery has it from its maker."""
+NOT_CHANGED = {"min_free_space", "max_policy_connections"}
+"""A MaildirDelivery and a PolicyServer have theirs from their makers."""
 
 
 async def shakes(guard: Loopback) -> TLSClient:

@@ -134,6 +134,7 @@ def _engine(
         session_ended=None,
         policies={},
         identify=lambda login: Judgement(User("", None)),
+        mechanisms=lambda certified: ("PLAIN",),
         auth_without_tls=True,
         require_tls=False,
         require_auth=False,
