@@ -165,6 +165,7 @@ def test_who_guesses_passwords_has_three_to_a_connection(tmp_path: Path) -> None
         "guesses",
         repeat(b"EHLO a\r\n", guess * 100),
         "--auth-without-tls",
+        "--auth-failure-rate=0",
         f"--auth=file:{tmp_path / 'users'}",
         seconds=10,
         lets_go=True,

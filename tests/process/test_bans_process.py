@@ -88,7 +88,10 @@ def test_points_and_bans_are_those_of_all_workers_and_of_one_that_is_started_lat
         eventually(lambda: rows(socket), "it is not banned")
         for number in (1, 2):
             with guard.alone(number):
-                assert greeting(guard, "127.0.0.2") == BANNED
+                # It may have been stopped when the ban was told to it.
+                eventually(
+                    lambda: greeting(guard, "127.0.0.2") == BANNED, "a worker does not know of the ban"
+                )
         does(socket, "restart")
         assert greeting(guard, "127.0.0.2") == BANNED
         does(socket, "unban", address="127.0.0.2")

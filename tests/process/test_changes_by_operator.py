@@ -19,7 +19,7 @@ DENIED = "421 4.7.0 Connection refused"
 
 
 class Operated:
-    """A guard whose clients never pause: four say NOOP, and four come and go."""
+    """A guard whose clients never pause: four, whom it knows, say NOOP, and four come and go."""
 
     def __init__(self, guard: GuardProcess, socket: Path) -> None:
         self.guard = guard
@@ -64,7 +64,11 @@ class Operated:
 @pytest.fixture
 def operated(tmp_path: Path) -> Iterator[Operated]:
     socket = tmp_path / "control.sock"
-    with GuardProcess(tmp_path, f"--control={socket}", "--deliver=discard") as guard:
+    # A stranger who says NOOP again and again is not kept where the connections come near the cap.
+    known = tmp_path / "known"
+    known.write_text("127.0.0.2\n")
+    options = (f"--control={socket}", "--deliver=discard", f"--known={known}")
+    with GuardProcess(tmp_path, *options) as guard:
         operated = Operated(guard, socket)
         try:
             yield operated

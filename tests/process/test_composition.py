@@ -29,7 +29,16 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_smtpguard import PASS, DiscardDelivery, Limits, ProcessService, Rate, SMTPGuardService, refuse
+from twisted_smtpguard import (
+    PASS,
+    TRUST,
+    DiscardDelivery,
+    Limits,
+    ProcessService,
+    Rate,
+    SMTPGuardService,
+    refuse,
+)
 from twisted_smtpguard.testing import Clients, Guard
 
 ROOT = Path(__file__).parents[2]
@@ -236,9 +245,11 @@ class Kit:
 
 @pytest.fixture
 def kits() -> list[Kit]:
+    # A stranger's first error would be the last where one or two connections are the cap.
+    trusting = [FakeFilter(TRUST)]
     return [
-        Kit("one.example", max_connections=1, max_recipients=1, read_timeout=10),
-        Kit("two.example", max_connections=2, max_recipients=2, read_timeout=20),
+        Kit("one.example", trusting, max_connections=1, max_recipients=1, read_timeout=10),
+        Kit("two.example", trusting, max_connections=2, max_recipients=2, read_timeout=20),
         Kit("all.example", max_recipients=0, read_timeout=30),
     ]
 
