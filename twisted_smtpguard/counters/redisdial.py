@@ -152,8 +152,8 @@ def _records_tried(connection: RedisConnection, prefix: str, lease: int) -> list
     """Records that live for a moment, and of which there may be one."""
     put = partial(connection.run_script, prefix, "put_records", "-", lease, "try", 1)
     return [
-        put(0, "a", 1, "+", "b", 2, "+"),
-        put(1, "a", 1, "-"),
+        put(0, "a", 1, "+", "b", 2, "+", "a", 1, "-"),
+        put(1, "c", 1, "+"),
         connection.run_script(prefix, "records_since", "-", lease, "try", 0, 0),
     ]
 
