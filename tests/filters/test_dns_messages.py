@@ -78,6 +78,12 @@ def test_a_question_is_no_answer() -> None:
     assert read_answer(QUERY, NAME, NUMBER) is None
 
 
+def test_a_message_with_another_id_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twisted.names.dns.Message.fromStr", lambda *_: pytest.fail("it was parsed"))
+    assert read_answer(b"\x12\x35" + QUERY[2:], NAME, NUMBER) is None
+    assert read_answer(b"\x12", NAME, NUMBER) is None
+
+
 def test_a_truncated_answer_to_another_question_is_none() -> None:
     other = Said(other_question="2.2.0.192.bl.example")
     assert read_answer(message(other, QUERY, NAME, truncated=True), NAME, NUMBER) is None

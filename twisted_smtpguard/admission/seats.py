@@ -58,7 +58,7 @@ class Seats:
         self.looked_at_from = min(self.of_strangers, self.tried_cap)
         """How many connections there are when it has to be decided at accept whether one more may come."""
         self.matter = self.of_strangers < self.all or self.tried < self.all
-        """Whether it makes a difference who comes."""
+        """Whether known and trusted clients may have seats that strangers may not."""
 
 
 class Stress:
