@@ -19,7 +19,8 @@ from twisted.internet.interfaces import IProtocol, IReactorFDSet
 from twisted.logger import Logger
 
 _ACCEPTS_A_TURN = 64
-"""The most connections that a port accepts in one turn of the reactor. If more wait, it is called again in the next."""
+"""The most connections that a port accepts in one turn of the reactor. If more wait, it is called again in the next, so
+that open sessions go on meanwhile."""
 
 _STREAM = int(socket.SOCK_STREAM)
 
@@ -135,3 +136,20 @@ class QuickPort(tcp.Port):
         transport = self.transport(connection, protocol, client, self, number, self.reactor)
         protocol.makeConnection(transport)
         return True
+
+
+def make_quick(port: tcp.Port) -> None:
+    """Make a listening TCP port of Twisted's a QuickPort. It keeps its socket and its factory; other ports stay as
+    they are."""
+    if type(port) is tcp.Port:
+        port.__class__ = QuickPort
+
+
+def bound_accepts(port: Any) -> None:
+    """Have a port of Twisted's accept no more connections in a turn of the reactor than in its first, which is 100.
+
+    By itself it accepts 20 more in each turn in which that many wait, so that a flood makes a turn take seconds. Called
+    while a connection of the port begins. Other ports stay as they are.
+    """
+    if getattr(port, "numberAccepts", 0) > _ACCEPTS_A_TURN:
+        port.numberAccepts = _ACCEPTS_A_TURN

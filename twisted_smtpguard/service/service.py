@@ -27,6 +27,7 @@ from twisted_smtpguard.log.events import Events
 from twisted_smtpguard.log.statistics import Statistics
 from twisted_smtpguard.operations.operator import Operator
 from twisted_smtpguard.policies.policyentry import PolicyEntry
+from twisted_smtpguard.reactors.quicktcp import make_quick
 from twisted_smtpguard.service.reloading import Part, Reloader
 from twisted_smtpguard.service.startwarnings import warn_of_setup
 from twisted_smtpguard.tls.files import CertificateFiles
@@ -248,6 +249,7 @@ class SMTPGuardService(PartsOwner):
         # Twisted's backlog of 50 fills at once in a flood, and a client that is dropped tries again only after a
         # second. An endpoint's own `backlog=` is kept.
         if isinstance(port, tcp.Port):
+            make_quick(port)
             bound_accept_log(port, self._events)
             self.factory.socket_buffers.opened(port)
             if port.backlog == tcp.Port.backlog:

@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from twisted_smtpguard.engine.refusal import Refusal, refusal_of
-from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP
+from twisted_smtpguard.reactors.quicktcp import PLAIN_TCP, bound_accepts
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.transport.peers import has_unread
 
@@ -28,6 +28,7 @@ class TurnAway(Protocol):
 
     def makeConnection(self, transport: Any) -> None:
         """Send the reply and close at once: nothing else uses the connection that would need a turn of the reactor."""
+        bound_accepts(getattr(transport, "server", None))
         if type(transport) in PLAIN_TCP:
             say_before_close(transport.socket, self.refusal.reply.wire)
             transport.connectionLost(_DONE)
@@ -45,6 +46,7 @@ class SilentTurnAway(Protocol):
 
     def makeConnection(self, transport: Any) -> None:
         """Abort the connection."""
+        bound_accepts(getattr(transport, "server", None))
         transport.abortConnection()
 
     def end_accepted(self, connection: socket.socket) -> None:
