@@ -48,6 +48,9 @@ PROTECTIONS = (
     "--max-junk-commands=1000000000",
 )
 
+_REFUSING = ("--max-connections=1", "--stress-read-timeout=0")
+"""The only slot is held as long as the rounds last, and with its cap full a guard is in stress."""
+
 
 class Wrong(Exception):  # noqa: N818 - not an error of this program
     """A reply or a count is not what it must be: nothing that was measured counts."""
@@ -144,7 +147,7 @@ def guard(
         twist += [f"--reactor={reactor}"] if reactor else []
         listen = "--listen-tls" if tls is not None and tls.implicit else "--listen"
         own = [f"--deliver={deliver}", f"{listen}=tcp:{port}:interface=127.0.0.1", *protections, *options]
-        return [*twist, "smtpguard", *own, *(["--max-connections=1"] if refusing else [])]
+        return [*twist, "smtpguard", *own, *(_REFUSING if refusing else [])]
 
     counts = _guard_counts if (level, log_format) == ("info", "json") else None
     twin = None
@@ -235,10 +238,15 @@ class Server:
         return (self.directory / "log").read_text(errors="replace")
 
     def hold(self) -> None:
-        """Take the only slot, until it is stopped."""
+        """Take the only slot, until it is stopped, in a mail transaction, where the session has no other limit on
+        its time than that on the next command."""
         while self._holder is None:
             arrived = socket.create_connection(("127.0.0.1", self.port))
             if arrived.recv(512).startswith(b"220"):
+                arrived.sendall(b"HELO holder.example\r\n")
+                arrived.recv(512)
+                arrived.sendall(b"MAIL FROM:<holder@holder.example>\r\n")
+                arrived.recv(512)
                 self._holder = arrived
             else:
                 self.refused_before += 1

@@ -82,7 +82,7 @@ ROOMS: dict[str, str] = {
     "reactors": "",
     "records": "hooks interfaces values",
     "replies": "inputs",
-    "service": "admission hooks inputs interfaces limits log operations policies tls transport values",
+    "service": "admission hooks inputs interfaces limits log operations policies reactors tls transport values",
     "state": "hooks operations records values",
     "testing": "admission delivery hooks inputs interfaces limits policies policyvalues replies transport "
     "values",
