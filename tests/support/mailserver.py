@@ -317,13 +317,13 @@ class Behind(Guard):
 
     def assert_nothing_is_left(self) -> None:
         """No place of the pool is taken, and nothing is to happen when the service has stopped."""
-        pool = self.proxy._pool
-        assert pool.in_use == len(pool._idle) + len(pool._parked)
+        places = self.proxy._pool.places
+        assert places.in_use == len(places.idle) + len(places.parked)
         stopped: list[object] = []
         self.proxy.stopService().addBoth(stopped.append)
         self.clock.advance(0)
         assert len(stopped) == 1
         assert not isinstance(stopped[0], Failure)
         assert self.server.open_links == []
-        assert pool.in_use == 0
-        assert not pool._closing
+        assert places.in_use == 0
+        assert not places.closing

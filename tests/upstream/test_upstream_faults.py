@@ -89,4 +89,4 @@ def test_a_stop_sends_quit_on_every_connection_and_is_over(faults: list[str], nu
     guard.clock.advance(1)
     assert stopped == [[None] * 3]
     assert [link for link in server.links[number:] if not link.closed] == []
-    assert guard.proxy._pool.in_use == 0
+    assert guard.proxy._pool.places.in_use == 0

@@ -418,10 +418,11 @@ class Wilderness:
     def check(self) -> None:
         """Nothing is taken that there is not, and nobody waits too long."""
         assert len(self.server.open_links) + self.server.connecting <= self.connections
-        assert 0 <= self.pool.in_use <= self.connections
+        assert 0 <= self.pool.places.in_use <= self.connections
+        places = self.pool.places
         if self.pool._waiting:
             assert not self.pool._can_try()
-            assert not self.pool._parked or self.pool._closing or self.pool._has_place()
+            assert not places.parked or places.closing or places.is_one_free
         if not self.server.badness:
             assert self.pool.health.down is None
         now = self.clock.seconds()
@@ -439,7 +440,7 @@ class Wilderness:
         for visitor in self.present:
             visitor.leave()
         self.time_passes(1)
-        assert self.pool.in_use == len(self.pool._idle)
+        assert self.pool.places.in_use == len(self.pool.places.idle)
         until = self.clock.seconds() + 60
         visitors = [self.visit() for _ in range(2 * self.connections)]
         while self.present and self.clock.seconds() < until:
@@ -523,7 +524,7 @@ def test_who_waits_is_served_in_the_order_of_coming(seeds: range) -> None:
                 client = served.pop(chance.randrange(len(served)))
                 chance.choice([client.disconnect, lambda client=client: client.say("RSET")])()
             behind.clock.pump([LINKS] * chance.choice([5, 100]))
-            while behind.proxy._pool._places_held:
+            while behind.proxy._pool.places.held:
                 # Who is tried for is being served, and may have to wait again.
                 behind.clock.advance(LINKS)
             answers = [client.heard()[:4] for client in waiting]

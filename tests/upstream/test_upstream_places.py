@@ -153,13 +153,13 @@ def test_a_connection_that_is_over_when_it_is_ready_takes_no_place() -> None:
     server.answers["EHLO"] = "250 mx\r\n250 again"
     behind = Behind(server, connections=1)
     behind.clock.advance(100)
-    assert behind.proxy._pool.in_use == len(server.open_links)
+    assert behind.proxy._pool.places.in_use == len(server.open_links)
     del server.answers["EHLO"]
     behind = Behind(server, connections=1)
     server.links[-1].close()
     server.answers["EHLO"] = "250 mx\r\n250 again"
     assert behind.greeted().say(MAIL).startswith("451 4.5.0 ")
-    assert behind.proxy._pool.in_use == len(server.open_links) == 0
+    assert behind.proxy._pool.places.in_use == len(server.open_links) == 0
 
 
 def test_a_full_server_that_takes_a_probe_is_full_no_more() -> None:
@@ -559,7 +559,7 @@ def test_a_stop_ends_what_is_tried_and_begins_nothing(verb: str) -> None:
     assert client.heard().startswith("451 4.4.1 ")
     assert server.open_links == []
     assert len(server.links) == links
-    assert behind.proxy._pool.in_use == 0
+    assert behind.proxy._pool.places.in_use == 0
     timers = [repr(call.func) for call in behind.clock.getDelayedCalls()]
     assert [each for each in timers if "within" in each or "Connection" in each] == []
     behind.proxy.startService()

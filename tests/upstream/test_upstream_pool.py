@@ -176,7 +176,7 @@ def test_a_stop_waits_for_a_server_that_does_not_close_a_second_at_most(before: 
     behind.clock.advance(seconds)
     assert len(stopped) == 1
     assert behind.server.open_links == []
-    assert not behind.proxy._pool._closing
+    assert not behind.proxy._pool.places.closing
 
 
 # How many.
@@ -944,7 +944,7 @@ def test_no_waiting_client_is_connected_by_a_stop_or_after_it() -> None:
     assert behind.greeted().say(MAIL).startswith("451 ")
     behind.clock.advance(60)
     assert server.open_links == []
-    assert behind.proxy._pool.in_use == 0
+    assert behind.proxy._pool.places.in_use == 0
 
 
 def test_a_password_that_is_new_is_tried_at_once_though_the_old_one_was_just_being_tried(
@@ -1006,7 +1006,7 @@ def test_a_handshake_that_is_given_up_is_followed_by_no_attempt_in_clear(
         client.disconnect()
     assert len(server.links) == 2
     assert server.open_links == []
-    assert behind.proxy._pool.in_use == 0
+    assert behind.proxy._pool.places.in_use == 0
 
 
 def test_an_attempt_and_the_one_in_clear_after_it_have_three_times_connect_together(
@@ -1052,7 +1052,7 @@ def test_an_endpoint_of_asyncio_that_is_cancelled_is_an_unreachable_server(monke
     monkeypatch.setattr(server, "connect", lambda factory: fail(asyncio.CancelledError()))
     for _ in range(2):
         assert behind.greeted().say(MAIL).startswith("451 4.4.1 ")
-    assert behind.proxy._pool.in_use == 0
+    assert behind.proxy._pool.places.in_use == 0
     monkeypatch.undo()
     behind.clock.advance(5)
     assert behind.sends(behind.greeted()) == QUEUED

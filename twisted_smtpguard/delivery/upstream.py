@@ -115,13 +115,13 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
 
     @property
     def max_connections(self) -> int:
-        return self._pool.most
+        return self._pool.places.most
 
     def divide(self, part: int, parts: int) -> None:
         """Open only one of `parts` equal parts of the connections, since other processes open the others. The first is
         0. Called before the start."""
         connections = self.options.connections
-        self._pool.most = connections // parts + (part < connections % parts)
+        self._pool.places.most = connections // parts + (part < connections % parts)
 
     @property
     def may_relay_for_all(self) -> bool:
@@ -139,7 +139,7 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     @property
     def connections_by_state(self) -> Mapping[str, int]:
         """`in_use`, `idle`, `parked` for the client that they were announced for, `opening` and `closing`."""
-        return self._pool.by_state
+        return self._pool.places.by_state
 
     def startService(self) -> None:  # noqa: N802 - Service's name
         super().startService()
