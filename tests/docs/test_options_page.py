@@ -76,9 +76,11 @@ def test_what_may_be_repeated_is_kept_in_its_order(option: str) -> None:
         "deny": ["192.0.2.1", "192.0.2.2"],
         "trust": ["192.0.2.1", "192.0.2.2"],
         "metrics": ["tcp:1", "unix:m.sock"],
+        "metrics-host": ["status.example.org", "guard"],
         "dry-run": ["max-errors", "max-messages"],
     }[option]
     needs = (f"--tls-certificate={CERTIFICATE}",) if option in ("listen-tls", "auth", "tls-key") else ()
+    needs = ("--metrics=tcp:1",) if option == "metrics-host" else needs
     assert parsed(*needs, *(f"--{option}={value}" for value in values))[option] == values
 
 

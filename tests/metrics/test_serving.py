@@ -29,8 +29,8 @@ from twisted_smtpguard.metrics.pages import GuardPages
 from twisted_smtpguard.metrics.serving import MetricsService
 from twisted_smtpguard.metrics.statuspage import HEADERS
 
-GET = b"GET /metrics HTTP/1.1\r\nHost: guard\r\n\r\n"
-HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: guard\r\n\r\n"
+GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LOCAL = IPv4Address("TCP", "127.0.0.1", 9525)
 
 
@@ -169,7 +169,7 @@ def test_no_header_tells_the_software_and_the_connection_ends(web: Web) -> None:
 
 
 def test_the_status_comes_with_a_policy_and_is_kept_nowhere(web: Web) -> None:
-    status, headers, body = web.answer(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, headers, body = web.answer(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert headers["Content-Length"] == str(len(body))
     assert headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
@@ -177,14 +177,14 @@ def test_the_status_comes_with_a_policy_and_is_kept_nowhere(web: Web) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
     assert "Server" not in headers
-    status, headers, body = web.answer(b"GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, headers, body = web.answer(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert json.loads(body)["status"]["state"] == "stopped"
-    assert web.answer(b"HEAD /status HTTP/1.1\r\nHost: x\r\n\r\n")[::2] == (200, b"")
+    assert web.answer(b"HEAD /status HTTP/1.1\r\nHost: localhost\r\n\r\n")[::2] == (200, b"")
 
 
 def test_head_has_no_body(web: Web) -> None:
-    status, headers, body = web.answer(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, headers, body = web.answer(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, body) == (503, b"")
     assert int(headers["Content-Length"]) > 0
 
@@ -192,19 +192,19 @@ def test_head_has_no_body(web: Web) -> None:
 @pytest.mark.parametrize("path", ["/metrics", "/nothing"])
 def test_head_is_not_logged(web: Web, path: str) -> None:
     with capturedLogs() as events:
-        web.answer(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        web.answer(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert events == []
 
 
 @pytest.mark.parametrize(("method", "status"), [("OPTIONS", 405), ("GET", 404)])
 def test_the_path_of_the_server_itself_is_none(web: Web, method: str, status: int) -> None:
-    answer = web.answer(f"{method} * HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = web.answer(f"{method} * HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert (answer[0], "Server" in answer[1]) == (status, False)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FROB"])
 def test_other_methods_are_refused(web: Web, method: str) -> None:
-    status, headers, _ = web.answer(f"{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    status, headers, _ = web.answer(f"{method} /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
@@ -212,13 +212,13 @@ def test_other_methods_are_refused(web: Web, method: str) -> None:
     "path", ["/", "/metrics/", "//metrics", "/metrics%00", "/../metrics", "/status/", "/<script>"]
 )
 def test_there_is_nothing_else(web: Web, path: str) -> None:
-    status, headers, body = web.answer(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    status, headers, body = web.answer(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert (status, headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
     assert body == b"there are /metrics, /healthz, /status and /status.json\n"
 
 
 def test_a_query_is_ignored(web: Web) -> None:
-    assert web.answer(b"GET /metrics?a=b HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+    assert web.answer(b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
 
 
 # Health.
@@ -282,6 +282,110 @@ def test_metrics_of_a_child_are_there_before_the_guard_listens_and_until_it_has_
     assert endpoint.open == 0
     guard.service.startService()
     assert endpoint.open == 1
+
+
+# Who may ask: a page in the operator's browser has its own Host, though its name points to this server.
+
+
+class Names:
+    """What a guard that is `guard.example` answers to a Host."""
+
+    def __init__(self, *hosts: str) -> None:
+        self.guard = service_with()
+        self.endpoint = Endpoint()
+        self.service = MetricsService(self.guard.service, [self.endpoint], ["m"], hosts)
+        self.service.startService()
+
+    def status(self, fields: bytes, path: bytes = b"/status.json", at: Any = LOCAL) -> int:
+        transport = Transport()
+        transport.hostAddr = at
+        transport.protocol = self.endpoint.factory.buildProtocol(LOCAL)
+        transport.protocol.makeConnection(transport)
+        transport.protocol.dataReceived(b"GET " + path + b" HTTP/1.1\r\n" + fields + b"\r\n")
+        assert transport.lost
+        return int(transport.value().split()[1])
+
+
+OF_THE_GUARD = [
+    "127.0.0.1",
+    "127.0.0.1:9525",
+    "10.1.2.3:9525",
+    "[::1]",
+    "[::1]:9525",
+    "[fe80::1%25eth0]:9525",
+    "localhost",
+    "LOCALHOST:9525",
+    "guard.example:9525",
+    "Guard.Example.",
+    "status.example.org",
+    "Status.Example.Org.:80",
+]
+OF_OTHERS = [
+    "attacker.example",
+    "attacker.example:9525",
+    "guard.example.attacker.example",
+    "xguard.example",
+    "127.0.0.1.attacker.example",
+    "127.0.0.1:9525:9525",
+    "localhost.attacker.example",
+    "localhost:x",
+    "[::1].attacker.example",
+    "[::1",
+    "[attacker.example]",
+    "127.0.0.1, attacker.example",
+    "attacker.example@127.0.0.1",
+    "guard.example..",
+    ".",
+    "\xff",
+    "x" * 4000,
+]
+
+
+@pytest.mark.parametrize("host", OF_THE_GUARD)
+def test_who_asks_for_an_address_or_a_name_of_the_guard_is_answered(host: str) -> None:
+    assert Names("status.example.org").status(f"Host: {host}\r\n".encode()) == 200
+
+
+def test_a_request_without_a_host_is_answered_as_load_balancers_send_it(web: Web) -> None:
+    assert Names().status(b"") == 200
+    assert web.answer(b"GET /metrics HTTP/1.0\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("path", [b"/status.json", b"/status", b"/metrics", b"/healthz", b"/nothing", b"*"])
+@pytest.mark.parametrize("host", OF_OTHERS)
+def test_who_asks_for_another_name_is_told_nothing(host: str, path: bytes) -> None:
+    names = Names("status.example.org")
+    assert names.status(b"Host: " + host.encode("latin-1") + b"\r\n", path) == 421
+
+
+def test_one_good_host_does_not_hide_another() -> None:
+    assert Names().status(b"Host: localhost\r\nHost: attacker.example\r\n") == 421
+    assert Names().status(b"Host: attacker.example\r\nHost: localhost\r\n") == 421
+
+
+@pytest.mark.parametrize("host", OF_OTHERS)
+def test_on_a_unix_socket_any_name_will_do(host: str) -> None:
+    fields = b"Host: " + host.encode("latin-1") + b"\r\n"
+    assert Names().status(fields, at=UNIXAddress("m.sock")) == 200
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"OPTIONS"])
+def test_the_refusal_of_a_name_says_what_to_do_and_does_not_repeat_it(web: Web, method: bytes) -> None:
+    asked = method + b" /status.json HTTP/1.1\r\nHost: attacker.example\r\n\r\n"
+    assert web.said(asked).startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
+    status, headers, body = web.answer(asked)
+    assert (status, headers["Connection"], "Server" in headers) == (421, "close", False)
+    assert int(headers["Content-Length"]) == len(body) or (method == b"HEAD" and not body)
+    assert (b"--metrics-host" in body) is (method != b"HEAD")
+    assert b"attacker" not in body
+
+
+def test_those_who_ask_for_another_name_are_bounded_as_others_are(web: Web) -> None:
+    asked = b"GET / HTTP/1.1\r\nHost: attacker.example\r\n\r\n"
+    slow = [web.connect(asked, slow=True) for _ in range(MAX_REQUESTS)]
+    assert web.said(GET).startswith(b"HTTP/1.1 503 ")
+    web.guard.clock.advance(SECONDS)
+    assert all(each.lost for each in slow)
 
 
 # Hostile clients.

@@ -29,13 +29,13 @@ def metrics_port(guard: GuardProcess) -> int:
     return int(found[1])
 
 
-def asked(place: int | Path, path: str = "/metrics") -> str:
+def asked(place: int | Path, path: str = "/metrics", host: str = "localhost") -> str:
     """The whole answer."""
     kind = socket.AF_UNIX if isinstance(place, Path) else socket.AF_INET
     with socket.socket(kind) as client:
         client.settimeout(30)
         client.connect(str(place) if isinstance(place, Path) else ("127.0.0.1", place))
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         said = b""
         while octets := client.recv(65536):
             said += octets
@@ -56,6 +56,34 @@ def test_mail_is_counted_and_served_on_tcp_and_a_unix_socket(tmp_path: Path, rea
             assert value(answer, 'delivery_seconds_count{hook="finish",outcome="ok"}') == 1
             assert re.search(r"(?m)^process_cpu_seconds_total ", answer)
             assert asked(place, "/healthz").endswith("\r\n\r\nok\n")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_name_that_is_none_of_the_guard_is_refused_but_on_a_unix_socket(
+    tmp_path: Path, workers: int
+) -> None:
+    options = (
+        "--metrics=tcp:0:interface=127.0.0.1",
+        UNIX,
+        "--hostname=guard.example",
+        "--metrics-host=Status.Example.org",
+    )
+    guard = (
+        Workers(tmp_path, workers, *options, reactor="default")
+        if workers
+        else GuardProcess(tmp_path, *options)
+    )
+    with guard:
+        port = metrics_port(guard)
+
+        def status(host: str, place: int | Path = port) -> int:
+            return int(asked(place, "/status.json", host).split()[1])
+
+        assert [status(host) for host in ("guard.example:1", "status.example.org", f"127.0.0.1:{port}")] == [
+            200
+        ] * 3
+        assert status("attacker.example") == 421
+        assert status("attacker.example", tmp_path / "m.sock") == 200
 
 
 def test_the_health_says_that_the_guard_drains(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from twisted_smtpguard.cli.reconfiguring import configure
 from twisted_smtpguard.cli.severalprocesses import all_endpoints, join, supervised, told_as_worker
 from twisted_smtpguard.cli.statedirectory import check_state, keep_state
 from twisted_smtpguard.delivery.domains import AcceptedDomains
-from twisted_smtpguard.engine.hostnames import parse_hostname
+from twisted_smtpguard.engine.hostnames import parse_domain, parse_hostname
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.inputs.regularfile import FaultyFileError
 from twisted_smtpguard.interfaces import IDelivery, IDeliveryFactory
@@ -135,6 +135,7 @@ class Options(usage.Options):
         self.each("policy", PolicyOption.parse)
         self.each("deny", parse_network)
         self.each("trust", parse_network)
+        self.each("metrics-host", parse_domain)
         self.each("control", settings.check_control)
         self.each("state", check_state)
         self.workers = self._value("workers", settings.parse_workers) or 0
@@ -384,9 +385,7 @@ def make_service(
         join(worker, service, metrics=bool(metrics))
     elif not options.workers:
         keep_state(service, options.paths("state"), reactor)
-        settings.serve_operators(
-            service, options.paths("control"), metrics, options.texts("metrics"), reactor
-        )
+        settings.serve_operators(service, options, metrics, reactor)
     return service
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from twisted.application.service import IServiceCollection
 from twisted.internet.defer import Deferred
@@ -33,6 +33,14 @@ from twisted_smtpguard.transport.proxynetworks import UNIX
 
 MOST_WORKERS = 1024
 _CERTIFICATE_FILES = ("tls-certificate", "tls-key", "tls-names", "tls-client-authorities")
+
+
+class Asked(Protocol):
+    """What is asked of a command line. It is an Options."""
+
+    def texts(self, *options: str) -> list[str]: ...
+    def paths(self, *options: str) -> list[str]: ...
+    def each(self, option: str, make: Callable[[str], Any]) -> list[Any]: ...
 
 
 def check_proxy(text: str) -> None:
@@ -134,17 +142,13 @@ def serve_control(
 
 
 def serve_operators(
-    guard: SMTPGuardService,
-    control: Sequence[str],
-    metrics: Sequence[IStreamServerEndpoint],
-    names: Sequence[str],
-    reactor: object,
+    guard: SMTPGuardService, options: Asked, metrics: Sequence[IStreamServerEndpoint], reactor: object
 ) -> None:
-    """Give a guard its control socket, at the last path of `control`, and its `metrics`, if there are any. `names` has
-    the string of each endpoint."""
-    serve_control(guard.operator, control, reactor, guard)
+    """Give a guard the control socket that `options` ask for, and its `metrics`, if there are any."""
+    serve_control(guard.operator, options.paths("control"), reactor, guard)
     if metrics:
-        MetricsOfProcess(guard, metrics, names).setServiceParent(guard)
+        names, hosts = options.texts("metrics"), options.each("metrics-host", parse_domain)
+        MetricsOfProcess(guard, metrics, names, hosts).setServiceParent(guard)
 
 
 def named_clients(given: Sequence[Setting], reactor: Any) -> list[NamedNetworks]:
@@ -199,6 +203,7 @@ def check_needs(given: Mapping[str, Sequence[Setting]], flags: Mapping[str, bool
         *((given[option], certificate, "--tls-certificate is needed") for option in _CERTIFICATE_FILES),
         (given["listen-tls"], certificate, "--tls-certificate is needed"),
         (on("proxy-protocol-tls"), given["proxy-protocol-from"], "--proxy-protocol-from is needed"),
+        (given["metrics-host"], given["metrics"], "--metrics is needed"),
         (on("require-tls"), tls, "--tls-certificate is needed"),
         (on("require-auth"), auth, "--auth is needed"),
         (auth, tls or flags["auth_without_tls"], "--tls-certificate is needed, or --auth-without-tls"),

@@ -8,14 +8,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted_smtpguard.cli.settings import PagesOfProcess, metrics_endpoint, serve_control
+from twisted_smtpguard.cli.settings import Asked, PagesOfProcess, metrics_endpoint, serve_control
 from twisted_smtpguard.cli.statedirectory import keep_state_of_workers
 from twisted_smtpguard.delivery.domains import AcceptedDomains
 from twisted_smtpguard.delivery.upstream import UpstreamDelivery
+from twisted_smtpguard.engine.hostnames import parse_domain
 from twisted_smtpguard.interfaces import IConnectingDelivery
 from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.limits.units import RATE
@@ -39,7 +40,7 @@ class _Setting(Protocol):
     def wrong(self, problem: str) -> Exception: ...
 
 
-class _Given(Protocol):
+class _Given(Asked, Protocol):
     """What is needed of a command line. It is an Options."""
 
     workers: int
@@ -47,9 +48,6 @@ class _Given(Protocol):
 
     @property
     def given(self) -> Mapping[str, Sequence[Any]]: ...
-    def texts(self, *options: str) -> list[str]: ...
-    def paths(self, *options: str) -> list[str]: ...
-    def each(self, option: str, make: Callable[[str], Any]) -> list[Any]: ...
     def endpoints(self, option: str, reactor: Any, *, trial: bool) -> Sequence[Any]: ...
 
 
@@ -133,7 +131,8 @@ def supervised(options: _Given, guard: SMTPGuardService, reactor: Any) -> Superv
         snapshots = Snapshots(operator, reactor, hour)
         ask = MetricsOfWorkers(supervisor, reactor).ask
         pages = WorkersPages(ask, lambda: supervisor.state, snapshots)
-        served = PagesOfProcess(pages, reactor, events, metrics, options.texts("metrics"), hour)
+        hosts = (guard.factory.context.hostname, *options.each("metrics-host", parse_domain))
+        served = PagesOfProcess(pages, reactor, events, metrics, options.texts("metrics"), hour, hosts)
         served.setServiceParent(supervisor)
     keep_house(reactor, supervisor)
     # Its filters may have long lists.

@@ -33,8 +33,8 @@ def require_client() -> None:
 
 
 class PagesService(Service):
-    """Serves `pages`, a resource of twisted.web, on `endpoints`, whose `names` the log has. Meanwhile `hour` is
-    kept, for the status among them."""
+    """Serves `pages`, a resource of twisted.web, on `endpoints`, whose `names` the log has, to those who ask for an
+    address, `localhost` or one of `hosts`. Meanwhile `hour` is kept, for the status among them."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class PagesService(Service):
         endpoints: Sequence[IStreamServerEndpoint],
         names: Sequence[str],
         hour: Hour,
+        hosts: Sequence[str],
     ) -> None:
         # Loaded only where it is used.
         from twisted_smtpguard.metrics.boundedsite import BoundedSite  # noqa: PLC0415
@@ -53,7 +54,7 @@ class PagesService(Service):
         self._endpoints = list(zip(called, endpoints, strict=True))
         self.pages = pages
         """The resource that is served."""
-        self._site = BoundedSite(pages, clock)
+        self._site = BoundedSite(pages, clock, hosts)
         self._hour = hour
         self._ports: list[IListeningPort] = []
 
@@ -113,12 +114,18 @@ class MetricsService(PagesService):
 
     Make it a child of the guard by `setServiceParent(guard)`: then it listens before the guard does, and until the last
     session has ended, so that `/healthz` says 503 while the guard starts, drains and stops. Anybody who can connect can
-    read, and the start warns of an address that other hosts can reach. ValueError: prometheus-client is not installed.
+    read, and the start warns of an address that other hosts can reach. Except on a UNIX socket, a request whose Host is
+    no IP address, `localhost`, the hostname of the guard or one of `hosts` gets a 421: so no web page of a stranger
+    reads the answers. ValueError: prometheus-client is not installed.
     """
 
     @checked
     def __init__(
-        self, guard: SMTPGuardService, endpoints: Sequence[IStreamServerEndpoint], names: Sequence[str] = ()
+        self,
+        guard: SMTPGuardService,
+        endpoints: Sequence[IStreamServerEndpoint],
+        names: Sequence[str] = (),
+        hosts: Sequence[str] = (),
     ) -> None:
         require_client()
         from twisted_smtpguard.metrics.pages import GuardPages  # noqa: PLC0415
@@ -126,7 +133,8 @@ class MetricsService(PagesService):
         clock = guard.factory.deadlines.clock
         self._lag, hour = Lag(clock), Hour(guard.operator, clock)
         pages = GuardPages(guard, self._lag.histogram, hour)
-        super().__init__(pages, clock, guard.factory.context.events, endpoints, names, hour)
+        context = guard.factory.context
+        super().__init__(pages, clock, context.events, endpoints, names, hour, (context.hostname, *hosts))
 
     def startService(self) -> None:
         """Listen. CannotListenError and the like: on one endpoint that is not possible."""
