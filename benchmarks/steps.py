@@ -25,6 +25,7 @@ from twisted.logger import LogLevel
 
 from twisted_smtpguard import DiscardDelivery, Events, Limits, SMTPGuardFactory, Statistics
 from twisted_smtpguard.limits.units import Rate
+from twisted_smtpguard.reactors.quicktcp import make_quick
 
 reactor: Any = any_reactor
 
@@ -172,6 +173,8 @@ def main(off: dict[str, Any]) -> None:
     if limits.ban_after:
         factory.bans.ban("192.0.2.1", limits.ban_after, "early_talker", dry_run=False)
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    # As a service does.
+    make_quick(port)
     counter = Counter()
 
     def drive() -> None:

@@ -10,7 +10,7 @@ protocol with a method `end_accepted(socket)`: it is called instead of `makeConn
 from __future__ import annotations
 
 import socket
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from twisted.internet import address, tcp
@@ -72,9 +72,9 @@ class QuickServer(tcp.Server):
         """The IP address of the client."""
         return self.client[0]
 
-    @property
+    @cached_property
     def logstr(self) -> str:  # type: ignore[override]
-        """The prefix for the log."""
+        """The prefix for the log. Twisted's own reactors ask for it at each read, the one on uvloop hardly ever."""
         # There is no protocol any more when the connection is lost.
         prefix = self._getLogPrefix(getattr(self, "protocol", None))
         return f"{prefix},{self.sessionno},{self.hostname}"
