@@ -27,7 +27,7 @@ from crowd import (
     stay,
     vanish,
 )
-from processes import GuardProcess
+from processes import PATIENCE_SECONDS, GuardProcess
 from siege import HEADLINE, KiB, MiB, Siege, besiege
 
 pytestmark = [
@@ -229,7 +229,7 @@ def test_a_flood_of_refusals_fills_no_log(attack: Attack, scale: Scale) -> None:
         [knock] * scale.clients(20_000),
         "--max-connections=100",
         "--read-timeout=300",
-        seconds=scale.seconds,
+        seconds=PATIENCE_SECONDS,
         at_once=300,
         anywhere=True,
         holders=100,
@@ -311,7 +311,7 @@ def test_a_flood_from_one_address_fills_no_log(attack: Attack, scale: Scale, nam
         [knock] * scale.clients(20_000),
         option,
         "--read-timeout=300",
-        seconds=5 * scale.seconds,
+        seconds=PATIENCE_SECONDS,
         at_once=300,
         holders=holders,
         probe_greeting=421,
