@@ -139,6 +139,9 @@ class Challenge:
     """An exchange goes on: the client is sent these octets, and asked for its next response."""
 
     octets: bytes = b""
+    wrong: bool = False
+    """Whether the credentials are wrong, and these octets say why (RFC 7628 3.2.2). They count as wrong now; the client
+    gets a 535 to whatever it responds, and the exchange is not asked any more."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

@@ -172,6 +172,47 @@ def test_an_exchange_goes_through_its_challenges() -> None:
     assert server.auth.open == 0
 
 
+@pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
+@pytest.mark.parametrize("initial", [True, False])
+def test_a_challenge_to_a_token_says_what_is_wrong_and_is_answered_at_once(
+    mechanism: str, initial: bool
+) -> None:
+    server = ready()
+    if initial:
+        login = server.login(mechanism, b"the token")
+    else:
+        login = server.login(mechanism, None)
+        server.say(b"CONT\t1\t\n")
+        assert login.outcome == Challenge(b"")
+        login.respond(b"the token")
+    server.heard()
+    server.say(b"CONT\t1\t" + base64(b"{}") + b"\n")
+    assert server.heard() == [b"CONT\t1\t" + base64(b"\x01")]
+    assert login.outcome is None
+    server.say(b"FAIL\t1\tuser=ann\n")
+    assert login.outcome == Challenge(b"{}", wrong=True)
+    assert server.auth.open == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        (b"OK\t1\tuser=ann\n", LoggedIn("ann")),
+        (b"CONT\t1\t\n", Challenge(b"{}", wrong=True)),
+        (b"FAIL\t1\ttemp\n", None),
+    ],
+)
+def test_what_a_server_says_after_it_has_said_what_is_wrong(said: bytes, outcome: Any) -> None:
+    server = ready()
+    login = server.login("XOAUTH2", b"the token")
+    server.say(b"CONT\t1\t" + base64(b"{}") + b"\n" + said)
+    if outcome is None:
+        assert login.problem
+    else:
+        assert login.outcome == outcome
+    assert server.auth.open == 0
+
+
 def test_an_ok_without_a_user_lets_nobody_in() -> None:
     server = ready()
     login = server.login()

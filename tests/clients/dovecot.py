@@ -60,7 +60,7 @@ state_dir = {root}/state
 log_path = {root}/log
 protocols =
 ssl = no
-auth_mechanisms = plain login scram-sha-256 external anonymous
+auth_mechanisms = plain login scram-sha-256 external anonymous xoauth2 oauthbearer
 auth_ssl_username_from_cert = yes
 auth_failure_delay = 0
 passdb {{
@@ -70,7 +70,18 @@ passdb {{
 }}
 passdb {{
   driver = passwd-file
+  args = {root}/certified
+  mechanisms = external
+}}
+passdb {{
+  driver = oauth2
+  args = {root}/oauth2
+  mechanisms = xoauth2 oauthbearer
+}}
+passdb {{
+  driver = passwd-file
   args = scheme=PLAIN {root}/users
+  mechanisms = plain login scram-sha-256
 }}
 userdb {{
   driver = passwd-file
@@ -81,7 +92,22 @@ service auth {{
     mode = 0666
   }}
 }}
+service anvil {{
+  # It would hold back answers to an address with wrong passwords.
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
 """
+_TOKENS = """\
+introspection_mode = get
+introspection_url = {tokens}
+username_attribute = user
+active_attribute = active
+active_value = true
+"""
+_NO_TOKENS = "http://127.0.0.1:1/?token="
+"""Nothing answers there."""
 _DOWN = """\
 #!/bin/sh
 exit 111
@@ -91,9 +117,10 @@ exit 111
 
 class Dovecot:
     """It runs while the block runs, with mailboxes for one@example.org and two@example.org of 1 MB each. With `logins`
-    it is asked by others who may log in: `ann` with `correct-horse`, but it can never tell of `down`."""
+    it is asked by others who may log in: `ann` with `correct-horse`, with a certificate, or with a token that a server
+    knows which is asked at the URL `tokens`; but it can never tell of `down`."""
 
-    def __init__(self, extra: str = "", *, logins: bool = False) -> None:
+    def __init__(self, extra: str = "", *, logins: bool = False, tokens: str = _NO_TOKENS) -> None:
         path = f"{os.environ['PATH']}:/usr/sbin"
         self._program = shutil.which("dovecot", path=path)
         if self._program is None or not Path("/usr/lib/dovecot/lmtp").exists() or os.geteuid() != 0:
@@ -107,6 +134,8 @@ class Dovecot:
         users = [f"{name}@example.org:{{PLAIN}}x:8:8::{self.root}/home/{name}::" for name in ("one", "two")]
         users.append(f"ann:{{PLAIN}}correct-horse:8:8::{self.root}/home/ann::")
         (self.root / "users").write_text("\n".join(users) + "\n")
+        (self.root / "certified").write_text("ann:::::::nopassword\n")
+        (self.root / "oauth2").write_text(_TOKENS.format(tokens=tokens))
         (self.root / "down").write_text(_DOWN)
         (self.root / "down").chmod(0o755)
         configuration = _LOGINS if logins else _CONFIGURATION

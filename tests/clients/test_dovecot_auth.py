@@ -51,7 +51,7 @@ def said(guard: GuardProcess, user: str, password: str) -> str:
 def test_what_dovecot_offers_is_offered_and_not_what_needs_a_certificate_or_no_name(
     guard: GuardProcess,
 ) -> None:
-    assert offered(guard) == "250-AUTH PLAIN LOGIN SCRAM-SHA-256"
+    assert offered(guard) == "250-AUTH PLAIN LOGIN SCRAM-SHA-256 XOAUTH2 OAUTHBEARER"
 
 
 def test_right_wrong_unknown_and_a_temporary_failure(guard: GuardProcess, dovecot: Dovecot) -> None:

@@ -181,6 +181,29 @@ def test_a_client_that_does_not_take_the_proof_is_not_logged_in(answer: str) -> 
     assert client.protocol.engine.user is None
 
 
+@pytest.mark.parametrize("line", ["", "*", "!", "AQ==", base64(b"another token")])
+def test_a_challenge_that_says_what_is_wrong_ends_with_a_535_whatever_is_answered(line: str) -> None:
+    mechanisms = Mechanisms(Challenge(b"{}", wrong=True))
+    client = client_of(mechanisms, max_auth_failures=2)
+    for ends in ("", "421 4.7.0 Too many authentication failures, closing connection\r\n"):
+        assert client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}") == f"334 {base64(b'{}')}\r\n"
+        assert client.say(line) == FAILED + ends
+        assert (mechanisms.exchange.heard, mechanisms.exchange.aborted) == ([FIRST], 1)
+    assert client.guard.factory.statistics.refusals == {"auth_failed": 2, "max_auth_failures": 1}
+
+
+def test_what_was_wrong_counts_when_it_is_said_and_not_when_the_client_answers() -> None:
+    mechanisms = Mechanisms(Challenge(b"{}", wrong=True))
+    guard = Guard(checkers=[mechanisms], auth_failure_rate=Rate(2, 600))
+    for _ in range(2):
+        client = guard.greeted()
+        client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}")
+        client.disconnect()
+    client = guard.greeted()
+    client.heard()
+    assert client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}") == LATER
+
+
 def test_answers_may_come_later_and_nothing_is_carried_out_before() -> None:
     challenge: Deferred[Any] = Deferred()
     verdict: Deferred[Any] = Deferred()

@@ -41,7 +41,7 @@ class Judgement:
     """The failures of checkers that could not judge. If there is no user either, it is unknown whether the credentials
     are valid."""
     final: bytes = b""
-    """What the client is to be sent besides."""
+    """What the client is to be sent before it is told of the verdict."""
 
 
 class Checkers:
@@ -121,7 +121,7 @@ class ExchangeWithJudgement:
         except UnauthorizedLogin:
             return Judgement()
         if isinstance(outcome, Challenge):
-            return outcome
+            return Judgement(None, (), outcome.octets) if outcome.wrong else outcome
         if not isinstance(outcome, LoggedIn):
             raise TypeError(f"{safe_repr(outcome)} is no Challenge and no LoggedIn")
         return Judgement(User(outcome.user, outcome.avatar_id), (), outcome.final)

@@ -48,6 +48,10 @@ MOST_REQUESTS = 1000
 _LONGEST_LINE = 64 * 1024
 _MOST_MECHANISMS = 100
 _SHOWN = 200
+_SAY_WHAT_IS_WRONG = ("OAUTHBEARER", "XOAUTH2")
+"""The mechanisms by which a server that has got a token challenges only to say that it is wrong (RFC 7628 3.2.2)."""
+_NOTHING = b"\x01"
+"""What a client answers to that (RFC 7628 3.2.3)."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 
 
@@ -283,6 +287,22 @@ class DovecotExchange:
         return Deferred.fromCoroutine(self._respond(response))
 
     async def _respond(self, response: bytes | None) -> Challenge | LoggedIn:
+        answer = await self._answer(response)
+        if answer.verdict != "CONT":
+            return self._outcome(answer)
+        if response is None or self._mechanism not in _SAY_WHAT_IS_WRONG:
+            return Challenge(answer.octets)
+        # The client might never answer to this, and the server waits for an answer, though for none that says anything.
+        verdict = await self._answer(_NOTHING)
+        if verdict.verdict == "CONT":
+            self.abort()
+            return Challenge(answer.octets, wrong=True)
+        try:
+            return self._outcome(verdict)
+        except UnauthorizedLogin:
+            return Challenge(answer.octets, wrong=True)
+
+    async def _answer(self, response: bytes | None) -> Answer:
         connection, answers = self._connection, 0
         try:
             if connection is None:
@@ -297,7 +317,7 @@ class DovecotExchange:
                 raise Refused(BAD_AUTH_RESPONSE)
             answers = connection.answers
             asked = connection.ask(self._number, line)
-            answer = await within(ANSWER_SECONDS, self._auth.reactor.callLater, asked)
+            return await within(ANSWER_SECONDS, self._auth.reactor.callLater, asked)
         except (CancelledError, Refused):
             self._end()
             raise
@@ -311,7 +331,6 @@ class DovecotExchange:
         except Exception as error:
             self._end()
             raise self._auth.unavailable(_words(error)) from error
-        return self._outcome(answer)
 
     def abort(self) -> None:
         """End the login, if it goes on."""
@@ -319,9 +338,7 @@ class DovecotExchange:
             self._connection.cancel(self._number)
         self._end()
 
-    def _outcome(self, answer: Answer) -> Challenge | LoggedIn:
-        if answer.verdict == "CONT":
-            return Challenge(answer.octets)
+    def _outcome(self, answer: Answer) -> LoggedIn:
         self._end()
         fields = answer.fields
         if answer.verdict == "FAIL":

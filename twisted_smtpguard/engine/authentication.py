@@ -56,6 +56,11 @@ def auth(engine: Engine, argument: bytes) -> Reply | None:
 
 def respond(engine: Engine, line: bytes) -> Reply | None:
     """Take the line with the response to a challenge. Returns the reply, or None if it comes later."""
+    judgement = engine.auth.final
+    if judgement is not None and judgement.user is None:
+        # No answer makes wrong credentials right, and none takes back that they were tried.
+        ending.drop_exchange(engine)
+        return _refused(engine)
     try:
         response = sasl.decode_response(line)
     except Refused as refused:
@@ -77,7 +82,7 @@ class _Exchange:
         self.user = b""
         """As whom the client wants to log in, as far as it is known."""
         self.final: Any = None
-        """The judgement, if the client has logged in and only has to take note of what it was sent."""
+        """The judgement, if there is one and the client only has to take note of what it was sent."""
 
 
 def _client_of(engine: Engine) -> LoginClient:
@@ -172,16 +177,22 @@ def _judged(exchange: _Exchange, attempt: Any, engine: Engine, outcome: Any) -> 
         log_failure(engine, failure.value)
     if outcome.user is not None:
         attempt.right()
-        if outcome.final:
-            # The client answers with an empty line, and is then told that it has logged in (RFC 4954 4).
-            exchange.final = outcome
-            return _challenge(engine, exchange, outcome.final)
-        return _logged_in(engine, exchange, outcome)
-    if outcome.failures:
+    elif outcome.failures:
         attempt.withdraw()
         return replies.AUTH_UNAVAILABLE
-    attempt.wrong()
-    engine.failures += 1
+    else:
+        attempt.wrong()
+        engine.failures += 1
+    if outcome.final:
+        # The client answers, with an empty line if it has logged in, and is then told of the verdict (RFC 4954 4,
+        # RFC 7628 3.2.3).
+        exchange.final = outcome
+        return _challenge(engine, exchange, outcome.final)
+    return _refused(engine) if outcome.user is None else _logged_in(engine, exchange, outcome)
+
+
+def _refused(engine: Engine) -> Reply:
+    """The reply to wrong credentials, which have been counted."""
     limit = engine.context.limits.max_auth_failures
     if 0 < limit <= engine.failures and counts.enforces(
         engine, "max_auth_failures", engine.failures, once=True
