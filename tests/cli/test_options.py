@@ -489,3 +489,9 @@ def test_a_question_is_answered_and_nothing_is_started(question: str, tmp_path: 
     assert (status, err) == (0, "")
     assert out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_the_metrics_is_one_without_a_port() -> None:
+    assert mistake("--metrics=unix:m.sock", "--metrics-host=guard:9525") == (
+        "--metrics-host: a domain such as example.org is expected, not 'guard:9525'"
+    )
