@@ -17,6 +17,8 @@ from twisted_smtpguard.inputs.arguments import check_fields
 from twisted_smtpguard.inputs.escaping import escape_text
 
 MAX_LINE_OCTETS = 512
+MAX_CHALLENGE_LINE_OCTETS = 12288
+"""The longest line with a challenge of AUTH (RFC 4954 4). One that is cut could not be decoded."""
 """The longest reply line, with its CRLF (RFC 5321 4.5.3.1.5)."""
 
 
@@ -93,7 +95,8 @@ def _render(reply: Reply) -> Iterator[bytes]:
         mark = " " if number == len(lines) else "-"
         code = f"{reply.enhanced} " if reply.enhanced else ""
         line = escape_text(f"{reply.code}{mark}{code}{text}")
-        yield line[: MAX_LINE_OCTETS - 2].encode("ascii") + b"\r\n"
+        longest = MAX_CHALLENGE_LINE_OCTETS if reply.code == 334 else MAX_LINE_OCTETS
+        yield line[: longest - 2].encode("ascii") + b"\r\n"
 
 
 @attrs.frozen

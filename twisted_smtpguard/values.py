@@ -129,6 +129,8 @@ class LoginClient:
     """The TLS version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`; "" without TLS."""
     known: bool = False
     """Whether the user has logged in from this client before. It is known for passwords only."""
+    key: str = ""
+    """The client, or its network, as the limits per client count it."""
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

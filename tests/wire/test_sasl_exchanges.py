@@ -125,6 +125,33 @@ def test_external_is_offered_to_clients_with_a_certificate() -> None:
     assert "AUTH EXTERNAL SCRAM-SHA-256" in "".join(guard.factory.context.offer(True, True).reply.lines)
 
 
+def test_the_line_with_the_mechanisms_is_no_longer_than_a_line_may_be() -> None:
+    names = tuple(f"MECHANISM-NUMBER-{number:03}" for number in range(100))
+    said = Guard(checkers=[Mechanisms(mechanisms=names)]).connect().say("EHLO a")
+    line = next(line for line in said.splitlines(keepends=True) if "AUTH" in line)
+    assert 490 < len(line) <= 512
+    assert line.split()[1:] == [*names[: len(line.split()) - 1]]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_challenge_is_no_longer_than_a_client_has_to_take(wrong: bool) -> None:
+    mechanisms = Mechanisms(Challenge(b"x" * 9210, wrong=wrong))
+    client = client_of(mechanisms)
+    assert len(client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}")) == 12288 - 2
+    mechanisms.answers = [Challenge(b"x" * 9211, wrong=wrong)]
+    client = client_of(mechanisms)
+    assert client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}") == LATER
+    assert mechanisms.exchange.aborted == 1
+
+
+def test_an_exchange_of_a_thousand_steps_leaves_nothing_behind() -> None:
+    mechanisms = Mechanisms(*[Challenge(b"x")] * 1000, UnauthorizedLogin())
+    client = client_of(mechanisms)
+    said = client.say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}", *[base64(b"y")] * 1000)
+    assert said == f"334 {base64(b'x')}\r\n" * 1000 + FAILED
+    assert client.protocol.engine.failures == 1
+
+
 def test_a_mechanism_that_is_gone_when_it_is_asked_for_is_not_recognized() -> None:
     mechanisms = Mechanisms()
     client = client_of(mechanisms)

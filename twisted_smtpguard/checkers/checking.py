@@ -21,6 +21,9 @@ from twisted_smtpguard.hooks.later import call_hook, start_coroutine
 from twisted_smtpguard.interfaces import ISaslMechanisms
 from twisted_smtpguard.values import FAULTS, Challenge, LoggedIn, LoginClient, Refused
 
+_MOST_OCTETS = 512 - len("250-AUTH\r\n")
+"""EHLO names the mechanisms in one line, which may have 512 octets (RFC 5321 4.5.3.1.5)."""
+
 
 @attrs.frozen
 class User:
@@ -70,7 +73,7 @@ class Checkers:
         if not self._sasl:
             return own
         others = [name for each in self._sasl for name in each.mechanisms if name not in ("PLAIN", "LOGIN")]
-        return tuple(dict.fromkeys([*own, *(name for name in others if certified or name != "EXTERNAL")]))
+        return _that_fit([*own, *(name for name in others if certified or name != "EXTERNAL")])
 
     def begin(self, mechanism: str, client: LoginClient) -> ExchangeWithJudgement:
         """Begin an exchange by one of the mechanisms, other than PLAIN and LOGIN."""
@@ -101,6 +104,18 @@ class Checkers:
             text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
             return Judgement(User(text, avatar_id), failures)
         return Judgement(None, failures)
+
+
+def _that_fit(names: Sequence[str]) -> tuple[str, ...]:
+    """The first of these mechanisms, each once, for which the line of EHLO has room."""
+    left = _MOST_OCTETS
+    fitting = []
+    for name in dict.fromkeys(names):
+        left -= len(name) + 1
+        if left < 0:
+            break
+        fitting.append(name)
+    return tuple(fitting)
 
 
 class ExchangeWithJudgement:

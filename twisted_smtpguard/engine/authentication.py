@@ -21,6 +21,9 @@ from twisted_smtpguard.engine.stages import Phase, Stage
 from twisted_smtpguard.replies import Reply
 from twisted_smtpguard.values import FAULTS, Challenge, CheckerUnavailable, LoginClient, Refused, is_later
 
+_LONGEST_CHALLENGE = (replies.MAX_CHALLENGE_LINE_OCTETS - len("334 \r\n")) // 4 * 3
+"""In octets, before base64."""
+
 
 class WithheldError(Exception):
     """Replaces a checker's exception in the log, because its message may contain the password."""
@@ -86,7 +89,7 @@ class _Exchange:
 
 
 def _client_of(engine: Engine) -> LoginClient:
-    return LoginClient(engine.peer, engine.name, engine.tls)
+    return LoginClient(engine.peer, engine.name, engine.tls, key=engine.key)
 
 
 def _advance(engine: Engine, exchange: _Exchange, response: bytes | None) -> Reply | None:
@@ -108,6 +111,9 @@ def _advance(engine: Engine, exchange: _Exchange, response: bytes | None) -> Rep
 
 
 def _challenge(engine: Engine, exchange: _Exchange, octets: bytes) -> Reply:
+    if len(octets) > _LONGEST_CHALLENGE:
+        _abort(engine, exchange)
+        return _unavailable(engine, CheckerUnavailable(f"a challenge of {len(octets)} octets is too long"))
     engine.auth = exchange
     engine.enter(Stage.AUTH_RESPONSE)
     return replies.challenge(b64encode(octets).decode("ascii"))

@@ -16,6 +16,9 @@ import attrs
 from twisted_smtpguard import replies
 from twisted_smtpguard.values import Challenge, LoginClient, Refused
 
+MECHANISM_NAME = re.compile(r"[A-Z0-9_-]{1,20}")
+"""The name of a mechanism (RFC 4422 3.1)."""
+
 _COMMAND = re.compile(rb"([A-Za-z0-9_-]{1,20})(?:[ \t]+(\S+))?")
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 _CANCEL = b"*"
