@@ -340,7 +340,7 @@ def test_only_the_output_and_the_refusal_at_accept_write_to_a_transport() -> Non
         "transport/turnaway.py",
         "upstream/smtpclient.py",
         "policies/policyserver.py",
-        "checkers/dovecot.py",
+        "checkers/dovecotconnection.py",
         "control/answering.py",
         "workers/channel.py",
     }

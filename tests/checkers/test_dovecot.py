@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionLost
@@ -20,12 +27,14 @@ from twisted_smtpguard.checkers.dovecot import (
     DovecotAuth,
     DovecotExchange,
 )
+from twisted_smtpguard.checkers.dovecotconnection import DovecotConnection
 from twisted_smtpguard.values import Challenge, CheckerUnavailable, LoggedIn, LoginClient, Peer, Refused
 
 ANN = LoginClient(Peer(ip_address("192.0.2.1"), 5, None, None), "s-1")
 HELLO = (
     b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nMECH\tSCRAM-SHA-256\nMECH\tANONYMOUS\tanonymous\nSPID\t1\nDONE\n"
 )
+MORE = b"".join(b"MECH\t%s\n" % each for each in (b"OAUTHBEARER", b"XOAUTH2", b"EXTERNAL"))
 MESSAGE = b"\0ann\0o-so-secret"
 
 
@@ -69,6 +78,13 @@ class Server:
         self.say(said)
         return transport
 
+    @property
+    def connection(self) -> DovecotConnection:
+        connection = self.auth._connection
+        assert connection is not None
+        assert self.transports[-1].producer is connection
+        return connection
+
     def refuse(self) -> None:
         _, factory, *_ = self.reactor.unixClients[-1]
         factory.clientConnectionFailed(None, Failure(ConnectError(string="no such file")))
@@ -84,8 +100,10 @@ class Server:
         transport.clear()
         return octets.splitlines()
 
-    def login(self, mechanism: str = "PLAIN", response: bytes | None = MESSAGE) -> Login:
-        return Login(self.auth.begin(mechanism, ANN), response)
+    def login(
+        self, mechanism: str = "PLAIN", response: bytes | None = MESSAGE, client: LoginClient = ANN
+    ) -> Login:
+        return Login(self.auth.begin(mechanism, client), response)
 
 
 class Login:
@@ -112,7 +130,7 @@ class Login:
 
 def ready() -> Server:
     server = Server()
-    server.accept()
+    server.accept(HELLO.replace(b"DONE", MORE + b"DONE"))
     server.heard()
     return server
 
@@ -146,7 +164,7 @@ def test_a_password_is_right_or_wrong(bytewise: bool) -> None:
     assert right.outcome == LoggedIn("Ann@example.org")
     assert right.outcome.avatar_id == b"Ann@example.org"
     assert isinstance(wrong.outcome, UnauthorizedLogin)
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 @pytest.mark.parametrize("words", [b"temp", b"code=temp_fail", b"user=ann\ttemp\treason=db\x01tdown"])
@@ -156,7 +174,7 @@ def test_a_temporary_failure_cannot_be_judged(words: bytes) -> None:
     server.say(b"FAIL\t1\t" + words + b"\n")
     assert login.problem.startswith("unix:/run/dovecot/auth-client: ")
     assert ("db\\x09down" in login.problem) is (b"reason" in words)
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 def test_an_exchange_goes_through_its_challenges() -> None:
@@ -169,7 +187,7 @@ def test_an_exchange_goes_through_its_challenges() -> None:
     assert server.heard() == [b"CONT\t1\t" + base64(b"proof")]
     server.say(b"OK\t1\tuser=ann\tresp=" + base64(b"v=1") + b"\n")
     assert login.outcome == LoggedIn("ann", final=b"v=1")
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 @pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
@@ -191,7 +209,7 @@ def test_a_challenge_to_a_token_says_what_is_wrong_and_is_answered_at_once(
     assert login.outcome is None
     server.say(b"FAIL\t1\tuser=ann\n")
     assert login.outcome == Challenge(b"{}", wrong=True)
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 @pytest.mark.parametrize(
@@ -210,7 +228,7 @@ def test_what_a_server_says_after_it_has_said_what_is_wrong(said: bytes, outcome
         assert login.problem
     else:
         assert login.outcome == outcome
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 def test_an_ok_without_a_user_lets_nobody_in() -> None:
@@ -260,7 +278,7 @@ def test_it_is_left_and_asked_again_later(said: bytes) -> None:
     transport = server.accept(said)
     assert transport.disconnecting
     assert login.problem
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
     assert server.dials == 1
     server.reactor.advance(5)
     assert server.dials == 2
@@ -268,6 +286,115 @@ def test_it_is_left_and_asked_again_later(said: bytes) -> None:
     login = server.login()
     server.say(b"OK\t2\tuser=ann\nOK\t1\tuser=ann\n")
     assert login.outcome == LoggedIn("ann")
+
+
+def test_a_mechanism_that_the_server_offers_no_more_is_not_asked_for() -> None:
+    server = ready()
+    server.transports[-1].end()
+    login = server.login("XOAUTH2", b"x")
+    server.accept()
+    assert login.problem.endswith(": it does not offer XOAUTH2")
+    assert len(server.heard()) == 2
+    assert not server.transports[-1].disconnecting
+
+
+def test_a_server_that_does_not_read_is_sent_no_more_and_who_leaves_leaves_nothing() -> None:
+    server = ready()
+    connection = server.connection
+    begun = server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t1\t\n")
+    server.heard()
+    connection.pauseProducing()
+    for _ in range(5000):
+        server.login("PLAIN", MESSAGE + b"x" * 4000).pending.cancel()
+    assert (server.heard(), connection._unsent) == ([], {})
+    begun.respond(b"proof")
+    waiting = server.login()
+    begun.pending.cancel()
+    assert server.heard() == [b"CANCEL\t1"]
+    connection.resumeProducing()
+    assert [line.split(b"\t")[0] for line in server.heard()] == [b"AUTH"]
+    server.say(b"OK\t5002\tuser=ann\n")
+    assert waiting.outcome == LoggedIn("ann")
+
+
+def test_a_server_that_reads_again_and_then_not_is_sent_what_there_is_room_for() -> None:
+    server = ready()
+    connection, transport = server.connection, server.transports[-1]
+    connection.pauseProducing()
+    for _ in range(3):
+        server.login()
+    write = transport.write
+
+    def fill(octets: bytes) -> None:
+        write(octets)
+        connection.pauseProducing()
+
+    transport.write = fill  # type: ignore[method-assign]
+    connection.resumeProducing()
+    assert len(server.heard()) == 1
+    connection.resumeProducing()
+    connection.resumeProducing()
+    assert len(server.heard()) == 2
+    assert connection._unsent == {}
+
+
+def certified(name: str) -> LoginClient:
+    """A client with a certificate of this name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
+    now = datetime.now(timezone.utc)
+    certificate = x509.CertificateBuilder(names, names, key.public_key(), 1, now, now + timedelta(1)).sign(
+        key, SHA256()
+    )
+    return attrs.evolve(ANN, peer=attrs.evolve(ANN.peer, certificate=certificate.public_bytes(Encoding.DER)))
+
+
+@pytest.mark.parametrize("response", [b"", b"ann"])
+def test_a_certificate_logs_in_the_user_whom_it_names(response: bytes) -> None:
+    server = ready()
+    login = server.login("EXTERNAL", response, certified("ann"))
+    (line,) = server.heard()
+    assert b"\tvalid-client-cert\tcert_username=ann\tresp=" in line
+    server.say(b"OK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+@pytest.mark.parametrize("asked_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "response"),
+    [
+        ("ann", b"eve"),
+        ("ann", b"ann\0"),
+        ("ann", b"\xff"),
+        ("", b""),
+        ("", b"ann"),
+        ("ann\0.evil", b""),
+        ("a\tb", b""),
+    ],
+)
+def test_a_certificate_logs_in_nobody_else(name: str, response: bytes, asked_first: bool) -> None:
+    server = ready()
+    if asked_first and name == "ann":
+        login = server.login("EXTERNAL", None, certified(name))
+        server.say(b"CONT\t1\t\n")
+        server.heard()
+        login.respond(response)
+        assert server.heard() == [b"CANCEL\t1"]
+    else:
+        login = server.login("EXTERNAL", response, certified(name))
+        assert server.heard() == []
+    assert isinstance(login.outcome, UnauthorizedLogin)
+    assert server.auth.places.taken == 0
+
+
+def test_who_has_no_certificate_is_no_user_of_one() -> None:
+    server = ready()
+    login = server.login("EXTERNAL", b"ann")
+    assert isinstance(login.outcome, UnauthorizedLogin)
+    assert server.heard() == []
+    server.login()
+    assert b"cert" not in server.heard()[0]
 
 
 def test_many_mechanisms_are_too_many() -> None:
@@ -334,7 +461,7 @@ def test_a_server_that_says_nothing_is_given_up(accepted: bool) -> None:
         server.accept(b"VERSION\t1\t2\n")
     server.reactor.advance(CONNECT_SECONDS)
     assert login.problem.endswith(": no answer in 5 seconds")
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 def test_a_server_that_hangs_is_left_and_one_that_is_slow_with_one_login_is_not() -> None:
@@ -359,7 +486,7 @@ def test_logins_that_are_waiting_when_the_connection_is_lost_cannot_be_judged_an
     assert waiting.problem.endswith(": the connection was lost")
     between.respond(b"proof")
     assert between.problem.endswith(": the connection was lost")
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
     later = server.login()
     server.accept()
     server.say(b"OK\t1\tuser=ann\n")
@@ -378,7 +505,7 @@ def test_a_client_that_leaves_cancels_its_request() -> None:
     other.exchange.abort()
     assert isinstance(login.outcome, CancelledError)
     assert server.heard()[-2:] == [b"CANCEL\t1", b"CANCEL\t2"]
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
     server.say(b"OK\t1\tuser=ann\nOK\t2\tuser=ann\n")
 
 
@@ -388,20 +515,55 @@ def test_a_client_that_leaves_before_there_is_a_connection_is_forgotten() -> Non
     login.pending.cancel()
     server.accept()
     assert server.heard()[2:] == []
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
 
 
 def test_a_response_that_is_longer_than_the_server_takes_is_refused_and_harms_nobody() -> None:
     server = ready()
     login = server.login("PLAIN", b"\0ann\0" + b"x" * 9000)
     assert isinstance(login.outcome, Refused)
-    assert server.auth.open == 0
+    assert server.auth.places.taken == 0
     other = server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
     server.say(b"CONT\t2\t\n")
     other.respond(b"x" * 9000)
     assert isinstance(other.outcome, Refused)
     assert server.heard()[-1] == b"CANCEL\t2"
     assert not server.transports[-1].disconnecting
+
+
+def of_client(name: str) -> LoginClient:
+    return attrs.evolve(ANN, key=name)
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+def test_a_client_with_all_places_keeps_no_other_out(mechanism: str) -> None:
+    server = ready()
+    greedy = [server.login(mechanism, client=of_client("greedy")) for _ in range(MOST_REQUESTS)]
+    if mechanism != "PLAIN":
+        server.say(b"".join(b"CONT\t%d\t\n" % number for number in range(1, MOST_REQUESTS + 1)))
+    server.heard()
+    login = server.login(client=of_client("honest"))
+    assert server.heard()[0] == b"CANCEL\t1"
+    server.say(b"OK\t1\tuser=eve\nOK\t%d\tuser=ann\n" % (MOST_REQUESTS + 1))
+    assert login.outcome == LoggedIn("ann")
+    if mechanism != "PLAIN":
+        assert greedy[0].outcome == Challenge(b"")
+        greedy[0].respond(b"proof")
+    assert greedy[0].problem.endswith(": of 1000 logins it was the one to end for others")
+    assert server.auth.places.taken == MOST_REQUESTS - 1
+    greedy[1].exchange.abort()
+    assert server.auth.places.taken == MOST_REQUESTS - 2
+
+
+def test_a_login_that_waits_for_a_connection_can_lose_its_place_too() -> None:
+    server = Server()
+    greedy = [server.login(client=of_client("greedy")) for _ in range(MOST_REQUESTS)]
+    for number in range(10):
+        server.login(client=of_client(f"honest{number}"))
+    assert [bool(each.outcome) for each in greedy] == [True] * 10 + [False] * (MOST_REQUESTS - 10)
+    assert len(server.auth._waiting) == MOST_REQUESTS
+    server.accept()
+    assert len(server.heard()) == 2 + MOST_REQUESTS
 
 
 def test_the_number_of_logins_is_bounded() -> None:

@@ -70,6 +70,13 @@ def test_the_other_lines() -> None:
         (["ANONYMOUS", "anonymous"], ""),
         (["DOVECOT-TOKEN", "private"], ""),
         ([], ""),
+        (["SCRAM-SHA-256-PLUS"], ""),
+        (["scram-sha-256-plus", "mutual-auth"], ""),
+        (["PLAIN\r"], ""),
+        (["X 250 OK"], ""),
+        (["\x00"], ""),
+        (["\u00df"], ""),
+        (["X" * 21], ""),
     ],
 )
 def test_a_mechanism_is_offered_unless_nobody_could_be_told_apart_by_it(words: list[str], name: str) -> None:

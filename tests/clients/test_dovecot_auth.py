@@ -87,11 +87,13 @@ def test_swaks_and_smtplib_log_in(guard: GuardProcess) -> None:
         client.login("ann", "wrong")
 
 
-def gsasl(guard: GuardProcess, password: str) -> subprocess.CompletedProcess[bytes]:
+def gsasl(
+    guard: GuardProcess, password: str, mechanism: str = "SCRAM-SHA-256"
+) -> subprocess.CompletedProcess[bytes]:
     program = shutil.which("gsasl")
     if program is None:
         missing("gsasl")
-    words = ("--mechanism=SCRAM-SHA-256", "--authentication-id=ann", f"--password={password}")
+    words = (f"--mechanism={mechanism}", "--authentication-id=ann", f"--password={password}")
     return subprocess.run(
         [program, "--smtp", "--client", "--no-starttls", f"--connect=127.0.0.1:{guard.port}", *words],
         stdin=subprocess.DEVNULL,
@@ -110,6 +112,18 @@ def test_gnu_sasl_logs_in_by_scram_and_believes_that_the_server_knows_the_passwo
     assert " user=ann mechanism=SCRAM-SHA-256" in guard.wait_for(" login ")
     assert WRONG.encode() in gsasl(guard, "wrong").stdout
     assert " user=ann " in guard.wait_for(" reason=auth_failed ")
+
+
+def test_a_mechanism_that_is_bound_to_tls_is_not_offered_and_not_begun(guard: GuardProcess) -> None:
+    assert "-PLUS" not in offered(guard)
+    with RawClient(guard.address) as client:
+        client.ask("EHLO client.example")
+        for mechanism in ("SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-1"):
+            assert client.ask(f"AUTH {mechanism} biwsbj1hbm4scj14").startswith("504 5.5.4 ")
+        # Nor is a binding taken that a client claims by another mechanism.
+        claim = b64encode(b"p=tls-unique,,n=ann,r=x").decode()
+        assert client.ask(f"AUTH SCRAM-SHA-256 {claim}") in (WRONG, LATER)
+    assert YES.encode() not in gsasl(guard, "correct-horse", "SCRAM-SHA-256-PLUS").stdout
 
 
 def test_dovecot_may_be_started_again_in_between(guard: GuardProcess, dovecot: Dovecot) -> None:

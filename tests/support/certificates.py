@@ -29,6 +29,14 @@ def certificate(name: str = "localhost", number: int = 1) -> Path:
     return path
 
 
+def of_user(name: str) -> Path:
+    """A key and a certificate that names a user by its common name."""
+    path = _FOLDER / f"user-{name}.pem"
+    leaf = _CA.issue_cert(f"{name}@example.org", common_name=name)
+    leaf.private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
 def stranger() -> Path:
     """A key and a certificate that another authority has signed."""
     path = _FOLDER / "stranger.pem"

@@ -8,30 +8,21 @@ cannot be judged.
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 from cryptography.x509 import load_der_x509_certificate
 from cryptography.x509.oid import NameOID
 from twisted.application.service import Service
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_smtpguard.checkers.dovecotlines import (
-    MOST_OCTETS,
-    Answer,
-    ProtocolError,
-    auth_line,
-    cancel_line,
-    cont_line,
-    hello,
-    parse_answer,
-    parse_mechanism,
-)
+from twisted_smtpguard.checkers.dovecotconnection import DovecotConnection
+from twisted_smtpguard.checkers.dovecotlines import MOST_OCTETS, Answer, ProtocolError, auth_line, cont_line
+from twisted_smtpguard.checkers.fairplaces import FairPlaces
 from twisted_smtpguard.hooks.later import within
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.inputs.escaping import escape_text
@@ -44,108 +35,14 @@ CONNECT_SECONDS = 5
 ANSWER_SECONDS = 30
 """How long an answer may take. Dovecot itself holds back those to a client that has guessed often, for up to 15 s."""
 MOST_REQUESTS = 1000
-"""So many logins may wait for an answer at once, or for their clients; further ones cannot be judged."""
-_LONGEST_LINE = 64 * 1024
-_MOST_MECHANISMS = 100
+"""So many logins may wait for an answer at once, or for their clients; clients share these places fairly."""
 _SHOWN = 200
 _SAY_WHAT_IS_WRONG = ("OAUTHBEARER", "XOAUTH2")
 """The mechanisms by which a server that has got a token challenges only to say that it is wrong (RFC 7628 3.2.2)."""
+_EVICTED = f"of {MOST_REQUESTS} logins it was the one to end for others"
 _NOTHING = b"\x01"
 """What a client answers to that (RFC 7628 3.2.3)."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
-
-
-class DovecotConnection(Protocol):
-    """One connection to the server. It is over at the first line that breaks the protocol."""
-
-    def __init__(self) -> None:
-        self.mechanisms: tuple[str, ...] = ()
-        self.problem = ""
-        """Why it is over; "" while it is not."""
-        self.ready: Deferred[DovecotConnection] = Deferred(lambda _: self.fail("it does not answer"))
-        """Fires with this connection when the server has said what it offers."""
-        self.lost: Deferred[None] = Deferred()
-        """Fires when it is over."""
-        self.answers = 0
-        """How many lines have come."""
-        self._waiting: dict[int, Deferred[Answer]] = {}
-        self._numbers = count(1)
-        self._buffer = b""
-        self._version = False
-
-    def connectionMade(self) -> None:
-        self._send(hello())
-
-    def dataReceived(self, data: bytes) -> None:
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        try:
-            for line in lines:
-                if self.problem:
-                    return
-                self.answers += 1
-                self._take(line.decode("utf-8", "replace").split("\t"))
-            if len(self._buffer) > _LONGEST_LINE:
-                raise ProtocolError("a line does not end")
-        except ProtocolError as error:
-            self.fail(str(error))
-
-    def _take(self, words: list[str]) -> None:
-        verb, *rest = words
-        if verb == "VERSION":
-            if rest[:1] != ["1"]:
-                raise ProtocolError(f"version {'.'.join(rest)} of the protocol is not known here")
-            self._version = True
-        elif not self._version:
-            raise ProtocolError("it does not speak the protocol of Dovecot's authentication")
-        elif verb == "MECH":
-            name = parse_mechanism(rest)
-            if name and not name.endswith("-PLUS") and len(self.mechanisms) < _MOST_MECHANISMS:
-                self.mechanisms += (name,)
-        elif verb == "DONE" and not self.ready.called:
-            self.ready.callback(self)
-        elif verb in ("OK", "FAIL", "CONT"):
-            answer = parse_answer(verb, rest)
-            waiting = self._waiting.pop(answer.number, None)
-            if waiting is not None:
-                waiting.callback(answer)
-
-    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
-        self.problem = self.problem or "the connection was lost"
-        waiting, self._waiting = self._waiting, {}
-        for each in waiting.values():
-            each.errback(ProtocolError(self.problem))
-        if not self.ready.called:
-            self.ready.errback(ProtocolError(self.problem))
-        self.lost.callback(None)
-
-    def fail(self, problem: str) -> None:
-        """End it because of `problem`, unless it is over already."""
-        if not self.problem:
-            self.problem = problem
-            self.transport.abortConnection()  # type: ignore[union-attr]
-
-    def new_number(self) -> int:
-        """The number of a new request."""
-        return next(self._numbers)
-
-    def ask(self, number: int, line: bytes) -> Deferred[Answer]:
-        """Send a line of a request. Fires with the answer; ProtocolError: the connection is over. Cancelling it ends
-        the request."""
-        if self.problem:
-            return fail(ProtocolError(self.problem))
-        answer: Deferred[Answer] = Deferred(lambda _: self.cancel(number))
-        self._waiting[number] = answer
-        self._send(line)
-        return answer
-
-    def cancel(self, number: int) -> None:
-        """End a request."""
-        self._waiting.pop(number, None)
-        if not self.problem:
-            self._send(cancel_line(number))
-
-    def _send(self, line: bytes) -> None:
-        self.transport.write(line)  # type: ignore[union-attr]
 
 
 @implementer(ISaslMechanisms)
@@ -160,8 +57,8 @@ class DovecotAuth(Service):
     def __init__(self, endpoint: str, reactor: Any) -> None:
         self.server = endpoint
         self.reactor = reactor
-        self.open = 0
-        """How many logins go on."""
+        self.places = FairPlaces[DovecotExchange](MOST_REQUESTS, DovecotExchange.evict)
+        """Those of the logins that go on."""
         self._endpoint = clientFromString(reactor, endpoint)
         self._connection: DovecotConnection | None = None
         self._waiting: dict[Deferred[DovecotConnection], None] = {}
@@ -177,10 +74,11 @@ class DovecotAuth(Service):
         return self._mechanisms
 
     def begin(self, mechanism: str, client: LoginClient) -> DovecotExchange:
-        """Begin a login. CheckerUnavailable: too many go on."""
-        if self.open >= MOST_REQUESTS:
+        """Begin a login. CheckerUnavailable: too many go on, and no client has more of them."""
+        exchange = DovecotExchange(self, mechanism, client)
+        if not self.places.take(client.key, exchange):
             raise self.unavailable(f"{MOST_REQUESTS} logins are waiting already")
-        return DovecotExchange(self, mechanism, client)
+        return exchange
 
     def unavailable(self, problem: str) -> CheckerUnavailable:
         """The exception for a login that cannot be judged because of `problem`."""
@@ -280,13 +178,19 @@ class DovecotExchange:
         self._connection: DovecotConnection | None = None
         self._number = 0
         self._over = False
-        auth.open += 1
+        self._evicted = False
+        self._awaited: Deferred[Any] | None = None
+        """What it waits for now."""
+        self._certified_name = _certified_name(client.peer.certificate)
 
     def respond(self, response: bytes | None) -> Deferred[Challenge | LoggedIn]:
         """Ask the server. Fires with its challenge, or with the user."""
         return Deferred.fromCoroutine(self._respond(response))
 
     async def _respond(self, response: bytes | None) -> Challenge | LoggedIn:
+        if self._mechanism == "EXTERNAL" and not self._is_certified_as(response or b""):
+            self.abort()
+            raise UnauthorizedLogin
         answer = await self._answer(response)
         if answer.verdict != "CONT":
             return self._outcome(answer)
@@ -305,11 +209,16 @@ class DovecotExchange:
     async def _answer(self, response: bytes | None) -> Answer:
         connection, answers = self._connection, 0
         try:
+            if self._evicted:
+                raise CancelledError
             if connection is None:
-                connection = self._connection = await self._auth.connection()
+                self._awaited = self._auth.connection()
+                connection = self._connection = await self._awaited
+                if self._mechanism not in connection.mechanisms:
+                    # Dovecot would end the connection, on which others wait.
+                    raise ProtocolError(f"it does not offer {self._mechanism}")
                 self._number = connection.new_number()
-                name = _certified_name(self._client.peer.certificate)
-                line = auth_line(self._number, self._mechanism, self._client, response, name)
+                line = auth_line(self._number, self._mechanism, self._client, response, self._certified_name)
             else:
                 line = cont_line(self._number, response or b"")
             if len(line) > MOST_OCTETS:
@@ -317,9 +226,12 @@ class DovecotExchange:
                 raise Refused(BAD_AUTH_RESPONSE)
             answers = connection.answers
             asked = connection.ask(self._number, line)
-            return await within(ANSWER_SECONDS, self._auth.reactor.callLater, asked)
-        except (CancelledError, Refused):
+            self._awaited = answered = within(ANSWER_SECONDS, self._auth.reactor.callLater, asked)
+            return await answered
+        except (CancelledError, Refused) as error:
             self._end()
+            if self._evicted:
+                raise self._auth.unavailable(_EVICTED) from error
             raise
         except TimeoutError as error:
             self._end()
@@ -331,6 +243,21 @@ class DovecotExchange:
         except Exception as error:
             self._end()
             raise self._auth.unavailable(_words(error)) from error
+        finally:
+            self._awaited = None
+
+    def evict(self) -> None:
+        """End the login, since its place is taken by another."""
+        self._evicted = True
+        if self._awaited is None:
+            self.abort()
+        else:
+            self._awaited.cancel()
+
+    def _is_certified_as(self, user: bytes) -> bool:
+        """Whether the client may log in as this user, b"" for the one of its certificate."""
+        name = self._certified_name.encode()
+        return bool(name) and user in (b"", name)
 
     def abort(self) -> None:
         """End the login, if it goes on."""
@@ -353,7 +280,7 @@ class DovecotExchange:
     def _end(self) -> None:
         if not self._over:
             self._over = True
-            self._auth.open -= 1
+            self._auth.places.give_back(self._client.key, self)
 
 
 def _words(error: BaseException) -> str:
@@ -361,11 +288,13 @@ def _words(error: BaseException) -> str:
 
 
 def _certified_name(certificate: bytes | None) -> str:
-    """The common name in a client's certificate, for EXTERNAL; "" if there is none."""
+    """The common name in a client's certificate, for EXTERNAL; "" if there is none that could be a user's. One with
+    a NUL might be read as that of another user, since C ends a text there."""
     if certificate is None:
         return ""
     try:
         names = load_der_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return str(names[0].value) if names else ""
+        name = str(names[0].value) if names else ""
+        return name if name.isprintable() else ""
     except ValueError:
         return ""

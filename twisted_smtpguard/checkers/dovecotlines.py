@@ -17,6 +17,7 @@ from binascii import Error
 
 import attrs
 
+from twisted_smtpguard.engine.sasl import MECHANISM_NAME
 from twisted_smtpguard.values import LoginClient
 
 MOST_OCTETS = 8192
@@ -87,10 +88,13 @@ def _line(words: list[str]) -> bytes:
 
 
 def parse_mechanism(words: list[str]) -> str:
-    """The name of the mechanism in the words after MECH. "" if nobody may log in by it here: without being told apart,
-    or by the means of a program that Dovecot itself knows."""
+    """The name of the mechanism in the words after MECH. "" if it is no name, or nobody may log in by it here: without
+    being told apart, by the means of a program that Dovecot itself knows, or bound to a TLS that Dovecot does not see.
+    """
     name, *flags = words or [""]
-    return "" if {"anonymous", "private"} & set(flags) else name.upper()
+    known = name.upper() if name.isascii() else ""
+    excluded = {"anonymous", "private"} & set(flags) or known.endswith("-PLUS")
+    return known if MECHANISM_NAME.fullmatch(known) and not excluded else ""
 
 
 def parse_answer(verdict: str, words: list[str]) -> Answer:
