@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -151,6 +152,56 @@ def test_the_clients_that_are_remembered_are_bounded(work: Work, monkeypatch: py
     assert len(work.threads._wasted) == 10
 
 
+def test_clients_that_come_and_leave_again_and_again_leave_nothing(work: Work) -> None:
+    work.ask("running")
+    work.ask("waiting")
+    for number in range(5000):
+        left = work.ask(f"client{number}")
+        left.addErrback(lambda _: None)
+        left.cancel()
+    assert len(work.threads._turns) < 100
+    assert work.threads._waiting.keys() == {"waiting"}
+    work.reactor.work()
+    assert work.done == ["running", "waiting"]
+
+
+def test_the_next_of_ten_thousand_is_found_in_few_steps(work: Work) -> None:
+    """In so many calls of functions for each call that waits, however many wait."""
+
+    def steps(clients: int) -> int:
+        taken = 0
+
+        def count(_: Any, event: str, __: Any) -> None:
+            nonlocal taken
+            taken += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            for number in range(clients):
+                work.ask(f"guesser{number}")
+            work.reactor.work()
+        finally:
+            sys.setprofile(None)
+        return taken
+
+    steps(1)
+    assert steps(10_000) < 1.5 * 10 * steps(1000)
+
+
+def test_a_clock_that_is_set_back_a_year_breaks_nothing(work: Work) -> None:
+    work.ask("early", 4)
+    work.reactor.work()
+    work.reactor.rightNow -= 365 * 86400
+    work.ask("early", 4)
+    work.ask("late", 1)
+    work.reactor.work()
+    work.done.clear()
+    for client in ("other", "early", "late"):
+        work.ask(client)
+    work.reactor.work()
+    assert work.done == ["other", "late", "early"]
+
+
 def test_a_client_that_is_known_comes_before_a_crowd_that_is_new(work: Work) -> None:
     for number in range(30):
         work.ask(f"guesser{number}")
@@ -163,4 +214,4 @@ def test_a_client_that_is_known_comes_before_a_crowd_that_is_new(work: Work) -> 
     work.ask("guesser0", known=True)
     work.reactor.work()
     assert work.done[-3:] == ["guesser0", "other", "guesser0"]
-    assert work.threads._known == set()
+    assert work.threads._waiting == {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import inf, log2
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -21,6 +24,7 @@ _MOST_CLIENTS = 10_000
 _HALF_LIFE_SECONDS = 60.0
 """After so long, half of the time that a client has wasted is forgotten."""
 _MOST_THREADS = 4
+_FEW = 64
 
 
 class FairThreads:
@@ -37,67 +41,110 @@ class FairThreads:
         self._reactor = reactor
         self._is_wasted = wasted
         self._running = 0
-        self._waiting: dict[str, deque[tuple[Deferred[Any], Callable[[], Any]]]] = {}
-        self._known: set[str] = set()
-        """Those of them that are known."""
-        self._wasted: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """How many seconds a client has wasted, and when that was counted."""
+        self._waiting: dict[str, _Client] = {}
+        self._turns: list[_Turn] = []
+        """A heap of the turns of those that wait. Turns that were given up, or changed, are in it too."""
+        self._numbers = count()
+        self._wasted: OrderedDict[str, float] = OrderedDict()
+        """What a client has wasted, in the form of `_more_wasted`."""
 
     def run(
         self, client: str, known: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
         """Call `function` in a thread, for the client with this name, which is known or not. Cancelling the Deferred
         keeps the call from beginning; a call that has begun goes on in its thread, and its outcome is dropped."""
-        if known:
-            self._known.add(client)
         outcome: Deferred[T] = Deferred(partial(self._forget, client))
-        self._waiting.setdefault(client, deque()).append(
-            (outcome, partial(_timed, function, *args, **kwargs))
-        )
+        waiting = self._waiting.setdefault(client, _Client())
+        waiting.calls[outcome] = partial(_timed, function, *args, **kwargs)
+        if waiting.turn is None or (known and not waiting.known):
+            waiting.known = waiting.known or known
+            self._line_up(client, next(self._numbers) if waiting.turn is None else waiting.turn.number)
         self._begin()
         return outcome
 
     def _forget(self, client: str, outcome: Deferred[Any]) -> None:
-        calls = self._waiting.get(client, deque())
-        left = deque(each for each in calls if each[0] is not outcome)
-        if left:
-            self._waiting[client] = left
-        else:
-            self._waiting.pop(client, None)
-            self._known.discard(client)
+        waiting = self._waiting.get(client)
+        if waiting is not None:
+            waiting.calls.pop(outcome, None)
+            if not waiting.calls:
+                del self._waiting[client]
+
+    def _line_up(self, client: str, number: int) -> None:
+        """Give a client that waits its turn, in place of any that it has."""
+        waiting = self._waiting[client]
+        waiting.turn = _Turn(self._wasted.get(client, -inf), not waiting.known, number, client)
+        heappush(self._turns, waiting.turn)
+        if len(self._turns) > 2 * len(self._waiting) + _FEW:
+            # Clients that leave again and again would make it grow.
+            self._turns = [each.turn for each in self._waiting.values() if each.turn is not None]
+            heapify(self._turns)
 
     def _begin(self) -> None:
         while self._waiting and self._running < self.most:
-            client = min(self._waiting, key=self._rank)
-            calls = self._waiting.pop(client)
-            outcome, call = calls.popleft()
-            if calls:
+            turn = heappop(self._turns)
+            client = turn.client
+            waiting = self._waiting.get(client)
+            if waiting is None or waiting.turn is not turn:
+                continue
+            outcome, call = waiting.calls.popitem(last=False)
+            if waiting.calls:
                 # It goes to the end of those that have wasted as much.
-                self._waiting[client] = calls
+                self._line_up(client, next(self._numbers))
             else:
-                self._known.discard(client)
+                del self._waiting[client]
             self._running += 1
             in_thread(self._reactor, call).addBoth(self._ended, client, outcome)
 
     def _ended(self, answer: tuple[float, Any] | Failure, client: str, outcome: Deferred[Any]) -> None:
         self._running -= 1
         seconds, value = (0.0, answer) if isinstance(answer, Failure) else answer
-        if isinstance(value, Failure) or self._is_wasted(value):
-            self._wasted[client] = (self._seconds_of(client) + seconds, self._reactor.seconds())
-            self._wasted.move_to_end(client)
-            if len(self._wasted) > _MOST_CLIENTS:
-                self._wasted.popitem(last=False)
+        if seconds > 0 and (isinstance(value, Failure) or self._is_wasted(value)):
+            self._charge(client, seconds)
         if not outcome.called:
             outcome.callback(value)
         self._begin()
 
-    def _rank(self, client: str) -> tuple[float, bool]:
-        return self._seconds_of(client), client not in self._known
+    def _charge(self, client: str, seconds: float) -> None:
+        before = self._wasted.get(client, -inf)
+        self._wasted[client] = _more_wasted(before, seconds, self._reactor.seconds())
+        self._wasted.move_to_end(client)
+        if len(self._wasted) > _MOST_CLIENTS:
+            self._wasted.popitem(last=False)
+        waiting = self._waiting.get(client)
+        if waiting is not None and waiting.turn is not None:
+            self._line_up(client, waiting.turn.number)
 
-    def _seconds_of(self, client: str) -> float:
-        wasted, counted_at = self._wasted.get(client, (0.0, 0.0))
-        passed = max(0.0, self._reactor.seconds() - counted_at)
-        return wasted * 0.5 ** (passed / _HALF_LIFE_SECONDS) if wasted else 0.0
+
+class _Turn(NamedTuple):
+    """The least one comes first."""
+
+    wasted: float
+    is_new: bool
+    number: int
+    """Turns with the same waste have their order by it."""
+    client: str
+
+
+class _Client:
+    """A client that waits."""
+
+    __slots__ = ("calls", "known", "turn")
+
+    def __init__(self) -> None:
+        self.calls: OrderedDict[Deferred[Any], Callable[[], Any]] = OrderedDict()
+        self.known = False
+        self.turn: _Turn | None = None
+
+
+def _more_wasted(before: float, seconds: float, now: float) -> float:
+    """What a client has wasted that wastes so many seconds now.
+
+    It is the logarithm of the seconds that it would be if they were all wasted at one moment, the same for all clients.
+    So two of them compare as they do at any time, while both are forgotten by and by.
+    """
+    added = log2(seconds) + now / _HALF_LIFE_SECONDS
+    most = max(before, added)
+    return most + log2(1 + 2 ** (min(before, added) - most))
 
 
 def _timed(function: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[float, T | Failure]:
