@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from logins import plain
 from manual_threads import ManualThreads
@@ -99,18 +100,79 @@ def test_a_hash_that_cannot_be_compared_cannot_be_judged_and_is_not_told(
     assert str(outcome) == f"{tmp_path}/hashes: the hash of 'ann' cannot be compared"
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.2", False),
-        ("2001:db8::1", "2001:db8::ffff", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        (None, None, True),
-    ],
-)
-def test_who_shares_the_threads_as_one(one: str | None, other: str | None, same: bool) -> None:
-    names = [hashedpasswords._name_of(client(each)) for each in (one, other)]
-    assert (names[0] == names[1]) is same
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The hashes that have been compared."""
+    compared: list[bytes] = []
+    real = hashedpasswords._fits
+    monkeypatch.setattr(
+        hashedpasswords, "_fits", lambda kept, word: (compared.append(kept), real(kept, word))[1]
+    )
+    return compared
+
+
+def test_a_user_who_is_locked_or_unknown_has_always_the_same_decoy_which_is_the_hash_of_any(
+    tmp_path: Path, compared: list[bytes]
+) -> None:
+    hashes = "".join(f"user{number}:{{PLAIN}}{number}\n" for number in range(50))
+    checker, threads = file_of(tmp_path, f"first:*\n{hashes}last:!x\n")
+    for user in (b"first", b"last", b"eve"):
+        for _ in range(2):
+            # Not even with the password of the decoy.
+            for word in (b"x", *(str(number).encode() for number in range(50))):
+                assert isinstance(judged(checker, threads, user, word), UnauthorizedLogin)
+        assert len(compared) == 2 * 51
+        (decoy,) = {*compared}
+        assert decoy.startswith(b"{PLAIN}")
+        compared.clear()
+    for number in range(500):
+        judged(checker, threads, b"unknown%d" % number, b"x")
+    assert len({*compared}) > 40
+
+
+def test_where_all_are_locked_nobody_logs_in(tmp_path: Path) -> None:
+    checker, threads = file_of(tmp_path, "ann:*\nbob:!\n")
+    for user in (b"ann", b"eve"):
+        assert isinstance(judged(checker, threads, user, RIGHT), UnauthorizedLogin)
+
+
+@pytest.mark.parametrize("octets", [1025, 4097, 9000])
+def test_a_password_that_is_too_long_is_wrong_and_costs_nothing(
+    tmp_path: Path, compared: list[bytes], octets: int
+) -> None:
+    checker, threads = file_of(tmp_path, f"ann:{{PLAIN}}{'x' * octets}\n")
+    for user in (b"ann", b"eve"):
+        assert isinstance(judged(checker, threads, user, b"x" * octets), UnauthorizedLogin)
+    assert compared == []
+    checker, threads = file_of(tmp_path, f"ann:{{PLAIN}}{'x' * 1024}\n")
+    assert judged(checker, threads, b"ann", b"x" * 1024) == b"ann"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_honest_login_waits_for_two_hashes_at_most_and_not_for_those_of_all_guessers(
+    tmp_path: Path, compared: list[bytes], known: bool
+) -> None:
+    checker, threads = file_of(tmp_path)
+    checker._threads.most = 1
+    done: list[str] = []
+
+    def log_in(key: str, password: bytes, *, known: bool = False) -> None:
+        who = attrs.evolve(client(), key=key, known=known)
+        attempt = Deferred.fromCoroutine(checker.judge(b"ann", password, who))
+        attempt.addBoth(lambda _: done.append(key))
+
+    for rounds in (1, 10):
+        for number in range(30):
+            for _ in range(rounds):
+                log_in(f"guesser{number}", WRONG)
+        if rounds == 1:
+            threads.work()
+            done.clear()
+    log_in("honest", RIGHT, known=known)
+    threads.work()
+    # One is being computed when it comes, and one may begin until the file has been looked at.
+    assert done.index("honest") <= 2
+    assert len(done) == 301
 
 
 def test_an_exchange_of_its_own(tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_a_challenge_is_no_longer_than_a_client_has_to_take(wrong: bool) -> None
     assert mechanisms.exchange.aborted == 1
 
 
+def test_a_mechanism_is_told_the_client_as_the_limits_count_it() -> None:
+    mechanisms = Mechanisms(Challenge(b"x"))
+    guard = Guard(checkers=[mechanisms])
+    for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2"):
+        guard.greeted(address).say(f"AUTH SCRAM-SHA-256 {base64(FIRST)}")
+    assert [client.key for _, client, _ in mechanisms.begun] == ["192.0.2.1", *["2001:db8::/64"] * 2]
+
+
 def test_an_exchange_of_a_thousand_steps_leaves_nothing_behind() -> None:
     mechanisms = Mechanisms(*[Challenge(b"x")] * 1000, UnauthorizedLogin())
     client = client_of(mechanisms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from binascii import crc32
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,13 +11,15 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_smtpguard.checkers.passwordfile import PasswordFile
-from twisted_smtpguard.checkers.passwordhashes import matcher, parse_hashes
+from twisted_smtpguard.checkers.passwordfile import PasswordFile, Users
+from twisted_smtpguard.checkers.passwordhashes import LOCKED, matcher, parse_hashes
 from twisted_smtpguard.hooks.fairthreads import FairThreads
 from twisted_smtpguard.interfaces import ISaslExchange, ISaslMechanisms
 from twisted_smtpguard.values import CheckerUnavailable, LoggedIn, LoginClient
 
-_CLIENT_BITS_OF_IPV6 = 64
+_MOST_OCTETS = 1024
+"""A longer password fits no hash. SHA-crypt takes thirty times as long for one of 4,096 octets as for a usual one, and
+libpass takes none that is longer."""
 
 
 @implementer(ISaslMechanisms)
@@ -37,6 +40,9 @@ class HashedPasswordFile(PasswordFile):
                 "passwd needs libpass, which is not installed: pip install twisted_smtpguard[auth]"
             )
         super().__init__(path, reactor)
+        self._decoys_of: Users | None = None
+        self._decoys: list[bytes] = []
+        """The hashes of all users in `_decoys_of`."""
         self._threads = FairThreads(reactor, wasted=lambda fits: not fits)
 
     def begin(self, mechanism: str, client: LoginClient) -> HashedExchange:
@@ -50,10 +56,14 @@ class HashedPasswordFile(PasswordFile):
 
     async def judge(self, user: bytes, password: bytes, client: LoginClient | None = None) -> bytes:
         """The user, if the password fits. Otherwise UnauthorizedLogin, or CheckerUnavailable."""
+        if len(password) > _MOST_OCTETS:
+            raise UnauthorizedLogin
         users = await self.current_users()
-        # For an unknown user the hash of another is computed, so that the time does not tell who there is.
-        kept = users.get(user) or next(iter(users.values()))
-        name, known = (user.hex(), False) if client is None else (_name_of(client), client.known)
+        kept = users.get(user, LOCKED)
+        may_log_in = kept != LOCKED
+        if not may_log_in:
+            kept = self._decoy(users, user)
+        name, known = ("", False) if client is None else (client.key, client.known)
         if known:
             # It shares its address with guessers, perhaps.
             name = f"{name} {user.hex()}"
@@ -64,9 +74,17 @@ class HashedPasswordFile(PasswordFile):
             raise CheckerUnavailable(
                 f"{self.path}: the hash of {user.decode('utf-8', 'replace')!r} cannot be compared"
             ) from error
-        if not fits or user not in users:
+        if not (fits and may_log_in):
             raise UnauthorizedLogin
         return user
+
+    def _decoy(self, users: Users, user: bytes) -> bytes:
+        """The hash that is computed for a user who has none, so that the time does not tell who may log in. It is
+        always the same for the same name, and each kind of hash is as frequent among them as in the file."""
+        if users is not self._decoys_of:
+            self._decoys_of = users
+            self._decoys = [each for each in users.values() if each != LOCKED]
+        return self._decoys[crc32(user) % len(self._decoys)] if self._decoys else LOCKED
 
 
 @implementer(ISaslExchange)
@@ -88,12 +106,4 @@ class HashedExchange:
 
 
 def _fits(kept: bytes, password: bytes) -> bool:
-    return kept != b"*" and matcher(kept)(password)
-
-
-def _name_of(client: LoginClient) -> str:
-    """Who shares the threads as one: an IPv4 address, or the network of an IPv6 one."""
-    address = client.peer.address
-    if address is None or address.version == 4:
-        return str(address)
-    return f"{int(address) >> _CLIENT_BITS_OF_IPV6:x}"
+    return kept != LOCKED and matcher(kept)(password)

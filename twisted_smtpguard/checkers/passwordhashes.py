@@ -21,7 +21,8 @@ from typing import Any
 from twisted_smtpguard.checkers.passwordlines import part_line, users_of
 
 _EXPECTED = "a line `user:HASH` is expected"
-_LOCKED = (b"*", b"!")
+LOCKED = b"*"
+"""The hash of a user who cannot log in."""
 _MOST_OF_BCRYPT = 72
 """bcrypt looks at so many octets of a password only."""
 
@@ -79,8 +80,8 @@ def _parse_line(line: bytes) -> tuple[bytes, bytes] | None:
     found = _UNSUPPORTED_FIELDS.search(fields)
     if found is not None:
         raise ValueError(f"the field {found[1].decode()} of Dovecot is not supported")
-    if kept.startswith(_LOCKED):
-        return user, b"*"
+    if kept.startswith((LOCKED, b"!")):
+        return user, LOCKED
     try:
         matcher(kept)
     except ValueError as error:
