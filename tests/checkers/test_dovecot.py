@@ -245,6 +245,64 @@ def test_lines_that_it_does_not_know_and_answers_to_nobody_are_left_out() -> Non
     assert login.outcome == LoggedIn("ann")
 
 
+def test_an_answer_that_nobody_waits_for_logs_nobody_in() -> None:
+    server = ready()
+    first = server.login()
+    server.say(b"FAIL\t1\nOK\t1\tuser=eve\n")
+    assert isinstance(first.outcome, UnauthorizedLogin)
+    second = server.login("SCRAM-SHA-256", b"n,,n=ann,r=x")
+    server.say(b"CONT\t2\t\nOK\t2\tuser=eve\nCONT\t2\tAAAA\n")
+    assert second.outcome == Challenge(b"")
+    third = server.login()
+    third.pending.cancel()
+    server.say(b"OK\t3\tuser=eve\nOK\t0\tuser=eve\nOK\t9999999999\tuser=eve\n")
+    assert isinstance(third.outcome, CancelledError)
+    second.respond(b"proof")
+    assert second.outcome is None
+    server.say(b"FAIL\t2\n")
+    assert isinstance(second.outcome, UnauthorizedLogin)
+    assert server.auth.places.taken == 0
+
+
+def test_an_answer_of_an_earlier_connection_is_none_of_the_next() -> None:
+    server = ready()
+    old = server.transports[-1]
+    server.login()
+    old.end()
+    login = server.login()
+    server.accept(HELLO + b"CUID\t77\n")
+    old.protocol.dataReceived(b"OK\t1\tuser=eve\n")
+    assert login.outcome is None
+    server.say(b"OK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+@pytest.mark.parametrize("said", [b"VERSION\t1\t3\n", b"VERSION\t1\t1\n", b"VERSION\t1\n"])
+def test_every_version_1_is_spoken_to(said: bytes) -> None:
+    server = Server()
+    server.accept(said + b"MECH\tPLAIN\nDONE\n")
+    login = server.login()
+    server.say(b"OK\t1\tuser=ann\n")
+    assert login.outcome == LoggedIn("ann")
+
+
+def test_a_server_without_mechanisms_is_asked_for_none() -> None:
+    server = Server()
+    waiting = server.login()
+    server.accept(b"VERSION\t1\t2\nDONE\n")
+    assert server.auth.mechanisms == ()
+    assert waiting.problem.endswith(": it does not offer PLAIN")
+
+
+def test_half_a_line_and_then_silence_is_no_answer() -> None:
+    server = ready()
+    login = server.login()
+    server.say(b"OK\t1\tuser=ann")
+    server.reactor.advance(ANSWER_SECONDS)
+    assert login.problem.endswith(": no answer in 30 seconds")
+    assert server.transports[-1].disconnecting
+
+
 # Servers that break the protocol.
 
 

@@ -7,6 +7,7 @@ import smtplib
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_right_wrong_unknown_and_a_temporary_failure(guard: GuardProcess, doveco
         "auth_unavailable",
         "auth_failed",
     ]
+
+
+def test_no_octet_in_a_name_makes_it_another_users(guard: GuardProcess) -> None:
+    names = ("ann\n", "ann\t", "ann\r\nOK\t1\tuser=eve", "ann\1", "\1t", "*", "ann*", "\u00e4" * 500, "%u")
+    for number, name in enumerate(names):
+        with RawClient(guard.address, f"127.0.5.{number + 1}") as client:
+            client.ask("EHLO client.example")
+            assert client.ask(plain(name, "correct-horse")) == WRONG, name
+    assert said(guard, "ann", "correct-horse") == YES
 
 
 def test_a_temporary_failure_does_not_count_as_a_guess(guard: GuardProcess) -> None:
@@ -158,6 +168,23 @@ def test_many_log_in_at_once(guard: GuardProcess) -> None:
     assert [client.reply() for client in clients] == [YES, WRONG] * 50
     for client in clients:
         client.close()
+
+
+def test_who_begins_more_logins_than_there_are_places_keeps_out_nobody_else(guard: GuardProcess) -> None:
+    begin = f"AUTH SCRAM-SHA-256 {b64encode(b'n,,n=ann,r=x').decode()}"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(guard.address, "127.0.4.1")) for _ in range(1010)]
+        for client in clients:
+            client.send(f"EHLO client.example\r\n{begin}\r\n".encode())
+        for client in clients:
+            client.reply()
+        replies = [client.reply() for client in clients]
+        assert [reply[:3] for reply in replies] == ["334"] * 1000 + ["454"] * 10
+        for _ in range(5):
+            assert said(guard, "ann", "correct-horse") == YES
+        # Those that had to end for it are told when they go on.
+        assert clients[0].ask("AAAA") == LATER
+        assert clients[900].ask("*").startswith("501 ")
 
 
 def test_each_worker_asks_dovecot(dovecot: Dovecot, tmp_path: Path) -> None:
