@@ -9,7 +9,7 @@ from functools import partial
 import attrs
 from crowd import Behaviour, Client, run_crowd
 from probe import Waits, visits
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 from vitals import Vitals
 
 KiB, MiB = 1024, 1024 * 1024
@@ -59,7 +59,7 @@ class Siege:
 
 
 def besiege(
-    guard: GuardProcess,
+    guard: ExecutedGuard,
     name: str,
     behaviours: Iterable[Behaviour],
     *,

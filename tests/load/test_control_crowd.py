@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from probe import visits
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 from rawclient import RawClient
 from vitals import Vitals
 
@@ -38,8 +38,8 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def guard(tmp_path: Path, path: str) -> Iterator[GuardProcess]:
-    with GuardProcess(tmp_path, f"--control={path}") as process:
+def guard(tmp_path: Path, path: str) -> Iterator[ExecutedGuard]:
+    with ExecutedGuard(tmp_path, f"--control={path}") as process:
         yield process
 
 
@@ -81,7 +81,7 @@ def meanwhile(*works: Callable[[threading.Event], object]) -> Iterator[None]:
 
 
 def test_a_thousand_questions_a_second_cost_clients_nothing_that_they_notice(
-    guard: GuardProcess, path: str
+    guard: ExecutedGuard, path: str
 ) -> None:
     answers = 0
 
@@ -110,7 +110,7 @@ def test_a_thousand_questions_a_second_cost_clients_nothing_that_they_notice(
     assert waits.worst < MAX_WAIT_SECONDS
 
 
-def test_garbage_and_clients_that_do_not_read_hold_nobody_up(guard: GuardProcess, path: str) -> None:
+def test_garbage_and_clients_that_do_not_read_hold_nobody_up(guard: ExecutedGuard, path: str) -> None:
     answer(path)
     vitals = Vitals(guard.pid)
     clients = [RawClient(guard.address) for _ in range(200)]
@@ -147,7 +147,7 @@ def test_garbage_and_clients_that_do_not_read_hold_nobody_up(guard: GuardProcess
 
 
 def test_ten_thousand_connections_leave_the_guard_and_an_operator_well(
-    guard: GuardProcess, path: str
+    guard: ExecutedGuard, path: str
 ) -> None:
     vitals = Vitals(guard.pid)
     answer(path)

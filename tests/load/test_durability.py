@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 from rawclient import RawClient, stuffed
 from sealed import ENVELOPE, Ledger, assert_nothing_lost, is_whole, sealed, send_by_bdat, send_by_data
 from stored import stored, unfinished
@@ -27,7 +27,7 @@ SHUTTING_DOWN = "421 4.3.2 Server shutting down"
 
 
 def keep_sending(
-    guard: GuardProcess,
+    guard: ExecutedGuard,
     ledger: Ledger,
     send: Callable[[RawClient, str, bytes], str],
     sizes: random.Random,
@@ -48,7 +48,7 @@ def keep_sending(
 
 
 @contextmanager
-def load(guard: GuardProcess, ledger: Ledger, seed: int, most_octets: int = MOST_OCTETS) -> Iterator[None]:
+def load(guard: ExecutedGuard, ledger: Ledger, seed: int, most_octets: int = MOST_OCTETS) -> Iterator[None]:
     """While the block runs, senders send. The block must end the guard."""
     threads = [
         Thread(
@@ -75,7 +75,7 @@ def test_kill_9_in_the_middle_of_a_load_loses_nothing_that_was_answered_250(
     moments = random.Random(9)
     for number in range(rounds):
         enough = len(ledger.accepted) + moments.randrange(10, 60)
-        with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=number):
+        with ExecutedGuard(tmp_path) as guard, load(guard, ledger, seed=number):
             eventually(lambda enough=enough: len(ledger.accepted) >= enough, "the load does not get on")
             guard.kill()
         assert_nothing_lost(guard.maildir, ledger)
@@ -88,13 +88,13 @@ def test_kill_9_in_the_middle_of_a_load_loses_nothing_that_was_answered_250(
 
 
 def test_after_a_kill_9_the_next_guard_goes_on_with_the_same_maildir(tmp_path: Path) -> None:
-    with GuardProcess(tmp_path) as guard, RawClient(guard.address) as client:
+    with ExecutedGuard(tmp_path) as guard, RawClient(guard.address) as client:
         client.ask("EHLO c")
         assert send_by_data(client, "1", sealed("1", 1000)).startswith("250 ")
         client.send(ENVELOPE % b"2" + b"DATA\r\n" + sealed("2", 1_000_000))
         eventually(lambda: unfinished(guard.maildir), "the second message never came to the disk")
         guard.kill()
-    with GuardProcess(tmp_path) as guard, RawClient(guard.address) as client:
+    with ExecutedGuard(tmp_path) as guard, RawClient(guard.address) as client:
         client.ask("EHLO c")
         assert send_by_data(client, "3", sealed("3", 1000)).startswith("250 ")
     assert sorted(mail.recipients for mail in stored(guard.maildir)) == [
@@ -111,7 +111,7 @@ def test_sigterm_in_the_middle_of_a_load_loses_nothing_and_leaves_nothing_half_d
     ledger = Ledger()
     for number in range(rounds):
         enough = len(ledger.accepted) + 50
-        with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=number):
+        with ExecutedGuard(tmp_path) as guard, load(guard, ledger, seed=number):
             eventually(lambda enough=enough: len(ledger.accepted) >= enough, "the load does not get on")
             guard.stop()
         assert_nothing_lost(guard.maildir, ledger)
@@ -129,7 +129,7 @@ def test_a_message_on_its_way_at_sigterm_gets_its_verdict(tmp_path: Path, comman
     chunk = b"BDAT" in command
     octets = message if chunk else stuffed(message)
     with (
-        GuardProcess(tmp_path) as guard,
+        ExecutedGuard(tmp_path) as guard,
         RawClient(guard.address) as idle,
         RawClient(guard.address) as client,
     ):
@@ -154,7 +154,7 @@ def test_a_message_on_its_way_at_sigterm_gets_its_verdict(tmp_path: Path, comman
 
 
 def test_a_message_that_does_not_end_within_the_grace_is_dropped_whole(tmp_path: Path) -> None:
-    with GuardProcess(tmp_path, "--shutdown-grace=1") as guard, RawClient(guard.address) as client:
+    with ExecutedGuard(tmp_path, "--shutdown-grace=1") as guard, RawClient(guard.address) as client:
         client.ask("EHLO c")
         client.send(ENVELOPE % b"1" + b"DATA\r\n" + sealed("1", 500_000))
         eventually(lambda: unfinished(guard.maildir), "the message never came to the disk")
@@ -168,7 +168,7 @@ def test_a_message_that_does_not_end_within_the_grace_is_dropped_whole(tmp_path:
 @pytest.mark.parametrize("end", ["SIGTERM", "kill -9"])
 def test_two_thousand_messages_into_a_load_nothing_is_lost(tmp_path: Path, end: str) -> None:
     ledger = Ledger()
-    with GuardProcess(tmp_path) as guard, load(guard, ledger, seed=2000, most_octets=50_000):
+    with ExecutedGuard(tmp_path) as guard, load(guard, ledger, seed=2000, most_octets=50_000):
         eventually(lambda: len(ledger.accepted) >= 2000, "the load does not get on")
         if end == "SIGTERM":
             guard.stop()

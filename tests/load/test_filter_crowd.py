@@ -21,7 +21,7 @@ import pytest
 import slow_filter
 from crowd import Client, descriptors_for, repeat_unheard, run_crowd
 from fakes import Conversation, FakeFilter, Guard
-from processes import LOCAL, GuardProcess, eventually
+from processes import LOCAL, ExecutedGuard, eventually
 from siege import HEADLINE, KiB, MiB, Siege, besiege
 from slow_filter import AT_ONCE, NEVER, WAYS, SlowFilter, way_of
 from twisted.internet.defer import Deferred
@@ -284,7 +284,7 @@ def test_each_client_of_a_real_crowd_is_told_in_time_and_the_memory_comes_back(
         f"--ip-filter=slow:{scale.late_seconds}",
         *scale.options,
     )
-    with GuardProcess(tmp_path, *options, log_format="json") as guard:
+    with ExecutedGuard(tmp_path, *options, log_format="json") as guard:
         sieges = []
         for name in ("waiting", "waiting, again", "waiting, a third time"):
             told = Told()
@@ -322,7 +322,7 @@ def test_of_more_clients_than_may_wait_exactly_the_rest_is_turned_away(
     options = (f"--max-connections={scale.crowd}", "--ip-filter=slow:1:never", *scale.options)
     more = scale.crowd // 4
     # Room for all, or the kernel has some of them wait for seconds before the guard sees them.
-    with GuardProcess(tmp_path, *options, listen=(f"{LOCAL}:backlog=4096",)) as guard:
+    with ExecutedGuard(tmp_path, *options, listen=(f"{LOCAL}:backlog=4096",)) as guard:
         vitals = Vitals(guard.pid)
         own = vitals.descriptors
         clients = run_crowd(
@@ -344,7 +344,7 @@ def test_clients_that_talk_on_while_a_filter_thinks_are_held_back(
     tmp_path: Path, scale: Scale, table: list[Siege | str]
 ) -> None:
     options = (f"--max-connections={2 * scale.crowd}", "--ip-filter=slow:1:never", *scale.options)
-    with GuardProcess(tmp_path, *options, log_format="json") as guard:
+    with ExecutedGuard(tmp_path, *options, log_format="json") as guard:
         siege = besiege(
             guard,
             "flood a pending filter, unheard",

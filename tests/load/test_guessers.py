@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from crowd import Client, run_crowd
 from probe import visits
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 from rawclient import RawClient
 
 pytestmark = [
@@ -88,7 +88,7 @@ def measure(directory: Path, users: int, seconds: float, *, changing: bool) -> N
         "--auth-failure-rate=0",
         "--deliver=discard",
     )
-    with GuardProcess(directory, *options) as guard:
+    with ExecutedGuard(directory, *options) as guard:
         writing = written_again_and_again(path, users) if changing else nullcontext()
         with visits(guard.port, interval=0.05) as waits, writing:
             run_crowd(
@@ -134,7 +134,7 @@ def write_hashes(path: Path, count: int) -> None:
 
 
 @contextmanager
-def logins(guard: GuardProcess, source: str) -> Iterator[list[float]]:
+def logins(guard: ExecutedGuard, source: str) -> Iterator[list[float]]:
     """While the block runs, a user logs in again and again. The seconds that each login took."""
     seconds: list[float] = []
     faults: list[str] = []
@@ -178,7 +178,7 @@ def measure_hashes(directory: Path, seconds: float) -> None:
             guesses += 1
 
     options = ("--auth-without-tls", "--max-auth-failures=0", "--auth-failure-rate=0", "--deliver=discard")
-    with GuardProcess(directory, f"--auth=passwd:{path}", *options) as guard:
+    with ExecutedGuard(directory, f"--auth=passwd:{path}", *options) as guard:
         with logins(guard, "127.99.0.1") as alone:
             eventually(lambda: len(alone) >= 5, "the user cannot log in")
         with visits(guard.port, interval=0.05) as waits, logins(guard, "127.99.0.1") as crowded:

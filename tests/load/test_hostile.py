@@ -27,7 +27,7 @@ from crowd import (
     stay,
     vanish,
 )
-from processes import PATIENCE_SECONDS, GuardProcess
+from processes import PATIENCE_SECONDS, ExecutedGuard
 from siege import HEADLINE, KiB, MiB, Siege, besiege
 
 pytestmark = [
@@ -81,14 +81,14 @@ def table() -> Iterator[list[Siege]]:
 
 
 @pytest.fixture(scope="module")
-def guards() -> Iterator[Callable[..., GuardProcess]]:
+def guards() -> Iterator[Callable[..., ExecutedGuard]]:
     """Guards by their options, each started once."""
     with ExitStack() as stack:
-        started: dict[tuple[str, ...], GuardProcess] = {}
+        started: dict[tuple[str, ...], ExecutedGuard] = {}
 
-        def guard(directory: Path, *options: str) -> GuardProcess:
+        def guard(directory: Path, *options: str) -> ExecutedGuard:
             if options not in started:
-                process = GuardProcess(directory, "--deliver=discard", *options, log_format="json")
+                process = ExecutedGuard(directory, "--deliver=discard", *options, log_format="json")
                 started[options] = stack.enter_context(process)
             return started[options]
 
@@ -100,18 +100,18 @@ Attack = Callable[..., Siege]
 
 @pytest.fixture
 def attack(
-    tmp_path: Path, scale: Scale, table: list[Siege], guards: Callable[..., GuardProcess]
+    tmp_path: Path, scale: Scale, table: list[Siege], guards: Callable[..., ExecutedGuard]
 ) -> Iterator[Attack]:
     """`attack(name, behaviours, *options, ...)`: a siege of a guard with these options, whose other clients are
     served meanwhile. In the long form each test has a fresh one."""
     with ExitStack() as stack:
-        own: list[GuardProcess] = []
+        own: list[ExecutedGuard] = []
 
         def run(name: str, behaviours: list[Behaviour], *options: str, holders: int = 0, **how: Any) -> Siege:
             if own:
                 guard = own[0]
             elif scale.long:
-                fresh = GuardProcess(tmp_path, "--deliver=discard", *options, log_format="json")
+                fresh = ExecutedGuard(tmp_path, "--deliver=discard", *options, log_format="json")
                 guard = stack.enter_context(fresh)
                 own.append(guard)
             else:

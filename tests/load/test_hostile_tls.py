@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from certificates import certificate
 from crowd import Behaviour, Client, be_idle, drip, repeat
-from processes import LOCAL, GuardProcess
+from processes import LOCAL, ExecutedGuard
 from siege import KiB, Siege, besiege
 from tlsclient import client_hello
 
@@ -33,7 +33,7 @@ def attack(
     **how: object,
 ) -> tuple[Siege, str]:
     """A siege of a guard with these options, at its listener of implicit TLS if `tls`; and what the guard logged."""
-    with GuardProcess(
+    with ExecutedGuard(
         directory,
         "--deliver=discard",
         f"--tls-certificate={certificate()}",

@@ -19,7 +19,7 @@ import pytest
 from crowd import descriptors_for
 from crowdoutcome import HEADLINE, Outcome, Scale, besiege_senders, name_of
 from postfix import Postfix
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 
 from twisted_smtpguard.service import service
 
@@ -73,7 +73,7 @@ def guard_options(directory: Path, scale: Scale) -> list[str]:
 
 
 def test_known_senders_are_served_while_a_crowd_has_all_seats_of_strangers(tmp_path: Path) -> None:
-    with GuardProcess(tmp_path, *guard_options(tmp_path, QUICK)) as guard:
+    with ExecutedGuard(tmp_path, *guard_options(tmp_path, QUICK)) as guard:
         outcome = besiege_senders("guard, quick", guard.port, QUICK)
     print(f"\n{HEADLINE}\n{outcome}")
     assert outcome.unserved == []
@@ -91,7 +91,7 @@ def test_a_crowd_that_comes_again_at_once_leaves_room_in_the_queue_of_the_listen
         pytest.skip("the kernel of this machine cuts the queue")
     if descriptors_for(AT_ONCE + 100) < AT_ONCE + 100:
         pytest.skip("too few descriptors for the crowd")
-    with GuardProcess(tmp_path, "--deliver=discard:") as guard, ExitStack() as stack:
+    with ExecutedGuard(tmp_path, "--deliver=discard:") as guard, ExitStack() as stack:
         os.kill(guard.pid, signal.SIGSTOP)
         stack.callback(os.kill, guard.pid, signal.SIGCONT)
         waiting = select.epoll()
@@ -130,7 +130,7 @@ def meets_the_measure(outcome: Outcome) -> None:
 def test_known_senders_are_served_through_minutes_of_a_crowd(
     tmp_path: Path, table: list[Outcome], options: tuple[str, ...]
 ) -> None:
-    with GuardProcess(tmp_path, *guard_options(tmp_path, LONG), *options) as guard:
+    with ExecutedGuard(tmp_path, *guard_options(tmp_path, LONG), *options) as guard:
         outcome = besiege_senders(f"guard {' '.join(options)}", guard.port, LONG)
     table.append(outcome)
     meets_the_measure(outcome)

@@ -44,7 +44,7 @@ import socket
 import sys
 from pathlib import Path
 
-from processes import GuardProcess
+from processes import ExecutedGuard
 
 IPV6_FREEBIND = 78
 base = int.from_bytes(socket.inet_pton(socket.AF_INET6, "2001:db8::"), "big")
@@ -69,7 +69,7 @@ def comes(port, bits):
 
 options = ("--max-connections-per-client=5", "--ipv6-networks=56,48", "--network-factor=3")
 options += ("--deliver=discard:", "--max-log-lines=0", *sys.argv[2:])
-with GuardProcess(Path(sys.argv[1]), *options, listen=["tcp6:0"]) as guard:
+with ExecutedGuard(Path(sys.argv[1]), *options, listen=["tcp6:0"]) as guard:
     port = guard.addresses[0][1]
     for bits, number in ((64, 300), (56, 600), (48, 1500)):
         lines = {comes(port, bits) for _ in range(number)}

@@ -36,7 +36,7 @@ from crowd import (
     vanish,
 )
 from probe import visits
-from processes import GuardProcess, eventually
+from processes import ExecutedGuard, eventually
 from rawclient import RawClient
 from sealed import Ledger, name_of, sealed, send_by_bdat, send_by_data
 from stored import take, unfinished
@@ -140,7 +140,7 @@ class Reloads:
         self.good = self.bad = self.connections = 0
         self._write(self._denied)
 
-    def renew(self, guard: GuardProcess) -> None:
+    def renew(self, guard: ExecutedGuard) -> None:
         """A new list, and SIGHUP. AssertionError where another list is in force than should be."""
         assert self.is_in_force(guard), "a list with a mistake took the place of the one before"
         bad = (self.good + self.bad) % 4 == 3
@@ -162,7 +162,7 @@ class Reloads:
         ]
         self._path.write_text("".join(f"{line}\n" for line in (*lines, *more)))
 
-    def is_in_force(self, guard: GuardProcess) -> bool:
+    def is_in_force(self, guard: ExecutedGuard) -> bool:
         """Whether TOGGLED meets what the last list without a mistake says of it."""
         self.connections += 1
         with RawClient(guard.address, TOGGLED) as client:
@@ -172,7 +172,7 @@ class Reloads:
 class Sender:
     """An honest client from its own network: session after session, as fast as it is served."""
 
-    def __init__(self, guard: GuardProcess, ledger: Ledger, number: int) -> None:
+    def __init__(self, guard: ExecutedGuard, ledger: Ledger, number: int) -> None:
         self._guard = guard
         self._ledger = ledger
         self._source = f"127.2.{number}.1"
@@ -227,7 +227,7 @@ class Taken:
             self.names.add(name)
 
 
-def last_statistics(guard: GuardProcess) -> dict[str, str]:
+def last_statistics(guard: ExecutedGuard) -> dict[str, str]:
     """The fields of the line `stopped`."""
     line = guard.wait_for(r"\] stopped ")
     return dict(word.split("=", 1) for word in line.partition("] stopped ")[2].split())
@@ -251,7 +251,7 @@ def test_under_honest_and_hostile_traffic_nothing_grows_and_nothing_is_lost(
     chance = random.Random(6)
     connections = 0
     memory: list[int] = []
-    with GuardProcess(tmp_path, *OPTIONS, f"--greet-delay={scale.greet_delay}") as guard:
+    with ExecutedGuard(tmp_path, *OPTIONS, f"--greet-delay={scale.greet_delay}") as guard:
         vitals = Vitals(guard.pid)
         descriptors = vitals.descriptors
         senders = [Sender(guard, ledger, number) for number in range(SENDERS)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from certificates import AUTHORITY, CERTIFICATE
 from held_upstream import SESSIONS, SlowServer, octets_a_session
-from processes import GuardProcess
+from processes import ExecutedGuard
 from vitals import Vitals
 
 pytestmark = pytest.mark.xdist_group("load")
@@ -33,7 +33,7 @@ TLS = {
 
 
 @contextmanager
-def behind(directory: Path, how: str, *keywords: str) -> Iterator[tuple[GuardProcess, SlowServer]]:
+def behind(directory: Path, how: str, *keywords: str) -> Iterator[tuple[ExecutedGuard, SlowServer]]:
     endpoint, offered = TLS[how]
     context = None
     if how != "in clear":
@@ -46,7 +46,7 @@ def behind(directory: Path, how: str, *keywords: str) -> Iterator[tuple[GuardPro
         shutil.copy(AUTHORITY, trusted)
         deliver = endpoint.format(port=server.port, trusted=trusted)
         options = ("--max-message-size=2G", f"--deliver=smtp:{deliver}")
-        with GuardProcess(directory, *options) as guard:
+        with ExecutedGuard(directory, *options) as guard:
             yield guard, server
     finally:
         server.close()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import LOCAL, GuardProcess, command, eventually
+from processes import LOCAL, ExecutedGuard, GuardProcess, command, eventually
 from rawclient import MESSAGE, RawClient, deliver
 from stored import stored
 
@@ -51,7 +52,7 @@ def has_ipv6() -> bool:
 @both_reactors
 def test_both_reactors_take_mail_small_and_large(tmp_path: Path, reactor: str) -> None:
     large = b"Subject: large\r\n\r\n" + b".0123456789\r\n" * 400_000
-    with GuardProcess(tmp_path, reactor=reactor) as guard:
+    with ExecutedGuard(tmp_path, reactor=reactor) as guard:
         assert deliver(guard.address) == "250 2.0.0 Message accepted"
         assert deliver(guard.address, large) == "250 2.0.0 Message accepted"
     assert sorted(mail.message for mail in stored(guard.maildir)) == sorted(
@@ -62,7 +63,7 @@ def test_both_reactors_take_mail_small_and_large(tmp_path: Path, reactor: str) -
 @both_reactors
 def test_several_listeners_have_one_cap(tmp_path: Path, reactor: str) -> None:
     listen = (LOCAL, LOCAL, f"unix:{tmp_path}/s")
-    with GuardProcess(tmp_path, "--max-connections=3", listen=listen, reactor=reactor) as guard:
+    with ExecutedGuard(tmp_path, "--max-connections=3", listen=listen, reactor=reactor) as guard:
         clients = [RawClient(address) for address in guard.addresses]
         assert [client.greeting[:3] for client in clients] == ["220"] * 3
         for address in guard.addresses:
@@ -79,7 +80,7 @@ def test_several_listeners_have_one_cap(tmp_path: Path, reactor: str) -> None:
 
 
 def test_a_unix_socket_takes_mail(tmp_path: Path) -> None:
-    with GuardProcess(tmp_path, listen=(f"unix:{tmp_path}/s",)) as guard:
+    with ExecutedGuard(tmp_path, listen=(f"unix:{tmp_path}/s",)) as guard:
         assert deliver(guard.addresses[0]) == "250 2.0.0 Message accepted"
         guard.wait_for(r" accept session=\S+ peer=unix ")
     [mail] = stored(guard.maildir)
@@ -88,7 +89,7 @@ def test_a_unix_socket_takes_mail(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
 def test_ipv6_takes_mail(tmp_path: Path) -> None:
-    with GuardProcess(tmp_path, listen=(r"tcp6:0:interface=\:\:1",)) as guard:
+    with ExecutedGuard(tmp_path, listen=(r"tcp6:0:interface=\:\:1",)) as guard:
         assert deliver(guard.address) == "250 2.0.0 Message accepted"
         guard.wait_for(r" accept session=\S+ peer=::1 ")
     [mail] = stored(guard.maildir)
@@ -115,7 +116,7 @@ def test_without_options_it_serves_port_2525_of_this_host_alone_and_says_so_firs
         sentence = failed_start(tmp_path, listen=())
         assert re.fullmatch(r"--listen: [^\n]*\b127\.0\.0\.1:2525: [^\n]*in use\.?\n", sentence)
         return
-    with GuardProcess(tmp_path, listen=()) as guard:
+    with ExecutedGuard(tmp_path, listen=()) as guard:
         guard.wait_for("listening endpoint=tcp:2525:interface=127.0.0.1 address=127.0.0.1:2525")
         ours = [line for line in guard.lines if "[twisted_smtpguard#" in line]
         assert ours[0].endswith(" delivering delivery=maildir:Maildir")
@@ -166,10 +167,10 @@ REASONS = {
 }
 
 
-def hostile_session(directory: Path, log_format: str) -> GuardProcess:
+def hostile_session(directory: Path, log_format: str) -> ExecutedGuard:
     options = ("--max-recipients=1", "--max-invalid-commands=0")
     with (
-        GuardProcess(directory, *options, log_format=log_format) as guard,
+        ExecutedGuard(directory, *options, log_format=log_format) as guard,
         RawClient(guard.address) as client,
     ):
         client.send(b"".join(HOSTILE))
@@ -212,7 +213,7 @@ def test_the_json_log_of_hostile_input_is_a_record_a_line_with_fields(tmp_path: 
 
 @both_reactors
 def test_a_second_signal_means_now(tmp_path: Path, reactor: str) -> None:
-    with GuardProcess(tmp_path, "--shutdown-grace=1h", reactor=reactor) as guard:
+    with ExecutedGuard(tmp_path, "--shutdown-grace=1h", reactor=reactor) as guard:
         idle, sending = RawClient(guard.address), RawClient(guard.address)
         for words in ("EHLO client.example", "MAIL FROM:<s@example.com>", "RCPT TO:<r@example.org>", "DATA"):
             sending.ask(words)
@@ -235,3 +236,45 @@ def test_the_collector_of_garbage_looks_at_no_module_while_it_is_imported_or_lat
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout == "0 True True True\n"
+
+
+def begun(guard: GuardProcess) -> dict[str, object]:
+    """What a process has from its start on, and what it ignores and handles."""
+    process = Path("/proc", str(guard.pid))
+    status = dict(line.split(":\t") for line in (process / "status").read_text().splitlines())
+    kept = {
+        name: status[name]
+        for name in ("Umask", "SigBlk", "SigIgn", "SigCgt", "Groups", "NoNewPrivs", "Threads")
+    }
+    descriptors = sorted(re.sub(r"\d+", "N", str(each.readlink())) for each in (process / "fd").iterdir())
+    return {
+        **kept,
+        "descriptors": descriptors,
+        "session": os.getsid(guard.pid),
+        "group": os.getpgid(guard.pid),
+    }
+
+
+def test_a_guard_that_is_forked_has_what_one_that_is_executed_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GuardProcess(tmp_path):
+        # The process that forks has begun before.
+        pass
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    monkeypatch.setenv("SMTPGUARD_HOSTNAME", "mx.example.org")
+    before = os.umask(0o027)
+    try:
+        found = []
+        for kind in (GuardProcess, ExecutedGuard):
+            with kind(tmp_path) as guard, RawClient(guard.address) as client:
+                assert client.greeting.startswith("220 mx.example.org ")
+                assert "+0530" in guard.lines[0]
+                found.append(begun(guard))
+                forked = b"forkserver.py" in Path(f"/proc/{guard.pid}/cmdline").read_bytes()
+                assert forked == (kind is GuardProcess)
+            # Ended by the signal, and told so.
+            assert guard.status() == -signal.SIGTERM
+    finally:
+        os.umask(before)
+    assert found[0] == found[1]

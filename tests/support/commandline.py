@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
-from processes import TWIST
+from processes import PATIENCE_SECONDS, TWIST, started
 from twisted.python.usage import UsageError
 
 from twisted_smtpguard.cli.options import Options
@@ -43,14 +42,19 @@ def written(directory: Path, text: str) -> str:
 
 def twist(*words: str, cwd: Path) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of `twist smtpguard` with `words`."""
-    done = subprocess.run(
-        [TWIST, "smtpguard", *words],
-        cwd=cwd,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    return done.returncode, done.stdout, done.stderr
+    return ran(str(TWIST), "smtpguard", *words, cwd=cwd)
+
+
+def ran(*words: str, cwd: Path) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a `twist` that ends by itself."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("COLUMNS", "80")
+            process = started(words, cwd, output, errors)
+        try:
+            status = process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+        output.seek(0)
+        errors.seek(0)
+        return status, output.read(), errors.read()

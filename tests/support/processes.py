@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import IO, Any, ClassVar, TypeAlias
+
+from forkserver import REACTOR, TWIST, Started, starts_alike
 
 LOCAL = "tcp:0:interface=127.0.0.1"
 PATIENCE_SECONDS = 30.0
@@ -19,12 +19,6 @@ PATIENCE_SECONDS = 30.0
 
 Address: TypeAlias = "tuple[str, int] | str"
 """A host and a port, or the path of a UNIX socket."""
-
-TWIST = Path(sys.executable).with_name("twist")
-"""The one beside the interpreter of the tests: `python -m twisted` also sees what is in the current directory."""
-
-REACTOR = os.environ.get("TESTS_REACTOR", "default")
-"""The reactor of the guards that tests start, unless they ask for another."""
 
 _LISTENING = re.compile(r'\blistening endpoint=\S+ address=([^\s"]+)')
 # Text begins a line with the time, JSON a record with RS (RFC 7464).
@@ -55,12 +49,33 @@ def command(
     return [str(twist), f"--reactor={reactor}", *log, "smtpguard", *own, *options]
 
 
+def started(
+    words: Sequence[str], cwd: Path, output: IO[Any], errors: IO[Any], descriptors: Sequence[int] = ()
+) -> Started | subprocess.Popen[bytes]:
+    """A process of `words`, forked where that makes no difference: a supervisor executes its words for each worker."""
+    several = any(word.startswith("--workers") for word in words)
+    if starts_alike(words[0]) and not descriptors and not several:
+        return Started(words, cwd, output, errors)
+    return executed(words, cwd, output, errors, descriptors)
+
+
+def executed(
+    words: Sequence[str], cwd: Path, output: IO[Any], errors: IO[Any], descriptors: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """A process of `words` that shares no memory with another."""
+    return subprocess.Popen(
+        words, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, pass_fds=descriptors
+    )
+
+
 class GuardProcess:
     """A guard that listens, in `directory`: there are its Maildir and its logs, a new one each start. `descriptors` are
     those of this process that it inherits.
 
     As a context manager it is stopped at the end of the block, and must then have logged no traceback.
     """
+
+    start: ClassVar[Callable[..., Started | subprocess.Popen[bytes]]] = staticmethod(started)
 
     def __init__(
         self,
@@ -79,22 +94,16 @@ class GuardProcess:
         self._log = directory / f"{number}.log"
         self._errors = directory / f"{number}.err"
         with self._log.open("wb") as log, self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                command(
-                    *options,
-                    listen=listen,
-                    listen_tls=listen_tls,
-                    reactor=reactor,
-                    log_format=log_format,
-                    log_level=log_level,
-                    twist=twist,
-                ),
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=errors,
-                pass_fds=descriptors,
+            words = command(
+                *options,
+                listen=listen,
+                listen_tls=listen_tls,
+                reactor=reactor,
+                log_format=log_format,
+                log_level=log_level,
+                twist=twist,
             )
+            self._process = self.start(words, directory, log, errors, descriptors)
         try:
             listeners = len(listen) + len(listen_tls)
             eventually(lambda: self._is_listening(listeners), f"it does not listen, see {self._log}")
@@ -189,6 +198,12 @@ class GuardProcess:
             self.stop()
         finally:
             self.kill()
+
+
+class ExecutedGuard(GuardProcess):
+    """One whose memory is its own: what it costs can be measured."""
+
+    start = staticmethod(executed)
 
 
 def listening(log: str) -> list[Address]:

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from processes import PATIENCE_SECONDS, TWIST, GuardProcess, eventually
+from processes import PATIENCE_SECONDS, TWIST, ExecutedGuard, eventually
 
 
-class Workers(GuardProcess):
+class Workers(ExecutedGuard):
     """A guard of several workers, all of which accept connections."""
 
     def __init__(self, directory: Path, count: int, *options: str, **more: Any) -> None:
