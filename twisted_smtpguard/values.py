@@ -109,13 +109,20 @@ class Client:
     """The TLS version and cipher, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`; "" without TLS."""
     avatar_id: object = attrs.field(default=None, eq=False, repr=False)
     """The answer of a twisted.cred checker for that user, which a realm can use. None: the client has not logged in."""
+    known: bool = False
+    """Whether the client is known: mail of it was accepted lately, or the operator has named it. As of the session's
+    first MAIL since EHLO; a verdict on a mail of the session changes it."""
 
     def __attrs_post_init__(self) -> None:
         texts = type(self.session) is type(self.helo) is type(self.protocol) is type(self.tls) is str
-        if not (
-            texts and self.identity is None and isinstance(self.peer, Peer) and type(self.trusted) is bool
-        ):
+        flags = type(self.trusted) is type(self.known) is bool
+        if not (texts and flags and self.identity is None and isinstance(self.peer, Peer)):
             check_fields(self)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the client is neither known nor trusted, and has not logged in."""
+        return not (self.known or self.trusted) and self.identity is None
 
 
 @attrs.frozen

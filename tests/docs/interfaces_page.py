@@ -125,7 +125,9 @@ def chapters() -> Iterator[str]:
 
 def _members(statement: ast.ClassDef) -> Iterator[str]:
     for member, text in _with_text(statement.body):
-        if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+        if isinstance(member, ast.FunctionDef) and "property" in map(ast.unparse, member.decorator_list):
+            yield f"- `{member.name}: {ast.unparse(member.returns)}`: {_prose(text)}"  # type: ignore[arg-type]
+        elif isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
             yield f"**`{_signature(member)}`**"
             yield _prose(text)
         elif isinstance(member, ast.AnnAssign):

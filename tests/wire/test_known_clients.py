@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 import pytest
 from fakes import Conversation, FakeFilter, Guard, refusal
 from twisted.internet.defer import Deferred
@@ -15,7 +16,7 @@ from twisted_smtpguard import DiscardDelivery, Limits
 from twisted_smtpguard.engine.verdict import is_junk
 from twisted_smtpguard.interfaces import IAsksForKnownClients
 from twisted_smtpguard.replies import Reply
-from twisted_smtpguard.values import PASS, Address, Refused
+from twisted_smtpguard.values import PASS, Address, Client, Peer, Refused
 
 CLIENT = "192.0.2.1"
 MAIL = ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA", "x", ".")
@@ -187,3 +188,39 @@ def test_a_filter_that_asks_for_it_is_told_who_is_known_now() -> None:
     assert asking.known_client(neighbour) == "2001:db8::/64"
     guard.factory.known.forget("2001:db8::/64")
     assert asking.known_client(address) == ""
+
+
+def told(guard: Guard) -> list[bool]:
+    """What the delivery was told of the clients of all messages: whether each is known."""
+    return [message.client.known for message in guard.delivery.messages]
+
+
+def test_a_delivery_is_told_whether_the_client_is_known_as_its_own_mail_changes_it() -> None:
+    guard = Guard()
+    client = guard.greeted(CLIENT)
+    assert [mail(client) for _ in range(3)] == [250] * 3
+    assert told(guard) == [False, True, True]
+    answers(guard, "finish", refusal(550, "Spam", "5.7.1"))
+    assert [mail(client) for _ in range(2)] == [550] * 2
+    assert told(guard)[3:] == [True, False]
+    guard.delivery.answers.clear()
+    assert [mail(client), mail(client), mail(guard.greeted(CLIENT))] == [250] * 3
+    assert told(guard)[5:] == [False, True, True]
+
+
+def test_whom_the_operator_has_named_is_no_stranger_to_a_delivery() -> None:
+    guard = Guard(known_for=0)
+    guard.factory.known.is_listed = lambda address: address == ip_address(CLIENT)
+    for source in (CLIENT, "192.0.2.2"):
+        assert mail(guard.greeted(source)) == 250
+    assert told(guard) == [True, False]
+    assert [message.client.is_stranger for message in guard.delivery.messages] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stranger"),
+    [({}, True), ({"known": True}, False), ({"trusted": True}, False), ({"identity": "ann"}, False)],
+)
+def test_a_stranger_is_neither_known_nor_trusted_nor_logged_in(changes: Any, stranger: bool) -> None:
+    client = Client(Peer(ip_address(CLIENT), 1, None, None), "1-1", "c", "ESMTP", None, trusted=False)
+    assert attrs.evolve(client, **changes).is_stranger is stranger

@@ -226,6 +226,7 @@ def client_of(engine: Engine, utf8: bool) -> Client:
         trusted=engine.trusted,
         tls=engine.tls,
         avatar_id=None if user is None else user.avatar_id,
+        known=engine.is_known,
     )
     if not utf8:
         engine.known_client = client

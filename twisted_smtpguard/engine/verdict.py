@@ -68,6 +68,8 @@ def _verdict(engine: Engine, answer: Any) -> Reply:
             # A proxy that names no client would make all its clients known.
             if engine.names_client:
                 context.known.accepted(engine.key)
+                # The delivery is told with the next mail that the client is known.
+                engine.known_client = None
                 if context.stressed:
                     # It is no stranger any more, and has the time of others.
                     engine.account_all = context.draining or engine.is_over_time
@@ -86,6 +88,7 @@ def message_refused(engine: Engine, reply: Reply) -> None:
     engine.context.measured.refused(reply.code)
     if is_junk(reply) and engine.names_client:
         engine.vouched = False
+        engine.known_client = None
         engine.context.known.refused(engine.key)
 
 
