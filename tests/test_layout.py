@@ -69,7 +69,7 @@ ROOMS: dict[str, str] = {
     "filters": "hooks inputs interfaces limits log replies values",
     "hooks": "engine values",
     "inputs": "",
-    "interfaces": "authinterfaces policyvalues replies values",
+    "interfaces": "authinterfaces policyvalues replies storeinterfaces values",
     "limits": "inputs replies",
     "metrics": "inputs interfaces limits log operations replies service",
     "log": "hooks inputs interfaces limits replies tls",
@@ -84,6 +84,7 @@ ROOMS: dict[str, str] = {
     "replies": "inputs",
     "service": "admission hooks inputs interfaces limits log operations policies reactors tls transport values",
     "state": "hooks operations records values",
+    "storeinterfaces": "authinterfaces values",
     "testing": "admission delivery hooks inputs interfaces limits policies policyvalues replies transport "
     "values",
     "tls": "engine hooks inputs interfaces",
@@ -114,6 +115,7 @@ AT_THE_TOP = {
     "policyvalues.py",
     "public.py",
     "replies.py",
+    "storeinterfaces.py",
     "values.py",
 }
 """Whatever else there is stands in a room."""

@@ -4,19 +4,22 @@ too."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from typing import TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from twisted_smtpguard.values import Challenge, LoggedIn, LoginClient
 
+T = TypeVar("T")
+Later: TypeAlias = T | Deferred[T] | Awaitable[T]
+"""What any hook may answer: its value at once, or later."""
+
 
 class ISaslExchange(Interface):
     """One login of one client, by one mechanism of SASL (RFC 4422)."""
 
-    def respond(
-        response: bytes | None,
-    ) -> Challenge | LoggedIn | Deferred[Challenge | LoggedIn] | Awaitable[Challenge | LoggedIn]:
+    def respond(response: bytes | None) -> Later[Challenge | LoggedIn]:
         """Called with what the client has sent along with AUTH, None if that is nothing, and then with its response to
         each Challenge. Cancelling the answer ends the exchange.
 

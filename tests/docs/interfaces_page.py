@@ -18,7 +18,7 @@ from twisted_smtpguard import interfaces
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     ROOT / "twisted_smtpguard" / name
-    for name in ("values.py", "policyvalues.py", "authinterfaces.py", "interfaces.py")
+    for name in ("values.py", "policyvalues.py", "authinterfaces.py", "storeinterfaces.py", "interfaces.py")
 ]
 """What interfaces.py defines, and the values that it passes on."""
 PAGE = ROOT / "docs" / "reference" / "interfaces.md"

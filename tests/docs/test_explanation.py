@@ -39,7 +39,7 @@ def test_the_architecture_names_every_folder() -> None:
 
 
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-GROUND = {"interfaces", "authinterfaces", "values", "policyvalues", "replies"}
+GROUND = {"interfaces", "authinterfaces", "storeinterfaces", "values", "policyvalues", "replies"}
 
 
 def imported(path: Path) -> Iterator[str]:
