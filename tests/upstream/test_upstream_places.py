@@ -306,6 +306,20 @@ def test_a_server_that_cannot_be_reached_beside_a_connection_that_is_leaving_is_
     assert client.heard().startswith("250 ")
 
 
+def test_a_server_that_still_counts_an_attempt_that_was_given_up_is_full() -> None:
+    server = MailServer()
+    server.answers["greeting"] = silence
+    behind = Behind(server)
+    behind.proxy.stopService()
+    server.answers["greeting"] = "421 4.7.0 Too many connections"
+    behind.proxy.startService()
+    client = behind.greeted()
+    assert client.say(MAIL) == ""
+    server.answers.clear()
+    behind.clock.advance(1)
+    assert client.heard().startswith("250 ")
+
+
 @pytest.mark.parametrize(("waits", "links"), [(29.0, 0), (30.0, 1)])
 def test_a_handshake_that_fails_is_tried_again_as_seldom_as_a_wrong_password(
     waits: float, links: int

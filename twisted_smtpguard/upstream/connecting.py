@@ -54,7 +54,7 @@ class Connector:
         self._dialling: set[Promise[Connection]] = set()
         """The attempts to connect."""
         self._freed_at = float("-inf")
-        """When a connection ended last, so that the server had room for another."""
+        """When a connection or an attempt ended last, so that the server had room for another."""
         self._succeeded_at = float("-inf")
         """When a connection was made last."""
         self.offering = OfferedExtensions(clock)
@@ -153,6 +153,8 @@ class Connector:
                 self._failed(refused, client, attempt)
             raise
         except CancelledError:
+            # The server may have accepted it, and count it for a moment.
+            self._freed_at = self._clock.seconds()
             if self._stopped:
                 raise Refused(replies.UPSTREAM_UNAVAILABLE) from None
             # The client left, or its own time limit was shorter. Whether the server is down is unknown.
