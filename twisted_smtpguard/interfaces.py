@@ -9,6 +9,7 @@ client gets a `451 4.3.0`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -44,8 +45,8 @@ __all__ = [
     "FilterMetric", "IAsksForKnownClients", "ICheckableDelivery", "ICheckingDeliveryFactory",
     "IConnectingCounterStore", "IConnectingDelivery", "ICounterStore", "IDelivery", "IDeliveryFactory",
     "IExplainingFilter", "IIPFilter", "IIPFilterFactory", "IMailTransaction", "IMeasuredFilter", "IMessageSink",
-    "IPreparedReload", "IPrependingTransaction", "IReadsFiles", "IRecordStore", "IRelayDelivery",
-    "IRelayTransaction", "IReloadable", "IReportsHealth", "ISaslExchange", "ISaslMechanisms", "ISelfTestingFilter",
+    "IPreparedReload", "IPrependingTransaction", "IReadsFiles", "IRecordStore", "IRelayDelivery", "IRelayTransaction",
+    "IReloadable", "IReportsHealth", "IReservingDelivery", "ISaslExchange", "ISaslMechanisms", "ISelfTestingFilter",
     "ISessionDelivery", "ISessionPolicy", "ISessionPolicyFactory", "Later", "LoggedIn", "LoginClient", "Path", "Peer",
     "PolicyRequest", "PolicyUnavailable", "PolicyVerdict", "Record", "RecordsSince", "Refused", "Verdict", "Wanted",
     "refuse",
@@ -284,6 +285,16 @@ class IConnectingDelivery(IDelivery):
         "The largest number of them at once; 0: unknown. At its start the guard counts them among the file descriptors "
         "that the process needs."
     )
+
+
+class IReservingDelivery(IConnectingDelivery):
+    """A delivery that keeps a part of its connections for clients that are no strangers, so that a crowd cannot take
+    all of them. Optional."""
+
+    def reserve(share: Fraction) -> None:
+        """Keep this share of the connections, from 0 to 1, for clients whose `Client.is_stranger` is false. It is the
+        share of --reserved-connections, and 0 in dry run. Called when a guard is made, and whenever its limits change.
+        It must not raise."""
 
 
 class ICheckableDelivery(IDelivery):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from twisted_smtpguard import Limits
-from twisted_smtpguard.admission.seats import Seats, Stress
+from twisted_smtpguard.admission.seats import Seats, Stress, reserved_share
 from twisted_smtpguard.limits.units import Part
 
 HALF = Part(50, percent=True)
@@ -51,6 +52,26 @@ def test_the_last_part_of_the_cap_is_reserved_and_one_seat_is_left_to_strangers(
 def test_a_part_in_dry_run_is_only_looked_at(dry_run: list[str], expected: tuple[float, ...]) -> None:
     seats = Seats(Limits(max_connections=10, reserved_connections=3, dry_run=dry_run))
     assert (seats.all, seats.of_strangers, seats.tried, seats.tried_cap, seats.matter) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "share"),
+    [
+        ({}, 0),
+        ({"max_connections": 10}, 0),
+        ({"reserved_connections": Part(20, percent=True)}, Fraction(1, 5)),
+        ({"reserved_connections": 400}, 0),
+        ({"reserved_connections": 400, "max_connections": 2000}, Fraction(1, 5)),
+        ({"reserved_connections": 400, "max_connections": 300}, 1),
+        ({"reserved_connections": HALF, "dry_run": ["reserved_connections"]}, 0),
+        (
+            {"reserved_connections": HALF, "max_connections": 9, "dry_run": ["max_connections"]},
+            Fraction(1, 2),
+        ),
+    ],
+)
+def test_the_reserve_is_a_share_of_whatever_else_is_scarce(limits: Any, share: Fraction) -> None:
+    assert reserved_share(Limits(**limits)) == share
 
 
 def test_stress_begins_at_80_percent_and_ends_below_60() -> None:

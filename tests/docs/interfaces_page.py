@@ -54,6 +54,7 @@ _CHAPTERS = {
         "IRelayTransaction",
         "IPrependingTransaction",
         "IConnectingDelivery",
+        "IReservingDelivery",
         "ICheckableDelivery",
         "ICheckingDeliveryFactory",
         "IReportsHealth",

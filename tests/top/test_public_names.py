@@ -103,6 +103,7 @@ INTERFACES = [
     "IRelayTransaction",
     "IReloadable",
     "IReportsHealth",
+    "IReservingDelivery",
     "ISaslExchange",
     "ISaslMechanisms",
     "ISelfTestingFilter",

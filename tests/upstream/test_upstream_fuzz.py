@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Generator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -352,6 +353,9 @@ class Wilderness:
             verdict=VERDICT,
             **options,
         )
+        # The reserve is never all, and everybody is served in the end, with it or without.
+        self.behind.proxy.reserve(chance.choice([Fraction(0), Fraction(1, 5), Fraction(1, 2)]))
+        self.behind.factory.known.is_listed = lambda address: address.packed[3] % 2 == 0
         self.clock = self.behind.clock
         self.pool = self.behind.proxy._pool
         self.visitors: list[Visitor] = []
@@ -418,11 +422,14 @@ class Wilderness:
     def check(self) -> None:
         """Nothing is taken that there is not, and nobody waits too long."""
         assert len(self.server.open_links) + self.server.connecting <= self.connections
-        assert 0 <= self.pool.places.in_use <= self.connections
         places = self.pool.places
+        assert 0 <= places.in_use <= self.connections
+        assert 0 <= places.by_state["reserved"] <= places.reserved < self.connections
         if self.pool._waiting:
-            assert not self.pool._can_try()
-            assert not places.parked or places.closing or places.is_one_free
+            stranger = self.pool._waiting.first_is_stranger
+            assert not self.pool._can_try(stranger)
+            free = places.is_one_free and places.are_open_to(stranger)
+            assert not places.parked or places.closing or free
         if not self.server.badness:
             assert self.pool.health.down is None
         now = self.clock.seconds()

@@ -21,7 +21,14 @@ def test_a_delivery_tells_what_its_connections_do() -> None:
     behind = Behind(server)
     delivery = behind.delivery
     verifyObject(IReportsHealth, delivery)
-    assert list(delivery.connections_by_state) == ["in_use", "idle", "parked", "opening", "closing"]
+    assert list(delivery.connections_by_state) == [
+        "in_use",
+        "idle",
+        "parked",
+        "opening",
+        "closing",
+        "reserved",
+    ]
     assert states(delivery) == {"idle": 1}
     client = behind.greeted()
     client.say("MAIL FROM:<a@example.com>")

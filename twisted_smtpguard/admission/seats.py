@@ -7,6 +7,7 @@ told what is taken.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Protocol
 
 from twisted_smtpguard.limits.limits import Limits
@@ -59,6 +60,18 @@ class Seats:
         """How many connections there are when it has to be decided at accept whether one more may come."""
         self.matter = self.of_strangers < self.all or self.tried < self.all
         """Whether known and trusted clients may have seats that strangers may not."""
+
+
+def reserved_share(limits: Limits) -> Fraction:
+    """The share of the seats that is reserved, for whatever else a crowd could take: 0 in dry run. A number of seats is
+    a share of the cap, and without a cap none."""
+    reserve, cap = limits.reserved_connections, limits.max_connections
+    whole = 100 if reserve.percent else cap
+    return (
+        Fraction(0)
+        if RESERVED in limits.dry_run or not whole
+        else Fraction(min(reserve.number, whole), whole)
+    )
 
 
 class Stress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from io import TextIOWrapper
 from itertools import takewhile
 from pathlib import Path as FilePath
@@ -29,6 +30,7 @@ from twisted_smtpguard.interfaces import (
     IRelayTransaction,
     IReloadable,
     IReportsHealth,
+    IReservingDelivery,
     ISessionDelivery,
     Later,
 )
@@ -44,7 +46,7 @@ _ROUTING = frozenset("@%!")
 """Characters by which a local part tells a server where to send the mail next (RFC 5321 3.6.1 and appendix F.2)."""
 
 
-@implementer(ISessionDelivery, IRelayDelivery, IConnectingDelivery, IPreparedReload, IReadsFiles)
+@implementer(ISessionDelivery, IRelayDelivery, IReservingDelivery, IPreparedReload, IReadsFiles)
 class AcceptedDomains(PartsOwner):
     """Hands mail to `delivery` if it is for one of `domains`, or if the client has logged in.
 
@@ -104,6 +106,10 @@ class AcceptedDomains(PartsOwner):
         if not IConnectingDelivery.providedBy(self.delivery):
             return 0
         return IConnectingDelivery(self.delivery).max_connections
+
+    def reserve(self, share: Fraction) -> None:
+        if IReservingDelivery.providedBy(self.delivery):
+            IReservingDelivery(self.delivery).reserve(share)
 
     @property
     def problem(self) -> str:

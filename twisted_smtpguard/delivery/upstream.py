@@ -4,6 +4,7 @@ stores nothing, and every verdict is the server's."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any, cast
 
@@ -21,12 +22,12 @@ from twisted_smtpguard.hooks.threads import ReadInThread, ThreadedReactor
 from twisted_smtpguard.inputs.arguments import checked
 from twisted_smtpguard.interfaces import (
     ICheckableDelivery,
-    IConnectingDelivery,
     IMailTransaction,
     IPreparedReload,
     IReadsFiles,
     IRelayDelivery,
     IReportsHealth,
+    IReservingDelivery,
     ISessionDelivery,
     Later,
 )
@@ -43,7 +44,7 @@ from twisted_smtpguard.values import Client, Path, Refused
 @implementer(
     ISessionDelivery,
     IRelayDelivery,
-    IConnectingDelivery,
+    IReservingDelivery,
     ICheckableDelivery,
     IReportsHealth,
     IPreparedReload,
@@ -120,8 +121,12 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
     def divide(self, part: int, parts: int) -> None:
         """Open only one of `parts` equal parts of the connections, since other processes open the others. The first is
         0. Called before the start."""
-        connections = self.options.connections
-        self._pool.places.most = connections // parts + (part < connections % parts)
+        self._pool.places.divide(part, parts)
+
+    def reserve(self, share: Fraction) -> None:
+        """Keep this share of the connections, at least one and never all, for clients that are no strangers. With one
+        connection none is kept. Waiting clients that are no strangers are then served before strangers."""
+        self._pool.reserve(share)
 
     @property
     def may_relay_for_all(self) -> bool:
@@ -138,7 +143,8 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
 
     @property
     def connections_by_state(self) -> Mapping[str, int]:
-        """`in_use`, `idle`, `parked` for the client that they were announced for, `opening` and `closing`."""
+        """`in_use`, `idle`, `parked` for the client that they were announced for, `opening` and `closing`. `reserved`
+        are those, idle or not yet open, that strangers cannot have now."""
         return self._pool.places.by_state
 
     def startService(self) -> None:  # noqa: N802 - Service's name

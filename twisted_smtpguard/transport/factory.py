@@ -179,7 +179,7 @@ class SMTPGuardFactory(ServerFactory):
         )
         self.policies = entries_of(policies)
         self.context.policies = by_stage(self.policies)
-        self.seating.context = self.context
+        self.seating.serve(self.context)
         self.turns = FairScheduler(reactor)
         self.ends = EndWatcher()
         self.output_rules = OutputRules(self.deadlines, ReplyBatcher(reactor), limits)

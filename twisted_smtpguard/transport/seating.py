@@ -11,10 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard import replies
 from twisted_smtpguard.admission.clients import total_place
 from twisted_smtpguard.admission.idlesessions import IdleSessions
-from twisted_smtpguard.admission.seats import STRESS_BEGINS, TOTAL, Seats, Stress
+from twisted_smtpguard.admission.seats import STRESS_BEGINS, TOTAL, Seats, Stress, reserved_share
 from twisted_smtpguard.counters.counting import Counting
 from twisted_smtpguard.engine.context import ServerContext
 from twisted_smtpguard.engine.engine import Engine
+from twisted_smtpguard.interfaces import IReservingDelivery
 from twisted_smtpguard.limits.limits import STRESS_SESSION_SECONDS, Limits
 from twisted_smtpguard.transport.deadlines import Deadline, Deadlines, ExpiryQueue
 
@@ -30,7 +31,7 @@ _VICTIMS = 3
 
 class Seating:
     """The seats of one guard. `sessions` returns its connections that are not closed on our side, and `of_all` the
-    number of all guards' that the latest admission has found. `context` is set before the first connection."""
+    number of all guards' that the latest admission has found. `serve` is called before the first connection."""
 
     context: ServerContext
 
@@ -61,6 +62,17 @@ class Seating:
         self._next_look: Deadline | None = None
         self.session_times = SessionTimes(deadlines, limits.max_session_time)
 
+    def serve(self, context: ServerContext) -> None:
+        """Keep the seats of the guard with this context."""
+        self.context = context
+        self._reserve_connections()
+
+    def _reserve_connections(self) -> None:
+        """Have the delivery keep the same share of its own connections for the same clients."""
+        delivery = self.context.delivery
+        if IReservingDelivery.providedBy(delivery):
+            IReservingDelivery(delivery).reserve(reserved_share(self.context.limits))
+
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits. Those of the context and its sessions have been swapped already."""
         self.seats.set_limits(limits)
@@ -69,6 +81,7 @@ class Seating:
         if self.stress.on:
             self._limit_strangers()
         self.see()
+        self._reserve_connections()
 
     # Seats.
 

@@ -1,6 +1,13 @@
-"""The places of the pool of connections to the upstream server: what takes them, and whether one is free."""
+"""The places of the pool of connections to the upstream server: what takes them, and who may take one more.
+
+The last part of them may be reserved for clients that are no strangers. A transaction holds a connection from MAIL to
+its end, so a crowd that stops after MAIL would take them all. To take a connection only at RCPT would not help: the
+crowd would stop after RCPT, and the server's verdict on MAIL would come too late for the client.
+"""
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 from twisted_smtpguard.upstream.smtpclient import Connection
 
@@ -10,7 +17,12 @@ class Places:
     many there are."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.most = self._all = most
+        self._part = 0, 1
+        """Which of how many equal parts of all places these are."""
+        self._share = Fraction(0)
+        self.reserved = 0
+        """How many of them strangers never have."""
         self.connections: set[Connection] = set()
         """The usable connections: in use, idle, or parked for their client."""
         self.idle: dict[Connection, None] = {}
@@ -34,12 +46,38 @@ class Places:
         """How many places there are, by what they are used for."""
         idle, parked, closing = len(self.idle), len(self.parked), len(self.closing)
         others = {"idle": idle, "parked": parked, "opening": self.held, "closing": closing}
-        return {"in_use": len(self.connections) - idle - parked, **others}
+        kept = min(self.reserved, self.most - self._taken)
+        return {"in_use": len(self.connections) - idle - parked, **others, "reserved": kept}
+
+    def divide(self, part: int, parts: int) -> None:
+        """Have only one of `parts` equal parts of all places, and of those that are reserved. The first is 0."""
+        self._part = part, parts
+        self.most = self._part_of(self._all)
+        self.reserve(self._share)
+
+    def reserve(self, share: Fraction) -> None:
+        """Reserve this share of all places, from 0 to 1. Each side has one at least, if there are two."""
+        self._share = share
+        self.reserved = min(max(1, self._part_of(int(share * self._all))), self.most - 1) if share else 0
+
+    def _part_of(self, number: int) -> int:
+        part, parts = self._part
+        return number // parts + (part < number % parts)
+
+    @property
+    def _taken(self) -> int:
+        """How many are taken. An idle connection leaves its place to whoever may use it."""
+        return self.in_use - len(self.idle) + len(self.closing)
 
     @property
     def is_one_free(self) -> bool:
         """Whether there is a place for a new connection."""
         return self.in_use + len(self.closing) < self.most
+
+    def are_open_to(self, stranger: bool) -> bool:
+        """Whether a client of this kind may take an idle connection, or a free place, if there is any. Whoever has
+        taken the others, as many as are reserved are left to those that are no strangers."""
+        return not stranger or self._taken < self.most - self.reserved
 
     def take_idle(self) -> Connection:
         """The idle connection that was used last, to be made ready in a place that is held."""

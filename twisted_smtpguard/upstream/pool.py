@@ -3,6 +3,7 @@ which transaction gets which connection, and which has to wait."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -64,6 +65,12 @@ class Pool:
         self._connector.end_attempts()
         return gatherResults([connection.closed for connection in closing + unused])
 
+    def reserve(self, share: Fraction) -> None:
+        """Reserve this share of the connections for clients that are no strangers. Those in use stay with whoever has
+        them."""
+        self.places.reserve(share)
+        self._serve_waiting()
+
     # Taking and giving back.
 
     async def take(self, client: Client, early: Early) -> Taken:
@@ -74,15 +81,18 @@ class Pool:
         if parked is not None and (taken := await self._connector.make_ready(parked, client, early)):
             return taken
         deadline = self._clock.seconds() + self._options.wait
-        number = self._waiting.next_number()
+        # Where nothing is reserved, all are served alike.
+        stranger = places.reserved > 0 and client.is_stranger
+        turn = self._waiting.next_turn(stranger=stranger)
         woken = False
         while True:
-            if not places.idle:
+            can_try = self._can_try(stranger)
+            if not can_try:
                 self._connector.check_server_up()
-            if not self._can_try():
-                self._make_room(len(self._waiting) + 1)
+                self._make_room(len(self._waiting) + 1, stranger)
                 self._explore()
-            if (woken or not self._waiting) and self._can_try():
+                can_try = self._can_try(stranger)
+            if can_try and (woken or not self._waiting.has_before(turn)):
                 began = self._clock.seconds()
                 try:
                     return await self._get(client, early)
@@ -90,7 +100,7 @@ class Pool:
                     # The time of the attempt was not spent in the queue, and does not count as such.
                     deadline += self._clock.seconds() - began
             else:
-                await self._waiting.wait(number, deadline - self._clock.seconds())
+                await self._waiting.wait(turn, deadline - self._clock.seconds())
             woken = True
 
     def give_back(self, connection: Connection, client: Client) -> None:
@@ -162,8 +172,10 @@ class Pool:
 
     # The queue.
 
-    def _can_try(self) -> bool:
+    def _can_try(self, stranger: bool) -> bool:
         """Whether a transaction may take an idle connection, or attempt a new one, now."""
+        if not self.places.are_open_to(stranger):
+            return False
         if self.places.idle:
             return True
         may_accept = self._options.proxied or not self.health.careful
@@ -175,12 +187,17 @@ class Pool:
         if self.health.careful and not self._options.proxied and self._connector.may_dial:
             self.health.explore()
 
-    def _make_room(self, waiting: int) -> None:
-        """Free places for `waiting` transactions. A client whose parked connection is closed gets another one later."""
+    def _make_room(self, waiting: int, stranger: bool) -> None:
+        """Free places for `waiting` transactions, the first of which is that of a `stranger` or not. A client whose
+        parked connection is closed gets another one later."""
         places = self.places
         for connection in places.closing:
             connection.hurry(FAST_CLOSE_SECONDS)
-        while places.parked and not places.is_one_free and len(places.closing) < waiting:
+        while (
+            places.parked
+            and not (places.is_one_free and places.are_open_to(stranger))
+            and len(places.closing) < waiting
+        ):
             self._close(places.take_oldest_parked(), FAST_CLOSE_SECONDS)
 
     def _serve_waiting(self) -> None:
@@ -189,14 +206,14 @@ class Pool:
             return
         self._serving = True
         try:
-            while self._waiting and self._can_try():
+            while self._waiting and self._can_try(self._waiting.first_is_stranger):
                 self._waiting.wake_first()
         finally:
             self._serving = False
         if self.health.down is not None:
             self._waiting.refuse_all(self.health.down)
         if self._waiting:
-            self._make_room(len(self._waiting))
+            self._make_room(len(self._waiting), self._waiting.first_is_stranger)
             self._explore()
 
     # Places that become free.
