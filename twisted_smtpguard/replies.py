@@ -360,7 +360,7 @@ UPSTREAM_UNAVAILABLE = _reply(
 UPSTREAM_BUSY = _reply(
     "451 4.3.2 Too many connections to the upstream server, try again later", "upstream_busy"
 )
-"""When: MAIL while every connection to the upstream server is in use."""
+"""When: MAIL while every connection to the upstream server that the client may have is in use."""
 UPSTREAM_LOST = _reply("451 4.4.2 Upstream server closed the connection, try again later", "upstream_lost")
 """When: a command or the end of data, if the upstream server closed the connection before it answered."""
 UPSTREAM_TIMED_OUT = _reply(
