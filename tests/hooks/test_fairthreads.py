@@ -152,6 +152,17 @@ def test_the_clients_that_are_remembered_are_bounded(work: Work, monkeypatch: py
     assert len(work.threads._wasted) == 10
 
 
+def test_what_a_client_wastes_counts_for_its_calls_that_wait_already(work: Work) -> None:
+    work.ask("other", 1)
+    work.reactor.work()
+    work.done.clear()
+    for _ in range(3):
+        work.ask("greedy", 5)
+    work.ask("other", 1)
+    work.reactor.work()
+    assert work.done == ["greedy", "other", "greedy", "greedy"]
+
+
 def test_clients_that_come_and_leave_again_and_again_leave_nothing(work: Work) -> None:
     work.ask("running")
     work.ask("waiting")
