@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import tracemalloc
 from random import Random
+from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
+from twisted_smtpguard.records import records as module
 from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Record
 
@@ -29,6 +32,11 @@ class Kept:
     @property
     def keys(self) -> set[str]:
         return {key for key, _ in self.records.items()}
+
+
+def ends_of(records: Records) -> int:
+    """How many ends it keeps, those that no record has any more included."""
+    return len(records._ends) + len(records._former_ends)
 
 
 def test_a_record_is_there_until_its_end_and_not_a_moment_longer() -> None:
@@ -145,7 +153,7 @@ def test_many_changes_leave_a_table_as_a_plain_dict_would_be() -> None:
         now = kept.clock.seconds()
         plain = {name: record for name, record in plain.items() if record.end > now}
         assert dict(kept.records.items()) == plain
-    assert len(kept.records._ends) <= 2 * len(plain) + 1
+    assert ends_of(kept.records) <= 2 * len(plain) + 1
     assert len(kept.records) == len(plain)
 
 
@@ -177,8 +185,73 @@ def test_a_record_at_the_bound_costs_no_more_than_is_said() -> None:
         for key in kept.records.keys():  # noqa: SIM118 - it is no dict
             kept.records.put(key, f"{key} again", NOW + 100_000)
         assert len(kept.records) == MOST
-        assert len(kept.records._ends) <= 2 * MOST
+        assert ends_of(kept.records) <= 2 * MOST
         octets, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert octets / MOST <= OCTETS
+
+
+def test_no_change_takes_longer_where_all_of_a_full_table_are_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, number = Kept(10_000), 10_000
+    steps = 0
+
+    def counted(heap: list[Any], *item: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return (heapq.heappush if item else heapq.heappop)(heap, *item)
+
+    monkeypatch.setattr(module, "heappush", counted)
+    monkeypatch.setattr(module, "heappop", counted)
+    worst = most = 0
+    for turn in range(5):
+        for each in range(number):
+            steps = 0
+            kept.records.put(f"{each}", "", NOW + 1000 + turn * 100 + each % 7)
+            worst = max(worst, steps)
+        most = max(most, ends_of(kept.records))
+    assert len(kept.records) == number
+    assert most <= 1.5 * number
+    assert worst <= 20
+    # Where the table is full, one more may have to pass by the ends of those that were renewed, which are few.
+    for each in range(number):
+        steps = 0
+        kept.records.put(f"new{each}", "", NOW + 5000)
+        worst = max(worst, steps)
+    assert worst <= number / 4
+    assert all(key.startswith("new") for key in kept.keys)
+
+
+def test_an_end_that_comes_and_goes_is_not_kept_many_times() -> None:
+    kept = Kept()
+    for each in range(10_000):
+        kept.records.put("192.0.2.1", "", NOW + 10 + each % 2)
+        assert ends_of(kept.records) < 50
+
+
+def test_of_very_many_that_end_together_a_look_drops_some() -> None:
+    kept = Kept()
+    for each in range(10_000):
+        kept.records.learn(f"{each}", Record("", NOW + 10))
+    kept.clock.advance(10)
+    assert kept.records.get("1") is None
+    sizes = [len(kept.records) for _ in range(10)]
+    assert sizes == list(range(9000, -1, -1000))
+
+
+def test_a_much_smaller_bound_is_reached_by_looks_and_changes() -> None:
+    kept = Kept()
+    for each in range(10_000):
+        kept.records.learn(f"{each}", Record("", NOW + 1000 + each))
+    kept.records.set_most(100)
+    assert len(kept.records.keys()) == 9000
+    for each in range(1000):
+        kept.records.put("new", "", NOW + 5 + each)
+    assert len(kept.records.keys()) < 2100
+    for _ in range(3):
+        len(kept.records)
+    assert kept.keys == {*map(str, range(9900, 10_000))}
+    kept.records.put("new", "", NOW + 5)
+    assert (len(kept.records), "new" in kept.keys) == (100, True)

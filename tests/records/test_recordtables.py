@@ -103,13 +103,36 @@ def test_all_that_there_is_can_be_told_anew_while_it_changes() -> None:
     for key in "abc":
         told.put(BAN, key)
     told.outbox.take(9)
-    changes = told.tables.changes()
-    first = next(changes)
-    told.tables[BAN].remove("b")
-    assert [first.key, *(change.key for change in changes)] == ["a", "c"]
-    told.outbox.take(9)
     told.outbox.add_all()
-    assert [change.key for change in told.outbox.take(9)] == ["a", "c"]
+    (first,) = told.outbox.take(1)
+    assert len(told.outbox) == 2
+    told.tables[BAN].remove("b")
+    told.put(BAN, "d")
+    # Changes come first: what was removed is told too, in case it had been told before.
+    changes = told.outbox.take(9)
+    assert [(change.key, change.record is None) for change in changes] == [
+        ("b", True),
+        ("d", False),
+        *((key, False) for key in "ca" if key != first.key),
+    ]
+    assert (len(told.outbox), told.outbox.take(9)) == (0, [])
+
+
+def test_everything_is_told_anew_in_parts_and_nothing_that_has_ended_is_taken_for_its_end() -> None:
+    told = Told()
+    for number in range(1000):
+        told.tables[KNOWN].learn(f"{number}", Record("", NOW + (1 if number < 300 else 100)))
+    told.outbox.add_all()
+    assert len(told.outbox) == 1000
+    told.clock.advance(1)
+    keys: set[str] = set()
+    parts = 0
+    while told.outbox:
+        part = told.outbox.take(100)
+        assert len(part) <= 100
+        keys |= {change.key for change in part}
+        parts += 1
+    assert (keys, parts) == ({f"{number}" for number in range(300, 1000)}, 10)
 
 
 def test_a_closed_outbox_notes_nothing_more() -> None:

@@ -12,10 +12,11 @@ from supervised import Supervised, supervised
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
+from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.records.recordtables import BAN, KNOWN, Change, RecordTables
 from twisted_smtpguard.values import Record
 from twisted_smtpguard.workers.channel import Channel
-from twisted_smtpguard.workers.recordlink import MOST_IN_MESSAGE, RecordLink, take_all
+from twisted_smtpguard.workers.recordlink import MOST_IN_MESSAGE, RecordLink, changes_in, take_all
 
 NOW = 1_800_000_000.0
 
@@ -92,6 +93,42 @@ def test_a_hundred_thousand_records_come_in_pieces_one_a_turn_and_then_their_end
     worker = RecordTables(end.clock.seconds)
     take_all(worker, iter(messages).__next__)
     assert len(worker[BAN]) == number
+
+
+def test_no_record_is_looked_at_before_its_turn_and_what_changes_meanwhile_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end, number, looked = End(), 10_000, []
+    end.tables.learn([Change(BAN, f"{each}", Record("old", NOW + 100)) for each in range(number)])
+    get = Records.get
+
+    def counted(records: Records, key: str) -> Record | None:
+        looked.append(key)
+        return get(records, key)
+
+    monkeypatch.setattr(Records, "get", counted)
+    end.link.send_all()
+    assert looked == []
+    worker, random, turns = RecordTables(end.clock.seconds), Random(3), 0
+    while True:
+        (call,) = end.clock.getDelayedCalls()
+        turn = cast(Any, call).func
+        call.cancel()
+        turn()
+        (message,) = [json.loads(line) for line in end.transport.value().splitlines()]
+        end.transport.clear()
+        if not message["records"]:
+            break
+        worker.learn(changes_in(message))
+        turns += 1
+        assert len(looked) <= MOST_IN_MESSAGE * turns
+        if turns < 20:
+            # Some that were sent, and some that were not.
+            end.put(f"{random.randrange(number)}", "new")
+            end.put(f"later{turns}")
+            end.tables[BAN].remove(f"{random.randrange(number)}")
+    assert turns > number / MOST_IN_MESSAGE
+    assert dict(worker[BAN].items()) == dict(end.tables[BAN].items())
 
 
 def test_an_end_without_records_says_so_at_once() -> None:

@@ -48,8 +48,10 @@ class ClientLimits:
 
     def widest_network(self, key: str) -> str:
         """The key of the widest network that limits the client with this key; of its /24 or /48 if none does."""
-        networks = networks_of(key, self.limits.networks(4) or (24,), self.limits.networks(6) or (48,))
-        return networks[-1] if networks else key
+        # Ten thousand sessions may be asked for theirs in one turn of the reactor.
+        widest = (self.limits.networks(6) or (48,) if ":" in key else self.limits.networks(4) or (24,))[-1:]
+        networks = networks_of(key, widest, widest)
+        return networks[0] if networks else key
 
     def limit(self, name: str) -> ClientLimit | None:
         """The limit `name`, a field of Limits; None if there is no such limit."""

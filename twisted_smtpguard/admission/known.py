@@ -90,7 +90,7 @@ class KnownClients:
 
     def by_mail(self) -> Iterator[tuple[str, Standing]]:
         """The key of each client that is known by its mail. Others may become known meanwhile."""
-        for key in [*self.records.keys()]:
+        for key in [key for key, _ in self.records.items()]:
             standing = self.standing(key, None)
             if standing is not None:
                 yield key, standing

@@ -6,16 +6,18 @@ Pure: it reads the clock that it is given, and knows nothing of what keeps the r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from twisted_smtpguard.values import Record
 
 MOST_OCTETS = 200
 """The longest key, and the longest value."""
 
-_DROPS = 8
-"""How many records whose end has passed are dropped at a change. More than one, so that they become fewer; few, so that
-no change takes long when many end together."""
+_DROPS, _DROPS_AT_LOOK = 8, 1000
+"""How many records whose end has passed, or that are too many, are dropped at a change, and at a look at how many there
+are. More than one, so that they become fewer; few, so that no connection waits when a hundred thousand end together."""
+
+_End = tuple[float, str]
 
 Listener = Callable[[str, Record | None], object]
 """Called with a key, and with its record; None: it was removed."""
@@ -34,9 +36,11 @@ class Records:
         self.most = most
         self._seconds = seconds
         self._records: dict[str, Record] = {}
-        self._ends: list[tuple[float, str]] = []
+        self._ends: list[_End] = []
         """A heap with the end of each record. Ends that records do not have any more are among them, so that a change
-        need not look for its old one; they are at most as many as the others."""
+        need not look for its old one. When they are a quarter as many as the others the heap becomes `_former_ends`,
+        and each change brings some of the others back: so they stay few, and no change takes long."""
+        self._former_ends: list[_End] = []
         self._on_change: list[Listener] = []
         self._on_learnt: list[Listener] = []
 
@@ -91,48 +95,61 @@ class Records:
         return ((key, record) for key, record in self._records.items() if record.end > now)
 
     def __len__(self) -> int:
-        """How many there are, without those whose end has passed. It takes time only if many have ended since the last
-        look."""
-        self._drop_ended(len(self._ends))
+        """How many there are, without those whose end has passed. If very many have ended since the last look, some of
+        them are counted."""
+        self._drop_ended(_DROPS_AT_LOOK)
+        self._drop_surplus(_DROPS_AT_LOOK, 0)
         return len(self._records)
 
     def set_most(self, most: int) -> None:
-        """Keep at most so many from now on; 0: any number."""
+        """Keep at most so many from now on; 0: any number. If very many are too many, each change and each look drops
+        some of them."""
         self.most = most
-        while 0 < most < len(self._records):
-            self._drop_first()
+        self._drop_surplus(_DROPS_AT_LOOK, 0)
 
     def _store(self, key: str, record: Record) -> None:
         self._drop_ended(_DROPS)
         if record.end <= self._seconds():
             self._records.pop(key, None)
             return
-        # The new one is not the one to go: a full table would take none that is shorter than all of its own.
-        if key not in self._records and 0 < self.most <= len(self._records):
-            self._drop_first()
         before = self._records.get(key)
+        # The new one is not the one to go: a full table would take none that is shorter than all of its own.
+        self._drop_surplus(_DROPS, before is None)
         self._records[key] = record
         if before is None or before.end != record.end:
             heappush(self._ends, (record.end, key))
-            if len(self._ends) > 2 * len(self._records):
-                self._ends = [(each.end, name) for name, each in self._records.items()]
-                heapify(self._ends)
+            if 4 * len(self._ends) > 5 * len(self._records) and not self._former_ends:
+                self._ends, self._former_ends = [], self._ends
+        for _ in range(min(_DROPS, len(self._former_ends))):
+            # The last of a heap may go, and leaves a heap.
+            end = self._former_ends.pop()
+            if self._is_of_record(*end):
+                heappush(self._ends, end)
 
     def _drop_ended(self, most: int) -> None:
-        now, ends = self._seconds(), self._ends
-        while most and ends and ends[0][0] <= now:
-            self._drop(*heappop(ends))
-            most -= 1
+        """Drop at most so many that have ended, and ends of no record, which would be in the way of `_drop_surplus`."""
+        now = self._seconds()
+        for ends in (self._ends, self._former_ends):
+            for _ in range(most):
+                if not ends or (ends[0][0] > now and self._is_of_record(*ends[0])):
+                    break
+                self._drop(*heappop(ends))
 
-    def _drop_first(self) -> None:
-        before = len(self._records)
-        while len(self._records) == before:
-            self._drop(*heappop(self._ends))
+    def _drop_surplus(self, most: int, more: int) -> None:
+        """Drop at most so many of the records that are too many if there are `more`."""
+        for _ in range(min(most, len(self._records) + more - self.most) if self.most else 0):
+            before = len(self._records)
+            while len(self._records) == before:
+                heaps = filter(None, (self._ends, self._former_ends))
+                self._drop(*heappop(min(heaps, key=lambda heap: heap[0])))
 
     def _drop(self, end: float, key: str) -> None:
-        record = self._records.get(key)
-        if record is not None and record.end == end:
+        if self._is_of_record(end, key):
             del self._records[key]
+
+    def _is_of_record(self, end: float, key: str) -> bool:
+        record = self._records.get(key)
+        return record is not None and record.end == end
 
 
 def checked_record(key: str, record: Record) -> Record:

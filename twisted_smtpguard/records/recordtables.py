@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -55,18 +55,11 @@ class RecordTables:
             else:
                 self.by_kind[kind].put(key, *record)
 
-    def changes(self) -> Iterator[Change]:
-        """What makes of empty tables these. They may change meanwhile."""
-        for kind, table in self.by_kind.items():
-            for key in table.keys():  # noqa: SIM118 - it is no dict
-                record = table.get(key)
-                if record is not None:
-                    yield Change(kind, key, record)
-
 
 class Outbox:
     """The changes of `kinds` of `tables` that are to be told to others, the earliest first. Of each record there is
-    one, the latest, and of each kind at most as many as its table may have: further ones push out the earliest.
+    one, the latest, and of each kind at most as many as its table may have: further ones push out the earliest. What
+    is told anew, because the others have nothing, comes after the changes.
 
     `changed` is called after each change.
     """
@@ -77,6 +70,8 @@ class Outbox:
         self._tables = tables
         self._changed = changed
         self._keys: dict[str, OrderedDict[str, None]] = {kind: OrderedDict() for kind in kinds}
+        self._anew: list[tuple[str, list[str]]] = []
+        """What is told anew: of each kind the keys that are left, the last of the last kind first."""
         self._listens = [tables[kind].on_change(partial(self._note, kind)) for kind in kinds]
 
     def close(self) -> None:
@@ -86,7 +81,7 @@ class Outbox:
         self._listens = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._keys.values()))
+        return sum(map(len, self._keys.values())) + sum(len(keys) for _, keys in self._anew)
 
     def learn(self, changes: Sequence[Change]) -> None:
         """Take changes that others have made, as `RecordTables.learn`, but none of a record whose own change they have
@@ -95,7 +90,8 @@ class Outbox:
 
     def take(self, most: int) -> list[Change]:
         """At most so many changes, which are not in it any more. What a record is now is told: it may have been changed
-        again, or have ended."""
+        again, or have ended. Of what is told anew no record is left out but one that has ended, so that there may be
+        fewer changes, or none, while more follow."""
         taken: list[Change] = []
         for kind, keys in self._keys.items():
             table = self._tables[kind]
@@ -103,6 +99,16 @@ class Outbox:
             for key in some:
                 del keys[key]
             taken += [Change(kind, key, table.get(key)) for key in some]
+        for _ in range(most - len(taken)):
+            while self._anew and not self._anew[-1][1]:
+                self._anew.pop()
+            if not self._anew:
+                break
+            kind, left = self._anew[-1]
+            key = left.pop()
+            record = self._tables[kind].get(key)
+            if record is not None:
+                taken.append(Change(kind, key, record))
         return taken
 
     def put_back(self, changes: Sequence[Change]) -> None:
@@ -111,10 +117,9 @@ class Outbox:
             self._add(kind, key)
 
     def add_all(self) -> None:
-        """Put everything into it that the tables have, as for somebody who has lost it."""
-        for change in self._tables.changes():
-            if change.kind in self._keys:
-                self._add(change.kind, change.key)
+        """Put everything into it that the tables have, as for somebody who has lost it. No record is looked at before
+        it is taken, since there may be hundreds of thousands."""
+        self._anew = [(kind, self._tables[kind].keys()) for kind in self._keys]
 
     def _note(self, kind: str, key: str, _: Record | None) -> None:
         self._add(kind, key)

@@ -68,9 +68,10 @@ class RecordLink:
 
     def _send(self) -> None:
         changes = self._outbox.take(MOST_IN_MESSAGE)
-        if changes or self._marks_end:
+        ends = self._marks_end and not changes and not self._outbox
+        if changes or ends:
             self._channel.send({RECORDS: rows_of(changes)})
-        self._marks_end = self._marks_end and bool(changes)
+        self._marks_end = self._marks_end and not ends
 
 
 def rows_of(changes: Iterable[Change]) -> list[list[Any]]:
