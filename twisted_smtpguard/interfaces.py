@@ -291,10 +291,11 @@ class IReservingDelivery(IConnectingDelivery):
     """A delivery that keeps a part of its connections for clients that are no strangers, so that a crowd cannot take
     all of them. Optional."""
 
-    def reserve(share: Fraction) -> None:
+    def reserve(share: Fraction, guard: object) -> None:
         """Keep this share of the connections, from 0 to 1, for clients whose `Client.is_stranger` is false. It is the
         share of --reserved-connections, and 0 in dry run. Called when a guard is made, and whenever its limits change.
-        It must not raise."""
+        `guard` tells those apart that share the delivery: the largest of their shares should hold. It must not
+        raise."""
 
 
 class ICheckableDelivery(IDelivery):

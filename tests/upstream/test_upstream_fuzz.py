@@ -354,7 +354,7 @@ class Wilderness:
             **options,
         )
         # The reserve is never all, and everybody is served in the end, with it or without.
-        self.behind.proxy.reserve(chance.choice([Fraction(0), Fraction(1, 5), Fraction(1, 2)]))
+        self.behind.proxy.reserve(chance.choice([Fraction(0), Fraction(1, 5), Fraction(1, 2)]), "more")
         self.behind.factory.known.is_listed = lambda address: address.packed[3] % 2 == 0
         self.clock = self.behind.clock
         self.pool = self.behind.proxy._pool

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from fakes import Conversation, FakeFilter
+from fakes import Conversation, FakeFilter, Guard
 from logins import Checker, plain
 from mailserver import Behind, MailServer, silence
 from zope.interface.verify import verifyObject
@@ -220,7 +220,7 @@ def test_each_worker_reserves_its_part_and_all_together_no_less_than_the_share(
     reserved = 0
     for part in range(parts):
         delivery = guarded({}, connections=connections).proxy
-        delivery.reserve(Fraction(1, 5))
+        delivery.reserve(Fraction(1, 5), "guard")
         delivery.divide(part, parts)
         places = delivery._pool.places
         assert 1 <= places.reserved < places.most
@@ -257,6 +257,16 @@ def test_what_restricts_a_delivery_to_domains_hands_the_share_on() -> None:
     restricted = AcceptedDomains(proxy, ["example.org"])
     verifyObject(IReservingDelivery, proxy)
     verifyObject(IReservingDelivery, restricted)
-    restricted.reserve(Fraction(1, 2))
+    restricted.reserve(Fraction(1, 2), "guard")
     assert proxy.connections_by_state["reserved"] == 5
-    AcceptedDomains(DiscardDelivery(), ["example.org"]).reserve(Fraction(1, 2))
+    AcceptedDomains(DiscardDelivery(), ["example.org"]).reserve(Fraction(1, 2), "guard")
+
+
+def test_of_guards_that_share_a_delivery_the_one_that_reserves_most_decides() -> None:
+    edge = guarded()
+    other = Guard(edge.proxy, edge.clock)
+    assert edge.proxy.connections_by_state["reserved"] == 2
+    other.factory.set_limits(Limits(reserved_connections=Part(50, percent=True)))
+    assert edge.proxy.connections_by_state["reserved"] == 5
+    other.factory.set_limits(Limits())
+    assert edge.proxy.connections_by_state["reserved"] == 2

@@ -107,9 +107,9 @@ class AcceptedDomains(PartsOwner):
             return 0
         return IConnectingDelivery(self.delivery).max_connections
 
-    def reserve(self, share: Fraction) -> None:
+    def reserve(self, share: Fraction, guard: object) -> None:
         if IReservingDelivery.providedBy(self.delivery):
-            IReservingDelivery(self.delivery).reserve(share)
+            IReservingDelivery(self.delivery).reserve(share, guard)
 
     @property
     def problem(self) -> str:

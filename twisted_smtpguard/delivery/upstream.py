@@ -91,6 +91,8 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
             endpoint, reactor, self.options, self.notices, name=hostname, host=host, lmtp=self.lmtp
         )
         self._pool = Pool(self._dialler)
+        self._shares: dict[object, Fraction] = {}
+        """The share of the connections that each guard has asked to reserve."""
         self._relay = Relay(
             self._pool,
             self.options,
@@ -123,10 +125,12 @@ class UpstreamDelivery(Service, ReadInThread[tuple[Any, Credentials | None]]):
         0. Called before the start."""
         self._pool.places.divide(part, parts)
 
-    def reserve(self, share: Fraction) -> None:
+    def reserve(self, share: Fraction, guard: object) -> None:
         """Keep this share of the connections, at least one and never all, for clients that are no strangers. With one
-        connection none is kept. Waiting clients that are no strangers are then served before strangers."""
-        self._pool.reserve(share)
+        connection none is kept. Waiting clients that are no strangers are then served before strangers. Of several
+        guards the one that asks for most decides."""
+        self._shares[guard] = share
+        self._pool.reserve(max(self._shares.values()))
 
     @property
     def may_relay_for_all(self) -> bool:

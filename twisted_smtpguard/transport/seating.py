@@ -71,7 +71,7 @@ class Seating:
         """Have the delivery keep the same share of its own connections for the same clients."""
         delivery = self.context.delivery
         if IReservingDelivery.providedBy(delivery):
-            IReservingDelivery(delivery).reserve(reserved_share(self.context.limits))
+            IReservingDelivery(delivery).reserve(reserved_share(self.context.limits), self.context.guard)
 
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits. Those of the context and its sessions have been swapped already."""
