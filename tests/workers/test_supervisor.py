@@ -12,6 +12,8 @@ from supervised import FakeProcess, Supervised, status, supervised
 
 from twisted_smtpguard.counters.sharedmemory import SharedCounterStore
 from twisted_smtpguard.values import Wanted
+from twisted_smtpguard.workers.commonstate import SETTLE_SECONDS
+from twisted_smtpguard.workers.operatorofworkers import OperatorOfWorkers
 from twisted_smtpguard.workers.workerprocess import START_SECONDS
 
 
@@ -72,6 +74,25 @@ def test_one_that_answers_nothing_for_long_is_killed_and_one_that_answers_is_not
         assert alive.signals == []
 
 
+def test_one_that_hangs_is_shown_as_hanging_until_it_answers() -> None:
+    with supervised(2) as it:
+        operator = OperatorOfWorkers(it.supervisor)
+
+        def states() -> list[str]:
+            return [row["state"] for row in operator.carry_out("status", {})["workers"]]
+
+        hung, alive = it.processes
+        asked: list[int] = []
+        for _ in range(5):
+            it.reactor.advance(1)
+            asked += [message["ask"] for message in hung.told if "ask" in message]
+            for number in [message["ask"] for message in alive.told if "ask" in message]:
+                alive.tells(answer=number, done=status())
+        assert states() == ["hanging", "ready"]
+        hung.tells(answer=asked[0], done=status())
+        assert states() == ["ready", "ready"]
+
+
 def test_one_that_is_not_ready_long_after_its_start_is_killed() -> None:
     with supervised(2, ready=False) as it:
         late, ready = it.processes
@@ -104,6 +125,67 @@ def test_an_outage_of_the_counter_store_is_one_event_each_way_for_all_workers() 
         # One that has not lost it.
         first.tells(alone=None)
         assert it.names.count("counters_back") == 1
+
+
+def told_of(it: Supervised, *names: str) -> list[str]:
+    return [name for name in it.names if name in names]
+
+
+def test_the_end_of_the_only_worker_that_lost_the_store_does_not_say_that_the_store_is_back() -> None:
+    with supervised(2) as it:
+        it.processes[0].tells(alone="no answer in 50 ms")
+        it.end(it.processes[0])
+        it.reactor.advance(1)
+        it.processes[2].ready()
+        # The one in its place loses it too.
+        it.processes[2].tells(alone="no answer in 50 ms")
+        it.reactor.advance(100)
+        assert told_of(it, "counters_away", "counters_back") == ["counters_away"]
+        it.processes[2].tells(alone=None)
+        assert told_of(it, "counters_away", "counters_back") == ["counters_away", "counters_back"]
+        (back,) = [event for event in it.events if event["event"] == "counters_back"]
+        assert back["seconds"] == 101
+
+
+def test_if_no_other_worker_tells_of_the_outage_for_some_time_it_is_over() -> None:
+    with supervised(1) as it:
+        it.processes[0].tells(alone="no answer in 50 ms")
+        it.end(it.processes[0])
+        it.reactor.advance(SETTLE_SECONDS + 1)
+        # Nobody could tell.
+        assert told_of(it, "counters_back") == []
+        it.processes[1].ready()
+        it.reactor.advance(SETTLE_SECONDS)
+        assert told_of(it, "counters_back") == ["counters_back"]
+        it.reactor.advance(100)
+        assert told_of(it, "counters_back") == ["counters_back"]
+
+
+def test_a_stop_waits_for_no_end_of_an_outage() -> None:
+    with supervised(2) as it:
+        for process in it.processes:
+            process.tells(alone="no answer in 50 ms")
+        stopped = it.supervisor.stopService()
+        for process in it.processes:
+            it.end(process, 0)
+        assert stopped.called
+        assert it.reactor.getDelayedCalls() == []
+
+
+def test_stress_is_one_event_each_way_for_all_workers() -> None:
+    with supervised(3) as it:
+        first, second, third = it.processes
+        for process, connections in ((second, 400), (first, 401), (third, 402)):
+            process.tells(stress=[True, connections, 500])
+        second.tells(stress=[False, 299, 500])
+        first.tells(stress=[False, 298, 500])
+        assert told_of(it, "stress") == ["stress"]
+        third.tells(stress=[False, 297, 500])
+        found = [each for each in it.events if each["event"] == "stress"]
+        assert [(each["state"], each["connections"], each["cap"]) for each in found] == [
+            ("begins", 400, 500),
+            ("ends", 297, 500),
+        ]
 
 
 def test_counts_are_summed_also_of_those_that_have_ended() -> None:

@@ -57,6 +57,15 @@ def test_the_supervisor_is_told_when_the_counter_store_is_lost_and_when_it_is_ba
     assert told == [{"alone": "no answer in 50 ms"}, {"alone": None}]
 
 
+def test_the_supervisor_is_told_when_stress_begins_and_ends() -> None:
+    worker = Worker()
+    worker.reactor.transport.clear()
+    worker.service.stress(400, 500, begins=True)
+    worker.service.stress(299, 500, begins=False)
+    told = [json.loads(line) for line in worker.reactor.transport.value().splitlines()]
+    assert told == [{"stress": [True, 400, 500]}, {"stress": [False, 299, 500]}]
+
+
 def test_a_change_is_answered_with_all_that_is_in_force() -> None:
     worker = Worker()
     (answer,) = worker.hears(

@@ -109,8 +109,7 @@ class ServiceEvents:
 
     def stress(self, connections: float, cap: int, *, begins: bool) -> None:
         """Stress begins, since 80 % of the cap are taken, or ends, since less than 60 % are. In stress strangers have
-        less time and fewer errors. `connections` are those of all guards that count together. Each worker tells of
-        it."""
+        less time and fewer errors. `connections` are those of all guards that count together."""
         remark = (
             "strangers have less time from now on" if begins else "strangers have their usual limits again"
         )

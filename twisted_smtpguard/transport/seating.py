@@ -53,7 +53,8 @@ class Seating:
         """How many of all guards that count together have one, as far as it is known; 0: none do."""
         self._deadlines = deadlines
         self._counting = counting
-        self._events = events
+        self.tell_stress: Callable[..., object] = events.stress
+        """Called when stress begins or ends, as `Events.stress`."""
         self._sessions = sessions
         # A newcomer that is being decided about is not held against its own network.
         self._idle = IdleSessions(
@@ -130,7 +131,7 @@ class Seating:
         taken = max(self.taken, self.of_all)
         if self.stress.changes(taken, self.seats.all):
             self.context.stressed = self.stress.on
-            self._events.stress(taken, self.context.limits.max_connections, begins=self.stress.on)
+            self.tell_stress(taken, self.context.limits.max_connections, begins=self.stress.on)
             self._limit_strangers()
             if not self.stress.on:
                 self._idle.clear()

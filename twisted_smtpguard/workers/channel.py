@@ -15,6 +15,7 @@ The supervisor asks, and the worker answers. Any number of questions may be open
     {"answer": 7, "done": {…}, "state": …}                    the end of the answer; after a change what is in force
     {"answer": 7, "error": "…"}                               refused, by this sentence
     {"alone": "…"}                                            its counter store is away, for this reason; null: is back
+    {"stress": [true, 400, 500]}                              stress begins or ends, with the connections and the cap
     {"last": {…}, "metrics": {…}}                             the status at the end, and the metrics if there are any
 
 In both directions, without an answer:

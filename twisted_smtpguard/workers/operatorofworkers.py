@@ -78,7 +78,7 @@ class OperatorOfWorkers:
             {
                 "worker": worker.number,
                 "pid": worker.pid,
-                "state": worker.state,
+                "state": worker.shown_state,
                 "version": worker.status.get("version", ""),
                 "connections": worker.status.get("connections", 0),
             }

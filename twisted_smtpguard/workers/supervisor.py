@@ -24,6 +24,7 @@ from twisted_smtpguard.operations.changes import NO_CHANGES
 from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.service.process import ProcessSignals
 from twisted_smtpguard.workers.accepting import create_loads
+from twisted_smtpguard.workers.commonstate import CommonState
 from twisted_smtpguard.workers.inheritance import Inheritance
 from twisted_smtpguard.workers.listening import Listened, Listeners
 from twisted_smtpguard.workers.merging import Counts, of_ended, summed
@@ -83,9 +84,15 @@ class Supervisor(MultiService):
         self._emptied: Deferred[None] | None = None
         """Fires when the last worker has ended; None: none is to end."""
         self._restarting = False
-        self._alone: set[WorkerProcess] = set()
-        """The workers whose counter store is away."""
-        self._alone_since = 0.0
+        self._outage = CommonState(
+            reactor, lambda: self.ready_workers, events.counters_away, events.counters_back
+        )
+        """That the counter store of a worker is away."""
+        self._stress = CommonState(
+            reactor, lambda: self.ready_workers, self._stress_begins, lambda _: self._stress_ends()
+        )
+        self._crowd = (0, 0)
+        """The connections and the cap of which a worker has told last in stress, or at its end."""
         self._waiting: list[Deferred[None]] = []
         """Who waits until all workers accept connections."""
         self._signals = ProcessSignals(reactor, [self], self._restart_by_signal)
@@ -161,6 +168,8 @@ class Supervisor(MultiService):
 
     def _see_whether_all_have_ended(self) -> None:
         if not self.workers and self._emptied is not None and not self._emptied.called:
+            self._outage.forget()
+            self._stress.forget()
             self._emptied.callback(None)
 
     # The signals of the process.
@@ -297,7 +306,8 @@ class Supervisor(MultiService):
     def worker_ended(self, worker: WorkerProcess, how: str) -> None:
         """Called when the process of a worker has ended."""
         del self.workers[worker.number]
-        self.worker_alone(worker, None)
+        self._outage.gone(worker)
+        self._stress.gone(worker)
         self._store.forget(worker.number - 1)
         self.on_worker_ended(worker)
         if worker.status:
@@ -312,17 +322,25 @@ class Supervisor(MultiService):
         self._see_whether_all_have_ended()
 
     def worker_alone(self, worker: WorkerProcess, problem: str | None) -> None:
-        """Called when the counter store of a worker is away, for this reason; None: it is back, or the worker has
-        ended. The log has one event when the first worker loses it, and one when the last has it again."""
-        if problem is not None:
-            if not self._alone:
-                self._alone_since = self._reactor.seconds()
-                self.events.counters_away(problem)
-            self._alone.add(worker)
-        elif worker in self._alone:
-            self._alone.remove(worker)
-            if not self._alone:
-                self.events.counters_back(self._reactor.seconds() - self._alone_since)
+        """Called when the counter store of a worker is away, for this reason; None: it is back."""
+        if problem is None:
+            self._outage.leave(worker)
+        else:
+            self._outage.enter(worker, problem)
+
+    def worker_stressed(self, worker: WorkerProcess, connections: int, cap: int, *, begins: bool) -> None:
+        """Called when stress begins or ends in a worker, with so many connections of all."""
+        self._crowd = connections, cap
+        if begins:
+            self._stress.enter(worker, None)
+        else:
+            self._stress.leave(worker)
+
+    def _stress_begins(self, _: object) -> None:
+        self.events.stress(*self._crowd, begins=True)
+
+    def _stress_ends(self) -> None:
+        self.events.stress(*self._crowd, begins=False)
 
     def holds_lock(self, worker: WorkerProcess) -> bool:
         """Whether a worker has the lock of the table at this instant, for which the others wait."""

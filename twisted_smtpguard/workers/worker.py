@@ -81,6 +81,7 @@ class Worker:
         self._loads.connections = lambda: guard.factory.connections
         service = WorkerService(self._reactor, guard, CHANNEL, metrics)
         guard.factory.counting.outages = service
+        guard.factory.seating.tell_stress = service.stress
         service.setServiceParent(guard)
 
 
@@ -135,6 +136,10 @@ class WorkerService(Service):
     def counters_back(self, seconds: float) -> None:
         """Called when the counter store is back."""
         self._channel.send({"alone": None})
+
+    def stress(self, connections: float, cap: int, *, begins: bool) -> None:
+        """Called when stress begins or ends here. The supervisor logs it once for all workers."""
+        self._channel.send({"stress": [begins, connections, cap]})
 
     def _tell_ready(self) -> None:
         if self._guard.ready and not self._told:

@@ -34,6 +34,8 @@ HOLDING_LOOKS = 5
 others wait for it."""
 
 STARTING, READY, RETIRING, STOPPING = "starting", "ready", "retiring", "stopping"
+HANGING = "hanging"
+"""What operators see of one that is ready or retires, and answers nothing."""
 
 NAME = "supervisor"
 """Who asks for the status."""
@@ -49,6 +51,7 @@ class Owner(Protocol):
     def worker_ready(self, worker: WorkerProcess) -> None: ...
     def worker_ended(self, worker: WorkerProcess, how: str) -> None: ...
     def worker_alone(self, worker: WorkerProcess, problem: str | None) -> None: ...
+    def worker_stressed(self, worker: WorkerProcess, connections: int, cap: int, *, begins: bool) -> None: ...
     def holds_lock(self, worker: WorkerProcess) -> bool: ...
 
 
@@ -126,6 +129,11 @@ class WorkerProcess(ProcessProtocol):
     def takes_changes(self) -> bool:
         """Whether it has sessions, or will have, to which changes of operators apply."""
         return self.state in (STARTING, READY, RETIRING)
+
+    @property
+    def shown_state(self) -> str:
+        """Its state as operators see it."""
+        return HANGING if self.state in (READY, RETIRING) and self.is_silent else self.state
 
     @property
     def is_silent(self) -> bool:
@@ -215,6 +223,9 @@ class WorkerProcess(ProcessProtocol):
             self._tables.make(changes_in(message))
         elif "alone" in message:
             self._owner.worker_alone(self, message["alone"])
+        elif "stress" in message:
+            begins, connections, cap = message["stress"]
+            self._owner.worker_stressed(self, connections, cap, begins=begins)
         elif "last" in message:
             self.status = message["last"]
             self.last_metrics = message["metrics"]
