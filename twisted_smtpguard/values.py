@@ -231,6 +231,11 @@ class Record(NamedTuple):
     """When it is forgotten, in seconds since 1970."""
 
 
+MOST_RECORDS = 100_000
+"""How many records there are of each kind, in a guard unless its table is told another number, and in Redis. Above that
+the one whose end comes first goes."""
+
+
 class RecordsSince(NamedTuple):
     """What has changed in the records of one kind."""
 

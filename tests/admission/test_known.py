@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 
 from twisted_smtpguard import Limits
 from twisted_smtpguard.admission.known import KnownClients
+from twisted_smtpguard.counters.redisstore import _record, _words_of_record
 from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Record
 
@@ -152,3 +153,39 @@ def test_a_client_is_told_with_its_mail_and_when_it_is_forgotten() -> None:
     assert known.standing(ONE, IPv4Address(ONE)) == (True, None, None)
     assert known.standing(OTHER, None) is None
     assert dict(known.by_mail()) == {}
+
+
+@pytest.mark.parametrize("skew", [-DAY, DAY])
+def test_a_clock_that_is_a_day_off_makes_nobody_known_for_longer_or_for_less(skew: float) -> None:
+    ours, theirs = Known(), Known()
+    theirs.clock.rightNow += skew
+
+    def later(seconds: float) -> None:
+        ours.clock.advance(seconds)
+        theirs.clock.advance(seconds)
+
+    def share(key: str) -> None:
+        # As a store does: it is told how long the record lives, and tells that.
+        words = _words_of_record(ours.records.get(key), ours.clock.seconds())
+        theirs.records.learn(key, _record(*words, theirs.clock.seconds()))
+
+    ours.accepted(ONE)
+    later(29 * DAY)
+    ours.accepted(OTHER)
+    later(3600)
+    share(ONE)
+    share(OTHER)
+    standing = theirs.standing(OTHER, None)
+    assert standing is not None
+    assert standing.accepted_at == pytest.approx(theirs.clock.seconds() - 3600, abs=0.01)
+    # What is an hour old is not renewed, there as here.
+    theirs.accepted(OTHER)
+    assert theirs.changes == []
+    later(DAY - 3600 - 1)
+    assert ours.knows() and theirs.knows()
+    later(2)
+    assert not (ours.knows() or theirs.knows())
+    later(29 * DAY - 2)
+    assert ours.knows(OTHER) and theirs.knows(OTHER)
+    later(2)
+    assert not (ours.knows(OTHER) or theirs.knows(OTHER))

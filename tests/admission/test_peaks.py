@@ -18,7 +18,7 @@ from twisted_smtpguard.admission.peaks import (
     GROUPS,
     MAX_CLIENTS,
     NOTED,
-    PER_CLIENT,
+    NOTED_LIMITS,
     REFUSED,
     ClientPeaks,
     span_of,
@@ -93,7 +93,7 @@ def test_the_peaks_are_those_of_a_computation_that_keeps_everything(
         # That a client has had one event is not noted.
         expected[group][end_of_span(most[key]) if most[key] > 1 else 0] += 1
     assert peaks.of_limit(LIMIT) == expected
-    assert all(set(peaks.of_limit(name)[ACCEPTED]) <= {0} for name in PER_CLIENT if name != LIMIT)
+    assert all(set(peaks.of_limit(name)[ACCEPTED]) <= {0} for name in NOTED_LIMITS if name != LIMIT)
 
 
 def test_a_client_that_is_forgotten_stays_counted() -> None:
@@ -170,7 +170,7 @@ def test_memory_is_bounded() -> None:
             for word, happened in (("1234", peaks.accepted), ("5678", peaks.refused)):
                 key = f"2001:db8:{client:x}:{word}::/64"
                 happened(key)
-                for limit in PER_CLIENT:
+                for limit in NOTED_LIMITS:
                     peaks.note(key, limit, client + 2)
         size, _ = tracemalloc.get_traced_memory()
     finally:

@@ -14,7 +14,7 @@ from operated import Operated
 from twisted.cred.error import UnauthorizedLogin
 
 from twisted_smtpguard import Limits, Rate
-from twisted_smtpguard.admission.peaks import GROUPS, PER_CLIENT
+from twisted_smtpguard.admission.peaks import GROUPS, NOTED_LIMITS
 from twisted_smtpguard.cli.configuration import read_configuration
 from twisted_smtpguard.operations import suggestions
 from twisted_smtpguard.operations.suggestions import ONE_IN, lines, merged, row
@@ -102,7 +102,9 @@ def test_what_an_enforced_limit_has_cut_off_is_not_guessed() -> None:
 
 
 def test_a_limit_that_is_off_is_not_suggested_but_how_to_have_it_counted() -> None:
-    text = "\n".join(lines([row(Limits(), name, {key: {} for key in GROUPS}, SINCE) for name in PER_CLIENT]))
+    text = "\n".join(
+        lines([row(Limits(), name, {key: {} for key in GROUPS}, SINCE) for name in NOTED_LIMITS])
+    )
     assert "#   message-rate = 1000000/60\n#   dry-run = message-rate" in text
     assert "#   max-connections-per-client = 1000000\n" in text
     assert "# auth-failure-rate is 10/600, enforced." in text
@@ -114,7 +116,7 @@ def test_a_limit_that_is_off_is_not_suggested_but_how_to_have_it_counted() -> No
 def of(guard: Operated, limit: str) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
     guard.operator.suggest().addCallback(told.extend)
-    guard.clock.pump([0] * len(PER_CLIENT))
+    guard.clock.pump([0] * len(NOTED_LIMITS))
     (found,) = [each for each in told if each["limit"] == limit]
     return found
 

@@ -8,12 +8,11 @@ from twisted_smtpguard.records.recordtables import (
     BAN,
     KINDS,
     KNOWN,
-    MOST_RECORDS,
     Change,
     Outbox,
     RecordTables,
 )
-from twisted_smtpguard.values import Record
+from twisted_smtpguard.values import MOST_RECORDS, Record
 
 NOW = 1_800_000_000.0
 

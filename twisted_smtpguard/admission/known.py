@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from twisted_smtpguard.limits.limits import Limits
-from twisted_smtpguard.records.records import Records
+from twisted_smtpguard.records.records import Records, renewed_after
 from twisted_smtpguard.values import Address, Record
-
-_RENEWAL_SECONDS = 86400
-"""An older record is renewed by the next mail, so that what keeps the records has one change a day for a client."""
 
 
 class Standing(NamedTuple):
@@ -30,8 +27,9 @@ class Standing(NamedTuple):
 
 class KnownClients:
     """The known clients of a guard. `records` has those that are known by their mail. The value of a record is for how
-    long, in seconds: its end is by the clock of whoever has it, and so is then the time of the mail. `seconds` returns
-    the time, in seconds since 1970."""
+    long, in seconds: its end is by the clock of whoever has it, and so is then the time of the mail. A store that
+    guards share is told how long a record still lives, and tells the same: a clock that is a day off makes nobody known
+    for longer or for less. `seconds` returns the time, in seconds since 1970."""
 
     def __init__(self, limits: Limits, records: Records, seconds: Callable[[], float]) -> None:
         self.records = records
@@ -69,7 +67,7 @@ class KnownClients:
         """Called when the delivery has accepted a mail of a client. It changes something once a day."""
         now, seconds = self._seconds(), self._seconds_known
         record = self.records.get(key)
-        if seconds and (record is None or now - _accepted_at(record) >= min(_RENEWAL_SECONDS, seconds / 2)):
+        if seconds and (record is None or now - _accepted_at(record) >= renewed_after(seconds)):
             self.records.put(key, f"{seconds:.0f}", now + seconds)
 
     def refused(self, key: str) -> None:

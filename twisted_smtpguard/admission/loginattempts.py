@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.counters.decision import fits
 from twisted_smtpguard.hooks.later import CallLater, start_coroutine
-from twisted_smtpguard.records.records import Records
+from twisted_smtpguard.records.records import Records, renewed_after
 from twisted_smtpguard.values import Wanted
 
 OF_CLIENT, OF_USER = "auth_failure_rate", "auth_failure_rate_per_user"
@@ -33,9 +33,6 @@ _CHECKS = "auth_checks"
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 """Seconds between two looks whether those passwords have been checked, perhaps by other processes."""
-
-_RENEWAL_SECONDS = 86400
-"""An older login is noted anew by the next one: a busy client may log in a hundred times a second."""
 
 
 def digest_of(username: bytes) -> str:
@@ -199,7 +196,7 @@ class LoginAttempts:
         seconds = self._clients.limits.known_for
         end = self._seconds() + seconds
         record = self._logins.get(login)
-        if seconds and (record is None or end - record.end >= min(_RENEWAL_SECONDS, seconds / 2)):
+        if seconds and (record is None or end - record.end >= renewed_after(seconds)):
             self._logins.put(login, "", end)
 
 

@@ -16,7 +16,7 @@ from twisted_smtpguard.limits.limits import Limits
 from twisted_smtpguard.records.records import Records
 from twisted_smtpguard.values import Record
 
-PER_CLIENT = (
+NOTED_LIMITS = (
     "max_connections_per_client",
     "connection_rate",
     "message_rate",
@@ -46,8 +46,8 @@ _LAST = (*(following - 1 for following in _FIRST[1:]), 2**63)
 NOTED = frozenset(_FIRST[2:])
 """The counts that begin a span, and so have to be noted. That a client has one of something tells nothing."""
 
-_PLACE = {name: place for place, name in enumerate(PER_CLIENT)}
-_MARK = len(PER_CLIENT)
+_PLACE = {name: place for place, name in enumerate(NOTED_LIMITS)}
+_MARK = len(NOTED_LIMITS)
 """Where a row has the group of a client whose mail was not accepted, as a number: 0 for none."""
 _NEW = bytes(_MARK + 1)
 
@@ -71,7 +71,7 @@ class ClientPeaks:
 
     def set_limits(self, limits: Limits) -> None:
         """Swap the limits. Begins anew if peaks from before cannot be compared with those that follow."""
-        values = [getattr(limits, name) for name in PER_CLIENT]
+        values = [getattr(limits, name) for name in NOTED_LIMITS]
         windows = [(bool(value), getattr(value, "seconds", 0)) for value in values]
         counted = *windows, limits.ipv4_client_prefix, limits.ipv6_client_prefix
         if counted != self._counted:
@@ -83,7 +83,7 @@ class ClientPeaks:
             self._accepted: OrderedDict[str, bytes] = OrderedDict()
             self._others: OrderedDict[str, bytes] = OrderedDict()
             self._forgotten: dict[str, dict[str, Counter[int]]] = {
-                name: {group: Counter() for group in GROUPS} for name in PER_CLIENT
+                name: {group: Counter() for group in GROUPS} for name in NOTED_LIMITS
             }
 
     def sizes(self) -> dict[str, int]:
@@ -127,7 +127,7 @@ class ClientPeaks:
             _, row = table.popitem(last=False)
             group = self._group(table, row)
             if group:
-                for name, span in zip(PER_CLIENT, row, strict=False):
+                for name, span in zip(NOTED_LIMITS, row, strict=False):
                     self._forgotten[name][group][span] += 1
 
     def _group(self, table: OrderedDict[str, bytes], row: bytes) -> str:

@@ -21,12 +21,9 @@ from twisted_smtpguard.counters.redisrenewal import NO_NAME, Renewals
 from twisted_smtpguard.counters.redisurl import RedisServer, redis_servers
 from twisted_smtpguard.hooks.faults import at_debug, safely
 from twisted_smtpguard.interfaces import IConnectingCounterStore, IRecordStore
-from twisted_smtpguard.values import CounterStoreUnavailable, Record, RecordsSince, Wanted
+from twisted_smtpguard.values import MOST_RECORDS, CounterStoreUnavailable, Record, RecordsSince, Wanted
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
-
-MOST_RECORDS = 100_000
-"""How many records of one kind Redis keeps. Above that the one whose end comes first goes."""
 
 _NO_MARK = "-1 0"
 _HOUR_MILLISECONDS = 3_600_000

@@ -13,7 +13,7 @@ from twisted_smtpguard.admission.bans import Ban, BanList
 from twisted_smtpguard.admission.clients import ClientLimits
 from twisted_smtpguard.admission.known import KnownClients, Standing
 from twisted_smtpguard.admission.offences import Offences
-from twisted_smtpguard.admission.peaks import PER_CLIENT
+from twisted_smtpguard.admission.peaks import NOTED_LIMITS
 from twisted_smtpguard.filters.networklist import parse_network
 from twisted_smtpguard.log.eventlog import utc, word
 from twisted_smtpguard.operations import suggestions
@@ -93,7 +93,7 @@ async def suggested(clients: ClientLimits, clock: IReactorTime) -> Iterator[Row]
     """One row for each limit per client, with values that would suit the clients. Each limit is looked at in a turn of
     the reactor, since there may be ten thousands of clients."""
     found = []
-    for name in PER_CLIENT:
+    for name in NOTED_LIMITS:
         peaks = clients.peaks
         found.append(suggestions.row(clients.limits, name, peaks.of_limit(name), utc(peaks.since)))
         await deferLater(clock, 0)

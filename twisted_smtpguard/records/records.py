@@ -152,6 +152,13 @@ class Records:
         return record is not None and record.end == end
 
 
+def renewed_after(seconds: float) -> float:
+    """How many seconds old a record that is kept for `seconds` has to be, so that the next mail or login renews it: a
+    day, or half its time. A busy client may send or log in a hundred times a second, and what keeps the records has one
+    change a day for it."""
+    return min(86_400, seconds / 2)
+
+
 def checked_record(key: str, record: Record) -> Record:
     """`record`, if it may have this key. ValueError: it may not, and could not be kept everywhere."""
     texts = (key, record.value)

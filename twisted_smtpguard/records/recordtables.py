@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from twisted_smtpguard.records.records import Records
-from twisted_smtpguard.values import Record
+from twisted_smtpguard.values import MOST_RECORDS, Record
 
 KNOWN, BAN, FORMER_BAN, LOGIN, RULE = "known", "ban", "former_ban", "login", "rule"
 """The kinds: clients whose mail was accepted; clients and networks that are banned, and how often they were; from where
@@ -18,9 +18,6 @@ KINDS = (KNOWN, BAN, FORMER_BAN, LOGIN, RULE)
 
 OF_CLIENTS = (KNOWN, BAN, FORMER_BAN, LOGIN)
 """Those that are kept on the disk, and that workers tell each other. What operators change reaches both by itself."""
-
-MOST_RECORDS = 100_000
-"""How many records there are of each kind, unless a table is told another number."""
 
 
 class Change(NamedTuple):
