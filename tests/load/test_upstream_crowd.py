@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import GuardProcess
+from processes import ExecutedGuard
 from stuckcrowd import assert_known_senders_are_served, options, with_smtplib
 
 pytestmark = [
@@ -22,9 +22,9 @@ def test_strangers_that_stop_after_mail_keep_no_known_sender_waiting(
 ) -> None:
     (tmp_path / "server").mkdir()
     proxied = ("--proxy-protocol-from=127.0.0.0/8",) if announce == "proxy" else ()
-    with GuardProcess(tmp_path / "server", "--deliver=discard:", *proxied) as server:
+    with ExecutedGuard(tmp_path / "server", "--deliver=discard:", *proxied) as server:
         host, port = server.address
         upstream = f"smtp:tcp:{host}:{port},announce={announce}"
         several = () if workers == 1 else (f"--workers={workers}",)
-        with GuardProcess(tmp_path, *options(tmp_path, upstream), *several) as guard:
+        with ExecutedGuard(tmp_path, *options(tmp_path, upstream), *several) as guard:
             assert_known_senders_are_served(guard, with_smtplib, "c@d.example")
