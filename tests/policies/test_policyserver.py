@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectError
 
 from twisted_smtpguard.policies import policyserver
 from twisted_smtpguard.policies.answers import MAX_ANSWER_OCTETS
-from twisted_smtpguard.policies.policyserver import IDLE_SECONDS
+from twisted_smtpguard.policies.policyserver import IDLE_SECONDS, MAX_LATE
 from twisted_smtpguard.testing import codes
 
 
@@ -247,6 +247,71 @@ def test_a_client_that_leaves_frees_what_its_question_held(waiting_for: str) -> 
     policed.server.open[-1].answer()
     assert codes(stays.heard()) == [250]
     assert sum(len(link.asked) for link in policed.server.links) == (2 if waiting_for == "an answer" else 1)
+
+
+def test_a_client_that_leaves_costs_no_connection_if_the_answer_comes_in_time() -> None:
+    policed = Policed()
+    for _ in range(5):
+        policed.at_recipient().disconnect()
+        policed.clock.advance(9.9)
+        policed.server.open[-1].answer("REJECT")
+    assert len(policed.server.links) == len(policed.server.open) == 1
+    # The late answers are nobody else's.
+    client = policed.at_recipient()
+    assert client.heard() == ""
+    policed.server.links[0].answer("DUNNO")
+    assert codes(client.heard()) == [250]
+    assert len(policed.server.links) == 1
+    policed.policy.stopService()
+    assert policed.server.open == []
+
+
+@pytest.mark.parametrize("octets", [b"", b"action=DUN", b"action=DUNNO\n\naction=OK\n\n", b"rubbish\n\n"])
+def test_a_connection_whose_late_answer_does_not_come_whole_and_alone_is_closed(octets: bytes) -> None:
+    policed = Policed()
+    policed.at_recipient().disconnect()
+    policed.clock.advance(5)
+    policed.server.links[0].say(octets)
+    policed.clock.advance(5)
+    assert policed.server.open == []
+    client = policed.at_recipient()
+    policed.server.links[1].answer()
+    assert codes(client.heard()) == [250]
+
+
+def test_a_server_that_closes_instead_of_a_late_answer_is_not_asked_again() -> None:
+    policed = Policed()
+    client = policed.at_recipient()
+    policed.server.links[0].answer()
+    assert codes(client.heard()) == [250]
+    policed.at_recipient().disconnect()
+    policed.server.links[0].close()
+    assert len(policed.server.links) == 1
+    policed.clock.advance(20)
+    assert policed.server.open == []
+
+
+def test_those_who_ask_and_leave_keep_nobody_waiting_and_no_more_connections_than_there_may_be() -> None:
+    policed = Policed(connections=3)
+    for _ in range(100):
+        policed.at_recipient().disconnect()
+        assert len(policed.server.open) <= 3
+        assert len(policed.policy._late) <= 3
+    client = policed.at_recipient()
+    policed.server.open[-1].answer()
+    assert codes(client.heard()) == [250]
+    policed.clock.advance(10)
+    assert len(policed.server.open) == 1
+
+
+def test_of_any_number_of_connections_few_wait_for_late_answers() -> None:
+    policed = Policed(connections=0)
+    clients = [policed.at_recipient() for _ in range(3 * MAX_LATE)]
+    for client in clients:
+        client.disconnect()
+    assert len(policed.server.open) == len(policed.policy._late) == MAX_LATE
+    policed.clock.advance(10)
+    assert policed.server.open == []
 
 
 def test_an_unknown_action_is_a_configuration_error_even_of_one_that_fails_open() -> None:

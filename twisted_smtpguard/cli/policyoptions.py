@@ -100,6 +100,7 @@ class _Servers:
 
     def __init__(self, limits: Limits, reactor: Any) -> None:
         self._most = limits.max_policy_connections
+        self._timeout = limits.policy_timeout
         self._reactor = reactor
         self._servers: dict[str, PolicyServer] = {}
 
@@ -110,6 +111,8 @@ class _Servers:
             server = PolicyServer(endpoint, self._reactor, max_connections=self._most)
             self._servers[option.endpoint] = server
         options = option.options
+        # The shortest of those that share it. 0 is no limit.
+        server.timeout = min(server.timeout, options.get("timeout", self._timeout) or server.timeout)
         return PolicyEntry(
             server,
             options.get("name") or option.endpoint,

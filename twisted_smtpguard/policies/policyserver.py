@@ -2,7 +2,8 @@
 
 A connection is kept and asked again, one question at a time, as the protocol demands. There are few of them, however
 many clients there are: a further question waits for one. The engine keeps the time: whoever does not get an answer in
-time cancels the question, and its connection, whose answer may still come, is closed.
+time cancels the question, and its connection is closed. A client that leaves earlier cancels it too. Then the answer,
+which nobody wants any more, is waited for as long, and the connection is kept, unless another question needs it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ IDLE_SECONDS = 300
 SELF_TEST_SECONDS = 5
 """How long `--check` waits for the server."""
 
+MAX_LATE = 50
+"""How many connections may wait for answers that nobody wants any more, at most."""
+
 MAX_WAITING = 10_000
 """How many questions may wait for a connection. One more fails at once."""
 
@@ -42,6 +46,7 @@ class _Question:
     def __init__(self, octets: bytes, server: PolicyServer) -> None:
         self.octets = octets
         self.answer: Promise[PolicyVerdict] = Promise(partial(server._forget, self))
+        self.asked_at = server._reactor.seconds()
         self.connecting: Deferred[Any] | None = None
         """The connection that is being opened for it."""
         self.connection: _Connection | None = None
@@ -63,6 +68,8 @@ class _Connection(Protocol):
         self._server = server
         self._parser = AnswerParser()
         self._dropped = False
+        self.late: Any = None
+        """The call that closes it, if it waits for an answer that nobody wants any more."""
         self.idle_since = 0.0
 
     def connectionMade(self) -> None:
@@ -88,6 +95,7 @@ class _Connection(Protocol):
             verdict = None if action is None else verdict_of(action)
         except PolicyUnavailable as error:
             self.question = None
+            self._server._settled(self)
             if error.misconfigured and not self._parser.rest:
                 self._server._free(self)
             else:
@@ -96,6 +104,7 @@ class _Connection(Protocol):
             return
         if verdict is not None:
             self.question, self.kept = None, True
+            self._server._settled(self)
             if self._parser.rest:
                 self.drop()
             else:
@@ -111,6 +120,8 @@ class _Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         asked, self.question = self.question, None
+        if asked is not None and asked.forgotten:
+            asked = None
         self._server._lost(self, asked, answer_begun=self._parser.begun)
 
 
@@ -119,7 +130,8 @@ class PolicyServer(Service):
     """Asks the policy server at `endpoint`. `reactor` provides the time.
 
     `max_connections` is how many connections there are at once, at most; 0: any number. `stages` are those at which it
-    is asked, unless its PolicyEntry says others.
+    is asked, unless its PolicyEntry says others. `timeout` is for how many seconds an answer is waited for whose client
+    has left.
     """
 
     @checked
@@ -130,11 +142,13 @@ class PolicyServer(Service):
         *,
         max_connections: int = 50,
         stages: frozenset[str] = frozenset({"rcpt"}),
+        timeout: float = 10,
     ) -> None:
         unknown = stages - {*POLICY_STAGES}
         if unknown or not stages:
             raise ValueError(f"stages must be some of {', '.join(POLICY_STAGES)}, not {sorted(stages)}")
         self.stages = stages
+        self.timeout = timeout
         self._endpoint = endpoint
         self._reactor = reactor
         self._max_connections = max_connections
@@ -144,6 +158,8 @@ class PolicyServer(Service):
         self._idle: OrderedDict[_Connection, None] = OrderedDict()
         """Those that are not used. The one that was used last is used next."""
         self._waiting: OrderedDict[_Question, None] = OrderedDict()
+        self._late: OrderedDict[_Connection, None] = OrderedDict()
+        """Those that wait for an answer that nobody wants any more, the longest waiting first."""
         self._serving = False
         self._sweep: Any = None
         """The call that closes the connections that have not been used for long."""
@@ -188,6 +204,10 @@ class PolicyServer(Service):
             connection.send(asked)
         elif self._may_open():
             self._connect(asked)
+        elif self._late:
+            # It may be long until its answer comes.
+            next(iter(self._late)).drop()
+            self._connect(asked)
         elif len(self._waiting) >= MAX_WAITING:
             asked.answer.fail(PolicyUnavailable("too many questions wait for the policy server"))
         else:
@@ -215,8 +235,20 @@ class PolicyServer(Service):
         if asked.connecting is not None:
             cancel(asked.connecting)
         elif asked.connection is not None and asked.connection.question is asked:
-            asked.connection.question = None
-            asked.connection.drop()
+            connection, left = asked.connection, asked.asked_at + self.timeout - self._reactor.seconds()
+            if left <= 0 or self._waiting or len(self._late) >= MAX_LATE:
+                connection.drop()
+            else:
+                connection.late = self._reactor.callLater(left, connection.drop)
+                self._late[connection] = None
+
+    def _settled(self, connection: _Connection) -> None:
+        """Called when a connection has its answer, or will have none."""
+        self._late.pop(connection, None)
+        if connection.late is not None:
+            if connection.late.active():
+                connection.late.cancel()
+            connection.late = None
 
     def _fail_waiting(self, problem: PolicyUnavailable) -> None:
         waiting, self._waiting = self._waiting, OrderedDict()
@@ -286,6 +318,7 @@ class PolicyServer(Service):
 
     def _closing(self, connection: _Connection) -> None:
         """Called when a connection is not to be used again."""
+        self._settled(connection)
         self._idle.pop(connection, None)
         self._open.discard(connection)
 
