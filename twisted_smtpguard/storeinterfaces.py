@@ -17,7 +17,7 @@ class ICounterStore(Interface):
 
     An `owner` is one run of a guard: a word that no other run has. A method that cannot do its work raises
     `CounterStoreUnavailable`. After any exception, and after 50 ms without an answer to `take()`, the guard goes on
-    with counts of its own. It calls nothing but `renew()` then, once a second, and `look(())` when that has answered,
+    with its own counts. It calls nothing but `renew()` then, once a second, and `look(())` when that has answered,
     until the latter answers within 50 ms. No call is cancelled.
     """
 
@@ -27,7 +27,7 @@ class ICounterStore(Interface):
 
     def take(owner: str, wanted: Sequence[Wanted]) -> Later[Sequence[int]]:
         """Take all that is wanted, or nothing if one count would exceed its limit. Called once for each decision.
-        One counter may be wanted for a client and for its networks, each with a limit of its own.
+        One counter may be wanted for a client and for its networks, each with its own limit.
 
         The answer has the count of each, with what is wanted now, whether it was taken or not.
         """
@@ -58,7 +58,7 @@ class IConnectingCounterStore(ICounterStore):
 
 class IRecordStore(ICounterStore):
     """A counter store that also keeps records of clients, such as bans, for all guards that share it. Optional: without
-    it each guard has records of its own.
+    it each guard has its own records.
 
     A record has a `kind`, which is a word, and a key: the network of a client, or a digest. It is kept until its end,
     or until there are too many of its kind. Ends are by the clock of this guard: a store of several hosts sees to it

@@ -79,7 +79,7 @@ class ClientPeaks:
             self.since = self._seconds()
             """From when on peaks are noted."""
             # A row has the number of the peak's span for each limit, and the mark. The clients whose mail was accepted
-            # have a table of their own.
+            # have their own table.
             self._accepted: OrderedDict[str, bytes] = OrderedDict()
             self._others: OrderedDict[str, bytes] = OrderedDict()
             self._forgotten: dict[str, dict[str, Counter[int]]] = {

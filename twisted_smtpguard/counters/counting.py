@@ -1,7 +1,7 @@
 """The counts of one guard, in a store that may answer late or not at all.
 
-A decision waits for the store for 50 ms at most. Then, and until the store answers again, the guard goes on with counts
-of its own: it holds its clients to the same limits, but does not see what other guards admit. When the store is back it
+A decision waits for the store for 50 ms at most. Then, and until the store answers again, the guard goes on with its
+own counts: it holds its clients to the same limits, but does not see what other guards admit. When the store is back it
 is told what the guard holds; a store that says when it has connected is told at once, since it may have lost its data.
 """
 

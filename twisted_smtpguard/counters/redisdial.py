@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IStreamClientEndpoint
 
 CONNECT_SECONDS = 3.0
-"""The time limit for the look-up of a name and TCP together. After that each answer has a limit of its own."""
+"""The time limit for the look-up of a name and TCP together. After that each answer has its own limit."""
 
 
 async def connect(server: RedisServer, reactor: Any, lease_milliseconds: int) -> RedisConnection:

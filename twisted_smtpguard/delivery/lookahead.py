@@ -135,7 +135,7 @@ class SentAhead(deque[tuple[bytes, Promise[UpstreamReply]]]):
 async def _ask_after(
     forgotten: Promise[None], connection: Connection, line: bytes, seconds: float
 ) -> UpstreamReply:
-    """Send `line` when the server has answered a DATA, behind which nothing may be sent (RFC 2920 3.1)."""
+    """Send `line` when the server has answered a DATA, after which nothing may be sent (RFC 2920 3.1)."""
     await forgotten
     return await connection.command(line, seconds)
 

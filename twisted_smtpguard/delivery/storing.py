@@ -80,7 +80,7 @@ class StoringThreads:
         self._call()
 
     def store_alone(self, message: Storable) -> None:
-        """Store `message` in a trip of its own, at once: its fsync may take so long that others should not wait for it.
+        """Store `message` in its own trip, at once: its fsync may take so long that others should not wait for it.
         Called in the reactor's thread."""
         stored: Deferred[Outcomes] = maybeDeferred(in_thread, self._reactor, self._store_alone, message)
         stored.addCallbacks(_answer, message.answer)

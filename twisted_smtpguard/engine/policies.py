@@ -292,7 +292,7 @@ class _Inquiry:
             if error.misconfigured:
                 reply, reason, problem = replies.POLICY_MISCONFIGURED, "policy_misconfigured", "misconfigured"
         elif isinstance(error, Cancelled):
-            problem, text = "cancelled", "it has ended with a cancellation of its own"
+            problem, text = "cancelled", "it has cancelled itself"
         else:
             engine.log_failure(error, f"policy {entry.name}")
         passes = entry.fail_open and reply is replies.POLICY_FAILED

@@ -36,6 +36,6 @@ class FaultyFileError(ValueError):
     def __init__(self, option: str, file: str, problem: str, text: str = "") -> None:
         super().__init__(text or f"{file}: {problem}")
         self.option = option
-        """The option, without dashes; "" if it has no option of its own."""
+        """The option, without dashes; "" if it has none."""
         self.file = file
         self.problem = problem

@@ -1,8 +1,8 @@
 """The offences of clients, and the points that each of them costs: the table that `--ban-points` changes.
 
 An offence has the reason that the log gives for its refusal. Whatever may be the fault of the guard, of its operator,
-of a balancer or of the upstream server is none. What honest clients do that are old, in a hurry or misled has no points
-of its own, and an operator may give it some.
+of a balancer or of the upstream server is none. What honest clients do that are old, in a hurry or misled has no
+points, and an operator may give it some.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG. They use classes of the page's style, and no style of their own."""
+"""Small charts as inline SVG. They use classes of the page's style, and no other style."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class GuardCollector:
     """Collects the metrics of `guard`. Register it where you like: `registry.register(GuardCollector(guard))`.
 
     `lag` has the times by which the reactor was late; a MetricsService measures them. Two guards in one registry need a
-    label of their own, which this does not give: use a registry for each.
+    label, which this does not give: use a registry for each.
     """
 
     @checked

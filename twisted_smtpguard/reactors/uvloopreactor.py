@@ -1,6 +1,6 @@
 """`twist --reactor=uvloop`: Twisted's asyncio reactor on the event loop of uvloop, for all protocols of the process.
 
-Descriptors are not added to the loop one by one. The reactor has an epoll of its own, which the loop polls as one
+Descriptors are not added to the loop one by one. The reactor has its own epoll, which the loop polls as one
 descriptor, and delivers what it reports itself. Twisted's transports therefore stay what they are on the default
 reactor, with TLS, half-close, back-pressure and abort, and the loop holds nothing for a connection. A transport with a
 true `without_log_context` gets its input by one call, without Twisted's context for the log.

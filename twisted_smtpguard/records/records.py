@@ -113,7 +113,7 @@ class Records:
             self._records.pop(key, None)
             return
         before = self._records.get(key)
-        # The new one is not the one to go: a full table would take none that is shorter than all of its own.
+        # The new one is not the one to go: a full table would take none that is shorter than all that it has.
         self._drop_surplus(_DROPS, before is None)
         self._records[key] = record
         if before is None or before.end != record.end:

@@ -35,7 +35,7 @@ def check_counter_store(
 
 
 class _Checks:
-    """The checks of one store. Each uses clients of its own, so that they do not disturb each other, or a guard."""
+    """The checks of one store. Each uses its own clients, so that they do not disturb each other, or a guard."""
 
     def __init__(
         self, store: ICounterStore, second: ICounterStore, wait: Callable[[float], Awaitable[object]]

@@ -1,7 +1,7 @@
 """A tap on one connection: its dialogue, line by line, as it happens.
 
 Other connections pay nothing for it: the tapped one gets another class of engine, whose table of stages tells what each
-stage has taken of the input, and methods of its own. What is told holds no message data and no credentials.
+stage has taken of the input, and its own methods. What is told holds no message data and no credentials.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ class InheritedEndpoint:
             port = _UnixPort._fromListeningDescriptor(self._reactor, self._descriptor, factory)
         else:
             port = _TCPPort._fromListeningDescriptor(self._reactor, self._descriptor, self._family, factory)
-        # The port has one of its own. If this one stayed open, clients would wait at a guard that stops.
+        # The port has its own. If this one stayed open, clients would wait at a guard that stops.
         os.close(self._descriptor)
         port.loads = self._loads
         port.startListening()

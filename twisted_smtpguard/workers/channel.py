@@ -112,7 +112,7 @@ class _Opening(Factory):
 
 
 def open_channel(reactor: Any, descriptor: int, channel: Channel) -> None:
-    """Connect an end with its socket. The descriptor is closed, since the reactor has one of its own."""
+    """Connect an end with its socket. The descriptor is closed, since the reactor has its own."""
     os.set_blocking(descriptor, False)
     reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _Opening(channel))
     os.close(descriptor)
