@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import parsed
 from documents import ROOT, blocks
+from plugintemplate import copied, python
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -21,49 +18,12 @@ from twisted_smtpguard import DiscardDelivery
 from twisted_smtpguard.cli.policyoptions import policies_of
 from twisted_smtpguard.testing import FakePolicy, Guard
 
-TEMPLATE = ROOT / "docs" / "examples" / "policy_plugin"
 HOW_TO = ROOT / "docs" / "how-to" / "write-a-session-policy.md"
 SERVERS = ROOT / "docs" / "how-to" / "use-policy-servers.md"
 
 
-@pytest.fixture
-def template(tmp_path: Path) -> Path:
-    """A copy: Twisted writes a cache beside the plugins that it sees."""
-    unwanted = shutil.ignore_patterns("__pycache__", "dropin.cache")
-    return Path(shutil.copytree(TEMPLATE, tmp_path / "template", ignore=unwanted))
-
-
-def python(template: Path, *words: str, status: int = 0) -> str:
-    """What a Python that sees the source of `template` says."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=template,
-        env={**os.environ, "PYTHONPATH": str(template / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_its_own_tests_pass(template: Path) -> None:
-    told = python(template, "-m", "twisted.trial", *map(str, (template / "tests").glob("test_*.py")))
-    assert re.search(r"^PASSED \(successes=[1-9]", told, re.MULTILINE), told
-
-
-def test_its_tests_hold_the_policy_to_the_contract() -> None:
-    (test,) = (TEMPLATE / "tests").glob("test_*.py")
-    assert "await check_policy(" in test.read_text()
-
-
-def test_importing_its_plugin_chooses_no_reactor(template: Path) -> None:
-    (plugin,) = (template / "src" / "twisted" / "plugins").glob("*.py")
-    check = f"import runpy, sys; runpy.run_path({str(plugin)!r}); print('twisted.internet.reactor' in sys.modules)"
-    assert python(template, "-c", check) == "False\n"
-
-
-def test_twist_finds_describes_and_makes_it(template: Path) -> None:
+def test_twist_finds_describes_and_makes_it(tmp_path: Path) -> None:
+    template = copied("policy_plugin", tmp_path)
     twist = ("-m", "twisted", "smtpguard")
     assert "user-quota  Limit the recipients of each user" in python(template, *twist, "--help-policies")
     assert "RECIPIENTS/SECONDS, such as 500/3600." in python(template, *twist, "--help-policy=user-quota")
@@ -78,18 +38,6 @@ def test_twist_finds_describes_and_makes_it(template: Path) -> None:
     # Its argument may have a key in it.
     assert "name=q:fail-open:user-quota" in told
     assert "5/60" not in told
-
-
-def test_the_folders_that_belong_to_twisted_have_no_init() -> None:
-    folders = [TEMPLATE / "src" / "twisted", TEMPLATE / "src" / "twisted" / "plugins"]
-    assert [folder for folder in folders if not folder.is_dir() or (folder / "__init__.py").exists()] == []
-
-
-def test_the_code_of_the_how_to_is_that_of_the_files() -> None:
-    shown = re.findall(r"<!-- docs/(\S+) -->\n```\w+\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
-    assert len(shown) == 3
-    for path, text in shown:
-        assert text == (ROOT / "docs" / path).read_text(), path
 
 
 def test_the_shortest_policy_does_what_the_page_says() -> None:

@@ -9,54 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeDelivery
 from logbook import Logbook, logbook
-from manual_threads import ManualThreads
+from statefulguard import NOW, StatefulGuard
 
-from twisted_smtpguard import SMTPGuardService
-from twisted_smtpguard.cli.statedirectory import keep_state
 from twisted_smtpguard.records.recordtables import BAN, KNOWN
 from twisted_smtpguard.state.database import FILE
 from twisted_smtpguard.state.keptrecords import PAUSE_SECONDS, RETRY_SECONDS
 from twisted_smtpguard.values import Record
 
-NOW = 1_800_000_000.0
 
-
-class Kept:
-    """A guard with a state directory, which has been started at a time."""
+class Kept(StatefulGuard):
+    """A guard that keeps its records."""
 
     def __init__(self, directory: Path, at: float = NOW) -> None:
-        self.threads = ManualThreads()
-        self.threads.rightNow = at
-        self.service = SMTPGuardService(self.threads, [], FakeDelivery())
-        keep_state(self.service, [str(directory)], self.threads)
-        self.service.startService()
+        super().__init__(directory, at=at)
         self.records = self.service.factory.records
-        (self.state,) = [part for part in self.service if hasattr(part, "keep")]
 
     def put(self, key: str, value: str = "", seconds: float = 100, kind: str = BAN) -> None:
         self.records[kind].put(key, value, self.threads.seconds() + seconds)
 
     def held(self, kind: str = BAN) -> dict[str, str]:
         return {key: record.value for key, record in self.records[kind].items()}
-
-    def turn(self, seconds: float = 0) -> int:
-        """Let the reactor go on, and the threads work. Returns how many jobs they had."""
-        before = self.threads.trips
-        self.threads.advance(seconds)
-        self.threads.work()
-        return self.threads.trips - before
-
-    def stop(self) -> None:
-        stopped: list[object] = []
-        self.service.stopService().addCallback(stopped.append)
-        self.turn(0.1)
-        assert stopped == [None]
-
-    def ends(self) -> None:
-        """As by kill -9: nothing more is written, and the kernel lets go of the file."""
-        self.state._database._connection.close()  # type: ignore[attr-defined]
 
     def fails(self) -> Any:
         """The disk is full. Returns what makes room."""

@@ -9,35 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeDelivery, codes
+from fakes import codes
 from logbook import Logbook, logbook
-from manual_threads import ManualThreads
+from statefulguard import NOW, StatefulGuard
 from twisted.application.service import MultiService
 
-from twisted_smtpguard import Limits, SMTPGuardService
-from twisted_smtpguard.cli.statedirectory import keep_state, keep_state_of_workers
+from twisted_smtpguard.cli.statedirectory import keep_state_of_workers
 from twisted_smtpguard.operations.changes import NO_CHANGES
 from twisted_smtpguard.operations.rules import MAX_RULES
 from twisted_smtpguard.records.recordtables import RecordTables
 from twisted_smtpguard.state.database import FILE
-from twisted_smtpguard.testing import Clients
-
-NOW = 1_800_000_000.0
 
 
-class Kept(Clients):
-    """A guard with a state directory, which has been started at a time."""
+class Kept(StatefulGuard):
+    """A guard whose operator changes it."""
 
     def __init__(self, directory: Path, *, at: float = NOW, **limits: Any) -> None:
-        self.threads = ManualThreads()
-        self.threads.rightNow = at
-        self.service = SMTPGuardService(
-            self.threads, [], FakeDelivery(), limits=Limits(**limits), hostname="guard.example"
-        )
-        super().__init__(self.service.factory, self.threads)
-        keep_state(self.service, [str(directory)], self.threads)
+        super().__init__(directory, at=at, **limits)
         self.operator = self.service.operator
-        self.service.startService()
 
     def does(self, verb: str, **arguments: str) -> Any:
         """What is answered, once the threads have worked."""
@@ -54,18 +43,6 @@ class Kept(Clients):
     def limit(self, name: str) -> tuple[object, object]:
         (row,) = [row for row in self.operator.limits() if row["limit"] == name]
         return row["value"], row["from"]
-
-    def stop(self) -> None:
-        stopped: list[object] = []
-        self.service.stopService().addCallback(stopped.append)
-        self.threads.advance(0.1)
-        self.threads.work()
-        assert stopped == [None]
-
-    def ends(self) -> None:
-        """As by kill -9: nothing more is written, and the kernel lets go of the file."""
-        (state,) = [part for part in self.service if hasattr(part, "keep")]
-        state._database._connection.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
