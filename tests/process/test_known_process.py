@@ -6,33 +6,12 @@ import smtplib
 from pathlib import Path
 from typing import Any
 
-import pytest
+from askedguard import WORKERS, rows
 from processes import GuardProcess, eventually
 from rawclient import RawClient
 
-from twisted_smtpguard.control.command import RefusedError, ask
-from twisted_smtpguard.operations.verbs import VERBS
-
-WORKERS = pytest.mark.parametrize("workers", [(), ("--workers=2",)], ids=["one", "workers"])
 CAP, RESERVED = 50, 10
 KNOWN = [f"127.9.{number}.1" for number in range(5)]
-
-
-def rows(socket: Path, verb: str, **arguments: str) -> list[dict[str, Any]]:
-    """The rows that are answered, or the answer itself, once the workers are ready."""
-    answers: list[dict[str, Any]] = []
-
-    def asked() -> bool:
-        try:
-            answers[:] = ask(str(socket), VERBS[verb], arguments)
-        except RefusedError as error:
-            assert "no worker is ready" in str(error)
-            return False
-        return True
-
-    eventually(asked, "no worker becomes ready")
-    found = [row for answer in answers for row in answer.get("rows", ())]
-    return found or [answer["done"] for answer in answers if answer.get("done")]
 
 
 def mail(guard: GuardProcess, source: str) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pytest
+from askedguard import WORKERS, told
 from commandline import twist
 from processes import GuardProcess, eventually
 from rawclient import RawClient
-
-from twisted_smtpguard.control.command import RefusedError, ask
-from twisted_smtpguard.operations.verbs import VERBS
 
 DENIED = "421 4.7.0 Connection refused"
 
@@ -21,23 +17,7 @@ def greeting(guard: GuardProcess, source: str) -> str:
         return client.greeting
 
 
-def told(socket: Path, verb: str, **arguments: str) -> list[dict[str, Any]]:
-    """What is answered, once the workers are ready."""
-    answers: list[dict[str, Any]] = []
-
-    def asked() -> bool:
-        try:
-            answers[:] = ask(str(socket), VERBS[verb], arguments)
-        except RefusedError as error:
-            assert "no worker is ready" in str(error)
-            return False
-        return True
-
-    eventually(asked, "no worker becomes ready")
-    return answers
-
-
-@pytest.mark.parametrize("workers", [(), ("--workers=2",)], ids=["one", "workers"])
+@WORKERS
 def test_what_was_answered_before_kill_9_holds_after_the_restart(
     tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
