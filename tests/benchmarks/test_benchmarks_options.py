@@ -28,7 +28,7 @@ from benchmarks.workloads import workloads
         (["--only", "W1, W3"], {"only": ["W1", "W3"]}),
         (["--against", ""], {"against": []}),
         (["--against", "aiosmtpd,smtp-sink"], {"against": ["aiosmtpd", "smtp-sink"]}),
-        (["--quick"], {"rounds": 3, "scale": 0.2, "crowd_scale": 1.0}),
+        (["--quick"], {"rounds": 2, "scale": 0.2, "crowd_scale": 1.0}),
         (["--quick", "--rounds", "7"], {"rounds": 7}),
         (["--scale", "0.1"], {"scale": 0.1, "crowd_scale": 0.1}),
     ],
