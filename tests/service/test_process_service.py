@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -15,9 +16,10 @@ from twisted.application.service import Service as TwistedService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
 from zope.interface import implementer
 
-from twisted_smtpguard.service.process import StandaloneService
+from twisted_smtpguard.service.process import ProcessSignals, StandaloneService
 
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 HANDLED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *HARMLESS)
@@ -185,6 +187,48 @@ async def test_the_first_signal_to_stop_is_for_the_reactor_and_the_next_means_no
         assert guard.factory._drain.grace_over
         await guard.stopService()
         heard.clear()
+
+
+class NotYetRunning(MemoryReactorClock):
+    """A reactor between the start of the service and its own. It has no handlers of signals until it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.when_running: list[tuple[Any, ...]] = []
+
+    def callWhenRunning(self, *call: Any) -> None:
+        self.when_running.append(call)
+
+    def begin(self) -> None:
+        for function, *arguments in self.when_running:
+            function(*arguments)
+
+
+def test_a_stop_that_is_asked_before_the_reactor_runs_is_done_when_it_does() -> None:
+    """For process 1 of a container the kernel drops a signal without a handler."""
+    heard: list[int] = []
+    early = NotYetRunning()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals = ProcessSignals(early, [])
+    signals.handle()
+    assert callable(signal.getsignal(signal.SIGTERM))
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    early.begin()
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_without_handlers_of_the_reactor_a_signal_to_stop_ends_the_process_as_before(runs: bool) -> None:
+    early = NotYetRunning()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals = ProcessSignals(early, [])
+    signals.handle()
+    if runs:
+        early.begin()
+    else:
+        signals.stopped(None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest_twisted.ensureDeferred

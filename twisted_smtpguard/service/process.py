@@ -94,7 +94,10 @@ class ProcessSignals:
         # It would end the process without a log line.
         if SIGUSR2 is not None:
             self._handle(SIGUSR2, signal.SIG_IGN if self._restart is None else self._on_restart)
-        # The reactor sets its own handlers when it begins to run.
+        # The reactor sets its own handlers when it begins to run. Until then a stop would be lost in a container, since
+        # the kernel drops signals that the first process does not handle.
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_early_stop)
         self._reactor.callWhenRunning(self._watch_stops)
 
     def reload(self) -> Deferred[Any]:
@@ -120,6 +123,7 @@ class ProcessSignals:
 
     def stopped(self, outcome: Any) -> Any:
         """Called at the end of a stop, with its outcome. Restores the handlers of before the start."""
+        self._handle_no_early_stop()
         for number, handler in self._previous_handlers.items():
             # None is a handler that was not set by Python, and that Python cannot restore.
             signal.signal(number, handler or signal.SIG_DFL)
@@ -140,9 +144,18 @@ class ProcessSignals:
 
     def _watch_stops(self) -> None:
         """Handle the signals that stop the process, unless they are ignored. Called when the reactor runs."""
+        self._handle_no_early_stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 self._handle(number, self._on_stop_signal)
+
+    def _on_early_stop(self, number: int, frame: FrameType | None) -> None:
+        """A SIGTERM before the reactor runs comes again when it does."""
+        self._reactor.callWhenRunning(os.kill, os.getpid(), number)
+
+    def _handle_no_early_stop(self) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._on_early_stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
         """The first signal goes to the reactor. A second one does not: the reactor would log that it is stopping
