@@ -21,8 +21,8 @@ RUN_BY = {
     "dns_filter": "docs/test_dns_filter.py",
     "embedded.py": "docs/test_readme.py",
     "embedding": "process/test_composition.py",
-    "ip_filter_plugin": "docs/test_ip_filter_plugin.py",
-    "policy_plugin": "docs/test_policy_plugin.py",
+    "ip_filter_plugin": "docs/test_plugin_templates.py",
+    "policy_plugin": "docs/test_plugin_templates.py",
     "twist_plugin": "process/test_composition.py",
     "twisted_mail.py": "docs/test_twistedmail_example.py",
 }

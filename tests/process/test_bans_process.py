@@ -93,6 +93,7 @@ def test_points_and_bans_are_those_of_all_workers_and_of_one_that_is_started_lat
                     lambda: greeting(guard, "127.0.0.2") == BANNED, "a worker does not know of the ban"
                 )
         does(socket, "restart")
+        eventually(lambda: len(guard.pids) == 2, "those that were replaced stay")
         assert greeting(guard, "127.0.0.2") == BANNED
         does(socket, "unban", address="127.0.0.2")
         for number in sorted(guard.pids):
