@@ -40,8 +40,9 @@ class CommonState:
         """A worker is in the state, of which it tells this."""
         self._workers.add(worker)
         self._wait_no_more()
+        self._one_has_left = False
         if self._since is None:
-            self._since, self._one_has_left = self._reactor.seconds(), False
+            self._since = self._reactor.seconds()
             self._begins(told)
 
     def leave(self, worker: object) -> None:
