@@ -76,6 +76,8 @@ class ProcessSignals:
         """The handler of each signal before the start."""
         self._stop_asked = False
         """Whether the process has been asked to stop."""
+        self._came_early = False
+        """Whether a SIGTERM came before the reactor ran."""
         self._shutting_down: bool | None = None
         """Whether the reactor is shutting down, so that this stop is the last. None: there is no trigger for that
         yet."""
@@ -148,10 +150,13 @@ class ProcessSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(signal.getsignal(number)):
                 self._handle(number, self._on_stop_signal)
+        if self._came_early:
+            self._came_early = False
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_early_stop(self, number: int, frame: FrameType | None) -> None:
         """A SIGTERM before the reactor runs comes again when it does."""
-        self._reactor.callWhenRunning(os.kill, os.getpid(), number)
+        self._came_early = True
 
     def _handle_no_early_stop(self) -> None:
         if signal.getsignal(signal.SIGTERM) == self._on_early_stop:
