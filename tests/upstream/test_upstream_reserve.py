@@ -244,6 +244,21 @@ def test_the_share_follows_the_limits_of_a_running_guard() -> None:
     assert states(behind) == {"in_use": 10}
 
 
+@pytest.mark.parametrize("reserves", [True, False])
+def test_those_that_wait_are_served_by_the_share_of_now_and_not_by_that_when_they_came(
+    reserves: bool,
+) -> None:
+    behind = guarded({} if reserves else FIFTH)
+    crowd = stuck(behind, 11)
+    changed = FIFTH if reserves else {"reserved_connections": Part(0, percent=True)}
+    behind.factory.set_limits(attrs.evolve(behind.factory.limits, **changed))
+    known = behind.greeted(KNOWN)
+    assert known.say(MAIL) == ""
+    assert states(behind)["in_use"] == 10
+    crowd[0].say("RSET")
+    assert (known.heard()[:4], crowd[10].heard()[:4]) == (("250 ", "") if reserves else ("", "250 "))
+
+
 def test_a_number_is_the_same_share_of_the_cap_and_a_dry_run_reserves_nothing() -> None:
     limits = {"max_connections": 2000, "reserved_connections": 600}
     assert states(guarded(limits))["reserved"] == 3

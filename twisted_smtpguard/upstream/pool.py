@@ -68,7 +68,11 @@ class Pool:
     def reserve(self, share: Fraction) -> None:
         """Reserve this share of the connections for clients that are no strangers. Those in use stay with whoever has
         them."""
+        reserved = self.places.reserved
         self.places.reserve(share)
+        if bool(reserved) != bool(self.places.reserved):
+            # Whether strangers come last has changed for those that wait, too.
+            self._waiting.wake_all()
         self._serve_waiting()
 
     # Taking and giving back.
@@ -81,11 +85,12 @@ class Pool:
         if parked is not None and (taken := await self._connector.make_ready(parked, client, early)):
             return taken
         deadline = self._clock.seconds() + self._options.wait
-        # Where nothing is reserved, all are served alike.
-        stranger = places.reserved > 0 and client.is_stranger
-        turn = self._waiting.next_turn(stranger=stranger)
+        number = self._waiting.next_number()
         woken = False
         while True:
+            # Where nothing is reserved, all are served alike.
+            stranger = places.reserved > 0 and client.is_stranger
+            turn = (stranger, number)
             can_try = self._can_try(stranger)
             if not can_try:
                 self._connector.check_server_up()

@@ -30,9 +30,9 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def next_turn(self, *, stranger: bool) -> Turn:
-        """The turn of a new transaction. It keeps it until it has a connection."""
-        return stranger, next(self._numbers)
+    def next_number(self) -> int:
+        """The number of a new transaction. It keeps it until it has a connection."""
+        return next(self._numbers)
 
     def has_before(self, turn: Turn) -> bool:
         """Whether a transaction waits that is to be served before the one that has this turn."""
@@ -55,6 +55,14 @@ class WaitingQueue:
         """Wake the first waiter. It runs at once, up to its next wait."""
         _, woken = self._queue.pop(0)
         woken.callback(None)
+
+    def wake_all(self) -> None:
+        """Wake all waiters that are in the queue now, in their order."""
+        for waiter in list(self._queue):
+            # Another may have left while one was woken.
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+                waiter[1].callback(None)
 
     def refuse_all(self, reply: Reply) -> None:
         """Refuse all waiters that are in the queue now with `reply`, since no connection will come."""
